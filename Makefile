@@ -1,0 +1,52 @@
+# `make demo` and `make test` each work on a machine with nothing but Python (>= 3.10): both set up .venv first.
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+TESTS  ?= tests
+
+FETCH       := $(PY) tests/conformance/fetch_transformers_tests.py
+CONFORMANCE := $(PY) -m pytest -c tests/conformance/pytest.ini tests/conformance
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow conformance lint format typecheck clean
+
+export OMP_NUM_THREADS ?= 1
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python >= 3.10 is needed, but '$(PYTHON)' is not: choose one with  make PYTHON=/path/to/python3.12"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## segment a photograph with the checkpoint of this repository, into demo/
+	$(PY) examples/demo.py
+
+test: $(STAMP)  ## the tests, then transformers' own tests on our classes
+	$(PY) -m pytest -n 2 -m "not slow" $(TESTS)
+	@if $(FETCH); then $(CONFORMANCE); else echo "conformance SKIPPED: no tests of transformers, see above"; fi
+
+slow: $(STAMP)  ## the tests that take minutes
+	$(PY) -m pytest -m slow $(TESTS)
+
+conformance: $(STAMP)  ## transformers' own tests on our classes, beside transformers' MaskFormer
+	$(FETCH)
+	$(CONFORMANCE)
+
+lint: $(STAMP)  ## ruff
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(STAMP)  ## ruff, rewriting the files
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+typecheck: $(STAMP)  ## mypy
+	$(PY) -m mypy src/maskcls_hf
+
+clean:  ## remove .venv, caches and outputs
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist demo src/*.egg-info

@@ -1,0 +1,57 @@
+"""The backbone: anything of transformers' AutoBackbone that gives a feature pyramid."""
+
+from torch import Tensor, nn
+from transformers import AutoBackbone, PreTrainedConfig
+
+
+def build_backbone(config: PreTrainedConfig) -> nn.Module:
+    """Backbone of a `backbone_config`, without weights.
+
+    A ResNet configuration with `stem_type="deep"` gets the three-convolution stem of DeepLab, the "c" in the paper's
+    R101c.
+
+    Raises:
+        `ValueError`: the backbone gives fewer than two feature maps.
+    """
+    backbone = AutoBackbone.from_config(config)
+    if len(backbone.channels) < 2:
+        raise ValueError(
+            f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
+            f"{len(backbone.channels)} feature map: list its stages in out_features, or in out_indices for timm."
+        )
+    if config.model_type == "swin":
+        # Its stages have norms of their own; this one's output is thrown away, and an unused parameter stops DDP.
+        backbone.swin.layernorm = nn.Identity()
+    stem_type = getattr(config, "stem_type", "basic")
+    if stem_type == "deep":
+        backbone.embedder.embedder = DeepStem(config.num_channels, config.embedding_size)
+    elif stem_type != "basic":
+        raise ValueError(f"backbone_config: stem_type={stem_type!r} must be one of ['basic', 'deep'].")
+    return backbone
+
+
+class DeepStem(nn.Sequential):
+    """Three 3x3 convolutions, the first with stride 2: (B, 3, H, W) -> (B, out_channels, H/2, W/2)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        half = out_channels // 2
+        sizes = [(in_channels, half, 2), (half, half, 1), (half, out_channels, 1)]
+        super().__init__(*(ConvBatchNormReLU(a, b, stride) for a, b, stride in sizes))
+
+
+class ConvBatchNormReLU(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.conv(features)).relu()
+
+
+def freeze_batch_norm(backbone: nn.Module) -> None:
+    """Make every batch norm use its loaded statistics and never learn."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.requires_grad_(False)

@@ -1,0 +1,110 @@
+"""Results as files: maps as PNG, records in COCO's formats."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..post_processing import mask_to_coco_rle
+from .drawing import Colour, colour_map, distinct_colours
+from .segmenter import SegmentedImage, Task
+
+
+def map_image(result: SegmentedImage, task: Task, colours: Sequence[Colour], num_labels: int) -> Image.Image:
+    """The map as PNG content.
+
+    Semantic: class ids, 8 bits, or 16 where there are more than 256 classes. Panoptic: COCO's colours, whose
+    R + 256 G + 65536 B is the id of the segment, black for none. Instance: the same; see the JSON for the parts of
+    instances that others hide.
+    """
+    if task == "semantic":
+        return Image.fromarray(result.ids.astype(np.uint8 if num_labels <= 256 else np.uint16))
+    return Image.fromarray(colour_map(result.ids, result.segments, colours))
+
+
+def colour_id(colour: Colour) -> int:
+    """The id that COCO reads from a pixel of a panoptic PNG."""
+    red, green, blue = colour
+    return red + 256 * green + 65536 * blue
+
+
+def box(mask: NDArray[np.bool_]) -> list[int]:
+    """Smallest box around `mask` (H, W): left, top, width, height."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    left, top = int(columns[0]), int(rows[0])
+    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+
+
+class CocoRecords:
+    """The JSON of a run: `images`, `annotations`, `categories`. Category ids are the model's class ids.
+
+    Panoptic: COCO's panoptic annotations, with scores. Instance: COCO's results, one RLE each, whose list
+    `annotations` is what `pycocotools`' `loadRes` takes. Semantic: areas in pixels of the classes in each image.
+    """
+
+    def __init__(self, task: Task, names: dict[int, str], stuff: Collection[int]):
+        self.task = task
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.categories: list[dict[str, Any]] = [
+            dict(id=label, name=name, color=list(colour))
+            for (label, name), colour in zip(sorted(names.items()), distinct_colours(), strict=False)
+        ]
+        if task == "panoptic":
+            self.categories = [category | {"isthing": int(category["id"] not in stuff)} for category in self.categories]
+
+    def add(self, file_name: str, map_name: str, result: SegmentedImage, colours: Sequence[Colour]) -> None:
+        image_id = len(self.images) + 1
+        height, width = result.ids.shape
+        self.images.append(dict(id=image_id, file_name=file_name, height=height, width=width))
+        if self.task == "instance":
+            self.annotations += [self.instance(image_id, index, result) for index in range(len(result.segments))]
+            return
+        records = self.areas(result) if self.task == "semantic" else self.segments(result, colours)
+        self.annotations.append(dict(image_id=image_id, file_name=map_name, segments_info=records))
+
+    def instance(self, image_id: int, index: int, result: SegmentedImage) -> dict[str, Any]:
+        assert result.masks is not None
+        segment, mask = result.segments[index], result.masks[index]
+        return dict(
+            id=len(self.annotations) + index + 1,
+            image_id=image_id,
+            category_id=segment["label_id"],
+            score=segment["score"],
+            area=segment["area"],
+            bbox=box(mask),
+            iscrowd=0,
+            segmentation=mask_to_coco_rle(torch.from_numpy(mask)),
+        )
+
+    @staticmethod
+    def areas(result: SegmentedImage) -> list[dict[str, Any]]:
+        return [
+            dict(category_id=s["label_id"], area=s["area"], fraction=s["area"] / result.ids.size)
+            for s in result.segments
+        ]
+
+    @staticmethod
+    def segments(result: SegmentedImage, colours: Sequence[Colour]) -> list[dict[str, Any]]:
+        return [
+            dict(
+                id=colour_id(colour),
+                category_id=segment["label_id"],
+                score=segment["score"],
+                area=segment["area"],
+                bbox=box(result.ids == segment["id"]),
+                iscrowd=0,
+            )
+            for segment, colour in zip(result.segments, colours, strict=True)
+        ]
+
+    def write(self, path: Path) -> None:
+        content = dict(images=self.images, annotations=self.annotations, categories=self.categories)
+        path.write_text(json.dumps(content))

@@ -1,0 +1,139 @@
+"""Pictures for people: segments drawn over the image, with a legend."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+SMALLEST_EDGE = 640  # smaller pictures are enlarged, so that outlines do not hide small segments
+FILL, TEXT, PAPER = 0.45, (40, 40, 46), (255, 255, 255)
+
+
+def distinct_colours() -> Iterator[Colour]:
+    """Endlessly many colours, no two equal, none black; neighbours in the sequence look different."""
+    seen: set[Colour] = {(0, 0, 0)}
+    index = 0
+    while True:
+        hue = (0.58 + index * (math.sqrt(5) - 1) / 2) % 1  # steps of the golden ratio spread evenly over the circle
+        saturation, value = ((0.80, 0.95), (0.55, 1.0), (0.95, 0.70))[index // 8 % 3]
+        red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+        while (red, green, blue) in seen:
+            blue = (blue + 1) % 256
+        seen.add((red, green, blue))
+        yield red, green, blue
+        index += 1
+
+
+def segment_colours(segments: Sequence[dict[str, Any]], num_labels: int, one_per_class: Iterable[int]) -> list[Colour]:
+    """A colour for each segment: of its class, the same in all images, for the classes `one_per_class`; else its own."""
+    colours = distinct_colours()
+    of_class = [next(colours) for _ in range(num_labels)]
+    shared = set(one_per_class)
+    return [of_class[s["label_id"]] if s["label_id"] in shared else next(colours) for s in segments]
+
+
+def colour_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colours: Sequence[Colour]) -> NDArray[np.uint8]:
+    """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
+    painted = np.zeros((*ids.shape, 3), dtype=np.uint8)
+    for segment, colour in zip(segments, colours, strict=True):
+        painted[ids == segment["id"]] = colour
+    return painted
+
+
+def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:
+    """True at pixels of `ids` (H, W) within `width` pixels of another id."""
+    edges = np.zeros(ids.shape, dtype=bool)
+    for step in range(1, width + 1):
+        vertical, horizontal = ids[step:] != ids[:-step], ids[:, step:] != ids[:, :-step]
+        edges[step:] |= vertical
+        edges[:-step] |= vertical
+        edges[:, step:] |= horizontal
+        edges[:, :-step] |= horizontal
+    return edges
+
+
+class LegendRow(NamedTuple):
+    text: str
+    colours: list[Colour]
+
+
+def legend_rows(
+    segments: Sequence[dict[str, Any]], colours: Sequence[Colour], names: dict[int, str]
+) -> list[LegendRow]:
+    """One row a class, largest area first, with the number of its segments where there are several."""
+    area: dict[int, int] = {}
+    found: dict[int, list[Colour]] = {}
+    for segment, colour in zip(segments, colours, strict=True):
+        label = segment["label_id"]
+        area[label] = area.get(label, 0) + segment["area"]
+        found.setdefault(label, []).append(colour)
+    rows = []
+    for label in sorted(found, key=lambda label: -area[label]):
+        count = len(found[label])
+        rows.append(LegendRow(f"{names[label]} ({count})" if count > 1 else names[label], found[label]))
+    return rows
+
+
+def draw_overlay(
+    image: NDArray[np.uint8],
+    ids: NDArray[Any],
+    segments: Sequence[dict[str, Any]],
+    colours: Sequence[Colour],
+    names: dict[int, str],
+    legend: bool = True,
+) -> Image.Image:
+    """`image` (H, W, 3) with its `segments` filled and outlined, small images enlarged; on the right the legend.
+
+    Args:
+        ids: (H, W), the id of the segment at each pixel; ids that no segment has stay as they are.
+        segments: records with `id`, `label_id`, `area`.
+        colours: one for each segment.
+        names: label_id -> name.
+    """
+    factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
+    size = (ids.shape[1] * factor, ids.shape[0] * factor)
+    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
+    ids = ids.repeat(factor, 0).repeat(factor, 1)
+    painted = colour_map(ids, segments, colours).astype(np.float32)
+    inside = np.isin(ids, [segment["id"] for segment in segments])
+    edges = outlines(ids, max(2, round(max(size) / 600))) & inside
+    alpha = np.where(edges, 1.0, FILL * inside)[..., None]
+    blended = Image.fromarray((pixels * (1 - alpha) + painted * alpha).round().astype(np.uint8))
+    return beside(blended, legend_rows(segments, colours, names)) if legend and segments else blended
+
+
+def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
+    """`picture` with a legend at its right; rows that do not fit are counted in the last line."""
+    text_size = max(13, min(22, max(picture.size) // 45))
+    font = ImageFont.load_default(text_size)
+    line, swatch, margin = round(text_size * 1.7), text_size, text_size
+    fitting = max(1, (picture.height - 2 * margin) // line)
+    if len(rows) > fitting:
+        rows = [*rows[: fitting - 1], LegendRow(f"and {len(rows) - fitting + 1} more", [])]
+    width = 3 * margin + swatch + round(max(font.getlength(row.text) for row in rows))
+    sheet = Image.new("RGB", (picture.width + width, picture.height), PAPER)
+    sheet.paste(picture)
+    draw = ImageDraw.Draw(sheet)
+    left = picture.width + margin
+    for index, row in enumerate(rows):
+        top = margin + index * line
+        draw_swatch(draw, row.colours, (left, top, swatch))
+        draw.text((left + swatch + margin * 0.7, top + swatch / 2), row.text, fill=TEXT, font=font, anchor="lm")
+    return sheet
+
+
+def draw_swatch(draw: ImageDraw.ImageDraw, colours: list[Colour], square: tuple[int, int, int]) -> None:
+    """A square (left, top, edge), in stripes where a class has several colours."""
+    left, top, edge = square
+    shown = colours[:4]
+    for index, colour in enumerate(shown):
+        start, end = (round(edge * part / len(shown)) for part in (index, index + 1))
+        draw.rectangle((left + start, top, left + end - 1, top + edge - 1), fill=colour)

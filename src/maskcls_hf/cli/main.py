@@ -1,0 +1,36 @@
+"""Entry point of `maskcls`."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from .convert import convert
+from .segment import segment
+
+app = typer.Typer(
+    help="Image segmentation by mask classification (MaskFormer): an image becomes masks with one class each.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command(no_args_is_help=True)(segment)
+app.command(no_args_is_help=True)(convert)
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        packages = ("torch", "transformers")
+        print(f"maskcls-hf {version('maskcls-hf')} ({', '.join(f'{name} {version(name)}' for name in packages)})")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,205 @@
+"""Configurations: strings choose the parts, numbers their sizes."""
+
+import os
+from typing import Any, ClassVar
+
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ResNetConfig
+
+from .interchange_maskformer import MASKFORMER, config_from_maskformer
+
+PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder")
+TRANSFORMER_DECODER_CHOICES = ("standard",)
+MATCHING_CHOICES = ("bipartite", "fixed")
+
+
+class SegmentationNetworkConfig(PreTrainedConfig):
+    """Fields that mask classification and its per-pixel baselines share: backbone, pixel decoder, transformer.
+
+    Args:
+        backbone_config (`PreTrainedConfig` or `dict`, *optional*):
+            Any backbone of `AutoBackbone` that gives a feature pyramid; default: ResNet-50, all four stages
+            (paper Section 4.1).
+        pixel_decoder (`str`, defaults to `"fpn"`):
+            `"fpn"`, or `"fpn_encoder"` for the FPN over transformer encoder layers that the paper uses for COCO
+            panoptic with ResNets (Appendix A).
+        transformer_decoder (`str`, defaults to `"standard"`): the paper's, which is DETR's.
+        num_queries (`int`, defaults to 100): N, the number of predicted segments (Section 4.1).
+        hidden_size (`int`, defaults to 256): channels of the transformer decoder (Section 4.1, as DETR).
+        num_attention_heads (`int`, defaults to 8): heads of all attention layers (as DETR).
+        encoder_layers (`int`, defaults to 6): transformer encoder layers of `"fpn_encoder"` (Appendix A).
+        encoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
+        decoder_layers (`int`, defaults to 6): transformer decoder layers (Section 4.1).
+        decoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
+        dropout (`float`, defaults to 0.1): dropout of the transformer layers (as DETR).
+        fpn_feature_size (`int`, defaults to 256): channels of the pixel decoder (Section 4.1).
+        mask_feature_size (`int`, defaults to 256): C_E, channels of per-pixel and mask embeddings (Section 4.1).
+        deep_supervision (`bool`, defaults to `True`): the loss counts every decoder layer (Appendix A).
+        attend_to_padding (`bool`, defaults to `False`):
+            `True` gives the behaviour of the paper's code, which imported checkpoints were trained with: padding is
+            seen by attention and normalisation, padded and void pixels are negatives in the loss.
+        freeze_batch_norm (`bool`, defaults to `False`):
+            Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
+        init_std (`float`, defaults to 0.02): standard deviation of new convolution and linear weights where the
+            paper's code names no rule of its own.
+        init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialisation of the transformer (as DETR).
+    """
+
+    _auto_class = "AutoConfig"  # saved with the code that reads it
+    auto_classes: ClassVar[dict[str, str]] = {}  # Auto class -> file and class that it stands for
+    sub_configs = {"backbone_config": AutoConfig}
+    attribute_map = {"num_hidden_layers": "decoder_layers"}
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    pixel_decoder: str = "fpn"
+    transformer_decoder: str = "standard"
+    num_queries: int = 100
+    hidden_size: int = 256
+    num_attention_heads: int = 8
+    encoder_layers: int = 6
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_ffn_dim: int = 2048
+    dropout: float | int = 0.1
+    fpn_feature_size: int = 256
+    mask_feature_size: int = 256
+    deep_supervision: bool = True
+    attend_to_padding: bool = False
+    freeze_batch_norm: bool = False
+    init_std: float = 0.02
+    init_xavier_std: float = 1.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.backbone_config = as_backbone_config(self.backbone_config)
+        super().__post_init__(**kwargs)
+        self.check_fields()
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""
+        self.auto_map = self.auto_classes | (getattr(self, "auto_map", None) or {})
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
+
+    def check_fields(self) -> None:
+        """Raise `ValueError` for the first wrong field; the message names field, value and choices."""
+        check_choice(self, "pixel_decoder", PIXEL_DECODER_CHOICES)
+        check_choice(self, "transformer_decoder", TRANSFORMER_DECODER_CHOICES)
+        for name in POSITIVE_INTEGERS:
+            check_number(self, name, integer=True, minimum=1)
+        for name in ("init_std", "init_xavier_std"):
+            check_number(self, name, minimum=0)
+        check_number(self, "dropout", minimum=0, maximum=1)
+        for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm"):
+            check_choice(self, name, (True, False))
+        check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
+        if self.pixel_decoder == "fpn_encoder":
+            check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
+        if self.num_labels < 1:
+            raise ValueError(f"{type(self).__name__}: num_labels={self.num_labels} must be at least 1.")
+
+
+class MaskClsConfig(SegmentationNetworkConfig):
+    """Configuration of mask classification: `MaskClsModel` and `MaskClsForUniversalSegmentation`.
+
+    All fields of `SegmentationNetworkConfig`, and:
+
+    Args:
+        matching (`str`, defaults to `"bipartite"`):
+            How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
+            k and `num_queries == num_labels` (paper Section 3.2).
+        cross_entropy_weight (`float`, defaults to 1.0): weight of the class loss, and of the class probability in
+            the matching cost (Eq. 1).
+        mask_weight (`float`, defaults to 20.0): lambda_focal of mask loss and matching cost (Section 4.1).
+        dice_weight (`float`, defaults to 1.0): lambda_dice of mask loss and matching cost (Section 4.1).
+        no_object_weight (`float`, defaults to 0.1): weight of "no object" inside the class loss (Section 4.1).
+        output_auxiliary_logits (`bool`, defaults to `False`): return the pairs of the inner decoder layers too.
+
+    Example:
+
+        >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
+        >>> config = MaskClsConfig(num_queries=50, id2label={0: "background", 1: "nucleus"})
+        >>> model = MaskClsForUniversalSegmentation(config)
+    """
+
+    model_type = "maskcls"
+    auto_classes = {
+        "AutoModel": "modeling_maskcls.MaskClsModel",
+        "AutoModelForUniversalSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
+        "AutoModelForInstanceSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
+        "AutoModelForImageSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
+    }
+
+    matching: str = "bipartite"
+    cross_entropy_weight: float | int = 1.0
+    mask_weight: float | int = 20.0
+    dice_weight: float | int = 1.0
+    no_object_weight: float | int = 0.1
+    output_auxiliary_logits: bool = False
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads the configuration of transformers' MaskFormer too."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == MASKFORMER:
+            config_dict = config_from_maskformer(config_dict)
+        return config_dict, kwargs
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        check_choice(self, "matching", MATCHING_CHOICES)
+        for name in ("cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight"):
+            check_number(self, name, minimum=0)
+        check_choice(self, "output_auxiliary_logits", (True, False))
+        if self.matching == "fixed" and self.num_queries != self.num_labels:
+            raise ValueError(
+                f"{type(self).__name__}: matching='fixed' gives query k to class k, so num_queries={self.num_queries} "
+                f"must equal num_labels={self.num_labels}."
+            )
+
+
+POSITIVE_INTEGERS = (
+    "num_queries", "hidden_size", "num_attention_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
+    "decoder_ffn_dim", "fpn_feature_size", "mask_feature_size",
+)  # fmt: skip
+
+
+def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+    """The configuration of a backbone, from a configuration, a dict with a `model_type`, or None (ResNet-50)."""
+    if backbone_config is None:
+        return ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+    if isinstance(backbone_config, dict):
+        fields = dict(backbone_config)
+        model_type = fields.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"backbone_config: model_type={model_type!r} is not a model type of transformers; "
+                "give a backbone such as 'resnet', 'swin', 'convnext' or 'timm_backbone'."
+            )
+        return CONFIG_MAPPING[model_type](**fields)
+    if not hasattr(backbone_config, "model_type"):
+        raise ValueError(f"backbone_config={backbone_config!r} must be a backbone configuration or its dict.")
+    return backbone_config
+
+
+def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
+    value = getattr(config, name)
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+        raise ValueError(f"{type(config).__name__}: {name}={value!r} must be one of {list(choices)}.")
+
+
+def check_number(
+    config: PreTrainedConfig, name: str, minimum: float, maximum: float = float("inf"), integer: bool = False
+) -> None:
+    value = getattr(config, name)
+    kind = int if integer else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum:
+        limits = f"at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
+        number = "an integer" if integer else "a number"
+        raise ValueError(f"{type(config).__name__}: {name}={value!r} must be {number} {limits}.")
+
+
+def check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
+    value = getattr(config, name)
+    if value % divisor:
+        raise ValueError(
+            f"{type(config).__name__}: {name}={value} must be divisible by {divisor}, twice the number of attention "
+            f"heads (num_attention_heads={config.num_attention_heads})."
+        )

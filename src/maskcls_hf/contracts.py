@@ -1,0 +1,81 @@
+"""What the parts of the network hand to each other.
+
+Shape legend: B images, N queries (segments predicted for an image), K classes, M ground-truth segments of an
+image, (H, W) network input, (h, w) = (H/4, W/4), C hidden size, C_E size of the mask embeddings.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PixelFeatures:
+    """Output of every pixel decoder (paper Section 3.2, pixel-level module)."""
+
+    per_pixel_embeddings: Tensor  # E_pixel (B, C_E, h, w)
+    context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
+    pyramid: list[Tensor]  # decoder features, coarsest first, each (B, C_fpn, h_l, w_l)
+
+
+class SegmentLogits(NamedTuple):
+    """N probability-mask pairs of each image, as logits, from one decoder layer."""
+
+    class_logits: Tensor  # (B, N, K + 1), "no object" last
+    mask_logits: Tensor  # (B, N, h, w)
+
+
+class Assignment(NamedTuple):
+    """Which query explains which ground-truth segment of one image (sigma of paper Section 3.2)."""
+
+    query_indices: Tensor  # (M,) int64
+    segment_indices: Tensor  # (M,) int64
+
+
+class ValidRegion:
+    """The part of a padded batch that is image; padding lies at the bottom and on the right.
+
+    Args:
+        sizes (`torch.Tensor` of shape `(B, 2)`): height and width of each image in pixels of the network input.
+        padded_size (`tuple[int, int]`): (H, W) of the network input.
+    """
+
+    def __init__(self, sizes: Tensor, padded_size: tuple[int, int]):
+        self.sizes = sizes
+        self.padded_size = padded_size
+
+    @classmethod
+    def from_pixel_mask(cls, pixel_mask: Tensor) -> "ValidRegion":
+        """pixel_mask (B, H, W), non-zero where there is image."""
+        inside = pixel_mask != 0
+        sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
+        return cls(sizes, (pixel_mask.shape[1], pixel_mask.shape[2]))
+
+    def sizes_at(self, height: int, width: int) -> Tensor:
+        """Sizes of the images on a grid of `height` x `width` cells (B, 2); a cell partly inside counts."""
+        scaled = [
+            (self.sizes[:, axis] * cells + pixels - 1) // pixels
+            for axis, (cells, pixels) in enumerate(zip((height, width), self.padded_size, strict=True))
+        ]
+        return torch.stack(scaled, dim=1)
+
+    def mask_at(self, height: int, width: int) -> Tensor:
+        """True inside the images, on a grid of `height` x `width` cells (B, height, width)."""
+        sizes = self.sizes_at(height, width)
+        rows = torch.arange(height, device=sizes.device) < sizes[:, :1]  # (B, height)
+        columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]  # (B, width)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def extend_edges(self, features: Tensor) -> Tensor:
+        """Repeat the last row and column of each image over its padding: (B, C, h, w) -> (B, C, h, w).
+
+        Bilinear upsampling then sees at the border of the image what it would see without padding.
+        """
+        batch, channels, height, width = features.shape
+        last = self.sizes_at(height, width) - 1  # (B, 2)
+        rows = torch.minimum(torch.arange(height, device=last.device), last[:, :1])  # (B, h)
+        columns = torch.minimum(torch.arange(width, device=last.device), last[:, 1:])  # (B, w)
+        features = features.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+        return features.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))

@@ -1,0 +1,184 @@
+"""Checkpoints of the paper's code -> our models, the architecture inferred from names and shapes."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
+
+from ..configuration_maskcls import MaskClsConfig
+from ..configuration_perpixel import PerPixelConfig
+from ..image_processing_maskcls import MaskClsImageProcessor
+from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from .checkpoint_files import as_tensors, read_checkpoint
+from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def from_original(
+    checkpoint: Mapping[str, Any] | str | Path, **overrides: Any
+) -> MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation:
+    """A model with the weights of a checkpoint of the paper's code (facebookresearch/MaskFormer).
+
+    Args:
+        checkpoint: a `.pkl` file of numpy arrays (anything else in it is refused), a `.pth` file of tensors, or what
+            they hold: names with arrays or tensors. ResNet and Swin backbones; FPN with or without transformer
+            encoder; mask classification, PerPixelBaseline, PerPixelBaseline+.
+        overrides: fields of the configuration that names and shapes do not tell, such as `id2label`, `dropout`, or
+            `num_attention_heads` if it is not the 8 of all the paper's models.
+
+    Returns:
+        the model, in evaluation mode. Its configuration has the behaviour of the paper's code:
+        `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
+
+    Raises:
+        `ValueError`: not such a checkpoint; names in it that the model has no place for, parameters of the model
+            that it lacks, or other shapes, all listed.
+    """
+    where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "checkpoint"
+    tensors = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else as_tensors(checkpoint, where)
+    original = Original(parameters(tensors), where)
+    config = original.config(**overrides)
+    models = {"maskcls": MaskClsForUniversalSegmentation, "maskcls_perpixel": PerPixelForSemanticSegmentation}
+    model_class = models[config.model_type]
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
+    state = our_names(original.state, config) | without_counterpart(expected)
+    check_complete(state, expected, where)
+    return model_class.from_pretrained(None, config=config, state_dict=state)
+
+
+def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any) -> None:
+    """Write the model of `from_original` to the folder `out`, with an image processor.
+
+    The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
+    the paper's ADE20K setting). Edit its `size`, `label_offset` and `label_ids_to_fuse` for other data sets.
+    """
+    model = from_original(checkpoint, **overrides)
+    label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
+    model.save_pretrained(out)
+    MaskClsImageProcessor(num_labels=model.config.num_labels, label_format=label_format).save_pretrained(out)
+
+
+def without_counterpart(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What our backbones have and the paper's do not; nothing of it influences the outputs."""
+    state = {}
+    for name, tensor in expected.items():
+        if name.startswith("model.backbone.swin.layernorm."):  # its output is not among the feature maps
+            state[name] = (torch.ones if name.endswith("weight") else torch.zeros)(tensor.shape)
+        elif name.endswith(".num_batches_tracked"):
+            state[name] = torch.zeros((), dtype=torch.int64)
+    return state
+
+
+def check_complete(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Raise `ValueError` unless `state` has exactly the `expected` names and shapes."""
+    problems = {
+        "missing in the checkpoint": sorted(expected.keys() - state.keys()),
+        "without a place in the model": sorted(state.keys() - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)}, expected {tuple(expected[name].shape)}"
+            for name in sorted(expected.keys() & state.keys())
+            if state[name].shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
+        lists = "\n".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"{where} does not fit the architecture inferred from its names and shapes.\n{lists}")
+
+
+class Original:
+    """Parameters of a checkpoint of the paper's code, and the architecture they tell."""
+
+    def __init__(self, state: dict[str, Tensor], where: str):
+        self.state = state
+        self.where = where
+
+    def shape(self, name: str) -> torch.Size:
+        if name not in self.state:
+            raise ValueError(
+                f"{self.where} is not a checkpoint of the paper's code: it has no {name}. Its {len(self.state)} names "
+                f"start with {sorted(self.state)[:3]}."
+            )
+        return self.state[name].shape
+
+    def count(self, template: str) -> int:
+        """How many of the names `template.format(0)`, `template.format(1)`, ... there are."""
+        number = 0
+        while template.format(number) in self.state:
+            number += 1
+        return number
+
+    def config(self, **overrides: Any) -> PreTrainedConfig:
+        fields = self.pixel_decoder_fields() | {"attend_to_padding": True}
+        if "backbone.patch_embed.proj.weight" in self.state:
+            fields["backbone_config"] = self.swin_config()
+        else:
+            fields |= {"backbone_config": self.resnet_config(), "freeze_batch_norm": True}
+        has_transformer = f"{PREDICTOR}.query_embed.weight" in self.state
+        if has_transformer:
+            fields |= self.transformer_fields()
+        if f"{PREDICTOR}.class_embed.weight" in self.state:
+            fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
+            return MaskClsConfig(**(fields | overrides))
+        name = f"{PREDICTOR}.query_embed.weight" if has_transformer else f"{PREDICTOR}.weight"
+        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer}
+        return PerPixelConfig(**(fields | overrides))
+
+    def transformer_fields(self) -> dict[str, Any]:
+        num_queries, hidden_size = self.shape(f"{PREDICTOR}.query_embed.weight")
+        layers = f"{PREDICTOR}.transformer.decoder.layers"
+        return {
+            "num_queries": num_queries,
+            "hidden_size": hidden_size,
+            "decoder_layers": self.count(layers + ".{}.linear1.weight"),
+            "decoder_ffn_dim": self.shape(f"{layers}.0.linear1.weight")[0],
+        }
+
+    def pixel_decoder_fields(self) -> dict[str, Any]:
+        mask_feature_size, fpn_feature_size = self.shape(f"{PIXEL_DECODER}.mask_features.weight")[:2]
+        fields = {"fpn_feature_size": fpn_feature_size, "mask_feature_size": mask_feature_size}
+        layers = f"{PIXEL_DECODER}.transformer.encoder.layers"
+        encoder_layers = self.count(layers + ".{}.linear1.weight")
+        if not encoder_layers:
+            return fields
+        return fields | {
+            "pixel_decoder": "fpn_encoder",
+            "encoder_layers": encoder_layers,
+            "encoder_ffn_dim": self.shape(f"{layers}.0.linear1.weight")[0],
+        }
+
+    def resnet_config(self) -> ResNetConfig:
+        deep_stem = "backbone.stem.conv3.weight" in self.state
+        last_conv = "conv3" if "backbone.res2.0.conv3.weight" in self.state else "conv2"
+        return ResNetConfig(
+            num_channels=self.shape("backbone.stem.conv1.weight")[1],
+            embedding_size=self.shape(f"backbone.stem.{'conv3' if deep_stem else 'conv1'}.weight")[0],
+            stem_type="deep" if deep_stem else "basic",
+            depths=[self.count(f"backbone.res{stage}.{{}}.conv1.weight") for stage in range(2, 6)],
+            hidden_sizes=[self.shape(f"backbone.res{stage}.0.{last_conv}.weight")[0] for stage in range(2, 6)],
+            layer_type="bottleneck" if last_conv == "conv3" else "basic",
+            out_features=STAGES,
+        )
+
+    def swin_config(self) -> SwinConfig:
+        embed_dim, num_channels, patch_size, _ = self.shape("backbone.patch_embed.proj.weight")
+        first = [f"backbone.layers.{stage}.blocks.0" for stage in range(4)]
+        tables = [self.shape(f"{block}.attn.relative_position_bias_table") for block in first]
+        return SwinConfig(
+            num_channels=num_channels,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depths=[self.count(f"backbone.layers.{stage}.blocks.{{}}.norm1.weight") for stage in range(4)],
+            num_heads=[heads for _, heads in tables],
+            window_size=(math.isqrt(tables[0][0]) + 1) // 2,  # the table has (2 * window_size - 1) ** 2 rows
+            mlp_ratio=self.shape(f"{first[0]}.mlp.fc1.weight")[0] / embed_dim,
+            qkv_bias=f"{first[0]}.attn.q_proj.bias" in self.state,
+            drop_path_rate=0.3,  # of all the paper's Swin models; training only
+            out_features=STAGES,
+        )

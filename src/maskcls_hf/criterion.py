@@ -1,0 +1,187 @@
+"""The loss: Eq. (1) of the paper over all decoder layers, and the per-pixel loss of the baselines."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from .contracts import Assignment, SegmentLogits
+from .mask_costs import paired_dice, paired_focal
+from .matchers import MATCHERS, SegmentTargets
+
+
+class MaskClsCriterion:
+    """Class loss and mask losses of matched probability-mask pairs (paper Eq. 1), for every decoder layer.
+
+    It holds no tensors. `criterion(layers, mask_labels, class_labels, pixel_mask)` gives the unweighted terms
+    `loss_cross_entropy`, `loss_mask` (focal), `loss_dice` of the deepest layer and `..._0`, `..._1` of the inner
+    ones; `criterion.total(terms)` is their weighted sum. Everything is computed in float32.
+
+    The mask terms are divided by the number of ground-truth segments, the class term by the sum of its class
+    weights; both over the whole step. In training, counts are summed over processes and divided by their number,
+    so that averaged gradients are those of one process with the union of the batches. With `num_items_in_batch` (see
+    `count_items`) they are the counts of a step with several accumulated batches.
+    """
+
+    def __init__(self, config):
+        self.matcher = MATCHERS[config.matching](config)
+        self.num_labels = config.num_labels
+        self.no_object_weight = config.no_object_weight
+        self.weights = {
+            "loss_cross_entropy": config.cross_entropy_weight,
+            "loss_mask": config.mask_weight,
+            "loss_dice": config.dice_weight,
+        }
+
+    def __call__(
+        self,
+        layers: list[SegmentLogits],
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+        pixel_mask: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            layers: class logits (B, N, K + 1) and mask logits (B, N, h, w) of each layer, deepest last.
+            mask_labels: B masks (M, H, W), bool or 0/1; smaller ones are padded with zeros.
+            class_labels: B vectors (M,) of classes in 0..K-1.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*):
+                Non-zero where a pixel counts in matching and loss; None: all do, also void and padding, which are
+                then negatives, as in the paper's code.
+            num_items_in_batch: what `count_items` gives for all batches of a step; None: this batch is the step.
+
+        Raises:
+            `ValueError`: labels that do not fit each other or the logits; NaN or infinite costs.
+        """
+        with torch.autocast(layers[0].mask_logits.device.type, enabled=False):
+            layers = [SegmentLogits(layer.class_logits.float(), layer.mask_logits.float()) for layer in layers]
+            targets = self.collect(layers[0], mask_labels, class_labels, pixel_mask)
+            segments, class_weight = self.normalizers(layers[0], targets, num_items_in_batch)
+            terms: dict[str, Tensor] = {}
+            for index, (layer, assignments) in enumerate(zip(layers, self.matcher(layers, targets), strict=True)):
+                suffix = "" if index == len(layers) - 1 else f"_{index}"
+                focal, dice = self.mask_losses(layer.mask_logits, targets, assignments)
+                classes = self.class_loss(layer.class_logits, targets, assignments)
+                terms[f"loss_cross_entropy{suffix}"] = classes / class_weight
+                terms[f"loss_mask{suffix}"] = focal / segments
+                terms[f"loss_dice{suffix}"] = dice / segments
+        return terms
+
+    def total(self, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of all terms (Eq. 1 with lambda_focal, lambda_dice)."""
+        return sum(
+            self.weights[name] * term
+            for suffixed, term in terms.items()
+            for name in self.weights
+            if suffixed.startswith(name)
+        )
+
+    def class_loss(self, class_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]) -> Tensor:
+        """Weighted sum of the cross-entropies of all queries; unmatched ones should say "no object"."""
+        wanted = class_logits.new_full(class_logits.shape[:2], self.num_labels, dtype=torch.int64)  # (B, N)
+        for image, (queries, segments) in enumerate(assignments):
+            wanted[image, queries.to(wanted.device)] = targets.labels[image][segments.to(wanted.device)]
+        losses = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        return (losses * torch.where(wanted.flatten() == self.num_labels, self.no_object_weight, 1.0)).sum()
+
+    def mask_losses(
+        self, mask_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of focal and dice loss over the matched pairs, at the resolution of the targets."""
+        device = mask_logits.device
+        images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)]).to(device)
+        queries = torch.cat([a.query_indices for a in assignments]).to(device)
+        predicted = mask_logits[images, queries][:, None]  # (M, 1, h, w), M over all images
+        if not len(images):
+            return predicted.sum(), predicted.sum()  # zero, and still part of the graph
+        height, width = (max(masks.shape[axis] for masks in targets.masks) for axis in (1, 2))
+        masks = pad_to(targets.masks, height, width)
+        wanted = torch.cat(
+            [m[a.segment_indices.to(device)] for m, a in zip(masks, assignments, strict=True)]
+        )  # (M, H, W)
+        predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+        predicted, wanted = predicted.flatten(1), wanted.flatten(1).float()
+        counted = wanted.new_ones(1, 1).expand_as(wanted)
+        if targets.counted is not None:
+            counted = targets.counted[images].flatten(1).float()
+        return paired_focal(predicted, wanted, counted).sum(), paired_dice(predicted, wanted, counted).sum()
+
+    def normalizers(
+        self, layer: SegmentLogits, targets: SegmentTargets, num_items_in_batch: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Divisors of mask and class terms."""
+        num_queries = layer.class_logits.shape[1]
+        counts = count_items(targets.labels, num_queries).to(layer.class_logits.device)
+        processes = 1
+        if num_items_in_batch is not None:
+            given = torch.as_tensor(num_items_in_batch, dtype=counts.dtype, device=counts.device)
+            # A bare number of segments, as Trainer counts items: the rest in the proportion of this batch.
+            counts = given if given.numel() == 3 else counts * given / counts[0].clamp(min=1)
+        elif torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+            processes = dist.get_world_size()
+        segments, matched, images = counts
+        class_weight = matched + (images * num_queries - matched) * self.no_object_weight
+        tiny = torch.finfo(counts.dtype).tiny  # no-object weight 0 and nothing matched: 0 / tiny = 0
+        return segments.clamp(min=1) / processes, class_weight.clamp(min=tiny) / processes
+
+    def collect(
+        self,
+        layer: SegmentLogits,
+        mask_labels: list[Tensor],
+        class_labels: list[Tensor],
+        pixel_mask: Tensor | None,
+    ) -> SegmentTargets:
+        """Check the labels against the logits and each other; pad the masks to one size."""
+        device, batch = layer.class_logits.device, layer.class_logits.shape[0]
+        if not batch == len(mask_labels) == len(class_labels):
+            raise ValueError(
+                f"{batch} images, but {len(mask_labels)} mask_labels and {len(class_labels)} class_labels."
+            )
+        for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
+            if masks.ndim != 3 or labels.shape != masks.shape[:1]:
+                raise ValueError(
+                    f"Image {image}: mask_labels {tuple(masks.shape)} must be (M, H, W) and class_labels "
+                    f"{tuple(labels.shape)} must be (M,) with the same M."
+                )
+            if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_labels:
+                raise ValueError(
+                    f"Image {image}: class_labels {sorted(set(labels.tolist()))} must lie in 0..{self.num_labels - 1}."
+                )
+        masks = [masks.to(device) != 0 for masks in mask_labels]
+        labels = [labels.to(device, torch.int64) for labels in class_labels]
+        if pixel_mask is None:
+            return SegmentTargets(masks, labels)
+        if len(pixel_mask) != batch or any(
+            full < part for m in masks for full, part in zip(pixel_mask.shape[1:], m.shape[1:], strict=True)
+        ):
+            raise ValueError(
+                f"pixel_mask {tuple(pixel_mask.shape)} does not cover {batch} images with labels of "
+                f"{[tuple(m.shape[1:]) for m in masks]} pixels."
+            )
+        return SegmentTargets(pad_to(masks, *pixel_mask.shape[1:]), labels, pixel_mask.to(device) != 0)
+
+
+def pad_to(masks: list[Tensor], height: int, width: int) -> list[Tensor]:
+    """Masks (M, h, w) -> (M, height, width), zeros at the bottom and on the right."""
+    return [F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks]
+
+
+def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:
+    """What the loss of a step is divided by: segments, matched segments (at most N an image), images: (3,) float32.
+
+    Summed over the batches that one optimiser step accumulates (and over processes, if the loss is multiplied by
+    their number, as Trainer does), it is `num_items_in_batch`.
+    """
+    numbers = [len(labels) for labels in class_labels]
+    counts = [sum(numbers), sum(min(number, num_queries) for number in numbers), len(numbers)]
+    return torch.tensor(counts, dtype=torch.float32)
+
+
+def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Mean cross-entropy over the labelled pixels, logits (B, K, h, w) upsampled to labels (B, H, W), in float32."""
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
+        losses = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
+        return losses / (labels != ignore_index).sum().clamp(min=1)

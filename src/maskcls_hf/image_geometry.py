@@ -1,0 +1,71 @@
+"""Sizes of a batch, and the resizing and padding that images and labels share. Sizes are (height, width)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers.image_transforms import get_size_with_aspect_ratio
+from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
+
+
+def resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]:
+    """Height and width of an image after resizing; never below 1."""
+    if size.shortest_edge or size.longest_edge:
+        # without a shortest edge the longest decides: any larger number does
+        shortest = size.shortest_edge or max(image_size) * (size.longest_edge or 1)
+        new_size = get_size_with_aspect_ratio(image_size, shortest, size.longest_edge)
+    elif size.max_height and size.max_width:
+        new_size = get_image_size_for_max_height_width(image_size, size.max_height, size.max_width)
+    elif size.height and size.width:
+        new_size = (size.height, size.width)
+    else:
+        raise ValueError(
+            "size needs shortest_edge and / or longest_edge, height and width, or max_height and max_width; "
+            f"got {dict(size)}."
+        )
+    return max(1, new_size[0]), max(1, new_size[1])
+
+
+def padded_sizes(
+    sizes: list[tuple[int, int]], do_pad: bool | None, pad_size: SizeDict | None, size_divisor: int | None
+) -> list[tuple[int, int]]:
+    """The size that each image of a batch is padded to: one for all, unless `do_pad` is off."""
+    if not do_pad:
+        return sizes
+    largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
+    if pad_size is None:
+        divisor = size_divisor or 1
+        return [(_multiple(largest[0], divisor), _multiple(largest[1], divisor))] * len(sizes)
+    if not (pad_size.height and pad_size.width):
+        raise ValueError(f"pad_size needs height and width, got {dict(pad_size)}.")
+    padded = (pad_size.height, pad_size.width)
+    for i, (height, width) in enumerate(sizes):
+        if height > padded[0] or width > padded[1]:
+            raise ValueError(
+                f"image {i} is {height} x {width} after resizing, larger than pad_size {padded[0]} x {padded[1]} "
+                "(height x width): raise pad_size or lower size."
+            )
+    return [padded] * len(sizes)
+
+
+def _multiple(length: int, divisor: int) -> int:
+    return math.ceil(length / divisor) * divisor
+
+
+def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., H, W) -> (..., *size): the value under each pixel's centre, exact for every dtype."""
+    for dim, length in ((-2, size[0]), (-1, size[1])):
+        source = labels.shape[dim]
+        if source != length:
+            centres = 2 * torch.arange(length, device=labels.device) + 1  # in half pixels of the target
+            labels = labels.index_select(dim, centres * source // (2 * length))
+    return labels
+
+
+def pad(pixels: Tensor, padded_size: tuple[int, int], fill: int = 0) -> Tensor:
+    """(..., H, W) -> (..., *padded_size), filled at the bottom and right."""
+    padded = pixels.new_full((*pixels.shape[:-2], *padded_size), fill)
+    padded[..., : pixels.shape[-2], : pixels.shape[-1]] = pixels
+    return padded

@@ -1,0 +1,204 @@
+"""Images and label maps of any kind and mode become tensors."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+
+def open_image(source: str | os.PathLike) -> Image.Image:
+    """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read."""
+    with Image.open(source) as image:
+        image.load()
+        return image
+
+
+def image_list(images: Any) -> list[Any]:
+    """An image, a batch array (B, C, H, W) or (B, H, W, C), or nested lists of these -> a flat list of images.
+
+    Raises ValueError for no image at all, TypeError for what is no image.
+    """
+    found = _flattened(images)
+    if not found:
+        raise ValueError("no image given.")
+    for i, image in enumerate(found):
+        if not isinstance(image, (Image.Image, np.ndarray, Tensor)):
+            raise TypeError(f"image {i} is a {type(image).__name__}; expected a PIL image, array, tensor or path.")
+    return found
+
+
+def _flattened(images: Any) -> list[Any]:
+    if isinstance(images, (list, tuple)):
+        return [image for item in images for image in _flattened(item)]
+    if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+def image_to_tensor(
+    image: Image.Image | np.ndarray | Tensor,
+    to_rgb: bool = True,
+    input_data_format: str | ChannelDimension | None = None,
+) -> Tensor:
+    """Image -> (C, H, W): uint8, or float32 for 16-bit (0..65535 becomes 0..255) and floating-point images.
+
+    PIL images are turned upright by their EXIF orientation. `to_rgb` makes three channels of one (grey), two
+    (grey, alpha), four (RGBA), a palette or CMYK; transparency is laid over white, as transformers does.
+    Arrays and tensors are (H, W), or have 1, 3 or 4 channels first or last, which `input_data_format` settles
+    where it is ambiguous.
+    """
+    if isinstance(image, Image.Image):
+        pixels = _pil_pixels(image, to_rgb)
+        input_data_format = ChannelDimension.LAST
+    elif isinstance(image, np.ndarray):
+        native = image.astype(image.dtype.newbyteorder("="), copy=False)
+        pixels = torch.from_numpy(np.ascontiguousarray(native))
+    else:
+        pixels = image
+    if pixels.ndim == 2:
+        pixels, input_data_format = pixels[None], ChannelDimension.FIRST
+    if pixels.ndim != 3:
+        raise ValueError(f"an image has 2 or 3 dimensions, got shape {tuple(pixels.shape)}.")
+    if not pixels.numel():
+        raise ValueError(f"the image is empty: shape {tuple(pixels.shape)}.")
+    if input_data_format is None:
+        try:
+            input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(
+                f"no axis of shape {tuple(pixels.shape)} holds 1, 3 or 4 channels; convert the image to RGB, or give "
+                "input_data_format for another number of channels."
+            ) from error
+    if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+        pixels = pixels.permute(2, 0, 1)
+    pixels = _to_8_bit_scale(pixels)
+    return (_to_rgb(pixels) if to_rgb else pixels).contiguous()
+
+
+def read_label_map(label_map: Any, where: str) -> Tensor:
+    """PIL image (palette: its indices), path, array or tensor -> integer ids (H, W).
+
+    Raises ValueError for more than one channel (colours) and for values that are no integers.
+    """
+    if isinstance(label_map, (str, os.PathLike)):
+        if not os.path.isfile(label_map):
+            raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r} is not a file.")
+        label_map = open_image(label_map)
+    kind = "array"
+    if isinstance(label_map, Image.Image):
+        kind = f"image of mode {label_map.mode!r}"
+        label_map = np.array(ImageOps.exif_transpose(label_map))
+    if not isinstance(label_map, Tensor):
+        label_map = _label_tensor(np.asarray(label_map))
+    shape = tuple(label_map.shape)
+    if label_map.ndim == 3 and 1 in (shape[0], shape[-1]):
+        label_map = label_map.squeeze(0 if shape[0] == 1 else -1)
+    if label_map.ndim != 2:
+        raise ValueError(
+            f"{where}: the segmentation map is an {kind} of shape {shape}; expected one id for each pixel, (H, W). "
+            "Turn colours into ids first. COCO panoptic PNG: id = R + 256 * G + 65536 * B, and give "
+            "instance_id_to_semantic_id={segment['id']: segment['category_id'], ...}. A palette file must be "
+            "opened without .convert('RGB'). A stack of masks (M, H, W) needs class_labels."
+        )
+    return integers(label_map, where)
+
+
+def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:
+    """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside."""
+    if isinstance(stack, (list, tuple)):
+        masks = [_inside(read_label_map(mask, where), where) for mask in stack]
+        sizes = sorted({tuple(mask.shape) for mask in masks})
+        if len(sizes) > 1:
+            raise ValueError(f"{where}: the masks of one stack have different sizes: {sizes}.")
+        return torch.stack(masks) if masks else torch.zeros((0, *image_size), dtype=torch.bool)
+    stack = stack if isinstance(stack, Tensor) else _label_tensor(np.asarray(stack))
+    if stack.ndim != 3:
+        raise ValueError(
+            f"{where}: with class_labels the segmentation map must be a stack of masks (M, H, W), "
+            f"got shape {tuple(stack.shape)}. Leave class_labels out for a map of ids (H, W)."
+        )
+    return _inside(integers(stack, where), where)
+
+
+def _inside(masks: Tensor, where: str) -> Tensor:
+    inside = masks != 0
+    if masks.numel() and bool((inside & (masks != masks.max())).any()):
+        values = torch.unique(masks)[:10].tolist()
+        raise ValueError(f"{where}: a mask has one nonzero value (1, 255 or True); these hold {values}.")
+    return inside
+
+
+def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        pixels = np.array(image).astype(np.int64)
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 65535:
+            raise ValueError(f"an image of mode {image.mode!r} holds values from {low} to {high}; expected 0..65535.")
+        # Pillow opens a 16-bit file as I;16 or, by version, I. An 8-bit image can also have been converted to I.
+        is_8_bit = image.mode == "I" and high <= 255
+        return torch.from_numpy(pixels.astype(np.uint8 if is_8_bit else np.uint16))
+    if to_rgb and image.mode not in ("1", "L", "F"):
+        transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
+        image = image.convert("RGBA" if transparent else "RGB")
+    elif to_rgb and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return torch.from_numpy(np.array(image))
+
+
+def _to_8_bit_scale(pixels: Tensor) -> Tensor:
+    if pixels.dtype == torch.bool:
+        return pixels.to(torch.uint8) * 255
+    if pixels.dtype == torch.uint16:
+        return pixels.to(torch.float32) / 257
+    if pixels.is_floating_point():
+        return pixels.to(torch.float32)
+    if pixels.dtype != torch.uint8:
+        low, high = int(pixels.min()), int(pixels.max())
+        if low < 0 or high > 255:
+            raise ValueError(
+                f"an image of {pixels.dtype} holds values from {low} to {high}; integers must lie in 0..255. Give "
+                "16-bit images as uint16 (0..65535), other ranges as float32 with a matching rescale_factor."
+            )
+    return pixels.to(torch.uint8)
+
+
+def _to_rgb(pixels: Tensor) -> Tensor:
+    channels = pixels.shape[0]
+    if channels in (2, 4):
+        colour, alpha = pixels[:-1].float(), pixels[-1:].float()
+        white = 255.0
+        if pixels.is_floating_point() and float(pixels.max()) <= 1:
+            white = 1.0
+        composed = (colour * alpha + white * (white - alpha)) / white
+        pixels = composed if pixels.is_floating_point() else composed.round().to(pixels.dtype)
+    elif channels not in (1, 3):
+        raise ValueError(f"cannot make RGB of {channels} channels; expected 1, 2, 3 or 4.")
+    return pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
+
+
+def _label_tensor(array: np.ndarray) -> Tensor:
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on wide unsigned types
+        array = array.astype(np.int64 if array.dtype.itemsize > 2 else np.int32)
+    elif not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def integers(values: Tensor, where: str) -> Tensor:
+    """Labels as a tensor of integers that torch can compare; ValueError where they have fractions."""
+    if values.dtype == torch.bool:
+        return values.to(torch.uint8)
+    if values.is_floating_point():
+        whole = values.long()
+        if not torch.equal(whole.to(values.dtype), values):
+            raise ValueError(f"{where}: labels must be integers, got {values.dtype} with fractions or NaN.")
+        return whole
+    narrow = (torch.uint8, torch.int8, torch.int16, torch.int32)
+    return values if values.dtype in narrow else values.long()

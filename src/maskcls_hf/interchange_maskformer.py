@@ -1,0 +1,204 @@
+"""Checkpoints of transformers' MaskFormer: their configuration and parameter names, and ours, both ways.
+
+The two networks compute the same; a `model_type` of "maskformer" marks theirs.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, PreTrainedConfig, PreTrainedModel
+
+MASKFORMER = "maskformer"
+DOWNLOAD_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
+FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap")
+
+# Fields of our configuration -> fields of theirs.
+CONFIG_FIELDS = {
+    "fpn_feature_size": "fpn_feature_size",
+    "mask_feature_size": "mask_feature_size",
+    "deep_supervision": "use_auxiliary_loss",
+    "output_auxiliary_logits": "output_auxiliary_logits",
+    "cross_entropy_weight": "cross_entropy_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+    "no_object_weight": "no_object_weight",
+    "init_std": "init_std",
+    "init_xavier_std": "init_xavier_std",
+    "id2label": "id2label",
+    "label2id": "label2id",
+    "dtype": "dtype",
+}
+# Fields of our configuration -> fields of their decoder's.
+DECODER_FIELDS = {
+    "num_queries": "num_queries",
+    "hidden_size": "d_model",
+    "num_attention_heads": "decoder_attention_heads",
+    "decoder_layers": "decoder_layers",
+    "decoder_ffn_dim": "decoder_ffn_dim",
+    "dropout": "dropout",
+}
+# Their Swin is a class of its own, with the fields of transformers' Swin.
+SWIN_TYPES = ("swin", "maskformer-swin")
+SWIN_FIELDS = (
+    "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio",
+    "qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act",
+    "initializer_range", "layer_norm_eps",
+)  # fmt: skip
+SWIN_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# What computes something else than we do, unless it has this value.
+REQUIRED_VALUES = {
+    "decoder_config.auxiliary_loss": False,  # their decoder then feeds normalised states to the next layer
+    "decoder_config.activation_function": "relu",
+    "backbone_config.use_absolute_embeddings": False,
+}
+
+
+def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `MaskClsConfig` for the configuration of transformers' MaskFormer.
+
+    Raises:
+        `ValueError`: a field has a value that our network has no counterpart for.
+    """
+    theirs = MaskFormerConfig.from_dict(dict(config_dict))  # fills in what the file leaves out
+    for field, required in REQUIRED_VALUES.items():
+        part, name = field.split(".")
+        value = getattr(getattr(theirs, part), name, required)  # a field of other backbones than Swin
+        if value != required:
+            raise ValueError(f"MaskFormerConfig: {field}={value!r} has no counterpart here; supported: {required!r}.")
+    fields = {ours: getattr(theirs, name) for ours, name in CONFIG_FIELDS.items()}
+    fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
+    fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
+    fields["attend_to_padding"] = True  # their network never looks at pixel_mask
+    fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
+    return fields
+
+
+def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
+    if backbone.model_type not in SWIN_TYPES:
+        return backbone.to_dict()
+    fields = {name: getattr(backbone, name) for name in SWIN_FIELDS}
+    stages = SWIN_STAGES if backbone.model_type == "swin" else list(backbone.out_features)
+    return {"model_type": "swin", **fields, "out_features": stages}
+
+
+def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
+    """The configuration of transformers' MaskFormer for a `MaskClsConfig`, as far as it has the fields."""
+    decoder = {theirs: getattr(config, ours) for ours, theirs in DECODER_FIELDS.items()}
+    # Our dropout counts inside attention and feed-forward blocks too.
+    decoder |= {"attention_dropout": config.dropout, "activation_dropout": config.dropout}
+    decoder |= {"model_type": "detr", "encoder_attention_heads": config.num_attention_heads}
+    fields = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
+    fields["use_auxiliary_loss"] = False  # True makes their forward fail (transformers 5.23)
+    backbone = config.backbone_config.to_dict()
+    return MaskFormerConfig(**fields, decoder_config=decoder, backbone_config=backbone)
+
+
+def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[str, str]:
+    """Prefixes of parameter names: ours -> theirs, for `rename`. `backbone` is either's configuration."""
+    decoder = "model.pixel_level_module.decoder"
+    modules = {
+        "model.backbone": "model.pixel_level_module.encoder",
+        "model.pixel_decoder.mask_projection": f"{decoder}.mask_projection",
+        "model.transformer_decoder": "model.transformer_module",
+        "model.transformer_decoder.layers": "model.transformer_module.decoder.layers",
+        "model.transformer_decoder.norm": "model.transformer_module.decoder.layernorm",
+        "segmentation_module.class_predictor": "class_predictor",
+    }
+    for layer in range(3):
+        modules[f"segmentation_module.mask_embedder.layers.{layer}"] = f"mask_embedder.{layer}.0"
+    for layer in range(decoder_layers):
+        for name in ("attn", "attn_layer_norm"):
+            ours = f"model.transformer_decoder.layers.{layer}.cross_{name}"
+            modules[ours] = f"model.transformer_module.decoder.layers.{layer}.encoder_{name}"
+    top = len(backbone.out_indices) - 1
+    blocks = {f"model.pixel_decoder.outputs.{top}": f"{decoder}.fpn.stem"}
+    for level in range(top):  # theirs starts at the coarsest
+        blocks[f"model.pixel_decoder.laterals.{level}"] = f"{decoder}.fpn.layers.{top - 1 - level}.proj"
+        blocks[f"model.pixel_decoder.outputs.{level}"] = f"{decoder}.fpn.layers.{top - 1 - level}.block"
+    for ours, theirs in blocks.items():
+        modules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
+    if backbone.model_type in SWIN_TYPES:
+        modules |= swin_modules(backbone)
+    return modules
+
+
+def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
+    encoder = "model.pixel_level_module.encoder"
+    modules = {"model.backbone.swin": f"{encoder}.model"}
+    for index, stage in enumerate(SWIN_STAGES):
+        modules[f"model.backbone.hidden_states_norms.{stage}"] = f"{encoder}.hidden_states_norms.{index}"
+    for stage_index, depth in enumerate(backbone.depths):
+        for block in range(depth):
+            name = f"encoder.layers.{stage_index}.blocks.{block}"
+            ours, theirs = f"model.backbone.swin.{name}", f"{encoder}.model.{name}"
+            modules |= {
+                f"{ours}.attention.relative_position_bias": f"{theirs}.attention.self",
+                f"{ours}.attention.q_proj": f"{theirs}.attention.self.query",
+                f"{ours}.attention.k_proj": f"{theirs}.attention.self.key",
+                f"{ours}.attention.v_proj": f"{theirs}.attention.self.value",
+                f"{ours}.attention.o_proj": f"{theirs}.attention.output.dense",
+                f"{ours}.mlp.fc1": f"{theirs}.intermediate.dense",
+                f"{ours}.mlp.fc2": f"{theirs}.output.dense",
+            }
+    return modules
+
+
+def rename(name: str, modules: Mapping[str, str]) -> str:
+    """`name` with its longest prefix that `modules` knows replaced."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in modules:
+            return ".".join([modules[prefix], *parts[end:]])
+    return name
+
+
+def state_from_maskformer(
+    model: MaskFormerForInstanceSegmentation, leave_out: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
+    config = model.config
+    modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
+    ours = {theirs: name for name, theirs in modules.items()}
+    state = model.state_dict()
+    return {rename(name, ours): state[name] for name in state if name not in leave_out and not is_constant(name)}
+
+
+def state_to_maskformer(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer."""
+    modules = maskformer_modules(model.config.decoder_layers, model.config.backbone_config)
+    return {rename(name, modules): value for name, value in model.state_dict().items()}
+
+
+def is_constant(name: str) -> bool:
+    """Buffers of theirs that no checkpoint changes."""
+    return name.endswith((".relative_position_index", "criterion.empty_weight"))
+
+
+def holds_maskformer(path: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a `from_pretrained` of `path` with these options finds a checkpoint of transformers' MaskFormer."""
+    if path is None:
+        return False
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(path, **chosen(options, DOWNLOAD_OPTIONS))
+    except OSError:  # no configuration: the ordinary way of loading explains it
+        return False
+    return config_dict.get("model_type") == MASKFORMER
+
+
+def load_maskformer(path: Any, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Parameters of a checkpoint of transformers' MaskFormer by our names; what the files lack is absent.
+
+    transformers itself reads the files, whatever their format, shards and older names.
+    """
+    theirs, report = MaskFormerForInstanceSegmentation.from_pretrained(
+        path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
+    )
+    return state_from_maskformer(theirs, leave_out=report["missing_keys"])
+
+
+def chosen(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}

@@ -1,0 +1,206 @@
+"""Layers that more than one part of the network is made of."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .contracts import ValidRegion
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, group normalisation, optional ReLU (paper Appendix A, pixel decoder).
+
+    With a `region`, padding reaches neither into the convolution nor into the statistics: an image gives the
+    same features whatever it is padded to.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+        self.relu = relu
+
+    def forward(self, features: Tensor, region: ValidRegion | None = None) -> Tensor:
+        if region is None:
+            features = self.norm(self.conv(features))
+        else:
+            inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
+            features = masked_group_norm(self.conv(features * inside), inside, self.norm)
+        return F.relu(features) if self.relu else features
+
+
+def masked_group_norm(features: Tensor, inside: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """`norm` with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
+    batch, channels, height, width = features.shape
+    grouped = features.float().view(batch, norm.num_groups, -1, height, width)
+    weights = inside[:, :, None].to(grouped.dtype)  # (B, 1, 1, h, w)
+    count = weights.sum(dim=(2, 3, 4), keepdim=True) * grouped.shape[2]
+    mean = (grouped * weights).sum(dim=(2, 3, 4), keepdim=True) / count
+    variance = ((grouped - mean).square() * weights).sum(dim=(2, 3, 4), keepdim=True) / count
+    normed = ((grouped - mean) * torch.rsqrt(variance + norm.eps)).view(batch, channels, height, width)
+    return (normed * norm.weight.float()[:, None, None] + norm.bias.float()[:, None, None]).to(features.dtype)
+
+
+class MLP(nn.Module):
+    """`num_layers` linear layers with ReLU between them (paper Section 3.2, mask embeddings)."""
+
+    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int):
+        super().__init__()
+        sizes = [in_channels] + [hidden_channels] * (num_layers - 1) + [out_channels]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            features = F.relu(layer(features))
+        return self.layers[-1](features)
+
+
+def sine_positions(features: Tensor, inside: Tensor | None, temperature: float = 10000.0) -> Tensor:
+    """Sine position embeddings of a grid (DETR), normalised to 0..2 pi over each image: (B or 1, h * w, C).
+
+    Args:
+        features (`torch.Tensor` of shape `(B, C, h, w)`): gives shape, dtype and device.
+        inside (`torch.Tensor` of shape `(B, h, w)`, *optional*): True inside the images.
+    """
+    _, channels, height, width = features.shape
+    device = features.device
+    rows = torch.arange(1, height + 1, device=device, dtype=torch.float32)[None]  # (1, h)
+    columns = torch.arange(1, width + 1, device=device, dtype=torch.float32)[None]  # (1, w)
+    if inside is None:
+        last_row, last_column = rows[:, -1:], columns[:, -1:]
+    else:
+        last_row = inside.any(2).sum(1, keepdim=True).float()  # (B, 1)
+        last_column = inside.any(1).sum(1, keepdim=True).float()
+
+    index = torch.arange(channels // 2, device=device, dtype=torch.float32)
+    wavelengths = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / (channels // 2))
+
+    def waves(positions: Tensor, last: Tensor) -> Tensor:  # (b, n) -> (b, n, C / 2), sine and cosine alternating
+        angles = (positions / (last + 1e-6) * 2 * math.pi)[..., None] / wavelengths
+        return torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], dim=-1).flatten(-2)
+
+    rows, columns = waves(rows, last_row), waves(columns, last_column)
+    batch = rows.shape[0]
+    grid = torch.cat(
+        [
+            rows[:, :, None].expand(batch, height, width, channels // 2),
+            columns[:, None].expand(batch, height, width, channels // 2),
+        ],
+        dim=-1,
+    )
+    return grid.flatten(1, 2).to(features.dtype)
+
+
+class XavierLinear(nn.Linear):
+    """Linear layer of a transformer; says how `MaskClsPreTrainedModel` is to initialise it."""
+
+    def __init__(self, in_features: int, out_features: int, gain: float = 1.0, zero_bias: bool = False):
+        super().__init__(in_features, out_features)
+        self.gain = gain
+        self.zero_bias = zero_bias
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values may come from another sequence.
+
+    `forward(queries (B, n, C), keys (B, m, C), values (B, m, C), key_mask (B, m))` returns the attended values
+    (B, n, C) and, where they were asked for, the attention weights (B, heads, n, m).
+    """
+
+    def __init__(self, config, hidden_size: int):
+        super().__init__()
+        self.config = config  # holds the attention implementation of the moment
+        self.num_heads = config.num_attention_heads
+        self.dropout = config.dropout
+        # torch's MultiheadAttention, which the paper's code uses, draws the three as one matrix of 3C rows.
+        self.q_proj = XavierLinear(hidden_size, hidden_size, gain=1 / math.sqrt(2), zero_bias=True)
+        self.k_proj = XavierLinear(hidden_size, hidden_size, gain=1 / math.sqrt(2), zero_bias=True)
+        self.v_proj = XavierLinear(hidden_size, hidden_size, gain=1 / math.sqrt(2), zero_bias=True)
+        self.o_proj = XavierLinear(hidden_size, hidden_size, zero_bias=True)
+
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        def heads(features: Tensor) -> Tensor:  # (B, n, C) -> (B, heads, n, C / heads)
+            return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+        queries, keys, values = heads(self.q_proj(queries)), heads(self.k_proj(keys)), heads(self.v_proj(values))
+        mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, m), True = attend
+        dropout = self.dropout if self.training else 0.0
+        if output_attentions or self.config._attn_implementation == "eager":
+            scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, float("-inf"))
+            weights = scores.float().softmax(-1).to(values.dtype)
+            attended = F.dropout(weights, dropout) @ values
+        else:
+            weights = None
+            attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        return self.o_proj(attended.transpose(1, 2).flatten(2)), weights
+
+
+class FeedForward(nn.Module):
+    """The two-layer feed-forward block of a transformer layer."""
+
+    def __init__(self, hidden_size: int, ffn_dim: int, dropout: float):
+        super().__init__()
+        self.fc1 = XavierLinear(hidden_size, ffn_dim)
+        self.fc2 = XavierLinear(ffn_dim, hidden_size)
+        self.dropout = dropout
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.fc2(F.dropout(F.relu(self.fc1(features)), self.dropout, self.training))
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Post-norm transformer layer of DETR; with `cross_attention` a decoder layer, else an encoder layer.
+
+    Positions are added to queries and keys, never to values.
+    """
+
+    def __init__(self, config, hidden_size: int, ffn_dim: int, cross_attention: bool):
+        super().__init__()
+        self.dropout = config.dropout
+        self.self_attn = Attention(config, hidden_size)
+        self.self_attn_layer_norm = nn.LayerNorm(hidden_size)
+        if cross_attention:
+            self.cross_attn = Attention(config, hidden_size)
+            self.cross_attn_layer_norm = nn.LayerNorm(hidden_size)
+        self.mlp = FeedForward(hidden_size, ffn_dim, config.dropout)
+        self.final_layer_norm = nn.LayerNorm(hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        positions: Tensor,
+        key_mask: Tensor | None = None,
+        context: Tensor | None = None,
+        context_positions: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """hidden_states (B, n, C), positions (B or 1, n, C), context (B, m, C); `key_mask` masks the context, or
+        the sequence itself where there is no context. Returns hidden_states and the attention weights."""
+
+        def add(update: Tensor, norm: nn.LayerNorm, residual: Tensor) -> Tensor:
+            return norm(residual + F.dropout(update, self.dropout, self.training))
+
+        placed = hidden_states + positions
+        self_mask = key_mask if context is None else None
+        attended, weights = self.self_attn(placed, placed, hidden_states, self_mask, output_attentions)
+        hidden_states = add(attended, self.self_attn_layer_norm, hidden_states)
+        attentions = [weights]
+        if context is not None:
+            attended, weights = self.cross_attn(
+                hidden_states + positions, context + context_positions, context, key_mask, output_attentions
+            )
+            hidden_states = add(attended, self.cross_attn_layer_norm, hidden_states)
+            attentions.append(weights)
+        return add(self.mlp(hidden_states), self.final_layer_norm, hidden_states), attentions

@@ -1,0 +1,344 @@
+"""Mask classification for segmentation: an image becomes N probability-mask pairs (paper Section 3.2)."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import build_backbone, freeze_batch_norm
+from .configuration_maskcls import MaskClsConfig
+from .contracts import PixelFeatures, SegmentLogits, ValidRegion
+from .criterion import MaskClsCriterion
+from .interchange_maskformer import holds_maskformer, load_maskformer
+from .layers import XavierLinear
+from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
+from .pixel_decoders import PIXEL_DECODERS
+from .segmentation_module import SegmentationModule
+from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
+
+
+class MaskClsPreTrainedModel(PreTrainedModel):
+    """Initialisation, loading and saving."""
+
+    config_class = MaskClsConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["TransformerLayer"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Load a checkpoint of this package or of transformers' MaskFormer (`model_type` "maskformer").
+
+        Arguments and result are those of `PreTrainedModel.from_pretrained`.
+        """
+        path = pretrained_model_name_or_path
+        if cls.config_class is not MaskClsConfig or not holds_maskformer(path, kwargs):
+            return super().from_pretrained(path, *model_args, config=config, **kwargs)
+        state = load_maskformer(path, kwargs)
+        loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.config.name_or_path = model.name_or_path = str(path)
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
+        queries, torch's own defaults for the segmentation module."""
+        # Only by the module that owns a parameter: transformers skips modules without one in code outside its package.
+        if isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std * module.gain)
+            if module.zero_bias:
+                init.zeros_(module.bias)
+            else:
+                uniform_bias(module)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            uniform_bias(module)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=1)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+def uniform_bias(linear: nn.Linear) -> None:
+    bound = 1 / math.sqrt(linear.in_features)
+    init.uniform_(linear.bias, -bound, bound)
+
+
+class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
+    """Backbone and pixel decoder (paper Section 3.2, pixel-level module)."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.backbone = build_backbone(config.backbone_config)
+        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_batch_norm:
+            freeze_batch_norm(self.backbone)
+        return self
+
+    def encode(
+        self, pixel_values: Tensor, pixel_mask: Tensor | None
+    ) -> tuple[list[Tensor], PixelFeatures, ValidRegion | None]:
+        """Feature maps of the backbone, output of the pixel decoder, and what is not padding (None: all counts)."""
+        region = None
+        if pixel_mask is not None and not self.config.attend_to_padding:
+            region = ValidRegion.from_pixel_mask(pixel_mask)
+        feature_maps = list(self.backbone(pixel_values).feature_maps)
+        return feature_maps, self.pixel_decoder(feature_maps, region), region
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskClsModelOutput:
+        """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
+        feature_maps, features, _ = self.encode(pixel_values, pixel_mask)
+        return self.as_output(feature_maps, features, None, output_hidden_states)
+
+    def as_output(
+        self,
+        feature_maps: list[Tensor],
+        features: PixelFeatures,
+        decoded: DecoderOutput | None,
+        output_hidden_states: bool | None,
+    ) -> MaskClsModelOutput:
+        fields: dict[str, Any] = {}
+        transformer_states: tuple[Tensor, ...] = ()
+        if decoded is not None:
+            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
+            transformer_states = (torch.zeros_like(decoded.segment_embeddings[0]), *decoded.segment_embeddings)
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            fields["encoder_hidden_states"] = tuple(feature_maps)
+            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
+            fields["transformer_decoder_hidden_states"] = transformer_states
+            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
+        if decoded is not None and decoded.attentions:
+            fields["attentions"] = tuple(decoded.attentions[0::2])
+            fields["cross_attentions"] = tuple(decoded.attentions[1::2])
+        return MaskClsModelOutput(
+            encoder_last_hidden_state=feature_maps[-1],
+            pixel_decoder_last_hidden_state=features.per_pixel_embeddings,
+            **fields,
+        )
+
+
+class MaskClsModel(MaskClsPixelLevelModel):
+    """The network without its heads: image -> per-pixel and per-segment embeddings."""
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: MaskClsConfig):
+        super().__init__(config)
+        self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
+            config, self.pixel_decoder.context_channels
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+    ) -> MaskClsModelOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
+                at the bottom and on the right. None: no padding.
+            predict: the segmentation module, for transformer decoders that look at masks.
+        """
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        feature_maps, features, region = self.encode(pixel_values, pixel_mask)
+        decoded = self.transformer_decoder(features, predict, region, bool(want_attentions))
+        return self.as_output(feature_maps, features, decoded, output_hidden_states)
+
+
+HIDDEN_STATES = (
+    "encoder_hidden_states", "pixel_decoder_hidden_states", "transformer_decoder_hidden_states", "hidden_states",
+)  # fmt: skip
+
+
+class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
+    """Mask classification for semantic, panoptic and instance segmentation.
+
+    The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
+
+    Example:
+
+        >>> outputs = model(**image_processor(image, return_tensors="pt"))
+        >>> semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
+    """
+
+    _auto_class = "AutoModelForUniversalSegmentation"
+    accepts_loss_kwargs = True  # Trainer then hands `num_items_in_batch` to `forward`
+
+    def __init__(self, config: MaskClsConfig):
+        super().__init__(config)
+        self.model = MaskClsModel(config)
+        self.segmentation_module = SegmentationModule(config)
+        self.post_init()
+
+    @cached_property
+    def criterion(self) -> MaskClsCriterion:
+        return MaskClsCriterion(self.config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        void_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskClsForUniversalSegmentationOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool.
+            class_labels (`list[torch.Tensor]`, *optional*): their classes (M,), int64.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
+                at the bottom and on the right. None: no padding.
+            void_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where the loss must not look.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
+            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.criterion.count_items`.
+            output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
+        """
+        if (mask_labels is None) != (class_labels is None):
+            raise ValueError("mask_labels and class_labels belong together: give both or neither.")
+        want_auxiliary = (
+            self.config.output_auxiliary_logits if output_auxiliary_logits is None else output_auxiliary_logits
+        )
+        with_loss = mask_labels is not None and class_labels is not None
+        want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        all_layers = want_auxiliary or (with_loss and self.config.deep_supervision)
+
+        base = self.model(
+            pixel_values,
+            pixel_mask,
+            output_hidden_states=want_hidden or all_layers,
+            output_attentions=output_attentions,
+            predict=self.segmentation_module,
+            return_dict=True,
+        )
+        embeddings = [base.transformer_decoder_last_hidden_state]
+        if all_layers:
+            embeddings = base.transformer_decoder_hidden_states[1:]
+        features = PixelFeatures(base.pixel_decoder_last_hidden_state, base.encoder_last_hidden_state, [])
+        layers = [self.segmentation_module(embedding, features) for embedding in embeddings]
+        fields: dict[str, Any] = {name: base[name] for name in base if want_hidden or name not in HIDDEN_STATES}
+        if want_auxiliary:
+            fields["auxiliary_logits"] = [
+                {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}
+                for layer in layers[:-1]
+            ]
+        if with_loss:
+            counted = self.counted_pixels(pixel_mask, void_mask)
+            supervised = layers if self.config.deep_supervision else layers[-1:]
+            terms = self.criterion(supervised, mask_labels, class_labels, counted, num_items_in_batch)
+            fields |= {"loss": self.criterion.total(terms), "loss_dict": terms}
+        return MaskClsForUniversalSegmentationOutput(
+            class_queries_logits=layers[-1].class_logits,
+            masks_queries_logits=layers[-1].mask_logits,
+            **fields,
+            **image_sizes(pixel_values, pixel_mask),
+            original_sizes=original_sizes,
+        )
+
+    def counted_pixels(self, pixel_mask: Tensor | None, void_mask: Tensor | None) -> Tensor | None:
+        """True where the loss looks (B, H, W); None: everywhere."""
+        if self.config.attend_to_padding:
+            return None
+        if void_mask is None or pixel_mask is None:
+            return pixel_mask if void_mask is None else ~void_mask
+        return (pixel_mask != 0) & ~void_mask
+
+    def reset_classes(self, id2label: dict[int, str]) -> "MaskClsForUniversalSegmentation":
+        """Give a loaded model other classes: a class of the same name keeps its weights, a new one starts fresh.
+
+        "No object" and everything but the class predictor stay (with fixed matching, where query k stands for class
+        k, the queries follow their classes).
+
+        Raises:
+            `ValueError`: ids that are not 0..K-1, or a name given twice.
+        """
+        kept = kept_classes(self.config.id2label, id2label)
+        module = self.segmentation_module
+        module.class_predictor = with_rows(module.class_predictor, [*kept, self.config.num_labels])
+        if self.config.matching == "fixed":
+            decoder = self.model.transformer_decoder
+            decoder.queries_embedder = with_rows(decoder.queries_embedder, kept)
+            self.config.num_queries = len(kept)
+        set_classes(self.config, id2label)
+        self.__dict__.pop("criterion", None)
+        return self
+
+
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Tensor]:
+    """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
+    if pixel_mask is None:
+        pixel_mask = torch.ones_like(pixel_values[:, 0])
+    return {
+        "valid_sizes": ValidRegion.from_pixel_mask(pixel_mask).sizes,
+        "padded_sizes": ValidRegion.from_pixel_mask(torch.ones_like(pixel_mask)).sizes,
+    }
+
+
+def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
+    """For each new class the old id of the same name, or None."""
+    if sorted(new) != list(range(len(new))) or not new:
+        raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {sorted(new)}.")
+    names = [new[index] for index in range(len(new))]
+    if len(set(names)) < len(names):
+        raise ValueError(f"id2label: names given twice: {sorted({n for n in names if names.count(n) > 1})}.")
+    ids = {name: index for index, name in old.items()}
+    return [ids.get(name) for name in names]
+
+
+def set_classes(config, id2label: dict[int, str]) -> None:
+    config.id2label = dict(id2label)
+    config.label2id = {name: index for index, name in id2label.items()}
+
+
+@torch.no_grad()
+def with_rows(layer: nn.Module, rows: list[int | None]) -> nn.Module:
+    """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
+    if isinstance(layer, nn.Linear):
+        new: nn.Module = nn.Linear(layer.in_features, len(rows))
+    elif isinstance(layer, nn.Conv2d):
+        new = nn.Conv2d(layer.in_channels, len(rows), kernel_size=1)
+    else:
+        new = nn.Embedding(len(rows), layer.embedding_dim)
+    new.to(layer.weight.device, layer.weight.dtype)
+    for index, row in enumerate(rows):
+        if row is not None:
+            for name, parameter in new.named_parameters():
+                parameter[index] = getattr(layer, name)[row]
+    return new

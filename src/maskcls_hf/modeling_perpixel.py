@@ -1,0 +1,118 @@
+"""Per-pixel classification: the paper's baselines, made of the same parts (Section 4.1)."""
+
+from torch import Tensor, nn
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_perpixel import PerPixelConfig
+from .criterion import per_pixel_loss
+from .layers import MLP
+from .modeling_maskcls import (
+    MaskClsModel,
+    MaskClsPixelLevelModel,
+    MaskClsPreTrainedModel,
+    image_sizes,
+    kept_classes,
+    set_classes,
+    with_rows,
+)
+from .outputs import MaskClsModelOutput, PerPixelForSemanticSegmentationOutput
+from .segmentation_module import mask_logits
+
+
+class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
+    """PerPixelBaseline: a linear classifier on every per-pixel embedding. With `config.transformer_module`
+    PerPixelBaseline+: one query a class, whose mask embedding dotted with E_pixel is the score of the class."""
+
+    config_class = PerPixelConfig
+    _auto_class = "AutoModelForSemanticSegmentation"
+
+    def __init__(self, config: PerPixelConfig):
+        super().__init__(config)
+        if config.transformer_module:
+            config.num_queries = config.num_labels
+            self.model = MaskClsModel(config)
+            self.mask_embedder = MLP(config.hidden_size, config.hidden_size, config.mask_feature_size, 3)
+        else:
+            self.model = MaskClsPixelLevelModel(config)
+            self.classifier = nn.Conv2d(config.mask_feature_size, config.num_labels, kernel_size=1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        pixel_mask: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> PerPixelForSemanticSegmentationOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): classes, `semantic_loss_ignore_index` where the
+                loss must not look (void, padding).
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
+                at the bottom and on the right. None: no padding.
+            original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
+        """
+        want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        all_layers = labels is not None and self.config.deep_supervision
+        base = self.model(
+            pixel_values,
+            pixel_mask,
+            output_hidden_states=want_hidden or all_layers,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        layers = self.logits_of_layers(base, all_layers)
+        terms = None if labels is None else self.losses(layers, labels)
+        return PerPixelForSemanticSegmentationOutput(
+            loss=None if terms is None else sum(terms.values()),
+            logits=layers[-1],
+            hidden_states=base.hidden_states if want_hidden else None,
+            attentions=base.attentions,
+            loss_dict=terms,
+            **image_sizes(pixel_values, pixel_mask),
+            original_sizes=original_sizes,
+        )
+
+    def logits_of_layers(self, base: MaskClsModelOutput, all_layers: bool) -> list[Tensor]:
+        """Class scores (B, K, h, w), of all decoder layers or the last; PerPixelBaseline has one."""
+        per_pixel_embeddings = base.pixel_decoder_last_hidden_state
+        if not self.config.transformer_module:
+            return [self.classifier(per_pixel_embeddings)]
+        embeddings = [base.transformer_decoder_last_hidden_state]
+        if all_layers:
+            embeddings = base.transformer_decoder_hidden_states[1:]
+        return [mask_logits(self.mask_embedder(embedding), per_pixel_embeddings) for embedding in embeddings]
+
+    def losses(self, layers: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones."""
+        known = labels[(labels != self.config.semantic_loss_ignore_index)]
+        if labels.device.type == "cpu" and known.numel() and int(known.max()) >= self.config.num_labels:
+            raise ValueError(
+                f"labels up to {int(known.max())} do not fit num_labels={self.config.num_labels} (ignored: "
+                f"{self.config.semantic_loss_ignore_index}). Check label_offset and void_id of the image processor."
+            )
+        suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
+        return {
+            f"loss_cross_entropy{suffix}": per_pixel_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            for suffix, logits in zip(suffixes, layers, strict=True)
+        }
+
+    def reset_classes(self, id2label: dict[int, str]) -> "PerPixelForSemanticSegmentation":
+        """Give a loaded model other classes: a class of the same name keeps its weights, a new one starts fresh.
+
+        Raises:
+            `ValueError`: ids that are not 0..K-1, or a name given twice.
+        """
+        kept = kept_classes(self.config.id2label, id2label)
+        if self.config.transformer_module:
+            decoder = self.model.transformer_decoder
+            decoder.queries_embedder = with_rows(decoder.queries_embedder, kept)
+            self.config.num_queries = len(kept)
+        else:
+            self.classifier = with_rows(self.classifier, kept)
+        set_classes(self.config, id2label)
+        return self

@@ -1,0 +1,87 @@
+"""Pixel decoders: backbone feature maps -> per-pixel embeddings (paper Section 3.2, pixel-level module).
+
+A pixel decoder is `decoder(feature_maps, region) -> PixelFeatures`. `feature_maps` come from the backbone, finest
+first (strides 4, 8, 16, 32). A new one is a class and a line in `PIXEL_DECODERS`.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .contracts import PixelFeatures, ValidRegion
+from .layers import ConvNorm, TransformerLayer, sine_positions
+
+
+class FPNPixelDecoder(nn.Module):
+    """The light-weight feature pyramid of the paper (Section 4.1): nearest upsampling, sum, 3x3 convolution."""
+
+    def __init__(self, config, in_channels: list[int]):
+        super().__init__()
+        size = config.fpn_feature_size
+        self.context_channels = in_channels[-1]
+        self.laterals = nn.ModuleList(ConvNorm(c, size, kernel_size=1, relu=False) for c in in_channels[:-1])
+        top_channels = self.build_top(config, in_channels[-1])
+        self.outputs = nn.ModuleList(
+            ConvNorm(c, size, kernel_size=3, relu=True) for c in [size] * (len(in_channels) - 1) + [top_channels]
+        )
+        self.mask_projection = nn.Conv2d(size, config.mask_feature_size, kernel_size=3, padding=1)
+
+    def build_top(self, config, in_channels: int) -> int:
+        """Make what runs on the coarsest feature map; returns its number of channels."""
+        return in_channels
+
+    def top(self, features: Tensor, region: ValidRegion | None) -> Tensor:
+        """Coarsest feature map (B, C_F, H/32, W/32) -> context that the transformer decoder attends to."""
+        return features
+
+    def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        context = self.top(feature_maps[-1], region)
+        features = self.outputs[-1](context, region)
+        pyramid = [features]
+        for level in reversed(range(len(self.laterals))):
+            lateral = self.laterals[level](feature_maps[level], region)
+            features = lateral + F.interpolate(features, size=lateral.shape[-2:], mode="nearest")
+            features = self.outputs[level](features, region)
+            pyramid.append(features)
+        if region is None:
+            embeddings = self.mask_projection(features)
+        else:
+            inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
+            embeddings = region.extend_edges(self.mask_projection(features * inside))
+        return PixelFeatures(embeddings, context, pyramid)
+
+
+class FPNEncoderPixelDecoder(FPNPixelDecoder):
+    """FPN over transformer encoder layers on the coarsest map: COCO panoptic R50 and R101 (paper Appendix A)."""
+
+    def build_top(self, config, in_channels: int) -> int:
+        size = config.fpn_feature_size
+        self.context_channels = size
+        self.input_projection = nn.Conv2d(in_channels, size, kernel_size=1)
+        self.encoder = TransformerEncoder(config)
+        return size
+
+    def top(self, features: Tensor, region: ValidRegion | None) -> Tensor:
+        return self.encoder(self.input_projection(features), region)
+
+
+class TransformerEncoder(nn.Module):
+    """`encoder_layers` post-norm transformer layers over a feature map (B, C, h, w)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, config.fpn_feature_size, config.encoder_ffn_dim, cross_attention=False)
+            for _ in range(config.encoder_layers)
+        )
+
+    def forward(self, features: Tensor, region: ValidRegion | None) -> Tensor:
+        inside = None if region is None else region.mask_at(*features.shape[-2:])  # (B, h, w)
+        positions = sine_positions(features, inside)
+        key_mask = None if inside is None else inside.flatten(1)
+        tokens = features.flatten(2).transpose(1, 2)  # (B, h * w, C)
+        for layer in self.layers:
+            tokens, _ = layer(tokens, positions, key_mask)
+        return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
+
+
+PIXEL_DECODERS = {"fpn": FPNPixelDecoder, "fpn_encoder": FPNEncoderPixelDecoder}

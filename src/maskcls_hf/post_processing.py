@@ -1,0 +1,279 @@
+"""Probability-mask pairs of one image -> semantic, panoptic and instance maps (paper Section 3.4).
+
+Every function takes the predictions of ONE image (K classes, N queries), `class_queries_logits` (N, K+1) with
+no-object last and `masks_queries_logits` (N, h, w), and three sizes (height, width):
+- `padded_size`: what the network saw, padding included; logits are upsampled to it;
+- `valid_size`: the image in it; the padding at the bottom and the right is cropped;
+- `target_size`: (H, W), the size of the map that is returned.
+
+Both resizes are bilinear with `align_corners=False`. The work is done in float32 whatever the dtype of the
+logits. `max_memory` (bytes) bounds the temporaries, not the result: the map is made in slices of rows, at least
+one row at a time, and is the same (scores: to the rounding of float32).
+
+Errors: ValueError for NaN or infinite logits, shapes that do not belong together, sizes that are not positive,
+an image larger than its padded size, thresholds outside [0, 1]; TypeError for sizes that are not two integers.
+"""
+
+from collections.abc import Collection
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .resizing import MapFrame, RowSlices, Size
+
+
+def semantic_map(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    *,
+    padded_size: Size,
+    valid_size: Size,
+    target_size: Size,
+    return_scores: bool = False,
+    resize: Literal["scores", "logits"] = "scores",
+    max_memory: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The class with the highest score: the sum over the queries of class probability times mask probability.
+
+    Args:
+        return_scores: also return the scores, (K, H, W) float32. As sums over queries they can exceed 1.
+        resize: what is resized to `target_size`: class scores made at the padded size ("scores": the paper's
+            semantic configurations) or mask logits ("logits": its panoptic configurations).
+
+    Returns:
+        The map (H, W) int64, or (map, scores).
+    """
+    if resize not in ("scores", "logits"):
+        raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
+    class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
+    class_probs = class_probs[:, :-1]  # (N, K)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+
+    def to_scores(logits: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return torch.einsum("nk,nyx->kyx", class_probs, logits.sigmoid())
+
+    num_queries, num_labels = class_probs.shape
+    at_padded_size = to_scores if resize == "scores" else None
+    slices = frame.resized(mask_logits, num_queries + num_labels, at_padded_size)
+    if resize == "logits":
+        slices = ((rows, to_scores(logits)) for rows, logits in slices)
+    return _argmax_map(slices, frame, num_labels, mask_logits, return_scores)
+
+
+def per_pixel_map(
+    logits: Tensor,
+    *,
+    padded_size: Size,
+    valid_size: Size,
+    target_size: Size,
+    return_scores: bool = False,
+    max_memory: int | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The class with the highest logit, for the per-pixel baselines.
+
+    Args:
+        logits: (K, h, w).
+        return_scores: also return the resized logits, (K, H, W) float32.
+
+    Returns:
+        The map (H, W) int64, or (map, logits).
+    """
+    if logits.ndim != 3 or logits.numel() == 0:
+        raise ValueError(f"logits of one image must be (K, h, w), none of them 0, got {tuple(logits.shape)}")
+    logits = _finite(logits, "logits")
+    frame = MapFrame.checked(logits, padded_size, valid_size, target_size, max_memory)
+    return _argmax_map(frame.resized(logits, len(logits)), frame, len(logits), logits, return_scores)
+
+
+def panoptic_segments(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    *,
+    padded_size: Size,
+    valid_size: Size,
+    target_size: Size,
+    threshold: float = 0.8,
+    mask_threshold: float = 0.5,
+    overlap_mask_area_threshold: float = 0.8,
+    label_ids_to_fuse: Collection[int] | None = None,
+    max_memory: int | None = None,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
+
+    Args:
+        threshold: a query takes part if its best class is not no-object and has a probability above this.
+        mask_threshold: a query's own mask is where its mask probability is at least this.
+        overlap_mask_area_threshold: a query that gets fewer pixels than this part of its own mask is dropped,
+            and its pixels are left without a segment.
+        label_ids_to_fuse: classes (stuff) whose queries make one segment together.
+
+    Returns:
+        segmentation: (H, W) int32, 0 for no segment.
+        segments_info: a record a segment: `id` (1, 2, ... in the order of the queries), `label_id`, `was_fused`
+            (its class is in `label_ids_to_fuse`), `score` (class probability, the highest of fused queries),
+            `area` (pixels with this id).
+    """
+    _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
+    _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
+    class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+
+    scores, labels = class_probs.max(-1)
+    kept = (labels < class_probs.shape[1] - 1) & (scores > threshold)
+    scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (n,), (n,), (n, h, w)
+    if len(scores) == 0:
+        return torch.zeros(frame.target, dtype=torch.int32, device=mask_logits.device), []
+
+    winners = torch.empty(frame.target, dtype=torch.int64, device=mask_logits.device)  # index of a kept query
+    own_areas = torch.zeros_like(labels)
+    for rows, logits in frame.resized(mask_logits, len(scores)):
+        winners[rows] = (logits.sigmoid() * scores[:, None, None]).argmax(0)
+        own_areas += (logits >= _logit(mask_threshold)).sum((1, 2))
+    won_areas = winners.flatten().bincount(minlength=len(scores))
+
+    to_fuse = set() if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
+    segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
+    segment_ids = torch.zeros(len(scores), dtype=torch.int32)
+    queries = zip(labels.tolist(), scores.tolist(), won_areas.tolist(), own_areas.tolist(), strict=True)
+    for query, (label, score, won, own) in enumerate(queries):
+        if won == 0 or own == 0 or won / own < overlap_mask_area_threshold:
+            continue
+        fuse = label in to_fuse
+        new = dict(id=len(segments) + 1, label_id=label, was_fused=fuse, score=score, area=0)
+        segment = segments.setdefault((label, None if fuse else query), new)
+        segment.update(score=max(segment["score"], score), area=segment["area"] + won)
+        segment_ids[query] = segment["id"]
+    return segment_ids.to(winners.device)[winners], list(segments.values())
+
+
+def instance_segments(
+    class_queries_logits: Tensor,
+    masks_queries_logits: Tensor,
+    *,
+    padded_size: Size,
+    valid_size: Size,
+    target_size: Size,
+    top_k: int = 100,
+    threshold: float = 0.5,
+    mask_threshold: float = 0.5,
+    max_memory: int | None = None,
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
+
+    Args:
+        top_k: how many pairs are looked at; a query can be among them with several classes.
+        threshold: lowest score that is kept.
+        mask_threshold: a mask is where its probability is above this.
+
+    Returns:
+        masks: (n, H, W) bool, best score first, none empty.
+        segments_info: a record a mask: `id` (1, 2, ...), `label_id`, `was_fused` (False), `score` (class
+            probability times the mean mask probability inside the mask), `area` (pixels of the mask).
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
+    class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+
+    num_labels = class_probs.shape[1] - 1
+    pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
+    count = min(top_k, int((pair_scores >= threshold).sum()))  # the mask's factor can only lower a score
+    pair_scores, pairs = pair_scores[:count], pairs[:count]
+    queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
+
+    mask_logits = mask_logits[queries]  # (n, h, w)
+    masks = torch.empty(len(queries), *frame.target, dtype=torch.bool, device=mask_logits.device)
+    probs_inside = torch.empty(masks.shape[:2], device=mask_logits.device)  # (n, H), summed along each row
+    for rows, logits in frame.resized(mask_logits, len(queries)):
+        masks[:, rows] = logits > _logit(mask_threshold)
+        probs_inside[:, rows] = (logits.sigmoid() * masks[:, rows]).sum(-1)
+    areas = masks.sum((1, 2)).cpu()
+    mask_scores = probs_inside.cpu().double().sum(-1) / areas.clamp(min=1)
+
+    labels, mask_of_pair = (pairs % num_labels).cpu(), mask_of_pair.cpu()
+    scores, order = (pair_scores.cpu() * mask_scores[mask_of_pair]).sort(descending=True, stable=True)
+    found = (scores >= threshold) & (areas[mask_of_pair[order]] > 0)
+    scores, order = scores[found], order[found]
+    best = mask_of_pair[order]
+    records = zip(labels[order].tolist(), scores.tolist(), areas[best].tolist(), strict=True)
+    segments = [
+        dict(id=index, label_id=label, was_fused=False, score=score, area=area)
+        for index, (label, score, area) in enumerate(records, start=1)
+    ]
+    return masks[best.to(masks.device)], segments
+
+
+def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
+    """COCO's compressed run-length encoding, as pycocotools reads it: {"size": [H, W], "counts": str}.
+
+    Args:
+        mask: (H, W) bool, or integers that are 0 or 1. Anything else is a ValueError.
+
+    Runs go down the columns and begin with zeros; from the fourth on, a run is written as the difference to the
+    run two before. A character holds five bits, lowest first, plus 32 where more follow, plus 48 to be printable.
+    """
+    if mask.ndim != 2 or mask.is_floating_point() or not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError(f"mask must be (H, W), bool or 0 and 1, got {tuple(mask.shape)} of {mask.dtype}")
+    pixels = mask.cpu().bool().t().flatten()
+    previous = torch.cat([pixels.new_zeros(1), pixels[:-1]])
+    changes = (pixels != previous).nonzero()[:, 0].tolist()
+    runs = torch.tensor([0, *changes, len(pixels)]).diff().tolist()
+    differences = runs[:3] + [run - earlier for run, earlier in zip(runs[3:], runs[1:], strict=False)]
+    characters = []
+    for number in differences:
+        more = True
+        while more:
+            bits, number = number & 31, number >> 5
+            more = number != (-1 if bits & 16 else 0)  # bit 4 of the last character is the sign
+            characters.append(chr(bits + 32 * more + 48))
+    return {"size": list(mask.shape), "counts": "".join(characters)}
+
+
+def _argmax_map(
+    slices: RowSlices, frame: MapFrame, num_labels: int, like: Tensor, return_scores: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    segmentation = torch.empty(frame.target, dtype=torch.int64, device=like.device)
+    all_scores = like.new_empty(num_labels, *frame.target) if return_scores else None
+    for rows, scores in slices:
+        segmentation[rows] = scores.argmax(0)
+        if all_scores is not None:
+            all_scores[:, rows] = scores
+    return segmentation if all_scores is None else (segmentation, all_scores)
+
+
+def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Class probabilities (N, K+1) and mask logits (N, h, w), float32, without NaN."""
+    classes, masks = tuple(class_queries_logits.shape), tuple(masks_queries_logits.shape)
+    if len(classes) != 2 or len(masks) != 3 or classes[0] != masks[0] or classes[1] < 2 or 0 in masks[1:]:
+        raise ValueError(
+            "class_queries_logits and masks_queries_logits of one image must be (N, K+1) and (N, h, w) with one N "
+            f"and K >= 1, got {classes} and {masks}"
+        )
+    class_probs = class_queries_logits.detach().float().softmax(-1)  # a logit of -inf is a probability of 0
+    if not bool(class_probs.isfinite().all()):
+        _finite(class_queries_logits, "class_queries_logits")
+    return class_probs, _finite(masks_queries_logits, "masks_queries_logits")
+
+
+def _finite(logits: Tensor, name: str) -> Tensor:
+    logits = logits.detach().float()
+    bad = int((~logits.isfinite()).sum())
+    if bad:
+        raise ValueError(
+            f"{bad} of the {logits.numel()} values of {name} are NaN or infinite: weights or pixel values are "
+            "damaged, or half precision overflowed (then run the model in bfloat16 or float32)"
+        )
+    return logits
+
+
+def _check_fractions(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+
+
+def _logit(probability: float) -> float:
+    return float(torch.tensor(probability, dtype=torch.float64).logit())

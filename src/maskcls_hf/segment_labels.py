@@ -1,0 +1,232 @@
+"""Labels of an image: a map of ids, or a stack of masks, becomes segments or a semantic map.
+
+H, W: size of the map. M: number of segments. Every error names the image it is about.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .image_geometry import pad, resize_nearest
+from .image_reading import integers, read_label_map, read_mask_stack
+
+# What a pixel can be instead of a class. Neither value can come out of the arithmetic on labels.
+_VOID = -1
+_NO_SEGMENT = -2
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """How label values are read: `class = value - label_offset`; `void_id` and values below the offset are void.
+
+    `void_id=None`: no value is void. `num_labels=None`: the upper end is not checked.
+    """
+
+    void_id: int | None = 255
+    label_offset: int = 0
+    num_labels: int | None = None
+
+
+class Segments(NamedTuple):
+    mask_labels: Tensor  # (M, H, W) bool
+    class_labels: Tensor  # (M,) int64
+    void_mask: Tensor  # (H, W) bool: annotated as void, part of no segment
+
+
+def read_annotations(
+    segmentation_maps: Any, id_to_class: Any, class_labels: Any, image_sizes: Sequence[tuple[int, int]]
+) -> list[Annotation]:
+    """What a user gives as labels for a batch -> one checked Annotation for each image."""
+    count = len(image_sizes)
+    if segmentation_maps is None or (id_to_class is not None and class_labels is not None):
+        raise ValueError(
+            "instance_id_to_semantic_id belongs to maps of instance ids, class_labels to stacks of masks: give "
+            "segmentation_maps and one of the two."
+        )
+    if class_labels is not None and _is_flat(class_labels, count):
+        class_labels, segmentation_maps = [class_labels], [segmentation_maps]
+    maps = _as_list(segmentation_maps, count)
+    id_to_class = list(id_to_class) if isinstance(id_to_class, (list, tuple)) else [id_to_class] * count
+    values = [None] * count if class_labels is None else list(class_labels)
+    named = (("segmentation maps", maps), ("instance_id_to_semantic_id dicts", id_to_class), ("class_labels", values))
+    for name, items in named:
+        if len(items) != count:
+            raise ValueError(f"{count} images but {len(items)} {name}; each image needs its own.")
+    annotations = []
+    for i, (label_map, mapping, labels, size) in enumerate(zip(maps, id_to_class, values, image_sizes, strict=True)):
+        where = f"image {i}"
+        pixels = read_label_map(label_map, where) if labels is None else read_mask_stack(label_map, size, where)
+        if pixels.shape[-2:] != size:
+            raise ValueError(_size_message((pixels.shape[-2], pixels.shape[-1]), size, where))
+        annotations.append(Annotation(pixels, mapping, labels, where))
+    return annotations
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Labels of one image.
+
+    pixels: ids (H, W), or a stack of masks (M, H, W) bool with `class_labels`, M label values.
+    id_to_class: for a map of instance ids, instance id -> label value, None for no segment.
+    """
+
+    pixels: Tensor
+    id_to_class: Mapping[int, int | None] | None
+    class_labels: Any
+    where: str
+
+    def resized(self, size: tuple[int, int], device: torch.device) -> Annotation:
+        return replace(self, pixels=resize_nearest(self.pixels, size).to(device))
+
+    def segments(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
+        """Segments in rising order of ids, or in the order of the stack; padding belongs to nothing."""
+        if self.class_labels is not None:
+            return self._segments_of_stack(rules, padded_size)
+        ids, index = torch.unique(self.pixels, return_inverse=True)  # (I,), (H, W)
+        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        kept = classes >= 0
+        height, width = self.pixels.shape
+        masks = self.pixels.new_zeros((int(kept.sum()), *padded_size), dtype=torch.bool)
+        if len(masks):
+            position = (kept.cumsum(0) - 1).clamp(min=0)[index]
+            masks[:, :height, :width].scatter_(0, position[None], kept[index][None])
+        return Segments(masks, classes[kept], pad((classes == _VOID)[index], padded_size))
+
+    def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
+        """Without the masks that have no pixel. A mask labelled void marks void where no segment covers it."""
+        stack = self.pixels
+        values = integers(torch.as_tensor(self.class_labels).flatten(), self.where).long().to(stack.device)
+        if len(values) != len(stack):
+            raise ValueError(f"{self.where}: {len(stack)} masks but {len(values)} class_labels.")
+        classes = _classes_of_values(values, rules, self.where)
+        kept = (classes >= 0) & stack.flatten(1).any(1)
+        masks = pad(stack[kept], padded_size)
+        void = pad(stack[classes == _VOID].any(0), padded_size) & ~masks.any(0)
+        return Segments(masks, classes[kept], void)
+
+    def semantic(self, rules: LabelRules, padded_size: tuple[int, int]) -> Tensor:
+        """Class ids (*padded_size) int64; void, no segment and padding are `rules.void_id`."""
+        if self.class_labels is not None:
+            return self._semantic_of_stack(rules, padded_size)
+        ids, index = torch.unique(self.pixels, return_inverse=True)
+        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        void_id = _semantic_void_id(classes, rules, self.where)
+        return pad(classes.masked_fill(classes < 0, void_id)[index], padded_size, void_id)
+
+    def _semantic_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Tensor:
+        segments = self._segments_of_stack(rules, padded_size)
+        void_id = _semantic_void_id(segments.class_labels, rules, self.where)
+        labels = torch.full_like(segments.void_mask, void_id, dtype=torch.int64)
+        for mask, class_id in zip(segments.mask_labels, segments.class_labels, strict=True):
+            covered = labels[mask]
+            if bool(((covered != void_id) & (covered != class_id)).any()):
+                raise ValueError(
+                    f"{self.where}: masks of different classes overlap (one of class {int(class_id)}); a semantic "
+                    "map holds one class a pixel. Remove the overlap or use label_format='segments'."
+                )
+            labels[mask] = class_id
+        return labels
+
+
+def _classes_of_ids(ids: Tensor, rules: LabelRules, id_to_class: Mapping[int, int | None] | None, where: str) -> Tensor:
+    """Ids of a map (I,) -> classes (I,) int64, _VOID or _NO_SEGMENT.
+
+    What `id_to_class` names is read from there (None: no segment), so that instance 255 can exist although 255
+    is the void id of the classes. Of the rest, `void_id` and values below the offset are void.
+    """
+    ids = ids.long()
+    if id_to_class is None:
+        return _classes_of_values(ids, rules, where, of_pixels=True)
+    values = ids.tolist()
+    missing = [v for v in values if v not in id_to_class and v != rules.void_id and v >= rules.label_offset]
+    if missing:
+        hint = " Its keys are strings; they must be integers." if any(isinstance(k, str) for k in id_to_class) else ""
+        raise ValueError(
+            f"{where}: instance ids {_shown(missing)} of the map are missing from instance_id_to_semantic_id.{hint} "
+            f"Map each to its class, background to None (no segment), unlabelled pixels to void_id={rules.void_id}."
+        )
+    # an unnamed id is void; its place is filled with a value that needs no check
+    named = [id_to_class.get(v) for v in values]
+    classes = torch.tensor([rules.label_offset if c is None else operator.index(c) for c in named], device=ids.device)
+    classes = _classes_of_values(classes.long(), rules, where)
+    for i, (value, class_value) in enumerate(zip(values, named, strict=True)):
+        if class_value is None:
+            classes[i] = _NO_SEGMENT if value in id_to_class else _VOID
+    return classes
+
+
+def _classes_of_values(values: Tensor, rules: LabelRules, where: str, of_pixels: bool = False) -> Tensor:
+    """Label values (I,) -> classes (I,), _VOID for void. `of_pixels`: they are the values of a map themselves."""
+    classes = values - rules.label_offset
+    void = classes < 0
+    if rules.void_id is not None:
+        void |= values == rules.void_id
+    if rules.num_labels is not None:
+        outside = values[(classes >= rules.num_labels) & ~void].tolist()
+        if outside:
+            raise ValueError(_outside_message(outside, rules.num_labels, rules, where, of_pixels))
+    return classes.masked_fill(void, _VOID)
+
+
+def _outside_message(outside: list[int], num_labels: int, rules: LabelRules, where: str, of_pixels: bool) -> str:
+    first, last = rules.label_offset, rules.label_offset + num_labels - 1
+    causes = []
+    if outside == [last + 1]:
+        causes.append(f"the classes are counted from {first + 1}: set label_offset={first + 1}")
+    causes += [f"{v} marks unlabelled pixels: set void_id={v}" for v in (255, 65535) if v in outside]
+    if of_pixels:
+        causes.append("the map holds instance ids: give instance_id_to_semantic_id")
+        causes.append("the map was converted from a palette or colour image: open it without .convert()")
+    causes.append("num_labels is too small")
+    return (
+        f"{where}: label ids {_shown(outside)} are outside the {num_labels} classes, whose ids go from "
+        f"{first} to {last} (label_offset={rules.label_offset}, void_id={rules.void_id}). "
+        f"Likely cause: {'; or '.join(causes)}."
+    )
+
+
+def _semantic_void_id(classes: Tensor, rules: LabelRules, where: str) -> int:
+    void_id = rules.void_id
+    if void_id is None or void_id < 0 or void_id < (rules.num_labels or 0) or bool((classes == void_id).any()):
+        raise ValueError(
+            f"{where}: label_format='semantic' writes void_id={void_id} at void and padded pixels, so it must be a "
+            "number that is no class id after label_offset; 255 is usual."
+        )
+    return void_id
+
+
+def _size_message(map_size: tuple[int, int], image_size: tuple[int, int], where: str) -> str:
+    message = (
+        f"{where}: the segmentation map is {map_size[0]} x {map_size[1]} but the image is {image_size[0]} x "
+        f"{image_size[1]} (height x width); they must be equal."
+    )
+    if map_size == image_size[::-1]:
+        message += " Height and width are swapped: PIL images and files are turned upright by their EXIF orientation."
+    return message
+
+
+def _is_flat(class_labels: Any, num_images: int) -> bool:
+    """Whether these are the labels of one image, not a list of them."""
+    if isinstance(class_labels, (Tensor, np.ndarray)):
+        return class_labels.ndim == 1
+    if not len(class_labels):
+        return num_images == 1
+    return not any(isinstance(v, (list, tuple)) or getattr(v, "ndim", 0) for v in class_labels)
+
+
+def _as_list(segmentation_maps: Any, num_images: int) -> list[Any]:
+    if isinstance(segmentation_maps, (list, tuple)):
+        return list(segmentation_maps)
+    batch = isinstance(segmentation_maps, (np.ndarray, Tensor)) and segmentation_maps.ndim >= 3
+    return list(segmentation_maps) if batch and len(segmentation_maps) == num_images else [segmentation_maps]
+
+
+def _shown(ids: list[int], limit: int = 10) -> str:
+    return str(ids) if len(ids) <= limit else f"{ids[:limit]} and {len(ids) - limit} more"

@@ -1,0 +1,49 @@
+"""AdamW with the parameter groups of the paper's code."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, backbone_multiplier: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: the backbone learns at `backbone_multiplier` times the learning rate (paper
+    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings and position tables have no weight decay.
+
+    Parameters that need no gradient are left out.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            in_backbone = "backbone" in module_name.split(".")
+            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name.endswith(POSITION_TABLES)
+            key = (
+                learning_rate * (backbone_multiplier if in_backbone else 1.0),
+                0.0 if undecayed else weight_decay,
+            )
+            groups[key].append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": decay}
+        for (lr, decay), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def build_optimizer(
+    model: nn.Module, learning_rate: float, weight_decay: float, backbone_multiplier: float = 1.0
+) -> torch.optim.AdamW:
+    """AdamW over [`parameter_groups`]."""
+    groups = parameter_groups(model, learning_rate, weight_decay, backbone_multiplier)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)

@@ -1,0 +1,64 @@
+"""Transformer decoders: queries look at the image and become per-segment embeddings (paper Section 3.2).
+
+A decoder is `decoder(features, predict, region) -> DecoderOutput`. `predict(segment_embeddings, features)` is the
+segmentation module, for a decoder that looks at masks between its layers (masked attention); the paper's does not.
+A new one is a class and a line in `TRANSFORMER_DECODERS`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .contracts import PixelFeatures, SegmentLogits, ValidRegion
+from .layers import TransformerLayer, sine_positions
+
+
+class DecoderOutput(NamedTuple):
+    segment_embeddings: list[Tensor]  # Q of each layer, deepest last, each (B, N, C)
+    attentions: list[Tensor]  # self- and cross-attention weights of each layer, where asked for
+
+
+class StandardTransformerDecoder(nn.Module):
+    """The paper's decoder: DETR's, with learned queries as positions and zeros as input (Appendix A).
+
+    Every layer's output goes through the final norm, not only the last one's: the inner layers are supervised too.
+    """
+
+    def __init__(self, config, in_channels: int):
+        super().__init__()
+        size = config.hidden_size
+        self.input_projection = nn.Conv2d(in_channels, size, 1) if in_channels != size else nn.Identity()
+        self.queries_embedder = nn.Embedding(config.num_queries, size)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, size, config.decoder_ffn_dim, cross_attention=True)
+            for _ in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(size)
+
+    def forward(
+        self,
+        features: PixelFeatures,
+        predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+        region: ValidRegion | None = None,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        context_map = self.input_projection(features.context)  # (B, C, H/32, W/32)
+        inside = None if region is None else region.mask_at(*context_map.shape[-2:])
+        context_positions = sine_positions(context_map, inside)
+        key_mask = None if inside is None else inside.flatten(1)
+        context = context_map.flatten(2).transpose(1, 2)  # (B, H/32 * W/32, C)
+
+        queries = self.queries_embedder.weight.expand(context.shape[0], -1, -1)  # (B, N, C)
+        segments = torch.zeros_like(queries, dtype=context.dtype)
+        output = DecoderOutput([], [])
+        for layer in self.layers:
+            segments, attentions = layer(segments, queries, key_mask, context, context_positions, output_attentions)
+            output.segment_embeddings.append(self.norm(segments))
+            if output_attentions:
+                output.attentions.extend(attentions)
+        return output
+
+
+TRANSFORMER_DECODERS = {"standard": StandardTransformerDecoder}

@@ -1,0 +1,22 @@
+"""MaskClsModel and MaskClsForUniversalSegmentation under transformers' common tests."""
+
+import unittest
+
+from segmentation_tester import TINY, SegmentationModelTest
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsModel
+
+MODEL_MAPPING_NAMES["maskcls"] = "MaskClsModel"  # tells the common tests which class has no loss
+
+
+class MaskClsModelTest(SegmentationModelTest, unittest.TestCase):
+    all_model_classes = (MaskClsForUniversalSegmentation, MaskClsModel)
+    classes_with_segments = (MaskClsForUniversalSegmentation,)
+    config = MaskClsConfig(**TINY)
+
+
+class MaskClsFPNEncoderModelTest(SegmentationModelTest, unittest.TestCase):
+    all_model_classes = (MaskClsForUniversalSegmentation, MaskClsModel)
+    classes_with_segments = (MaskClsForUniversalSegmentation,)
+    config = MaskClsConfig(pixel_decoder="fpn_encoder", **TINY)

@@ -1,0 +1,55 @@
+"""Configurations: round trips, and refusals that name field, value and choices."""
+
+import pytest
+from tiny import maskcls_config, perpixel_config
+
+from maskcls_hf import MaskClsConfig, PerPixelConfig
+
+
+def test_defaults_are_the_papers():
+    config = MaskClsConfig()
+    assert config.backbone_config.model_type == "resnet" and len(config.backbone_config.out_features) == 4
+    assert (config.num_queries, config.decoder_layers, config.hidden_size, config.mask_feature_size) == (100, 6, 256, 256)
+    assert (config.mask_weight, config.dice_weight, config.cross_entropy_weight, config.no_object_weight) == (20, 1, 1, 0.1)
+    assert config.deep_supervision and not config.attend_to_padding and config.matching == "bipartite"
+
+
+@pytest.mark.parametrize("make", [maskcls_config, perpixel_config])
+def test_save_and_load(make, tmp_path):
+    config = make(hidden_size=64, id2label={0: "a", 1: "b"})
+    config.save_pretrained(tmp_path)
+    loaded = type(config).from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.backbone_config.hidden_sizes == [8, 16, 24, 32] and loaded.id2label == {0: "a", 1: "b"}
+
+
+def test_backbone_from_a_dict():
+    config = MaskClsConfig(backbone_config={"model_type": "swin", "embed_dim": 48, "out_features": ["stage1", "stage2"]})
+    assert config.backbone_config.embed_dim == 48
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder'\]"),
+        ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
+        ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'fixed'\]"),
+        ({"num_queries": 0}, "num_queries=0 must be an integer at least 1"),
+        ({"decoder_layers": 2.5}, "decoder_layers=2.5 must be an integer at least 1"),
+        ({"dropout": 1.5}, "dropout=1.5 must be a number from 0 to 1"),
+        ({"mask_weight": -1}, "mask_weight=-1 must be a number at least 0"),
+        ({"deep_supervision": "yes"}, "deep_supervision='yes' must be one of"),
+        ({"hidden_size": 100}, "hidden_size=100 must be divisible by 16"),
+        ({"backbone_config": {"model_type": "nope"}}, "model_type='nope' is not a model type"),
+        ({"backbone_config": 3}, "backbone_config=3 must be"),
+        ({"matching": "fixed", "num_queries": 4, "num_labels": 5}, "num_queries=4 must equal num_labels=5"),
+    ],
+)
+def test_wrong_values_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsConfig(**fields)
+
+
+def test_wrong_values_of_the_baseline_are_refused():
+    with pytest.raises(ValueError, match="PerPixelConfig: transformer_module='on' must be one of"):
+        PerPixelConfig(transformer_module="on")

@@ -1,0 +1,403 @@
+"""What every model variant must do, written once and inherited; then what is special to each."""
+
+import pytest
+import torch
+from tiny import maskcls_config, pad_labels, perpixel_config, pixel_mask, resnet, segments, swin
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsModel, PerPixelForSemanticSegmentation
+
+PADDED = (64, 96)
+SIZES = [(64, 96), (50, 70)]
+
+
+class ModelContract:
+    """Inherit, give `model()` and `batch()`."""
+
+    logits: tuple[str, ...] = ("class_queries_logits", "masks_queries_logits")
+
+    def model(self, **fields):
+        torch.manual_seed(0)
+        return MaskClsForUniversalSegmentation(maskcls_config(**self.fields, **fields))
+
+    fields: dict = {}
+
+    def batch(self) -> dict:
+        torch.manual_seed(1)
+        masks, labels = segments(SIZES, [3, 0])
+        mask = pixel_mask(SIZES, PADDED)
+        return {
+            "pixel_values": torch.randn(2, 3, *PADDED) * mask[:, None],
+            "pixel_mask": mask,
+            "mask_labels": pad_labels(masks, PADDED),
+            "class_labels": labels,
+        }
+
+    def inputs(self) -> dict:
+        return {name: value for name, value in self.batch().items() if name.startswith("pixel")}
+
+    def test_every_parameter_learns(self):
+        model = self.model().train()
+        loss = model(**self.batch()).loss
+        loss.backward()
+        assert loss.isfinite()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+    def test_eval_returns_only_what_was_asked_for(self):
+        output = self.model().eval()(**self.inputs())
+        for name in ("loss", "loss_dict", "auxiliary_logits", "hidden_states", "attentions"):
+            assert output.get(name) is None
+
+    def test_save_and_load(self, tmp_path):
+        model = self.model().eval()
+        model.save_pretrained(tmp_path)
+        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        for name in self.logits:
+            torch.testing.assert_close(loaded(**self.inputs())[name], model(**self.inputs())[name], atol=0, rtol=0)
+
+    def test_tuple_output_starts_with_the_loss(self):
+        model = self.model().eval()
+        batch = self.batch()
+        torch.testing.assert_close(model(**batch, return_dict=False)[0], model(**batch).loss)
+        torch.testing.assert_close(
+            model(**self.inputs(), return_dict=False)[0], model(**self.inputs())[self.logits[0]]
+        )
+
+    def test_gradient_checkpointing_changes_nothing(self):
+        gradients = []
+        for checkpointing in (False, True):
+            model = self.model(dropout=0.0).train()
+            if checkpointing:
+                checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+                assert checkpointed
+                model.gradient_checkpointing_enable()
+                assert all(layer.gradient_checkpointing for layer in checkpointed)
+            model(**self.batch()).loss.backward()
+            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        for name, gradient in gradients[0].items():
+            torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+    def test_eager_attention_equals_sdpa(self):
+        model = self.model().eval()
+        expected = model(**self.inputs())
+        model.set_attn_implementation("eager")
+        for name in self.logits:
+            torch.testing.assert_close(model(**self.inputs())[name], expected[name], atol=1e-5, rtol=1e-4)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_trains_in_low_precision(self, dtype):
+        model = self.model().train()
+        with torch.autocast("cpu", dtype=dtype):
+            loss = model(**self.batch()).loss
+        assert loss.dtype == torch.float32 and loss.isfinite()
+        (loss / 64).backward()  # float16 overflows in a Swin otherwise; GradScaler finds such a factor
+        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+    def test_runs_in_bfloat16(self):
+        model = self.model().eval().to(torch.bfloat16)
+        inputs = self.inputs()
+        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+        output = model(**inputs)
+        assert all(output[name].dtype == torch.bfloat16 and output[name].isfinite().all() for name in self.logits)
+
+    def test_compiles_without_graph_breaks(self):
+        model = self.model().eval()
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            expected, output = model(**self.inputs()), compiled(**self.inputs())
+        for name in self.logits:
+            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
+
+    def test_exports_with_dynamic_batch_and_size(self):
+        model = self.model().eval()
+        batch, height, width = (torch.export.Dim.DYNAMIC,) * 3
+        shapes = {"pixel_values": {0: batch, 2: height, 3: width}, "pixel_mask": {0: batch, 1: height, 2: width}}
+        inputs = self.inputs()
+        with torch.no_grad():
+            program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+            other = {
+                "pixel_values": torch.randn(3, 3, 96, 160),
+                "pixel_mask": pixel_mask([(96, 160), (90, 100), (64, 150)], (96, 160)),
+            }
+            expected, output = model(**other), program.module()(**other)
+        for name in self.logits:
+            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
+class TestMaskCls(ModelContract):
+    pass
+
+
+class TestMaskClsFPNEncoder(ModelContract):
+    fields = {"pixel_decoder": "fpn_encoder"}
+
+
+class TestMaskClsSwin(ModelContract):
+    def model(self, **fields):
+        torch.manual_seed(0)
+        return MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin(), **fields))
+
+    def test_exports_with_dynamic_batch_and_size(self):
+        """Only the batch is dynamic: transformers' Swin decides in Python how to pad each stage to its windows."""
+        model, inputs = self.model().eval(), self.inputs()
+        shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+        other = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in inputs.items()}
+        with torch.no_grad():
+            program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+            expected, output = model(**other), program.module()(**other)
+        for name in self.logits:
+            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
+
+
+class TestMaskClsFixedMatching(ModelContract):
+    fields = {"matching": "fixed", "num_queries": 5}
+
+    def batch(self) -> dict:
+        return {**super().batch(), "class_labels": [torch.tensor([0, 3, 4]), torch.tensor([], dtype=torch.int64)]}
+
+
+class TestMaskClsPaddingSeen(ModelContract):
+    fields = {"attend_to_padding": True}
+
+
+class TestPerPixelBaseline(ModelContract):
+    logits = ("logits",)
+
+    def model(self, **fields):
+        torch.manual_seed(0)
+        return PerPixelForSemanticSegmentation(perpixel_config(**self.fields, **fields))
+
+    def batch(self) -> dict:
+        inputs = {name: value for name, value in super().batch().items() if name.startswith("pixel")}
+        labels = torch.randint(0, 5, (2, *PADDED))
+        return {**inputs, "labels": torch.where(inputs["pixel_mask"] == 0, 255, labels)}
+
+
+    test_gradient_checkpointing_changes_nothing = None  # a ResNet and an FPN: nothing to checkpoint
+
+
+class TestPerPixelBaselinePlus(TestPerPixelBaseline):
+    fields = {"transformer_module": True}
+    test_gradient_checkpointing_changes_nothing = ModelContract.test_gradient_checkpointing_changes_nothing
+
+
+def test_output_fields_come_in_the_order_of_transformers():
+    from transformers.models.maskformer.modeling_maskformer import (
+        MaskFormerForInstanceSegmentationOutput,
+        MaskFormerModelOutput,
+    )
+
+    from maskcls_hf.outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
+
+    for ours, theirs in (
+        (MaskClsModelOutput, MaskFormerModelOutput),
+        (MaskClsForUniversalSegmentationOutput, MaskFormerForInstanceSegmentationOutput),
+    ):
+        names = list(theirs.__dataclass_fields__)
+        assert list(ours.__dataclass_fields__)[: len(names)] == names
+
+
+@pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_encoder"])
+def test_shapes_of_everything_asked_for(pixel_decoder):
+    model = MaskClsForUniversalSegmentation(maskcls_config(pixel_decoder=pixel_decoder)).eval()
+    output = model(
+        torch.randn(2, 3, *PADDED), output_hidden_states=True, output_attentions=True, output_auxiliary_logits=True
+    )
+    assert output.class_queries_logits.shape == (2, 7, 6) and output.masks_queries_logits.shape == (2, 7, 16, 24)
+    assert len(output.auxiliary_logits) == 2
+    for inner in output.auxiliary_logits:
+        assert inner["class_queries_logits"].shape == (2, 7, 6)
+        assert inner["masks_queries_logits"].shape == (2, 7, 16, 24)
+    assert output.encoder_last_hidden_state.shape == (2, 32, 2, 3)
+    assert output.pixel_decoder_last_hidden_state.shape == (2, 16, 16, 24)
+    assert output.transformer_decoder_last_hidden_state.shape == (2, 7, 32)
+    assert [tuple(h.shape[2:]) for h in output.encoder_hidden_states] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert [tuple(h.shape[2:]) for h in output.pixel_decoder_hidden_states] == [(2, 3), (4, 6), (8, 12), (16, 24)]
+    assert [h.shape for h in output.transformer_decoder_hidden_states] == [(2, 7, 32)] * 4
+    assert [a.shape for a in output.attentions] == [(2, 4, 7, 7)] * 3
+    assert [a.shape for a in output.cross_attentions] == [(2, 4, 7, 6)] * 3
+    assert output.valid_sizes.tolist() == output.padded_sizes.tolist() == [[64, 96]] * 2
+
+
+def test_loss_is_the_weighted_sum_of_its_terms_over_all_layers():
+    model = MaskClsForUniversalSegmentation(maskcls_config())
+    output = model(**TestMaskCls().batch())
+    assert sorted(output.loss_dict) == sorted(
+        f"loss_{term}{layer}" for term in ("cross_entropy", "mask", "dice") for layer in ("", "_0", "_1")
+    )
+    weights = {"cross_entropy": 1, "mask": 20, "dice": 1}
+    expected = sum(weights[name.removeprefix("loss_").rstrip("_01")] * t for name, t in output.loss_dict.items())
+    torch.testing.assert_close(output.loss, expected)
+    model.config.deep_supervision = False
+    assert sorted(model(**TestMaskCls().batch()).loss_dict) == ["loss_cross_entropy", "loss_dice", "loss_mask"]
+
+
+def test_inner_layers_are_normed_like_the_last():
+    model = MaskClsForUniversalSegmentation(maskcls_config()).eval()
+    output = model(torch.randn(1, 3, *PADDED), output_hidden_states=True)
+    for embeddings in output.transformer_decoder_hidden_states[1:]:
+        torch.testing.assert_close(embeddings.mean(-1), torch.zeros(1, 7), atol=1e-5, rtol=0)
+
+
+class IdentityBackbone(torch.nn.Module):
+    """Average pooling to each stride: the one backbone that carries nothing over a border."""
+
+    channels = [3, 3, 3, 3]
+
+    def forward(self, pixel_values):
+        maps = [torch.nn.functional.avg_pool2d(pixel_values, stride) for stride in (4, 8, 16, 32)]
+        return type("Maps", (), {"feature_maps": maps})
+
+
+def without_border_effects(model):
+    """Replace the backbone (whose convolutions reach over the border) to test all that is ours."""
+    fresh = model.model.pixel_decoder
+    model.model.backbone = IdentityBackbone()
+    model.model.pixel_decoder = type(fresh)(model.config, IdentityBackbone.channels)
+    decoder = model.model.transformer_decoder
+    if model.config.pixel_decoder == "fpn":
+        decoder.input_projection = torch.nn.Conv2d(3, model.config.hidden_size, 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_encoder"])
+@pytest.mark.parametrize("padded", [(64, 128), (96, 96), (128, 160)])
+def test_an_image_gives_the_same_alone_or_padded(pixel_decoder, padded):
+    torch.manual_seed(0)
+    model = without_border_effects(MaskClsForUniversalSegmentation(maskcls_config(pixel_decoder=pixel_decoder)))
+    size, alone = (50, 70), (64, 96)
+    masks, labels = segments([size], [3])
+    image = torch.randn(1, 3, *size)
+
+    def run(shape):
+        values = torch.zeros(1, 3, *shape)
+        values[:, :, : size[0], : size[1]] = image
+        return model(values, pad_labels(masks, shape), labels, pixel_mask=pixel_mask([size], shape))
+
+    one, other = run(alone), run(padded)
+    torch.testing.assert_close(other.class_queries_logits, one.class_queries_logits, atol=1e-5, rtol=1e-4)
+    cells = (..., slice(0, 13), slice(0, 18))
+    torch.testing.assert_close(
+        other.masks_queries_logits[cells], one.masks_queries_logits[cells], atol=1e-5, rtol=1e-4
+    )
+    for name, term in one.loss_dict.items():
+        torch.testing.assert_close(other.loss_dict[name], term, atol=1e-5, rtol=1e-4, msg=name)
+
+    def upsampled(output, shape):
+        maps = torch.nn.functional.interpolate(output.masks_queries_logits, size=shape, mode="bilinear")
+        return maps[..., : size[0], : size[1]]
+
+    torch.testing.assert_close(upsampled(other, padded), upsampled(one, alone), atol=1e-5, rtol=1e-4)
+
+
+def test_attend_to_padding_sees_the_padding():
+    config = maskcls_config(attend_to_padding=True)
+    model = MaskClsForUniversalSegmentation(config).eval()
+    batch = TestMaskCls().batch()
+    with_mask = model(**batch)
+    batch.pop("pixel_mask")
+    without = model(**batch)
+    torch.testing.assert_close(with_mask.masks_queries_logits, without.masks_queries_logits, atol=0, rtol=0)
+    torch.testing.assert_close(with_mask.loss, without.loss, atol=0, rtol=0)
+    assert with_mask.valid_sizes.tolist() == [list(s) for s in SIZES]
+
+
+def test_void_is_left_out_of_the_loss():
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    void = torch.zeros(2, *PADDED, dtype=torch.bool)
+    void[0, :20] = True
+    terms = model(**batch, void_mask=void).loss_dict
+    batch["mask_labels"] = [masks ^ v for masks, v in zip(batch["mask_labels"], void, strict=True)]
+    flipped = model(**batch, void_mask=void).loss_dict
+    assert {n: t.item() for n, t in terms.items()} == {n: t.item() for n, t in flipped.items()}
+
+
+def test_half_of_the_labels_is_refused():
+    with pytest.raises(ValueError, match="belong together"):
+        MaskClsForUniversalSegmentation(maskcls_config())(torch.randn(1, 3, *PADDED), class_labels=[torch.tensor([1])])
+
+
+def test_frozen_batch_norm_stays_as_loaded():
+    model = MaskClsForUniversalSegmentation(maskcls_config(freeze_batch_norm=True)).train()
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    model(**TestMaskCls().batch()).loss.backward()
+    assert norms and all(not norm.training and norm.weight.grad is None for norm in norms)
+    assert all(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True))
+
+
+def test_model_without_heads():
+    output = MaskClsModel(maskcls_config()).eval()(torch.randn(2, 3, *PADDED))
+    assert output.transformer_decoder_last_hidden_state.shape == (2, 7, 32)
+
+
+OLD = {0: "road", 1: "sky", 2: "car", 3: "tree", 4: "person"}
+NEW = {0: "sky", 1: "bus", 2: "person"}
+
+
+def unchanged(before: dict, model, changed: list[str]) -> bool:
+    return all(torch.equal(before[n], p) for n, p in model.state_dict().items() if not any(c in n for c in changed))
+
+
+@pytest.mark.parametrize("matching", ["bipartite", "fixed"])
+def test_reset_classes_keeps_what_has_the_same_name(matching, tmp_path):
+    fields = {"matching": matching, "num_queries": 5 if matching == "fixed" else 7}
+    model = MaskClsForUniversalSegmentation(maskcls_config(id2label=OLD, **fields))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.reset_classes(NEW)
+    weight, bias = model.segmentation_module.class_predictor.weight, model.segmentation_module.class_predictor.bias
+    old_weight, old_bias = (before[f"segmentation_module.class_predictor.{n}"] for n in ("weight", "bias"))
+    for row, old_row in ((0, 1), (2, 4), (3, 5)):  # the last is "no object"
+        assert torch.equal(weight[row], old_weight[old_row]) and bias[row] == old_bias[old_row]
+    assert not any(torch.equal(weight[1], row) for row in old_weight)
+    changed = ["class_predictor"]
+    if matching == "fixed":
+        changed.append("queries_embedder")
+        queries = model.model.transformer_decoder.queries_embedder.weight
+        assert torch.equal(queries[[0, 2]], before["model.transformer_decoder.queries_embedder.weight"][[1, 4]])
+    assert unchanged(before, model, changed)
+    assert model.config.id2label == NEW and model.config.label2id["bus"] == 1 and model.config.num_labels == 3
+    batch = TestMaskCls().batch()
+    batch["class_labels"][0] = torch.tensor([0, 1, 2])
+    assert model(**batch).loss.isfinite()
+    model.save_pretrained(tmp_path)
+    assert MaskClsForUniversalSegmentation.from_pretrained(tmp_path).config.id2label == NEW
+
+
+@pytest.mark.parametrize("transformer_module", [False, True])
+def test_reset_classes_of_the_baselines(transformer_module):
+    config = perpixel_config(id2label=OLD, transformer_module=transformer_module)
+    model = PerPixelForSemanticSegmentation(config).eval()
+    pixel_values = torch.randn(1, 3, *PADDED)
+    before = model(pixel_values).logits
+    after = model.reset_classes(NEW)(pixel_values).logits
+    assert after.shape[1] == 3
+    if not transformer_module:  # with a transformer the queries also see each other
+        torch.testing.assert_close(after[:, [0, 2]], before[:, [1, 4]])
+
+
+@pytest.mark.parametrize("names, message", [({0: "a", 2: "b"}, "without gaps"), ({0: "a", 1: "a"}, "given twice")])
+def test_reset_classes_refuses(names, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsForUniversalSegmentation(maskcls_config()).reset_classes(names)
+
+
+def test_from_pretrained_with_other_classes(tmp_path):
+    MaskClsForUniversalSegmentation(maskcls_config()).save_pretrained(tmp_path)
+    loaded = MaskClsForUniversalSegmentation.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
+    assert loaded.segmentation_module.class_predictor.out_features == 10
+    assert loaded(torch.randn(1, 3, *PADDED)).class_queries_logits.isfinite().all()
+
+
+def test_a_backbone_without_a_pyramid_is_refused():
+    backbone = resnet()
+    backbone.out_features = ["stage4"]
+    with pytest.raises(ValueError, match="needs a feature pyramid"):
+        MaskClsModel(maskcls_config(backbone_config=backbone))
+
+
+def test_nothing_of_the_loss_is_saved():
+    model = MaskClsForUniversalSegmentation(maskcls_config())
+    model(**TestMaskCls().batch())
+    assert not [name for name in model.state_dict() if "criterion" in name or "matcher" in name or "weight_dict" in name]

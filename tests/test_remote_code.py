@@ -1,0 +1,155 @@
+"""A saved checkpoint brings its code: it loads where the package is not installed."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from checkpoints import image_processor, maskcls_model, picture, save_maskcls, save_perpixel
+from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
+from without_package import masks_of
+
+import maskcls_hf
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelConfig
+
+PACKAGE = Path(maskcls_hf.__file__).parent
+TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+THIRD_PARTY = {"PIL", "huggingface_hub", "numpy", "torch", "torchvision", "transformers"}
+
+
+def files_of(*modules: str) -> set[str]:
+    """Names of the files that `modules` need, themselves included."""
+    needed = [[PACKAGE / f"{name}.py", *get_relative_import_files(PACKAGE / f"{name}.py")] for name in modules]
+    return {Path(path).name for paths in needed for path in paths}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> SimpleNamespace:
+    root = tmp_path_factory.mktemp("remote")
+    return SimpleNamespace(root=root, maskcls=save_maskcls(root / "maskcls"), perpixel=save_perpixel(root / "perpixel"))
+
+
+@pytest.fixture(scope="module")
+def elsewhere(folders) -> SimpleNamespace:
+    """What a process without the package made of the folders."""
+    out = folders.root / "out"
+    out.mkdir()
+    picture().save(out / "picture.png")
+    script = Path(__file__).with_name("without_package.py")
+    env = os.environ | {"HF_MODULES_CACHE": str(folders.root / "modules"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, script, folders.maskcls, folders.perpixel, out], env=env, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return SimpleNamespace(out=out, **json.loads((out / "report.json").read_text()))
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
+def test_imports_of_a_travelling_file(path: Path):
+    """Flat (`from .name import x`), nothing of ours otherwise, and no other package unguarded."""
+    siblings = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".")[0] for alias in node.names]
+            assert not {"maskcls_hf", "importlib"} & set(names), f"line {node.lineno}"
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module and "." not in node.module, f"line {node.lineno}: not flat"
+            assert (PACKAGE / f"{node.module}.py").is_file(), f"line {node.lineno}: no file {node.module}.py"
+            siblings.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module.split(".")[0] not in ("maskcls_hf", "importlib"), f"line {node.lineno}"
+    # transformers looks for imports by a regular expression, which also finds them in docstrings.
+    assert set(get_relative_imports(path)) == siblings
+    assert set(get_imports(path)) - set(sys.stdlib_module_names) <= THIRD_PARTY
+
+
+@pytest.mark.parametrize("config_class", [MaskClsConfig, PerPixelConfig])
+def test_auto_classes(config_class):
+    """What a checkpoint says for remote code is what importing the package registers."""
+    maskcls_hf.register()  # a second time
+    config = config_class()
+    assert type(AutoConfig.for_model(config.model_type)) is config_class
+    for auto_class, reference in config_class.auto_classes.items():
+        model_class = getattr(transformers, auto_class)._model_mapping[config_class]
+        assert reference == f"{model_class.__module__.removeprefix('maskcls_hf.')}.{model_class.__name__}"
+
+
+def test_saved_folder(folders):
+    config = json.loads((folders.maskcls / "config.json").read_text())
+    assert config["auto_map"] == {"AutoConfig": "configuration_maskcls.MaskClsConfig", **MaskClsConfig.auto_classes}
+    processor = json.loads((folders.maskcls / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_maskcls.MaskClsImageProcessor"}
+    assert {path.name for path in folders.maskcls.glob("*.py")} == files_of(
+        "configuration_maskcls", "modeling_maskcls", "image_processing_maskcls"
+    )
+    assert {path.name for path in folders.perpixel.glob("*.py")} == files_of(
+        "configuration_perpixel", "modeling_perpixel", "image_processing_maskcls"
+    )
+
+
+def test_installed_package_comes_first(folders):
+    """Where the package is installed, its classes load, and nobody is asked to trust anything."""
+    for trust in (None, True):
+        model = transformers.AutoModelForUniversalSegmentation.from_pretrained(
+            folders.maskcls, trust_remote_code=trust
+        )
+        assert type(model) is MaskClsForUniversalSegmentation
+        processor = AutoImageProcessor.from_pretrained(folders.maskcls, trust_remote_code=trust)
+        assert type(processor) is MaskClsImageProcessor
+
+
+def test_loads_without_the_package(folders, elsewhere):
+    assert all(module.startswith("transformers_modules.") for module in elsewhere.modules.values())
+    with torch.no_grad():
+        here = maskcls_model()(**image_processor()(picture(), return_tensors="pt")).class_queries_logits
+    torch.testing.assert_close(torch.tensor(elsewhere.class_logits), here)
+    assert elsewhere.bare == ["MaskClsModel", [1, 12, 32]]
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("maskcls", "semantic"), ("maskcls", "panoptic"), ("maskcls", "instance"), ("perpixel", "semantic")],
+)
+def test_pipeline_without_the_package(model: str, task: str, folders, elsewhere):
+    pipe = pipeline("image-segmentation", model=str(getattr(folders, model)), device="cpu")
+    here = masks_of(pipe, picture(), task)
+    assert len(here) > 1
+    for generation in ("first", "second"):
+        np.testing.assert_array_equal(np.load(elsewhere.out / f"{model}_{generation}_{task}.npy"), here)
+
+
+def test_code_travels_again(folders, elsewhere):
+    for name in ("maskcls", "perpixel"):
+        first, second = getattr(folders, name), elsewhere.out / f"{name}_again"
+        assert {path.name for path in first.glob("*")} == {path.name for path in second.glob("*")}
+        maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, second)]
+        assert maps[0] == maps[1]
+
+
+def test_push_to_hub_sends_the_code(monkeypatch):
+    """What `push_to_hub` would upload; no network."""
+    sent: set[str] = set()
+
+    class Hub:
+        def create_repo(self, repo_id, **kwargs):
+            return SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, operations, **kwargs):
+            sent.update(operation.path_in_repo for operation in operations)
+
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr(
+        "transformers.utils.hub.create_and_tag_model_card", lambda *args, **kwargs: SimpleNamespace(save=lambda path: 0)
+    )
+    maskcls_model().push_to_hub("someone/model")
+    image_processor().push_to_hub("someone/model")
+    code = files_of("configuration_maskcls", "modeling_maskcls", "image_processing_maskcls")
+    assert sent == code | {"config.json", "model.safetensors", "preprocessor_config.json"}
