@@ -46,7 +46,7 @@ format: $(STAMP)  ## ruff, rewriting the files
 	$(PY) -m ruff format .
 
 typecheck: $(STAMP)  ## mypy
-	$(PY) -m mypy src/maskcls_hf
+	$(PY) -m mypy
 
 clean:  ## remove .venv, caches and outputs
 	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist demo src/*.egg-info

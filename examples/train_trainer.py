@@ -197,7 +197,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         save_strategy="steps",
         save_steps=arguments.save_every,
         save_total_limit=2,
-        restore_callback_states_from_checkpoint=True,
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tiny import maskcls_config, perpixel_config
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelForSemanticSegmentation
+from tiny import maskcls_config, perpixel_config
 
 CLASSES = {0: "sky", 1: "road", 2: "car", 3: "person", 4: "dog"}
 STUFF = [0, 1]

@@ -1,16 +1,26 @@
 """Configurations: round trips, and refusals that name field, value and choices."""
 
 import pytest
-from tiny import maskcls_config, perpixel_config
 
 from maskcls_hf import MaskClsConfig, PerPixelConfig
+from tiny import maskcls_config, perpixel_config
 
 
 def test_defaults_are_the_papers():
     config = MaskClsConfig()
     assert config.backbone_config.model_type == "resnet" and len(config.backbone_config.out_features) == 4
-    assert (config.num_queries, config.decoder_layers, config.hidden_size, config.mask_feature_size) == (100, 6, 256, 256)
-    assert (config.mask_weight, config.dice_weight, config.cross_entropy_weight, config.no_object_weight) == (20, 1, 1, 0.1)
+    assert (config.num_queries, config.decoder_layers, config.hidden_size, config.mask_feature_size) == (
+        100,
+        6,
+        256,
+        256,
+    )
+    assert (config.mask_weight, config.dice_weight, config.cross_entropy_weight, config.no_object_weight) == (
+        20,
+        1,
+        1,
+        0.1,
+    )
     assert config.deep_supervision and not config.attend_to_padding and config.matching == "bipartite"
 
 
@@ -24,7 +34,9 @@ def test_save_and_load(make, tmp_path):
 
 
 def test_backbone_from_a_dict():
-    config = MaskClsConfig(backbone_config={"model_type": "swin", "embed_dim": 48, "out_features": ["stage1", "stage2"]})
+    config = MaskClsConfig(
+        backbone_config={"model_type": "swin", "embed_dim": 48, "out_features": ["stage1", "stage2"]}
+    )
     assert config.backbone_config.embed_dim == 48
 
 

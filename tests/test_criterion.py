@@ -3,22 +3,20 @@
 import numpy as np
 import pytest
 import torch
+
 from conftest import needs_shared
 from distributed import run_in_processes
-from tiny import maskcls_config, pad_labels, pixel_mask, segments
-
 from maskcls_hf import MaskClsCriterion
 from maskcls_hf.contracts import SegmentLogits
 from maskcls_hf.criterion import count_items, per_pixel_loss
+from tiny import maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
 
 
 def leaf_layers(batch: int, number: int = 2, size: tuple[int, int] = (8, 12)) -> list[SegmentLogits]:
     return [
-        SegmentLogits(
-            torch.randn(batch, 7, 6, requires_grad=True), (3 * torch.randn(batch, 7, *size)).requires_grad_()
-        )
+        SegmentLogits(torch.randn(batch, 7, 6, requires_grad=True), (3 * torch.randn(batch, 7, *size)).requires_grad_())
         for _ in range(number)
     ]
 
@@ -26,7 +24,9 @@ def leaf_layers(batch: int, number: int = 2, size: tuple[int, int] = (8, 12)) ->
 @needs_shared
 @pytest.mark.parametrize("case", ["basic", "one_empty", "all_empty", "nested_padding"])
 def test_equals_the_papers_code(oracle, case):
-    arrays = {name: torch.from_numpy(a) if a.dtype.kind in "fiub" else a for name, a in oracle(f"criterion_{case}").items()}
+    arrays = {
+        name: torch.from_numpy(a) if a.dtype.kind in "fiub" else a for name, a in oracle(f"criterion_{case}").items()
+    }
     inner = sum(name.startswith("pred_logits_aux") for name in arrays)
     suffixes = [f"_aux{j}" for j in range(inner)] + [""]
     layers = [
@@ -96,7 +96,11 @@ def test_holds_no_tensors():
     [
         ([torch.zeros(2, 8, 8)], [torch.tensor([0, 1])], "2 images, but 1 mask_labels"),
         ([torch.zeros(2, 8, 8)] * 2, [torch.tensor([0, 1]), torch.tensor([0])], r"Image 1: .* same M"),
-        ([torch.zeros(1, 8, 8)] * 2, [torch.tensor([0]), torch.tensor([5])], r"Image 1: class_labels \[5\] must .*0..4"),
+        (
+            [torch.zeros(1, 8, 8)] * 2,
+            [torch.tensor([0]), torch.tensor([5])],
+            r"Image 1: class_labels \[5\] must .*0..4",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(masks, labels, message):

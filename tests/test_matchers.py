@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from conftest import needs_shared
-from tiny import maskcls_config, segments
 
+from conftest import needs_shared
 from maskcls_hf.contracts import SegmentLogits
 from maskcls_hf.matchers import BipartiteMatcher, FixedMatcher, SegmentTargets
+from tiny import maskcls_config, segments
 
 
 def logits(batch: int, queries: int, classes: int, size: tuple[int, int] = (8, 12)) -> SegmentLogits:
@@ -27,7 +27,13 @@ def test_equals_the_papers_code(oracle, case):
         [torch.from_numpy(arrays[f"masks_{i}"]) != 0 for i in images],
         [torch.from_numpy(arrays[f"labels_{i}"]).long() for i in images],
     )
-    weights = dict(zip(("cross_entropy_weight", "mask_weight", "dice_weight"), arrays["weights_class_mask_dice"].tolist()))
+    weights = dict(
+        zip(
+            ("cross_entropy_weight", "mask_weight", "dice_weight"),
+            arrays["weights_class_mask_dice"].tolist(),
+            strict=True,
+        )
+    )
     matcher = BipartiteMatcher(maskcls_config(num_labels=layer.class_logits.shape[-1] - 1, **weights))
     assignments = matcher([layer], targets)[0]
     for i in images:

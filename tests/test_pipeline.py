@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from transformers import pipeline
+
+from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 
 HEIGHT, WIDTH = 48, 80
 LABELS = {name: label for label, name in CLASSES.items()}

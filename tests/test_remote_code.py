@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from checkpoints import image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from transformers import AutoConfig, AutoImageProcessor, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
-from without_package import masks_of
 
 import maskcls_hf
+from checkpoints import image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelConfig
+from without_package import masks_of
 
 PACKAGE = Path(maskcls_hf.__file__).parent
 TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
@@ -98,9 +98,7 @@ def test_saved_folder(folders):
 def test_installed_package_comes_first(folders):
     """Where the package is installed, its classes load, and nobody is asked to trust anything."""
     for trust in (None, True):
-        model = transformers.AutoModelForUniversalSegmentation.from_pretrained(
-            folders.maskcls, trust_remote_code=trust
-        )
+        model = transformers.AutoModelForUniversalSegmentation.from_pretrained(folders.maskcls, trust_remote_code=trust)
         assert type(model) is MaskClsForUniversalSegmentation
         processor = AutoImageProcessor.from_pretrained(folders.maskcls, trust_remote_code=trust)
         assert type(processor) is MaskClsImageProcessor

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from transformers import SwinConfig, TrainingArguments
+from transformers import SwinConfig, TrainerState, TrainingArguments
 
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
@@ -106,18 +106,23 @@ class TestTimeBudget:
         monkeypatch.setattr("maskcls_hf.training.time_budget.time.monotonic", lambda: next(clock))
         budget = TimeBudget(max_minutes=1)
         control = SimpleNamespace(should_training_stop=False, should_save=False, should_evaluate=False)
-        budget.on_step_begin(None, None, control)
-        budget.on_step_end(None, None, control)
+        arguments = TrainingArguments(output_dir="absent")
+        budget.on_train_begin(arguments, TrainerState(), control)
+        budget.on_step_end(arguments, None, control)
         assert budget.progress(0, 1000) == pytest.approx(0.5)
         assert not control.should_training_stop
-        budget.on_step_end(None, None, control)
+        budget.on_step_end(arguments, None, control)
         assert control.should_training_stop and control.should_save
         assert budget.progress(0, 1000) == 1.0
 
-    def test_time_spent_survives_a_checkpoint(self):
-        budget = TimeBudget(max_minutes=10)
-        budget.minutes_spent = 4.0
-        assert TimeBudget.from_state(budget.state()).progress(0, 100) == pytest.approx(0.4)
+    def test_time_spent_survives_a_checkpoint(self, tmp_path):
+        arguments, state = TrainingArguments(output_dir=str(tmp_path)), TrainerState(global_step=7)
+        (tmp_path / "checkpoint-7").mkdir()
+        first, second = TimeBudget(max_minutes=10), TimeBudget(max_minutes=10)
+        first.minutes_spent = 4.0
+        first.on_save(arguments, state, None)
+        second.on_train_begin(arguments, state, None)
+        assert second.progress(0, 100) == pytest.approx(0.4)
 
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match="max_minutes"):
@@ -196,7 +201,10 @@ class TestExamples:
         output = tmp_path / "out"
         metrics = run_example(squares, output, "--max-steps=2")
         assert metrics["eval_loss"] > 0 and "eval_iou_square" in metrics
-        run_example(squares, output, "--max-steps=4", "--resume", "--any-orientation", "--any-contrast")
+        options = ("--resume", "--any-orientation", "--any-contrast", "--max-minutes=5")
+        run_example(squares, output, "--max-steps=4", *options)
+        minutes = [json.loads(file.read_text())["minutes_spent"] for file in output.glob("*/time_budget.json")]
+        assert len(minutes) == 2 and minutes[0] != minutes[1]
         assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 4
         assert (output / "preprocessor_config.json").is_file()
 

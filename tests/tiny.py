@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import ResNetConfig, SwinConfig
+from transformers import ConvNextConfig, ResNetConfig, SwinConfig
 
 from maskcls_hf import MaskClsConfig, PerPixelConfig
 
@@ -29,15 +29,31 @@ def swin() -> SwinConfig:
     return SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
 
 
+def convnext() -> ConvNextConfig:
+    return ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1], out_features=STAGES)
+
+
 def maskcls_config(**fields) -> MaskClsConfig:
-    return MaskClsConfig(**{"backbone_config": resnet(), "num_queries": 7, **({} if "id2label" in fields else {"num_labels": 5}), **SIZES, **fields})
+    return MaskClsConfig(
+        **{
+            "backbone_config": resnet(),
+            "num_queries": 7,
+            **({} if "id2label" in fields else {"num_labels": 5}),
+            **SIZES,
+            **fields,
+        }
+    )
 
 
 def perpixel_config(**fields) -> PerPixelConfig:
-    return PerPixelConfig(**{"backbone_config": resnet(), **({} if "id2label" in fields else {"num_labels": 5}), **SIZES, **fields})
+    return PerPixelConfig(
+        **{"backbone_config": resnet(), **({} if "id2label" in fields else {"num_labels": 5}), **SIZES, **fields}
+    )
 
 
-def segments(sizes: list[tuple[int, int]], numbers: list[int], num_labels: int = 5) -> tuple[list[Tensor], list[Tensor]]:
+def segments(
+    sizes: list[tuple[int, int]], numbers: list[int], num_labels: int = 5
+) -> tuple[list[Tensor], list[Tensor]]:
     """Random rectangles as segments of images of `sizes`: mask_labels and class_labels."""
     mask_labels, class_labels = [], []
     for (height, width), number in zip(sizes, numbers, strict=True):

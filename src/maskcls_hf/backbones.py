@@ -3,15 +3,17 @@
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
+from .contracts import ValidRegion
+
 
 def build_backbone(config: PreTrainedConfig) -> nn.Module:
     """Backbone of a `backbone_config`, without weights.
 
-    A ResNet configuration with `stem_type="deep"` gets the three-convolution stem of DeepLab, the "c" in the paper's
-    R101c.
+    The paper's R101c is DeepLab's ResNet: a ResNet configuration with `stem_type="deep"`, a stem of three
+    convolutions, and `last_stage_dilations=[1, 2, 4]`, the multi-grid of its last three blocks.
 
     Raises:
-        `ValueError`: the backbone gives fewer than two feature maps.
+        `ValueError`: the backbone gives fewer than two feature maps, or one of these two fields has a wrong value.
     """
     backbone = AutoBackbone.from_config(config)
     if len(backbone.channels) < 2:
@@ -27,7 +29,22 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
         backbone.embedder.embedder = DeepStem(config.num_channels, config.embedding_size)
     elif stem_type != "basic":
         raise ValueError(f"backbone_config: stem_type={stem_type!r} must be one of ['basic', 'deep'].")
+    dilations = getattr(config, "last_stage_dilations", None)
+    if dilations is not None:
+        dilate(backbone.encoder.stages[-1].layers, dilations)
     return backbone
+
+
+def dilate(blocks: nn.Sequential, dilations: list[int]) -> None:
+    """Dilate the 3x3 convolution of each bottleneck block; the sizes of the feature maps stay."""
+    if len(dilations) != len(blocks) or len(blocks[0].layer) != 3:
+        raise ValueError(
+            f"backbone_config: last_stage_dilations={dilations} must have one number for each bottleneck block of the "
+            f"last stage, {len(blocks)}."
+        )
+    for block, dilation in zip(blocks, dilations, strict=True):
+        convolution = block.layer[1].convolution
+        convolution.dilation = convolution.padding = (dilation, dilation)
 
 
 class DeepStem(nn.Sequential):
@@ -55,3 +72,32 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
             module.requires_grad_(False)
+
+
+class BorderGuard:
+    """Keeps padding out of the convolutions of a backbone: a forward pre-hook of every layer that overlaps cells.
+
+    What enters such a layer is zero outside the image (-inf for max pooling), as it is beyond the border of an image
+    that is not padded. A convolutional backbone then gives an image the same features whatever it is padded to;
+    attention inside a backbone (Swin's windows) still sees padding.
+
+    `region` stays until the next forward pass: gradient checkpointing runs layers again in the backward pass.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        self.region: ValidRegion | None = None
+        for module in backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
+                module.register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self.region is None:
+            return None
+        features, *rest = inputs
+        outside = ~self.region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
+        nothing = float("-inf") if isinstance(module, nn.MaxPool2d) else 0.0
+        return features.masked_fill(outside, nothing), *rest
+
+
+def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)

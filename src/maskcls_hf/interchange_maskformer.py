@@ -164,7 +164,7 @@ def state_from_maskformer(
     modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
     ours = {theirs: name for name, theirs in modules.items()}
     state = model.state_dict()
-    return {rename(name, ours): state[name] for name in state if name not in leave_out and not is_constant(name)}
+    return {rename(name, ours): state[name] for name in state if name not in leave_out and not has_no_counterpart(name)}
 
 
 def state_to_maskformer(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -173,9 +173,9 @@ def state_to_maskformer(model: PreTrainedModel) -> dict[str, Tensor]:
     return {rename(name, modules): value for name, value in model.state_dict().items()}
 
 
-def is_constant(name: str) -> bool:
-    """Buffers of theirs that no checkpoint changes."""
-    return name.endswith((".relative_position_index", "criterion.empty_weight"))
+def has_no_counterpart(name: str) -> bool:
+    """Whether it is a constant of theirs, or their last norm of Swin, whose output nothing looks at."""
+    return name.endswith((".relative_position_index", "criterion.empty_weight")) or ".encoder.model.layernorm." in name
 
 
 def holds_maskformer(path: Any, options: Mapping[str, Any]) -> bool:

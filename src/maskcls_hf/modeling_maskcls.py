@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import build_backbone, freeze_batch_norm
+from .backbones import BorderGuard, build_backbone, freeze_batch_norm
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, SegmentLogits, ValidRegion
 from .criterion import MaskClsCriterion
@@ -85,6 +85,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
+        self.border_guard = BorderGuard(self.backbone)
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
 
     def train(self, mode: bool = True):
@@ -98,8 +99,9 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     ) -> tuple[list[Tensor], PixelFeatures, ValidRegion | None]:
         """Feature maps of the backbone, output of the pixel decoder, and what is not padding (None: all counts)."""
         region = None
-        if pixel_mask is not None and not self.config.attend_to_padding:
+        if pixel_mask is not None and not self.config.attend_to_padding and has_padding(pixel_mask):
             region = ValidRegion.from_pixel_mask(pixel_mask)
+        self.border_guard.region = region
         feature_maps = list(self.backbone(pixel_values).feature_maps)
         return feature_maps, self.pixel_decoder(feature_maps, region), region
 
@@ -299,6 +301,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)
         return self
+
+
+def has_padding(pixel_mask: Tensor) -> bool:
+    """False if it is known that nothing is padded: on the CPU, where looking costs no synchronisation."""
+    return pixel_mask.device.type != "cpu" or torch.compiler.is_compiling() or not bool((pixel_mask != 0).all())
 
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def distinct_colours() -> Iterator[Colour]:
 
 
 def segment_colours(segments: Sequence[dict[str, Any]], num_labels: int, one_per_class: Iterable[int]) -> list[Colour]:
-    """A colour for each segment: of its class, the same in all images, for the classes `one_per_class`; else its own."""
+    """A colour for each segment: that of its class, the same in all images, for `one_per_class`; else its own."""
     colours = distinct_colours()
     of_class = [next(colours) for _ in range(num_labels)]
     shared = set(one_per_class)

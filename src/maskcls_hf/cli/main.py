@@ -12,7 +12,7 @@ app = typer.Typer(
     help="Image segmentation by mask classification (MaskFormer): an image becomes masks with one class each.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

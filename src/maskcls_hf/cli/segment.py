@@ -4,11 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import numpy as np
-import torch
 import typer
-from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -16,23 +12,16 @@ from transformers.utils import logging
 
 from ..image_reading import image_to_tensor, open_image
 from .coco import CocoRecords, map_image
+from .console import choose_device, complain, console, fail
 from .drawing import draw_overlay, segment_colours
 from .segmenter import SegmentedImage, Segmenter, Task
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
-console = Console(stderr=True)
-
-
-class Item(NamedTuple):
-    path: Path
-    name: str  # of its files in the output folder, without suffix
-    image: Tensor  # (3, H, W) on the 0..255 scale
-
 
 def segment(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER...", help="Images, or folders whose images are taken.")
+        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
     ],
     model: Annotated[
         str, typer.Option("--model", "-m", help="Folder of a saved model and its image processor, or name on the Hub.")
@@ -40,56 +29,135 @@ def segment(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
     task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
     batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes an accelerator if there is one.")] = (
-        "auto"
-    ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")] = "auto",
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score of a segment. [panoptic 0.8, instance 0.5]")
+        float | None, typer.Option(min=0, max=1, help="Lowest score of a segment; panoptic 0.8, instance 0.5.")
     ] = None,
-    mask_threshold: Annotated[float, typer.Option(min=0, max=1, help="Where a mask begins.")] = 0.5,
+    mask_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability from which a pixel is in a mask.")
+    ] = 0.5,
     overlap_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Part of its area that a panoptic segment must keep from the others.")
     ] = 0.8,
 ) -> None:
     """Segment images and write what was found.
 
-    [bold]OUT/overlay/NAME.png[/]  the segments drawn over the image, with a legend
-    [bold]OUT/map/NAME.png[/]  the map: class ids (semantic), or colours of segments as COCO has them, black for none
-    [bold]OUT/TASK.json[/]  one file for all images: COCO panoptic annotations, COCO instances with RLE masks, or the areas of the classes
+    - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend.
+    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one colour a segment, whose R + 256 G +
+      65536 B is its id, as in COCO; black for none.
+    - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
+      of the classes.
 
-    A file that cannot be read is reported and left out; the exit code is then 1.
+    A file that cannot be read is reported and left out, and the exit code is 1.
 
-    Example:  maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found
+    Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
     logging.disable_progress_bar()
-    options = {} if task == "semantic" else {"mask_threshold": mask_threshold}
+    options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold
-    if threshold is not None and task != "semantic":
-        options["threshold"] = threshold
     try:
         paths = find_images(sources)
-        segmenter = Segmenter(model, task, choose_device(device), **options)
+        segmenter = Segmenter(
+            model, task, choose_device(device), **{name: value for name, value in options.items() if value is not None}
+        )
         for folder in ("overlay", "map"):
             (out / folder).mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, RuntimeError) as error:
         fail(error)
-
-    records = CocoRecords(task, segmenter.names, segmenter.classes_of_one_segment)
-    bad = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("Segmenting", total=len(paths))
-            for done in results(paths, segmenter, batch_size):
-                if isinstance(done[1], Exception):
-                    bad += 1
-                    console.print(f"[red]{escape(str(done[0]))}: {escape(str(done[1]))}")
-                else:
-                    write(out, done[0], done[1], segmenter, records)
-                progress.advance(bar)
-    finally:  # what was found until an interruption counts
-        records.write(out / f"{task}.json")
-    console.print(f"{len(paths) - bad} of {len(paths)} images segmented into {escape(str(out))}.")
+    bad = segment_files(paths, segmenter, batch_size, out)
+    console.print(f"{len(paths) - bad} of {len(paths)} images segmented into {escape(str(out))}.", soft_wrap=True)
     if bad:
         raise typer.Exit(1)
+
+
+class Outcome(NamedTuple):
+    """What became of a file: an `image` (3, H, W) on the 0..255 scale and its `result`, or an `error`."""
+
+    path: Path
+    image: Tensor | None = None
+    result: SegmentedImage | None = None
+    error: Exception | None = None
+
+
+def segment_files(paths: Sequence[Path], segmenter: Segmenter, batch_size: int, out: Path) -> int:
+    """Write the results of all files; the number of those that failed."""
+    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
+    names = dict(zip(paths, output_names(paths), strict=True))
+    columns = (TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bad = 0
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("", total=len(paths))
+            for start in range(0, len(paths), batch_size):
+                for outcome in outcomes(paths[start : start + batch_size], segmenter):
+                    if outcome.error is None:
+                        write(outcome, out, names[outcome.path], segmenter, records)
+                    else:
+                        bad += 1
+                        complain(f"{outcome.path}: {outcome.error}")
+                    progress.advance(bar)
+    finally:  # also what was found until an interruption
+        records.write(out / f"{segmenter.task}.json")
+    return bad
+
+
+def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
+    images = {}
+    for path in paths:
+        try:
+            images[path] = image_to_tensor(open_image(path))
+        except Exception as error:  # broken files raise errors of many kinds
+            yield Outcome(path, error=error)
+    if images:
+        yield from segmented(images, segmenter)
+
+
+def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outcome]:
+    """Where a batch fails, its images go one by one."""
+    try:
+        results = segmenter(list(images.values()))
+    except (ValueError, RuntimeError) as error:
+        for path, image in images.items():
+            if len(images) == 1:
+                yield Outcome(path, error=error)
+            else:
+                yield from segmented({path: image}, segmenter)
+    else:
+        for (path, image), result in zip(images.items(), results, strict=True):
+            yield Outcome(path, image, result)
+
+
+def write(outcome: Outcome, out: Path, name: str, segmenter: Segmenter, records: CocoRecords) -> None:
+    image, result = outcome.image, outcome.result
+    assert image is not None and result is not None
+    colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
+    pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names).save(out / "overlay" / f"{name}.png")
+    map_image(result, segmenter.task, colours, len(segmenter.names)).save(out / "map" / f"{name}.png")
+    records.add(outcome.path.name, f"{name}.png", result, colours)
+
+
+def find_images(sources: Sequence[Path]) -> list[Path]:
+    """Files as they are given; of a folder its images, in the order of their names."""
+    paths: list[Path] = []
+    for source in sources:
+        if source.is_dir():
+            found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise ValueError(f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+            paths += found
+        else:
+            paths.append(source)
+    return list(dict.fromkeys(paths))
+
+
+def output_names(paths: Sequence[Path]) -> list[str]:
+    """The stem of each path, numbered from its second occurrence on."""
+    names: dict[str, None] = {}
+    for path in paths:
+        name, number = path.stem, 2
+        while name in names:
+            name, number = f"{path.stem}_{number}", number + 1
+        names[name] = None
+    return list(names)

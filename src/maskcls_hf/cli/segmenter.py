@@ -49,11 +49,11 @@ class Segmenter:
         options: arguments of the processor's `post_process_<task>_segmentation`, such as `threshold`.
 
     Raises:
-        `ValueError`: another kind of model, or one that cannot do the task.
+        `ValueError`: no model, another kind of model, or one that cannot do the task.
     """
 
     def __init__(self, name: str, task: Task, device: str | torch.device = "cpu", **options: Any):
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        model_type = model_type_of(name)
         if model_type not in MODELS:
             raise ValueError(f"{name} has model_type {model_type!r}; this command runs {', '.join(MODELS)}.")
         if model_type == "maskcls_perpixel" and task != "semantic":
@@ -90,11 +90,17 @@ class Segmenter:
         return [instance_result(r["segmentation"], r["segments_info"]) for r in results]
 
 
+def model_type_of(name: str) -> str:
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0]["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{name} is neither the folder of a saved model nor a model on the Hub ({error}).") from error
+
+
 def semantic_result(class_map: NDArray[Any]) -> SegmentedImage:
     labels, areas = np.unique(class_map, return_counts=True)
     segments = [
-        dict(id=label, label_id=label, area=area)
-        for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
+        dict(id=label, label_id=label, area=area) for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
     ]
     return SegmentedImage(class_map, segments)
 

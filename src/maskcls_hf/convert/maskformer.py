@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
-from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, is_constant, state_to_maskformer
+from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 
 logger = logging.get_logger(__name__)
@@ -40,7 +40,7 @@ def to_transformers(model: PreTrainedModel) -> MaskFormerForInstanceSegmentation
         logger.warning(f"Converted to transformers' MaskFormer: {change}")
     theirs = MaskFormerForInstanceSegmentation(config_to_maskformer(config))
     result = theirs.load_state_dict(state_to_maskformer(model), strict=False)
-    wrong = [name for name in result.missing_keys if not is_constant(name)] + result.unexpected_keys
+    wrong = [name for name in result.missing_keys if not has_no_counterpart(name)] + result.unexpected_keys
     if wrong:
         raise ValueError(f"transformers' MaskFormer and this model differ in the parameters {', '.join(wrong)}.")
     return theirs.to(model.device, model.dtype).train(model.training)
@@ -105,6 +105,8 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
     stem_type = getattr(backbone, "stem_type", "basic")
     if stem_type != "basic":
         yield f"backbone_config.stem_type={stem_type!r}: transformers' ResNet has 'basic' only."
+    if getattr(backbone, "last_stage_dilations", None):
+        yield "backbone_config.last_stage_dilations: transformers' ResNet has none."
     if backbone.model_type == "swin" and list(backbone.out_features) != SWIN_STAGES:
         yield f"backbone_config.out_features={backbone.out_features}: MaskFormer uses all four stages of Swin."
 

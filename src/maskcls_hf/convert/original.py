@@ -48,7 +48,9 @@ def from_original(
     model_class = models[config.model_type]
     with torch.device("meta"):
         expected = model_class(config).state_dict()
-    state = our_names(original.state, config) | without_counterpart(expected)
+    # Frozen batch norms count no batches.
+    counters = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if is_counter(name)}
+    state = our_names(original.state, config) | counters
     check_complete(state, expected, where)
     return model_class.from_pretrained(None, config=config, state_dict=state)
 
@@ -65,15 +67,8 @@ def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any
     MaskClsImageProcessor(num_labels=model.config.num_labels, label_format=label_format).save_pretrained(out)
 
 
-def without_counterpart(expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What our backbones have and the paper's do not; nothing of it influences the outputs."""
-    state = {}
-    for name, tensor in expected.items():
-        if name.startswith("model.backbone.swin.layernorm."):  # its output is not among the feature maps
-            state[name] = (torch.ones if name.endswith("weight") else torch.zeros)(tensor.shape)
-        elif name.endswith(".num_batches_tracked"):
-            state[name] = torch.zeros((), dtype=torch.int64)
-    return state
+def is_counter(name: str) -> bool:
+    return name.endswith(".num_batches_tracked")
 
 
 def check_complete(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
@@ -164,6 +159,8 @@ class Original:
             hidden_sizes=[self.shape(f"backbone.res{stage}.0.{last_conv}.weight")[0] for stage in range(2, 6)],
             layer_type="bottleneck" if last_conv == "conv3" else "basic",
             out_features=STAGES,
+            # The weights do not tell, but every model of the paper with this stem has it (RES5_MULTI_GRID).
+            last_stage_dilations=[1, 2, 4] if deep_stem else None,
         )
 
     def swin_config(self) -> SwinConfig:

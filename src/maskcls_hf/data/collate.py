@@ -34,14 +34,13 @@ class MaskClsCollator:
         if self.transform is not None:
             pairs = [self.transform(*pair) for pair in pairs]
         classes_of_segments = [sample["instance_id_to_semantic_id"] for sample in samples]
-        if any(classes is None for classes in classes_of_segments):
-            if any(classes is not None for classes in classes_of_segments):
-                raise ValueError("A batch holds semantic maps or instance maps, not both.")
-            classes_of_segments = None
+        semantic = [classes is None for classes in classes_of_segments]
+        if any(semantic) and not all(semantic):
+            raise ValueError("A batch holds semantic maps or instance maps, not both.")
         batch = self.image_processor(
             images=[image.as_subclass(torch.Tensor) for image, _ in pairs],
             segmentation_maps=[ids[0].as_subclass(torch.Tensor) for _, ids in pairs],
-            instance_id_to_semantic_id=classes_of_segments,
+            instance_id_to_semantic_id=None if all(semantic) else classes_of_segments,
             return_tensors="pt",
             **self.processor_kwargs,
         )

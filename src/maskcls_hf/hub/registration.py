@@ -34,4 +34,4 @@ def smooth_pipeline() -> None:
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["maskcls"] = "MaskClsForUniversalSegmentation"
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["maskcls_perpixel"] = "PerPixelForSemanticSegmentation"
     # It looks for a video processor too, takes the image processor's code for one, and asks whether to trust it.
-    ImageSegmentationPipeline._load_video_processor = False
+    ImageSegmentationPipeline._load_video_processor = False  # type: ignore[assignment]

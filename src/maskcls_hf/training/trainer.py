@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from ..criterion import count_items
 from ..metrics.evaluator import SemanticEvaluator
@@ -35,7 +35,7 @@ class MaskClsTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         args: TrainingArguments,
         evaluator: SemanticEvaluator | None = None,
         eval_collator: Callable[..., Any] | None = None,
@@ -48,10 +48,11 @@ class MaskClsTrainer(Trainer):
             )
         args.remove_unused_columns = False
         args.batch_eval_metrics = evaluator is not None
-        super().__init__(model=model, args=args, compute_metrics=evaluator, **kwargs)
+        super().__init__(model=model, args=args, compute_metrics=cast(Any, evaluator), **kwargs)
         self.evaluator = evaluator
         self.eval_collator = eval_collator or self.data_collator
         forward = self.accelerator.unwrap_model(self.model).forward
+        self.num_queries = getattr(model.config, "num_queries", 0)
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
@@ -76,8 +77,8 @@ class MaskClsTrainer(Trainer):
         """What the loss of one optimiser step is divided by, over its accumulated batches and all processes."""
         if not batch_samples or not self.model_accepts_loss_kwargs:
             return None
-        num_queries = self.model.config.num_queries
-        counts = sum(count_items(batch["class_labels"], num_queries) for batch in batch_samples).to(device)
+        counts = torch.stack([count_items(batch["class_labels"], self.num_queries) for batch in batch_samples])
+        counts = counts.sum(0).to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(0)
         return counts
@@ -85,7 +86,7 @@ class MaskClsTrainer(Trainer):
     def prediction_step(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
