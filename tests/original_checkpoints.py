@@ -6,6 +6,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+
 from conftest import SHARED
 
 ORACLE = SHARED / "oracle"

@@ -1,12 +1,14 @@
 """The backbone: anything of transformers' AutoBackbone that gives a feature pyramid."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
 from .contracts import ValidRegion
 
 
-def build_backbone(config: PreTrainedConfig) -> nn.Module:
+def build_backbone(config: PreTrainedConfig) -> Any:
     """Backbone of a `backbone_config`, without weights.
 
     The paper's R101c is DeepLab's ResNet: a ResNet configuration with `stem_type="deep"`, a stem of three
@@ -15,7 +17,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     Raises:
         `ValueError`: the backbone gives fewer than two feature maps, or one of these two fields has a wrong value.
     """
-    backbone = AutoBackbone.from_config(config)
+    backbone: Any = AutoBackbone.from_config(config)
     if len(backbone.channels) < 2:
         raise ValueError(
             f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
@@ -35,7 +37,7 @@ def build_backbone(config: PreTrainedConfig) -> nn.Module:
     return backbone
 
 
-def dilate(blocks: nn.Sequential, dilations: list[int]) -> None:
+def dilate(blocks: Any, dilations: list[int]) -> None:
     """Dilate the 3x3 convolution of each bottleneck block; the sizes of the feature maps stay."""
     if len(dilations) != len(blocks) or len(blocks[0].layer) != 3:
         raise ValueError(
@@ -99,5 +101,5 @@ class BorderGuard:
         return features.masked_fill(outside, nothing), *rest
 
 
-def as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
     return size if isinstance(size, tuple) else (size, size)

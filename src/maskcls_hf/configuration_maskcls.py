@@ -3,7 +3,7 @@
 import os
 from typing import Any, ClassVar
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, ResNetConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .interchange_maskformer import MASKFORMER, config_from_maskformer
 
@@ -39,8 +39,6 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             seen by attention and normalisation, padded and void pixels are negatives in the loss.
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
-        init_std (`float`, defaults to 0.02): standard deviation of new convolution and linear weights where the
-            paper's code names no rule of its own.
         init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialisation of the transformer (as DETR).
     """
 
@@ -65,8 +63,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     deep_supervision: bool = True
     attend_to_padding: bool = False
     freeze_batch_norm: bool = False
-    init_std: float = 0.02
-    init_xavier_std: float = 1.0
+    init_xavier_std: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.backbone_config = as_backbone_config(self.backbone_config)
@@ -84,16 +81,14 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_choice(self, "transformer_decoder", TRANSFORMER_DECODER_CHOICES)
         for name in POSITIVE_INTEGERS:
             check_number(self, name, integer=True, minimum=1)
-        for name in ("init_std", "init_xavier_std"):
-            check_number(self, name, minimum=0)
+        check_number(self, "init_xavier_std", minimum=0)
         check_number(self, "dropout", minimum=0, maximum=1)
         for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm"):
             check_choice(self, name, (True, False))
         check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
             check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
-        if self.num_labels < 1:
-            raise ValueError(f"{type(self).__name__}: num_labels={self.num_labels} must be at least 1.")
+        check_number(self, "num_labels", integer=True, minimum=1)
 
 
 class MaskClsConfig(SegmentationNetworkConfig):
@@ -164,7 +159,7 @@ POSITIVE_INTEGERS = (
 def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
     """The configuration of a backbone, from a configuration, a dict with a `model_type`, or None (ResNet-50)."""
     if backbone_config is None:
-        return ResNetConfig(out_features=["stage1", "stage2", "stage3", "stage4"])
+        backbone_config = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
     if isinstance(backbone_config, dict):
         fields = dict(backbone_config)
         model_type = fields.pop("model_type", None)

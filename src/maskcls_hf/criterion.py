@@ -70,12 +70,13 @@ class MaskClsCriterion:
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Weighted sum of all terms (Eq. 1 with lambda_focal, lambda_dice)."""
-        return sum(
+        weighted = [
             self.weights[name] * term
             for suffixed, term in terms.items()
             for name in self.weights
             if suffixed.startswith(name)
-        )
+        ]
+        return torch.stack(weighted).sum()
 
     def class_loss(self, class_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]) -> Tensor:
         """Weighted sum of the cross-entropies of all queries; unmatched ones should say "no object"."""
@@ -149,18 +150,18 @@ class MaskClsCriterion:
                 raise ValueError(
                     f"Image {image}: class_labels {sorted(set(labels.tolist()))} must lie in 0..{self.num_labels - 1}."
                 )
-        masks = [masks.to(device) != 0 for masks in mask_labels]
-        labels = [labels.to(device, torch.int64) for labels in class_labels]
+        all_masks = [masks.to(device) != 0 for masks in mask_labels]
+        all_labels = [labels.to(device, torch.int64) for labels in class_labels]
         if pixel_mask is None:
-            return SegmentTargets(masks, labels)
+            return SegmentTargets(all_masks, all_labels)
         if len(pixel_mask) != batch or any(
-            full < part for m in masks for full, part in zip(pixel_mask.shape[1:], m.shape[1:], strict=True)
+            full < part for m in all_masks for full, part in zip(pixel_mask.shape[1:], m.shape[1:], strict=True)
         ):
             raise ValueError(
                 f"pixel_mask {tuple(pixel_mask.shape)} does not cover {batch} images with labels of "
-                f"{[tuple(m.shape[1:]) for m in masks]} pixels."
+                f"{[tuple(m.shape[1:]) for m in all_masks]} pixels."
             )
-        return SegmentTargets(pad_to(masks, *pixel_mask.shape[1:]), labels, pixel_mask.to(device) != 0)
+        return SegmentTargets(pad_to(all_masks, *pixel_mask.shape[1:]), all_labels, pixel_mask.to(device) != 0)
 
 
 def pad_to(masks: list[Tensor], height: int, width: int) -> list[Tensor]:

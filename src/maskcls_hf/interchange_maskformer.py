@@ -25,7 +25,6 @@ CONFIG_FIELDS = {
     "mask_weight": "mask_weight",
     "dice_weight": "dice_weight",
     "no_object_weight": "no_object_weight",
-    "init_std": "init_std",
     "init_xavier_std": "init_xavier_std",
     "id2label": "id2label",
     "label2id": "label2id",

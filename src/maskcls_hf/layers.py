@@ -20,7 +20,8 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        self.norm = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+        # The paper's 32 groups; fewer where a group would have a single channel, whose norm at 1 x 1 is undefined.
+        self.norm = nn.GroupNorm(math.gcd(32, out_channels // 2), out_channels)
         self.relu = relu
 
     def forward(self, features: Tensor, region: ValidRegion | None = None) -> Tensor:
@@ -197,7 +198,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         attended, weights = self.self_attn(placed, placed, hidden_states, self_mask, output_attentions)
         hidden_states = add(attended, self.self_attn_layer_norm, hidden_states)
         attentions = [weights]
-        if context is not None:
+        if context is not None and context_positions is not None:
             attended, weights = self.cross_attn(
                 hidden_states + positions, context + context_positions, context, key_mask, output_attentions
             )

@@ -7,6 +7,7 @@ a line in `MATCHERS`.
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -161,7 +162,7 @@ class FixedMatcher:
 
 
 # A "box" matcher (costs of boxes instead of masks, as in DETR) would be one more line here.
-MATCHERS = {"bipartite": BipartiteMatcher, "fixed": FixedMatcher}
+MATCHERS: dict[str, Any] = {"bipartite": BipartiteMatcher, "fixed": FixedMatcher}
 
 
 def nearest_indices(full: int, cells: int, device: torch.device) -> Tensor:

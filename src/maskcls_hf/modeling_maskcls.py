@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .backbones import BorderGuard, build_backbone, freeze_batch_norm
+from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, SegmentLogits, ValidRegion
 from .criterion import MaskClsCriterion
@@ -26,10 +27,12 @@ from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
 class MaskClsPreTrainedModel(PreTrainedModel):
     """Initialisation, loading and saving."""
 
-    config_class = MaskClsConfig
+    config: Any
+    _auto_class: Any
+    config_class: type[PreTrainedConfig] = MaskClsConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["TransformerLayer"]
@@ -85,6 +88,8 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.backbone = build_backbone(config.backbone_config)
+        if config.freeze_batch_norm:
+            freeze_batch_norm(self.backbone)
         self.border_guard = BorderGuard(self.backbone)
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
 
@@ -149,7 +154,7 @@ class MaskClsModel(MaskClsPixelLevelModel):
 
     _auto_class = "AutoModel"
 
-    def __init__(self, config: MaskClsConfig):
+    def __init__(self, config):
         super().__init__(config)
         self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
             config, self.pixel_decoder.context_channels
@@ -238,9 +243,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_auxiliary = (
             self.config.output_auxiliary_logits if output_auxiliary_logits is None else output_auxiliary_logits
         )
-        with_loss = mask_labels is not None and class_labels is not None
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        all_layers = want_auxiliary or (with_loss and self.config.deep_supervision)
+        all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
         base = self.model(
             pixel_values,
@@ -250,18 +254,15 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             predict=self.segmentation_module,
             return_dict=True,
         )
-        embeddings = [base.transformer_decoder_last_hidden_state]
-        if all_layers:
-            embeddings = base.transformer_decoder_hidden_states[1:]
         features = PixelFeatures(base.pixel_decoder_last_hidden_state, base.encoder_last_hidden_state, [])
-        layers = [self.segmentation_module(embedding, features) for embedding in embeddings]
+        layers = [self.segmentation_module(embedding, features) for embedding in base.layer_embeddings(all_layers)]
         fields: dict[str, Any] = {name: base[name] for name in base if want_hidden or name not in HIDDEN_STATES}
         if want_auxiliary:
             fields["auxiliary_logits"] = [
                 {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}
                 for layer in layers[:-1]
             ]
-        if with_loss:
+        if mask_labels is not None and class_labels is not None:
             counted = self.counted_pixels(pixel_mask, void_mask)
             supervised = layers if self.config.deep_supervision else layers[-1:]
             terms = self.criterion(supervised, mask_labels, class_labels, counted, num_items_in_batch)
@@ -308,7 +309,7 @@ def has_padding(pixel_mask: Tensor) -> bool:
     return pixel_mask.device.type != "cpu" or torch.compiler.is_compiling() or not bool((pixel_mask != 0).all())
 
 
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Tensor]:
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
     """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
     if pixel_mask is None:
         pixel_mask = torch.ones_like(pixel_values[:, 0])
@@ -316,36 +317,3 @@ def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Te
         "valid_sizes": ValidRegion.from_pixel_mask(pixel_mask).sizes,
         "padded_sizes": ValidRegion.from_pixel_mask(torch.ones_like(pixel_mask)).sizes,
     }
-
-
-def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
-    """For each new class the old id of the same name, or None."""
-    if sorted(new) != list(range(len(new))) or not new:
-        raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {sorted(new)}.")
-    names = [new[index] for index in range(len(new))]
-    if len(set(names)) < len(names):
-        raise ValueError(f"id2label: names given twice: {sorted({n for n in names if names.count(n) > 1})}.")
-    ids = {name: index for index, name in old.items()}
-    return [ids.get(name) for name in names]
-
-
-def set_classes(config, id2label: dict[int, str]) -> None:
-    config.id2label = dict(id2label)
-    config.label2id = {name: index for index, name in id2label.items()}
-
-
-@torch.no_grad()
-def with_rows(layer: nn.Module, rows: list[int | None]) -> nn.Module:
-    """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
-    if isinstance(layer, nn.Linear):
-        new: nn.Module = nn.Linear(layer.in_features, len(rows))
-    elif isinstance(layer, nn.Conv2d):
-        new = nn.Conv2d(layer.in_channels, len(rows), kernel_size=1)
-    else:
-        new = nn.Embedding(len(rows), layer.embedding_dim)
-    new.to(layer.weight.device, layer.weight.dtype)
-    for index, row in enumerate(rows):
-        if row is not None:
-            for name, parameter in new.named_parameters():
-                parameter[index] = getattr(layer, name)[row]
-    return new

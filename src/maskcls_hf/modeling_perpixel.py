@@ -1,8 +1,10 @@
 """Per-pixel classification: the paper's baselines, made of the same parts (Section 4.1)."""
 
+import torch
 from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
+from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_perpixel import PerPixelConfig
 from .criterion import per_pixel_loss
 from .layers import MLP
@@ -11,9 +13,6 @@ from .modeling_maskcls import (
     MaskClsPixelLevelModel,
     MaskClsPreTrainedModel,
     image_sizes,
-    kept_classes,
-    set_classes,
-    with_rows,
 )
 from .outputs import MaskClsModelOutput, PerPixelForSemanticSegmentationOutput
 from .segmentation_module import mask_logits
@@ -26,7 +25,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     config_class = PerPixelConfig
     _auto_class = "AutoModelForSemanticSegmentation"
 
-    def __init__(self, config: PerPixelConfig):
+    def __init__(self, config):
         super().__init__(config)
         if config.transformer_module:
             config.num_queries = config.num_labels
@@ -68,7 +67,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         layers = self.logits_of_layers(base, all_layers)
         terms = None if labels is None else self.losses(layers, labels)
         return PerPixelForSemanticSegmentationOutput(
-            loss=None if terms is None else sum(terms.values()),
+            loss=None if terms is None else torch.stack(list(terms.values())).sum(),
             logits=layers[-1],
             hidden_states=base.hidden_states if want_hidden else None,
             attentions=base.attentions,
@@ -80,11 +79,10 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     def logits_of_layers(self, base: MaskClsModelOutput, all_layers: bool) -> list[Tensor]:
         """Class scores (B, K, h, w), of all decoder layers or the last; PerPixelBaseline has one."""
         per_pixel_embeddings = base.pixel_decoder_last_hidden_state
+        assert per_pixel_embeddings is not None
         if not self.config.transformer_module:
             return [self.classifier(per_pixel_embeddings)]
-        embeddings = [base.transformer_decoder_last_hidden_state]
-        if all_layers:
-            embeddings = base.transformer_decoder_hidden_states[1:]
+        embeddings = base.layer_embeddings(all_layers)
         return [mask_logits(self.mask_embedder(embedding), per_pixel_embeddings) for embedding in embeddings]
 
     def losses(self, layers: list[Tensor], labels: Tensor) -> dict[str, Tensor]:

@@ -148,12 +148,20 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     )
     if padded is None or valid is None:
         padded = valid = [logit_size] * count
+    if not pairs:
+        padded = [_stride_multiple(size, logit_size) for size in padded]
     target = next(sizes for sizes in (_size_list(target_sizes), original, valid) if sizes is not None)
     if len(target) != count:
         raise ValueError(f"{len(target)} target_sizes for {count} images; give one (height, width) for each.")
     for i in range(count):
         sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i]}
         yield *(tensor[i] for tensor in logits), sizes
+
+
+def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int, int]:
+    """To what size the paper's code upsamples the logits of its baselines: by their stride, even past the input."""
+    height, width = (-(-pixels // number) * number for pixels, number in zip(size, cells, strict=True))
+    return height, width
 
 
 def _size_list(sizes: TargetSizes) -> list[tuple[int, int]] | None:

@@ -33,6 +33,13 @@ class MaskClsModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
+    def layer_embeddings(self, all_layers: bool) -> list[Tensor]:
+        """Per-segment embeddings (B, N, C) of all decoder layers, deepest last, or of the deepest alone."""
+        if all_layers and self.transformer_decoder_hidden_states is not None:
+            return list(self.transformer_decoder_hidden_states[1:])
+        assert self.transformer_decoder_last_hidden_state is not None
+        return [self.transformer_decoder_last_hidden_state]
+
 
 @dataclass
 class MaskClsForUniversalSegmentationOutput(ModelOutput):

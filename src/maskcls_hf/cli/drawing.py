@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,8 +97,10 @@ def draw_overlay(
         ids: (H, W), the id of the segment at each pixel; ids that no segment has stay as they are.
         segments: records with `id`, `label_id`, `area`.
         colours: one for each segment.
-        names: label_id -> name.
+        names: label_id -> name. Segments of a class "background" are not drawn: they would veil the image.
     """
+    shown = [names[segment["label_id"]].lower() != "background" for segment in segments]
+    segments, colours = list(compress(segments, shown)), list(compress(colours, shown))
     factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
     size = (ids.shape[1] * factor, ids.shape[0] * factor)
     pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)

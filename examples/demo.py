@@ -1,0 +1,71 @@
+"""Segment a photograph with the checkpoint of this repository:  make demo
+
+The photograph is a part of `skimage.data.immunohistochemistry()`, which lies inside the scikit-image package: tissue
+of the colon, nuclei stained blue with hematoxylin. Its source: the Center for Microscopy and Molecular Imaging (CMMI);
+"no known copyright restrictions". The checkpoint has seen other images only (model_cards/maskcls-nuclei-tiny).
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import skimage.data
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
+
+import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
+from maskcls_hf.cli.coco import CocoRecords, map_image
+from maskcls_hf.cli.drawing import Colour, draw_overlay, segment_colours
+from maskcls_hf.cli.segmenter import SegmentedImage
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = ROOT / "model_cards" / "maskcls-nuclei-tiny"
+PART = (slice(230, 358), slice(150, 278))  # rows and columns between the glands, where nuclei lie apart
+
+
+def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
+    if not (checkpoint / "model.safetensors").is_file():
+        sys.exit(
+            f"No checkpoint in {checkpoint}: restore the folder from the repository, or train one (see README.md)."
+        )
+    photograph = skimage.data.immunohistochemistry()[PART]  # (H, W, 3)
+
+    image_processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint)
+    with torch.inference_mode():
+        outputs = model(**image_processor(photograph, return_tensors="pt"))
+    found = image_processor.post_process_panoptic_segmentation(outputs)[0]
+
+    names, stuff = model.config.id2label, image_processor.label_ids_to_fuse or []
+    result = SegmentedImage(found["segmentation"].numpy(), found["segments_info"])
+    colours = segment_colours(result.segments, len(names), stuff)
+    out.mkdir(exist_ok=True)
+    draw_overlay(photograph, result.ids, result.segments, colours, names).save(out / "overlay.png")
+    map_image(result, "panoptic", colours, len(names)).save(out / "map.png")
+    records = CocoRecords("panoptic", names, stuff)
+    records.add("immunohistochemistry", "map.png", result, colours)
+    records.write(out / "segments.json")
+
+    print_table(names, records.annotations[0]["segments_info"], colours)
+    print(f"Written to {out}: overlay.png, map.png, segments.json")
+
+
+def print_table(names: dict[int, str], records: list[dict[str, Any]], colours: list[Colour]) -> None:
+    table = Table(title="Segments")
+    for heading in ("", "class", "score", "area", "box (left, top, width, height)"):
+        table.add_column(heading, justify="left" if heading in ("", "class") else "right")
+    for record, (red, green, blue) in zip(records, colours, strict=True):
+        table.add_row(
+            f"[rgb({red},{green},{blue})]■[/]",
+            names[record["category_id"]],
+            f"{record['score']:.2f}",
+            str(record["area"]),
+            ", ".join(str(number) for number in record["bbox"]),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))

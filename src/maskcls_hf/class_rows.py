@@ -1,0 +1,39 @@
+"""Other classes for a trained model: the rows of its layers that stand for classes."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
+    """For each new class the old id of the same name, or None."""
+    if sorted(new) != list(range(len(new))) or not new:
+        raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {sorted(new)}.")
+    names = [new[index] for index in range(len(new))]
+    if len(set(names)) < len(names):
+        raise ValueError(f"id2label: names given twice: {sorted({n for n in names if names.count(n) > 1})}.")
+    ids = {name: index for index, name in old.items()}
+    return [ids.get(name) for name in names]
+
+
+def set_classes(config: Any, id2label: dict[int, str]) -> None:
+    config.id2label = dict(id2label)
+    config.label2id = {name: index for index, name in id2label.items()}
+
+
+@torch.no_grad()
+def with_rows(layer: Any, rows: list[int | None]) -> Any:
+    """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
+    if isinstance(layer, nn.Linear):
+        new: nn.Module = nn.Linear(layer.in_features, len(rows))
+    elif isinstance(layer, nn.Conv2d):
+        new = nn.Conv2d(layer.in_channels, len(rows), kernel_size=1)
+    else:
+        new = nn.Embedding(len(rows), layer.embedding_dim)
+    new.to(layer.weight.device, layer.weight.dtype)
+    for index, row in enumerate(rows):
+        if row is not None:
+            for name, parameter in new.named_parameters():
+                parameter[index] = getattr(layer, name)[row]
+    return new
