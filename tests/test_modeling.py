@@ -76,12 +76,19 @@ class ModelContract:
         for name, gradient in gradients[0].items():
             torch.testing.assert_close(gradients[1][name], gradient, msg=name)
 
-    def test_eager_attention_equals_sdpa(self):
+    def test_eager_attention_equals_sdpa(self, tmp_path):
         model = self.model().eval()
+        assert model.config._attn_implementation == "sdpa"
         expected = model(**self.inputs())
+        model.save_pretrained(tmp_path)
+        loaded = type(model).from_pretrained(tmp_path, attn_implementation="sdpa")
         model.set_attn_implementation("eager")
+        assert model.config._attn_implementation == "eager" and loaded.config._attn_implementation == "sdpa"
         for name in self.logits:
             torch.testing.assert_close(model(**self.inputs())[name], expected[name], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(loaded(**self.inputs())[name], expected[name], atol=0, rtol=0)
+        model.set_attn_implementation("sdpa")
+        assert model.config._attn_implementation == "sdpa"
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_trains_in_low_precision(self, dtype):

@@ -17,6 +17,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     Raises:
         `ValueError`: the backbone gives fewer than two feature maps, or one of these two fields has a wrong value.
     """
+    if config._attn_implementation == "sdpa":
+        config._attn_implementation = None  # asked of the whole model: the best that this backbone has
     backbone: Any = AutoBackbone.from_config(config)
     if len(backbone.channels) < 2:
         raise ValueError(

@@ -61,7 +61,7 @@ def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         `ValueError`: a field has a value that our network has no counterpart for.
     """
-    theirs = MaskFormerConfig.from_dict(dict(config_dict))  # fills in what the file leaves out
+    theirs: Any = MaskFormerConfig.from_dict(dict(config_dict))  # fills in what the file leaves out
     for field, required in REQUIRED_VALUES.items():
         part, name = field.split(".")
         value = getattr(getattr(theirs, part), name, required)  # a field of other backbones than Swin
@@ -159,7 +159,7 @@ def state_from_maskformer(
     model: MaskFormerForInstanceSegmentation, leave_out: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
-    config = model.config
+    config: Any = model.config
     modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
     ours = {theirs: name for name, theirs in modules.items()}
     state = model.state_dict()
@@ -193,9 +193,10 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> dict[str, Tensor]:
 
     transformers itself reads the files, whatever their format, shards and older names.
     """
-    theirs, report = MaskFormerForInstanceSegmentation.from_pretrained(
+    loaded: Any = MaskFormerForInstanceSegmentation.from_pretrained(
         path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
     )
+    theirs, report = loaded
     return state_from_maskformer(theirs, leave_out=report["missing_keys"])
 
 

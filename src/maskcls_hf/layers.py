@@ -20,8 +20,9 @@ class ConvNorm(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
-        # The paper's 32 groups; fewer where a group would have a single channel, whose norm at 1 x 1 is undefined.
-        self.norm = nn.GroupNorm(math.gcd(32, out_channels // 2), out_channels)
+        # The paper's 32 groups; where they do not divide the channels, as many as leave more than one in each.
+        groups = 32 if out_channels % 32 == 0 else math.gcd(32, out_channels // 2)
+        self.norm = nn.GroupNorm(groups, out_channels)
         self.relu = relu
 
     def forward(self, features: Tensor, region: ValidRegion | None = None) -> Tensor:

@@ -44,13 +44,20 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         Arguments and result are those of `PreTrainedModel.from_pretrained`.
         """
         path = pretrained_model_name_or_path
-        if cls.config_class is not MaskClsConfig or not holds_maskformer(path, kwargs):
+        if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         state = load_maskformer(path, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.config.name_or_path = model.name_or_path = str(path)
         return loaded
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, but asking for SDPA leaves a backbone that has none (ResNet) as it is."""
+        without = any(isinstance(m, PreTrainedModel) and not m._supports_sdpa for m in self.modules())
+        if attn_implementation == "sdpa" and without:
+            attn_implementation = {"": "sdpa", "backbone_config": "eager"}
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -152,7 +159,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
 class MaskClsModel(MaskClsPixelLevelModel):
     """The network without its heads: image -> per-pixel and per-segment embeddings."""
 
-    _auto_class = "AutoModel"
+    _auto_class: Any = "AutoModel"
 
     def __init__(self, config):
         super().__init__(config)

@@ -89,9 +89,7 @@ def tiny_backbone() -> ResNetConfig:
     )
 
 
-TINY = {
-    "backbone_config": tiny_backbone(),
-    "num_labels": SegmentationModelTester.num_labels,
+SIZES = {
     "num_queries": SegmentationModelTester.num_queries,
     "hidden_size": 32,
     "fpn_feature_size": 32,
@@ -102,3 +100,4 @@ TINY = {
     "encoder_ffn_dim": 16,
     "decoder_ffn_dim": 16,
 }
+TINY = {"backbone_config": tiny_backbone(), "num_labels": SegmentationModelTester.num_labels, **SIZES}

@@ -2,7 +2,7 @@
 
 import unittest
 
-from segmentation_tester import TINY, SegmentationModelTest
+from segmentation_tester import SIZES, TINY, SegmentationModelTest
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsModel
@@ -14,9 +14,11 @@ class MaskClsModelTest(SegmentationModelTest, unittest.TestCase):
     all_model_classes = (MaskClsForUniversalSegmentation, MaskClsModel)
     classes_with_segments = (MaskClsForUniversalSegmentation,)
     config = MaskClsConfig(**TINY)
+    config_fields = SIZES
 
 
 class MaskClsFPNEncoderModelTest(SegmentationModelTest, unittest.TestCase):
     all_model_classes = (MaskClsForUniversalSegmentation, MaskClsModel)
     classes_with_segments = (MaskClsForUniversalSegmentation,)
     config = MaskClsConfig(pixel_decoder="fpn_encoder", **TINY)
+    config_fields = SIZES | {"pixel_decoder": "fpn_encoder"}

@@ -2,7 +2,7 @@
 
 import unittest
 
-from segmentation_tester import TINY, SegmentationModelTest
+from segmentation_tester import SIZES, TINY, SegmentationModelTest
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
 from maskcls_hf import PerPixelConfig, PerPixelForSemanticSegmentation
@@ -14,6 +14,7 @@ MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["maskcls_perpixel"] = "PerPixelFor
 class PerPixelModelTest(SegmentationModelTest, unittest.TestCase):
     all_model_classes = (PerPixelForSemanticSegmentation,)
     config = PerPixelConfig(**TINY)
+    config_fields = SIZES
     has_attentions = False
     expected = {"expected_num_hidden_layers": 4 + 4, "num_hidden_states_types": 1}
     does_not_apply = SegmentationModelTest.does_not_apply | {
@@ -26,4 +27,5 @@ class PerPixelModelTest(SegmentationModelTest, unittest.TestCase):
 class PerPixelPlusModelTest(SegmentationModelTest, unittest.TestCase):
     all_model_classes = (PerPixelForSemanticSegmentation,)
     config = PerPixelConfig(transformer_module=True, **(TINY | {"num_labels": TINY["num_queries"]}))
+    config_fields = SIZES | {"transformer_module": True}
     expected = {"num_hidden_states_types": 1}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from transformers import (
     MaskFormerForInstanceSegmentation,
@@ -38,7 +39,7 @@ def to_transformers(model: PreTrainedModel) -> MaskFormerForInstanceSegmentation
         raise ValueError("transformers' MaskFormer cannot represent this model:\n- " + "\n- ".join(reasons))
     for change in changes(config):
         logger.warning(f"Converted to transformers' MaskFormer: {change}")
-    theirs = MaskFormerForInstanceSegmentation(config_to_maskformer(config))
+    theirs: Any = MaskFormerForInstanceSegmentation(config_to_maskformer(config))
     result = theirs.load_state_dict(state_to_maskformer(model), strict=False)
     wrong = [name for name in result.missing_keys if not has_no_counterpart(name)] + result.unexpected_keys
     if wrong:

@@ -44,7 +44,10 @@ def from_original(
     tensors = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else as_tensors(checkpoint, where)
     original = Original(parameters(tensors), where)
     config = original.config(**overrides)
-    models = {"maskcls": MaskClsForUniversalSegmentation, "maskcls_perpixel": PerPixelForSemanticSegmentation}
+    models: dict[str, Any] = {
+        "maskcls": MaskClsForUniversalSegmentation,
+        "maskcls_perpixel": PerPixelForSemanticSegmentation,
+    }
     model_class = models[config.model_type]
     with torch.device("meta"):
         expected = model_class(config).state_dict()
@@ -151,7 +154,7 @@ class Original:
     def resnet_config(self) -> ResNetConfig:
         deep_stem = "backbone.stem.conv3.weight" in self.state
         last_conv = "conv3" if "backbone.res2.0.conv3.weight" in self.state else "conv2"
-        return ResNetConfig(
+        fields: dict[str, Any] = dict(
             num_channels=self.shape("backbone.stem.conv1.weight")[1],
             embedding_size=self.shape(f"backbone.stem.{'conv3' if deep_stem else 'conv1'}.weight")[0],
             stem_type="deep" if deep_stem else "basic",
@@ -162,12 +165,13 @@ class Original:
             # The weights do not tell, but every model of the paper with this stem has it (RES5_MULTI_GRID).
             last_stage_dilations=[1, 2, 4] if deep_stem else None,
         )
+        return ResNetConfig(**fields)
 
     def swin_config(self) -> SwinConfig:
         embed_dim, num_channels, patch_size, _ = self.shape("backbone.patch_embed.proj.weight")
         first = [f"backbone.layers.{stage}.blocks.0" for stage in range(4)]
         tables = [self.shape(f"{block}.attn.relative_position_bias_table") for block in first]
-        return SwinConfig(
+        fields: dict[str, Any] = dict(
             num_channels=num_channels,
             patch_size=patch_size,
             embed_dim=embed_dim,
@@ -179,3 +183,4 @@ class Original:
             drop_path_rate=0.3,  # of all the paper's Swin models; training only
             out_features=STAGES,
         )
+        return SwinConfig(**fields)
