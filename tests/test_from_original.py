@@ -285,11 +285,32 @@ class Malicious:
 def test_unpickling_runs_no_code(tmp_path, function):
     path, trace = tmp_path / "model.pkl", tmp_path / "trace"
     arguments = (f"open({str(trace)!r}, 'w')",) if function is eval else (str(trace),)
+    content = {"model": {"a": Malicious(function, *arguments)}}
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        path.write_bytes(pickle.dumps({"model": {"a": Malicious(function, *arguments)}}, protocol))
+        path.write_bytes(pickle.dumps(content, protocol))
         with pytest.raises(ValueError, match=f"refused to unpickle .*{function.__name__}"):
             from_original(path)
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match="more than tensors and plain containers"):
+        from_original(tmp_path / "model.pth")
     assert not trace.exists()
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / "model.pkl"
+    for content, message in (
+        ({"model": {"a": np.array([None])}}, "'a' holds ndarray, not an array of numbers"),
+        ({"model": {"a": [1.0]}}, "'a' holds list"),
+        ([1.0], "expected names with arrays"),
+    ):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            from_original(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="broken"):
+        from_original(path)
+    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
+        from_original(tmp_path / "nowhere.pkl")
 
 
 # ------------------------------------------------------------------ Table 1 of the paper

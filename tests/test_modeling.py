@@ -373,8 +373,9 @@ def test_reset_classes_refuses(names, message):
 def test_from_pretrained_with_other_classes(tmp_path):
     MaskClsForUniversalSegmentation(maskcls_config()).save_pretrained(tmp_path)
     loaded = MaskClsForUniversalSegmentation.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
-    assert loaded.segmentation_module.class_predictor.out_features == 10
-    assert loaded(torch.randn(1, 3, *PADDED)).class_queries_logits.isfinite().all()
+    classifier = loaded.segmentation_module.class_predictor
+    assert classifier.out_features == 10
+    assert 0 < classifier.weight.abs().max() <= classifier.in_features**-0.5  # torch's initialisation, not old memory
 
 
 def test_a_backbone_without_a_pyramid_is_refused():
@@ -382,6 +383,28 @@ def test_a_backbone_without_a_pyramid_is_refused():
     backbone.out_features = ["stage4"]
     with pytest.raises(ValueError, match="needs a feature pyramid"):
         MaskClsModel(maskcls_config(backbone_config=backbone))
+
+
+def test_initialisation_follows_the_papers_code():
+    torch.manual_seed(0)
+    model = MaskClsForUniversalSegmentation(maskcls_config(hidden_size=256, decoder_ffn_dim=1024))
+    layer = model.model.transformer_decoder.layers[0]
+
+    def bound(weight, gain=1.0):  # of Xavier's uniform distribution
+        return gain * (6 / sum(weight.shape)) ** 0.5
+
+    for weight, limit in (
+        (layer.self_attn.q_proj.weight, bound(layer.self_attn.q_proj.weight, 0.5**0.5)),
+        (layer.cross_attn.o_proj.weight, bound(layer.cross_attn.o_proj.weight)),
+        (layer.mlp.fc1.weight, bound(layer.mlp.fc1.weight)),
+    ):
+        assert 0.98 * limit < weight.abs().max() <= limit
+    assert layer.self_attn.v_proj.bias.abs().max() == layer.cross_attn.o_proj.bias.abs().max() == 0
+    assert layer.mlp.fc1.bias.abs().max() > 0
+    assert 0.9 < model.model.transformer_decoder.queries_embedder.weight.std() < 1.1
+    convolution = model.model.pixel_decoder.mask_projection
+    limit = (3 / convolution.weight[0].numel()) ** 0.5  # Kaiming's uniform distribution with a = 1
+    assert 0.9 * limit < convolution.weight.abs().max() <= limit and convolution.bias.abs().max() == 0
 
 
 def test_nothing_of_the_loss_is_saved():

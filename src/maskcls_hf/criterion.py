@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .contracts import Assignment, SegmentLogits
-from .mask_costs import paired_dice, paired_focal
+from .mask_costs import paired_losses
 from .matchers import MATCHERS, SegmentTargets
 
 
@@ -102,11 +102,9 @@ class MaskClsCriterion:
             [m[a.segment_indices.to(device)] for m, a in zip(masks, assignments, strict=True)]
         )  # (M, H, W)
         predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
-        predicted, wanted = predicted.flatten(1), wanted.flatten(1).float()
-        counted = wanted.new_ones(1, 1).expand_as(wanted)
-        if targets.counted is not None:
-            counted = targets.counted[images].flatten(1).float()
-        return paired_focal(predicted, wanted, counted).sum(), paired_dice(predicted, wanted, counted).sum()
+        counted = None if targets.counted is None else targets.counted[images].flatten(1)
+        focal, dice = paired_losses(predicted.flatten(1), wanted.flatten(1), counted)
+        return focal.sum(), dice.sum()
 
     def normalizers(
         self, layer: SegmentLogits, targets: SegmentTargets, num_items_in_batch: Tensor | int | None

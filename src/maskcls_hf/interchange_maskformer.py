@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import MaskFormerConfig, MaskFormerForInstanceSegmentation, PreTrainedConfig, PreTrainedModel
+from transformers import MaskFormerConfig, PreTrainedConfig, PreTrainedModel
 
 MASKFORMER = "maskformer"
 DOWNLOAD_OPTIONS = (
@@ -58,6 +58,9 @@ REQUIRED_VALUES = {
 def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `MaskClsConfig` for the configuration of transformers' MaskFormer.
 
+    `attend_to_padding` is on, because their network never looks at pixel_mask. `deep_supervision` is their
+    `use_auxiliary_loss`, which published checkpoints have off: turn it on to train as the paper does.
+
     Raises:
         `ValueError`: a field has a value that our network has no counterpart for.
     """
@@ -70,7 +73,7 @@ def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     fields = {ours: getattr(theirs, name) for ours, name in CONFIG_FIELDS.items()}
     fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
     fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
-    fields["attend_to_padding"] = True  # their network never looks at pixel_mask
+    fields["attend_to_padding"] = True
     fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
     return fields
 
@@ -155,9 +158,7 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     return name
 
 
-def state_from_maskformer(
-    model: MaskFormerForInstanceSegmentation, leave_out: Collection[str] = ()
-) -> dict[str, Tensor]:
+def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
     config: Any = model.config
     modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
@@ -193,6 +194,8 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> dict[str, Tensor]:
 
     transformers itself reads the files, whatever their format, shards and older names.
     """
+    from transformers import MaskFormerForInstanceSegmentation  # not at the top: configurations import this file
+
     loaded: Any = MaskFormerForInstanceSegmentation.from_pretrained(
         path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
     )

@@ -1,8 +1,9 @@
 """Focal and dice of masks: paired for the loss, every query against every segment for the matching.
 
-Both treat a mask as a set of P pixels; `counted` (0 or 1) leaves pixels out: void and padding.
+Both treat a mask as a set of P pixels; `counted` leaves pixels out: void and padding.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,19 +11,23 @@ FOCAL_ALPHA = 0.25
 FOCAL_GAMMA = 2  # both as in RetinaNet and the paper's code
 
 
-def paired_focal(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Mean focal loss (RetinaNet, Eq. 5) over the counted pixels of each pair: (M, P), (M, P), (M, P) -> (M,)."""
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
-    probabilities = logits.sigmoid()
-    wrong = probabilities + targets - 2 * probabilities * targets  # 1 - p_t
-    alpha = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
-    return (alpha * wrong**FOCAL_GAMMA * cross_entropy * counted).sum(1) / counted.sum(1).clamp(min=1)
+def paired_losses(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Focal loss (RetinaNet, Eq. 5; mean over pixels) and dice loss (V-Net; 1 added to both parts as in the paper's
+    code) of M masks with their segments: (M, P), (M, P) bool, (M, P) bool -> (M,), (M,).
 
-
-def paired_dice(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """Dice loss (V-Net; 1 added to both parts as in the paper's code) of each pair: (M, P) three times -> (M,)."""
-    probabilities, targets = logits.sigmoid() * counted, targets * counted
-    return 1 - (2 * (probabilities * targets).sum(1) + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
+    Both follow from how wrong each pixel is, 1 - p_t, so that one sigmoid serves both.
+    """
+    signed = torch.where(targets, -logits, logits)
+    wrong = signed.sigmoid()  # 1 - p_t
+    focal = torch.where(targets, FOCAL_ALPHA, 1 - FOCAL_ALPHA) * wrong**FOCAL_GAMMA * F.softplus(signed)
+    pixels: Tensor | int = logits.shape[1]
+    if counted is not None:
+        focal, wrong, targets = focal * counted, wrong * counted, targets & counted
+        pixels = counted.sum(1).clamp(min=1)
+    area, missed = targets.sum(1), (wrong * targets).sum(1)
+    overlap = area - missed
+    dice = 1 - (2 * overlap + 1) / (2 * overlap + wrong.sum(1) + 1)  # sum of p and of the target, plus 1
+    return focal.sum(1) / pixels, dice
 
 
 def pairwise_focal(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:

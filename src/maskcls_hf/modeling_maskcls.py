@@ -1,159 +1,20 @@
 """Mask classification for segmentation: an image becomes N probability-mask pairs (paper Section 3.2)."""
 
-import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
+from torch import Tensor
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import BorderGuard, build_backbone, freeze_batch_norm
 from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_maskcls import MaskClsConfig
-from .contracts import PixelFeatures, SegmentLogits, ValidRegion
+from .contracts import PixelFeatures, SegmentLogits
 from .criterion import MaskClsCriterion
-from .interchange_maskformer import holds_maskformer, load_maskformer
-from .layers import XavierLinear
+from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
-from .pixel_decoders import PIXEL_DECODERS
 from .segmentation_module import SegmentationModule
-from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
-
-
-class MaskClsPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving."""
-
-    config: Any
-    _auto_class: Any
-    config_class: type[PreTrainedConfig] = MaskClsConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ["image"]
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = ["TransformerLayer"]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or of transformers' MaskFormer (`model_type` "maskformer").
-
-        Arguments and result are those of `PreTrainedModel.from_pretrained`.
-        """
-        path = pretrained_model_name_or_path
-        if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
-            return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        state = load_maskformer(path, kwargs)
-        loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.config.name_or_path = model.name_or_path = str(path)
-        return loaded
-
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
-        """As in transformers, but asking for SDPA leaves a backbone that has none (ResNet) as it is."""
-        without = any(isinstance(m, PreTrainedModel) and not m._supports_sdpa for m in self.modules())
-        if attn_implementation == "sdpa" and without:
-            attn_implementation = {"": "sdpa", "backbone_config": "eager"}
-        super().set_attn_implementation(attn_implementation, *args, **kwargs)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
-        queries, torch's own defaults for the segmentation module."""
-        # Only by the module that owns a parameter: transformers skips modules without one in code outside its package.
-        if isinstance(module, XavierLinear):
-            init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std * module.gain)
-            if module.zero_bias:
-                init.zeros_(module.bias)
-            else:
-                uniform_bias(module)
-        elif isinstance(module, nn.Linear):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            uniform_bias(module)
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=1)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-
-
-def uniform_bias(linear: nn.Linear) -> None:
-    bound = 1 / math.sqrt(linear.in_features)
-    init.uniform_(linear.bias, -bound, bound)
-
-
-class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
-    """Backbone and pixel decoder (paper Section 3.2, pixel-level module)."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
-        if config.freeze_batch_norm:
-            freeze_batch_norm(self.backbone)
-        self.border_guard = BorderGuard(self.backbone)
-        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        if self.config.freeze_batch_norm:
-            freeze_batch_norm(self.backbone)
-        return self
-
-    def encode(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None
-    ) -> tuple[list[Tensor], PixelFeatures, ValidRegion | None]:
-        """Feature maps of the backbone, output of the pixel decoder, and what is not padding (None: all counts)."""
-        region = None
-        if pixel_mask is not None and not self.config.attend_to_padding and has_padding(pixel_mask):
-            region = ValidRegion.from_pixel_mask(pixel_mask)
-        self.border_guard.region = region
-        feature_maps = list(self.backbone(pixel_values).feature_maps)
-        return feature_maps, self.pixel_decoder(feature_maps, region), region
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-    ) -> MaskClsModelOutput:
-        """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
-        feature_maps, features, _ = self.encode(pixel_values, pixel_mask)
-        return self.as_output(feature_maps, features, None, output_hidden_states)
-
-    def as_output(
-        self,
-        feature_maps: list[Tensor],
-        features: PixelFeatures,
-        decoded: DecoderOutput | None,
-        output_hidden_states: bool | None,
-    ) -> MaskClsModelOutput:
-        fields: dict[str, Any] = {}
-        transformer_states: tuple[Tensor, ...] = ()
-        if decoded is not None:
-            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
-            transformer_states = (torch.zeros_like(decoded.segment_embeddings[0]), *decoded.segment_embeddings)
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            fields["encoder_hidden_states"] = tuple(feature_maps)
-            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
-            fields["transformer_decoder_hidden_states"] = transformer_states
-            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
-        if decoded is not None and decoded.attentions:
-            fields["attentions"] = tuple(decoded.attentions[0::2])
-            fields["cross_attentions"] = tuple(decoded.attentions[1::2])
-        return MaskClsModelOutput(
-            encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=features.per_pixel_embeddings,
-            **fields,
-        )
+from .transformer_decoders import TRANSFORMER_DECODERS
 
 
 class MaskClsModel(MaskClsPixelLevelModel):
@@ -309,18 +170,3 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)
         return self
-
-
-def has_padding(pixel_mask: Tensor) -> bool:
-    """False if it is known that nothing is padded: on the CPU, where looking costs no synchronisation."""
-    return pixel_mask.device.type != "cpu" or torch.compiler.is_compiling() or not bool((pixel_mask != 0).all())
-
-
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
-    """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
-    if pixel_mask is None:
-        pixel_mask = torch.ones_like(pixel_values[:, 0])
-    return {
-        "valid_sizes": ValidRegion.from_pixel_mask(pixel_mask).sizes,
-        "padded_sizes": ValidRegion.from_pixel_mask(torch.ones_like(pixel_mask)).sizes,
-    }

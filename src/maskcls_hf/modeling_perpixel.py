@@ -8,12 +8,8 @@ from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_perpixel import PerPixelConfig
 from .criterion import per_pixel_loss
 from .layers import MLP
-from .modeling_maskcls import (
-    MaskClsModel,
-    MaskClsPixelLevelModel,
-    MaskClsPreTrainedModel,
-    image_sizes,
-)
+from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
+from .modeling_maskcls import MaskClsModel
 from .outputs import MaskClsModelOutput, PerPixelForSemanticSegmentationOutput
 from .segmentation_module import mask_logits
 

@@ -30,14 +30,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file.")
-    if path.suffix == ".pkl":
-        with path.open("rb") as file:
-            content = ArrayUnpickler(file, path).load()
-    else:
-        try:
+    try:
+        if path.suffix == ".pkl":
+            with path.open("rb") as file:
+                content = ArrayUnpickler(file, path).load()
+        else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(f"{path}: not a checkpoint of tensors and plain containers only. {error}") from error
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise ValueError(f"{path}: broken, or more than tensors and plain containers. {error}") from error
     return as_tensors(content, str(path))
 
 
