@@ -39,6 +39,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--preset", choices=sorted(PRESETS), default="small", help="else one of this size from scratch")
     model.add_argument("--num-queries", type=int, help="N, most segments of an image, for a model from scratch")
     model.add_argument("--dice-weight", type=float, default=1.0, help="lambda_dice of a model from scratch (1)")
+    model.add_argument("--autocontrast", action="store_true", help="the image processor stretches contrast; dim images")
     model.add_argument("--image-size", type=int, default=512, help="shortest edge in use, saved with the model (512)")
 
     augmentation = parser.add_argument_group("training crops")
@@ -140,6 +141,7 @@ def build_model(arguments: argparse.Namespace, id2label: dict[int, str]) -> Mask
 def build_image_processor(arguments: argparse.Namespace, data: SegmentationFolder) -> MaskClsImageProcessor:
     return MaskClsImageProcessor(
         size={"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size},
+        do_autocontrast=arguments.autocontrast,
         num_labels=len(data.id2label),
         label_ids_to_fuse=data.stuff_ids,
     )

@@ -950,3 +950,19 @@ def test_nuclei_as_map_and_as_overlapping_masks():
     from_stack = processor(image, stack, class_labels=[0] * len(stack), return_tensors="pt")
     assert from_map["class_labels"][0].tolist() == [1] + [0] * len(annotations)
     assert torch.equal(from_map["mask_labels"][0][1:], from_stack["mask_labels"][0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_autocontrast_stretches_each_channel_of_dim_images(dtype, tmp_path):
+    scale = 257 if dtype == np.uint16 else 1
+    dim = (np.arange(32 * 32).reshape(32, 32) % 20 * scale).astype(dtype)
+    options = dict(do_autocontrast=True, do_normalize=False, do_resize=False)
+    processor = MaskClsImageProcessor(**options)
+    stretched = processor(dim, return_tensors="pt")["pixel_values"]
+    assert stretched.min() == 0 and stretched.max() > 0.99
+    assert (
+        MaskClsImageProcessor(**{**options, "do_autocontrast": False})(dim, return_tensors="pt")["pixel_values"].max()
+        < 0.1
+    )
+    processor.save_pretrained(tmp_path)
+    assert MaskClsImageProcessor.from_pretrained(tmp_path).do_autocontrast

@@ -118,7 +118,7 @@ def test_configuration(folder):
     assert isinstance(config, MaskClsConfig) and config.model_type == "maskcls"
     assert config.id2label == {0: "sky", 1: "road", 2: "car"}
     assert (config.mask_weight, config.no_object_weight, config.dropout) == (5.0, 0.3, 0.2)
-    assert config.attend_to_padding and not config.deep_supervision and not config.freeze_batch_norm
+    assert config.attend_to_padding and config.deep_supervision and not config.freeze_batch_norm
     assert config.backbone_config.model_type == "swin" and config.backbone_config.window_size == 4
     assert MaskClsConfig.from_pretrained(folder, num_queries=9).num_queries == 9
     assert MaskClsConfig.from_pretrained(folder, num_labels=6).num_labels == 6
@@ -130,7 +130,7 @@ def test_fields_both_ways():
     changed |= dict(decoder_layers=2, decoder_ffn_dim=40, dropout=0.3, cross_entropy_weight=2.0, mask_weight=3.0)
     changed |= dict(dice_weight=4.0, no_object_weight=0.5, init_xavier_std=0.7, dtype="float16")
     changed |= dict(id2label={0: "a", 1: "b"}, label2id={"a": 0, "b": 1}, output_auxiliary_logits=True)
-    changed |= dict(deep_supervision=False, attend_to_padding=True)
+    changed |= dict(attend_to_padding=True)
     fields = CONFIG_FIELDS.keys() | DECODER_FIELDS.keys()
     assert fields == changed.keys() - {"attend_to_padding"}
     config = maskcls_config(**changed)

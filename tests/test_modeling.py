@@ -5,7 +5,17 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsModel, PerPixelForSemanticSegmentation
-from tiny import convnext, maskcls_config, pad_labels, perpixel_config, pixel_mask, resnet, segments, swin
+from tiny import (
+    bottleneck_resnet,
+    convnext,
+    maskcls_config,
+    pad_labels,
+    perpixel_config,
+    pixel_mask,
+    resnet,
+    segments,
+    swin,
+)
 
 PADDED = (64, 96)
 SIZES = [(64, 96), (50, 70)]
@@ -249,7 +259,7 @@ def test_inner_layers_are_normed_like_the_last():
 
 
 @pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_encoder"])
-@pytest.mark.parametrize("backbone", [resnet, convnext])
+@pytest.mark.parametrize("backbone", [resnet, bottleneck_resnet, convnext])
 @pytest.mark.parametrize("padded", [(64, 128), (128, 160)])
 def test_an_image_gives_the_same_alone_or_padded(pixel_decoder, backbone, padded):
     torch.manual_seed(0)

@@ -25,6 +25,10 @@ def resnet() -> ResNetConfig:
     )
 
 
+def bottleneck_resnet() -> ResNetConfig:
+    return ResNetConfig(embedding_size=8, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], out_features=STAGES)
+
+
 def swin() -> SwinConfig:
     return SwinConfig(embed_dim=8, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 4], window_size=4, out_features=STAGES)
 

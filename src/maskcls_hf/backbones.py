@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
@@ -81,8 +82,8 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
 class BorderGuard:
     """Keeps padding out of the convolutions of a backbone: a forward pre-hook of every layer that overlaps cells.
 
-    What enters such a layer is zero outside the image (-inf for max pooling), as it is beyond the border of an image
-    that is not padded. A convolutional backbone then gives an image the same features whatever it is padded to;
+    What enters such a layer is zero outside the image (for max pooling: the least value), as beyond the border of an
+    image that is not padded. A convolutional backbone then gives an image the same features whatever it is padded to;
     attention inside a backbone (Swin's windows) still sees padding.
 
     `region` stays until the next forward pass: gradient checkpointing runs layers again in the backward pass.
@@ -99,8 +100,10 @@ class BorderGuard:
             return None
         features, *rest = inputs
         outside = ~self.region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
-        nothing = float("-inf") if isinstance(module, nn.MaxPool2d) else 0.0
-        return features.masked_fill(outside, nothing), *rest
+        if isinstance(module, nn.MaxPool2d):
+            least = features.amin((2, 3), keepdim=True)  # never wins where a window has a cell of the image
+            return torch.where(outside, least, features), *rest
+        return features.masked_fill(outside, 0.0), *rest
 
 
 def as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .image_geometry import pad, padded_sizes, resized_size
-from .image_reading import image_list, image_to_tensor, open_image
+from .image_reading import autocontrast, image_list, image_to_tensor, open_image
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
@@ -45,6 +45,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         `"segments"`: `mask_labels`, `class_labels`, `void_mask`. `"semantic"`: `labels`, one class id a pixel.
     label_ids_to_fuse (`list[int]`, *optional*):
         Classes without instances (stuff): panoptic post-processing makes one segment of each.
+    do_autocontrast (`bool`, *optional*, defaults to `False`):
+        Stretch each channel of each image to the full range first; for microscopes and other dim images.
     ignore_index (`int`, *optional*):
         transformers' name of `void_id`; where given, it sets `void_id`.
     do_reduce_labels (`bool`, *optional*):
@@ -57,6 +59,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     num_labels: int | None
     label_format: str
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
+    do_autocontrast: bool
     ignore_index: int | None
     do_reduce_labels: bool | None
 
@@ -88,6 +91,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     num_labels = None
     label_format = "segments"
     label_ids_to_fuse = None
+    do_autocontrast = False
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
         """Also reads the older names in configs of transformers' MaskFormer."""
@@ -239,6 +243,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
+        do_autocontrast: bool,
         **options: Any,
     ) -> Tensor:
         """(C, H, W) -> resized, rescaled, normalised (C, h, w) float32."""
@@ -253,6 +258,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 "A floating-point image has no value above 1: it seems to be scaled to 0..1 already, and is "
                 "multiplied by rescale_factor again. Pass do_rescale=False for such images."
             )
+        if do_autocontrast:
+            image = autocontrast(image)
         if do_resize:
             image = self.resize(image, size, resample)
         image = self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)

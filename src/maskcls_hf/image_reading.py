@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
@@ -202,3 +203,10 @@ def integers(values: Tensor, where: str) -> Tensor:
         return whole
     narrow = (torch.uint8, torch.int8, torch.int16, torch.int32)
     return values if values.dtype in narrow else values.long()
+
+
+def autocontrast(image: Tensor) -> Tensor:
+    """(C, H, W) on the 0..255 scale, uint8 or floating point -> the same, each channel from 0 to 255."""
+    if image.is_floating_point():
+        return 255 * tvF.autocontrast(image / 255)  # torchvision's scale of floating-point images is 0..1
+    return tvF.autocontrast(image)

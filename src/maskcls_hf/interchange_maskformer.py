@@ -19,7 +19,6 @@ FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap")
 CONFIG_FIELDS = {
     "fpn_feature_size": "fpn_feature_size",
     "mask_feature_size": "mask_feature_size",
-    "deep_supervision": "use_auxiliary_loss",
     "output_auxiliary_logits": "output_auxiliary_logits",
     "cross_entropy_weight": "cross_entropy_weight",
     "mask_weight": "mask_weight",
@@ -58,8 +57,9 @@ REQUIRED_VALUES = {
 def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `MaskClsConfig` for the configuration of transformers' MaskFormer.
 
-    `attend_to_padding` is on, because their network never looks at pixel_mask. `deep_supervision` is their
-    `use_auxiliary_loss`, which published checkpoints have off: turn it on to train as the paper does.
+    `attend_to_padding` is on, because their network never looks at pixel_mask. `deep_supervision` is on
+    as in the paper, whatever their `use_auxiliary_loss` says: published checkpoints have it off, and with it on their
+    forward fails.
 
     Raises:
         `ValueError`: a field has a value that our network has no counterpart for.
