@@ -104,7 +104,8 @@ def test_full_size(backbone, save_options, tmp_path):
 @pytest.mark.parametrize("name", BACKBONES)
 def test_every_kind_of_backbone_and_back(name, tmp_path):
     """Ours, saved as theirs by transformers, loads as ours with nothing changed."""
-    ours = randomised(MaskClsForUniversalSegmentation(maskcls_config(backbone_config=BACKBONES[name]())))
+    config = maskcls_config(backbone_config=BACKBONES[name](), attend_to_padding=True)
+    ours = randomised(MaskClsForUniversalSegmentation(config))
     theirs = to_transformers(ours)
     assert_same_logits(ours, theirs)
     theirs.save_pretrained(tmp_path)
@@ -268,7 +269,8 @@ def warnings_of(convert, *arguments) -> str:
 
 
 def test_a_folder_becomes_theirs(tmp_path):
-    ours = randomised(MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin())))
+    config = maskcls_config(backbone_config=swin(), attend_to_padding=True)
+    ours = randomised(MaskClsForUniversalSegmentation(config))
     ours.save_pretrained(tmp_path / "ours")
     assert "has no image processor" in warnings_of(save_as_transformers, tmp_path / "ours", tmp_path / "theirs")
     MaskClsImageProcessor(label_offset=1, num_labels=5).save_pretrained(tmp_path / "ours")

@@ -1,5 +1,7 @@
 """What every model variant must do, written once and inherited; then what is special to each."""
 
+import copy
+
 import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -259,7 +261,7 @@ def test_inner_layers_are_normed_like_the_last():
 
 
 @pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_encoder"])
-@pytest.mark.parametrize("backbone", [resnet, bottleneck_resnet, convnext])
+@pytest.mark.parametrize("backbone", [resnet, bottleneck_resnet, convnext, swin])
 @pytest.mark.parametrize("padded", [(64, 128), (128, 160)])
 def test_an_image_gives_the_same_alone_or_padded(pixel_decoder, backbone, padded):
     torch.manual_seed(0)
@@ -286,6 +288,23 @@ def test_an_image_gives_the_same_alone_or_padded(pixel_decoder, backbone, padded
         return maps[..., : size[0], : size[1]]
 
     torch.testing.assert_close(upsampled(other, padded), upsampled(one, alone), atol=1e-5, rtol=1e-4)
+
+
+def test_copies_of_a_model_do_not_share_what_is_padding():
+    model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin())).eval()
+    inputs = TestMaskCls().inputs()
+    expected = model(**inputs)
+    twin = copy.deepcopy(model)
+    model(torch.randn(1, 3, 32, 64))
+    torch.testing.assert_close(twin(**inputs).masks_queries_logits, expected.masks_queries_logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("backbone", [resnet, swin])
+def test_no_pixel_mask_means_no_padding(backbone):
+    model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=backbone())).eval()
+    pixel_values = torch.randn(1, 3, 72, 104)  # windows that the image does not fill
+    expected = model(pixel_values, pixel_mask=torch.ones(1, 72, 104))
+    torch.testing.assert_close(model(pixel_values).masks_queries_logits, expected.masks_queries_logits, atol=0, rtol=0)
 
 
 def test_attend_to_padding_sees_the_padding():

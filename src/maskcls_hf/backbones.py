@@ -2,11 +2,8 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
-
-from .contracts import ValidRegion
 
 
 def build_backbone(config: PreTrainedConfig) -> Any:
@@ -77,34 +74,3 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
             module.requires_grad_(False)
-
-
-class BorderGuard:
-    """Keeps padding out of the convolutions of a backbone: a forward pre-hook of every layer that overlaps cells.
-
-    What enters such a layer is zero outside the image (for max pooling: the least value), as beyond the border of an
-    image that is not padded. A convolutional backbone then gives an image the same features whatever it is padded to;
-    attention inside a backbone (Swin's windows) still sees padding.
-
-    `region` stays until the next forward pass: gradient checkpointing runs layers again in the backward pass.
-    """
-
-    def __init__(self, backbone: nn.Module):
-        self.region: ValidRegion | None = None
-        for module in backbone.modules():
-            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
-                module.register_forward_pre_hook(self)
-
-    def __call__(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self.region is None:
-            return None
-        features, *rest = inputs
-        outside = ~self.region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
-        if isinstance(module, nn.MaxPool2d):
-            least = features.amin((2, 3), keepdim=True)  # never wins where a window has a cell of the image
-            return torch.where(outside, least, features), *rest
-        return features.masked_fill(outside, 0.0), *rest
-
-
-def as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return size if isinstance(size, tuple) else (size, size)

@@ -40,18 +40,26 @@ class ValidRegion:
     Args:
         sizes (`torch.Tensor` of shape `(B, 2)`): height and width of each image in pixels of the network input.
         padded_size (`tuple[int, int]`): (H, W) of the network input.
+        complete (`bool`): nothing is known to be padded.
     """
 
-    def __init__(self, sizes: Tensor, padded_size: tuple[int, int]):
+    def __init__(self, sizes: Tensor, padded_size: tuple[int, int], complete: bool):
         self.sizes = sizes
         self.padded_size = padded_size
+        self.complete = complete
 
     @classmethod
-    def from_pixel_mask(cls, pixel_mask: Tensor) -> "ValidRegion":
-        """pixel_mask (B, H, W), non-zero where there is image."""
-        inside = pixel_mask != 0
+    def of_batch(cls, pixel_values: Tensor, pixel_mask: Tensor | None) -> "ValidRegion":
+        """pixel_values (B, 3, H, W), pixel_mask (B, H, W), non-zero where there is image (None: everywhere)."""
+        if pixel_mask is None:
+            inside = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
+            complete = True
+        else:
+            inside = pixel_mask != 0
+            # Looking is free on the CPU; elsewhere it would make the host wait.
+            complete = inside.device.type == "cpu" and not torch.compiler.is_compiling() and bool(inside.all())
         sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
-        return cls(sizes, (pixel_mask.shape[1], pixel_mask.shape[2]))
+        return cls(sizes, (pixel_values.shape[2], pixel_values.shape[3]), complete)
 
     def sizes_at(self, height: int, width: int) -> Tensor:
         """Sizes of the images on a grid of `height` x `width` cells (B, 2); a cell partly inside counts."""

@@ -9,7 +9,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import BorderGuard, build_backbone, freeze_batch_norm
+from .backbones import build_backbone, freeze_batch_norm
+from .border_guard import BorderGuard
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, ValidRegion
 from .interchange_maskformer import holds_maskformer, load_maskformer
@@ -105,11 +106,10 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         self, pixel_values: Tensor, pixel_mask: Tensor | None
     ) -> tuple[list[Tensor], PixelFeatures, ValidRegion | None]:
         """Feature maps of the backbone, output of the pixel decoder, and what is not padding (None: all counts)."""
-        region = None
-        if pixel_mask is not None and not self.config.attend_to_padding and has_padding(pixel_mask):
-            region = ValidRegion.from_pixel_mask(pixel_mask)
-        self.border_guard.region = region
+        seen = None if self.config.attend_to_padding else ValidRegion.of_batch(pixel_values, pixel_mask)
+        self.border_guard.region = seen
         feature_maps = list(self.backbone(pixel_values).feature_maps)
+        region = None if seen is None or seen.complete else seen
         return feature_maps, self.pixel_decoder(feature_maps, region), region
 
     @can_return_tuple
@@ -151,16 +151,9 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         )
 
 
-def has_padding(pixel_mask: Tensor) -> bool:
-    """False if it is known that nothing is padded: on the CPU, where looking costs no synchronisation."""
-    return pixel_mask.device.type != "cpu" or torch.compiler.is_compiling() or not bool((pixel_mask != 0).all())
-
-
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
     """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
-    if pixel_mask is None:
-        pixel_mask = torch.ones_like(pixel_values[:, 0])
     return {
-        "valid_sizes": ValidRegion.from_pixel_mask(pixel_mask).sizes,
-        "padded_sizes": ValidRegion.from_pixel_mask(torch.ones_like(pixel_mask)).sizes,
+        "valid_sizes": ValidRegion.of_batch(pixel_values, pixel_mask).sizes,
+        "padded_sizes": ValidRegion.of_batch(pixel_values, None).sizes,
     }

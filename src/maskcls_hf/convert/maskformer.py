@@ -115,7 +115,10 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
 def changes(config: PreTrainedConfig) -> Iterator[str]:
     """What is lost without effect on the outputs of images that are not padded."""
     if not config.attend_to_padding:
-        yield "it ignores pixel_mask, so an image padded in a batch gives other outputs than alone."
+        yield (
+            "it ignores pixel_mask: an image padded in a batch gives other outputs than alone, and Swin's windows "
+            "attend to the zeros that fill them up."
+        )
     if config.deep_supervision:
         yield "use_auxiliary_loss=False (here deep_supervision=True), because its forward fails with True."
     if config.matching != "bipartite":

@@ -1,0 +1,85 @@
+"""Keeps padding out of a backbone, so that an image gives the same features whatever it is padded to."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.swin.modeling_swin import SwinAttention, SwinLayer, SwinPatchMerging
+
+from .contracts import ValidRegion
+
+
+class BorderGuard:
+    """Forward pre-hooks on every layer of a backbone that mixes neighbouring cells.
+
+    What enters a convolution is zero outside the image (for max pooling: the least value), as beyond the border of an
+    image that is not padded. Swin's windows do not attend to cells outside, those that fill up a window included.
+    Attention in backbones other than Swin is left alone.
+
+    `region` stays until the next forward pass: gradient checkpointing runs layers again in the backward pass.
+    """
+
+    def __init__(self, backbone: nn.Module):
+        self.region: ValidRegion | None = None
+        for module in backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
+                module.register_forward_pre_hook(self.guard_convolution)
+            elif isinstance(module, SwinPatchMerging):
+                module.register_forward_pre_hook(self.guard_merging)
+            elif isinstance(module, SwinLayer):
+                module.register_forward_pre_hook(WindowGuard(self, module).note_size)
+
+    def outside(self, height: int, width: int) -> Tensor | None:
+        """True outside the images on a grid of cells (B, height, width); None: nothing is."""
+        if self.region is None or self.region.complete:
+            return None
+        return ~self.region.mask_at(height, width)
+
+    def guard_convolution(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        features, *rest = inputs  # (B, C, h, w)
+        outside = self.outside(*features.shape[-2:])
+        if outside is None:
+            return None
+        nothing: Tensor | float = 0.0
+        if isinstance(module, nn.MaxPool2d):
+            nothing = features.amin((2, 3), keepdim=True)  # never wins where a window has a cell of the image
+        return torch.where(outside[:, None], nothing, features), *rest
+
+    def guard_merging(self, module: nn.Module, inputs: tuple) -> tuple | None:
+        features, (height, width) = inputs  # (B, h * w, C)
+        outside = self.outside(height, width)
+        if outside is None:
+            return None
+        return features.masked_fill(outside.flatten(1)[:, :, None], 0.0), (height, width)
+
+
+class WindowGuard:
+    """Masks, in the attention of one Swin layer, the keys that are not image."""
+
+    def __init__(self, border: BorderGuard, layer: SwinLayer):
+        self.border = border
+        self.window, self.shift = layer.window_size, layer.shift_size
+        self.size = (0, 0)
+        layer.attention.register_forward_pre_hook(self.mask_keys)
+
+    def note_size(self, layer: nn.Module, inputs: tuple) -> None:
+        self.size = inputs[1]  # (h, w) of the layer's map, before it is filled up to whole windows
+
+    def mask_keys(self, attention: SwinAttention, inputs: tuple) -> tuple | None:
+        windows, shift_mask = inputs  # (B * number of windows, L, C), (number of windows, L, L), L = window ** 2
+        region, (height, width) = self.border.region, self.size
+        filling = (0, -width % self.window, 0, -height % self.window)
+        if region is None or (region.complete and not any(filling)):
+            return None
+        inside = F.pad(region.mask_at(height, width), filling)  # (B, h, w) in whole windows
+        inside = inside.roll((-self.shift, -self.shift), (1, 2))
+        inside = inside.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window)).transpose(2, 3)
+        keys = inside.flatten(3).flatten(0, 2)  # (B * number of windows, L)
+        # Finite, so that windows without any image stay finite too.
+        mask = torch.zeros_like(keys, dtype=windows.dtype).masked_fill(~keys, -1e4)[:, None]
+        if shift_mask is None:
+            return windows, mask.expand(-1, keys.shape[1], -1)
+        return windows, mask + shift_mask.repeat(keys.shape[0] // shift_mask.shape[0], 1, 1)
+
+
+def as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return size if isinstance(size, tuple) else (size, size)
