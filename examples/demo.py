@@ -1,16 +1,18 @@
 """Segment a photograph with the checkpoint of this repository:  make demo
 
-The photograph is a part of `skimage.data.immunohistochemistry()`, which lies inside the scikit-image package: tissue
-of the colon, nuclei stained blue with hematoxylin. Its source: the Center for Microscopy and Molecular Imaging (CMMI);
-"no known copyright restrictions". The checkpoint has seen other images only (model_cards/maskcls-nuclei-tiny).
+The photograph is a part of `mahotas.demos.nuclear_image()`, which lies inside the mahotas package (MIT licence): nuclei
+under a fluorescence microscope, here shrunk to the size of those in the training images. The checkpoint was trained on
+other images only (model_cards/maskcls-nuclei-tiny).
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import skimage.data
+import mahotas.demos
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
@@ -22,7 +24,7 @@ from maskcls_hf.cli.segmenter import SegmentedImage
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "model_cards" / "maskcls-nuclei-tiny"
-PART = (slice(330, 480), slice(162, 250))  # rows and columns of connective tissue: nuclei that lie apart
+PART, SHRINK = (0, 0, 512, 512), 4  # left, top, right, bottom of the part
 
 
 def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
@@ -30,7 +32,8 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
         sys.exit(
             f"No checkpoint in {checkpoint}: restore the folder from the repository, or train one (see README.md)."
         )
-    photograph = skimage.data.immunohistochemistry()[PART]  # (H, W, 3)
+    image = Image.fromarray(mahotas.demos.nuclear_image()).convert("RGB").crop(PART).reduce(SHRINK)
+    photograph = np.array(image)  # (H, W, 3)
 
     image_processor = AutoImageProcessor.from_pretrained(checkpoint)
     model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint)
@@ -45,7 +48,7 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     draw_overlay(photograph, result.ids, result.segments, colours, names).save(out / "overlay.png")
     map_image(result, "panoptic", colours, len(names)).save(out / "map.png")
     records = CocoRecords("panoptic", names, stuff)
-    records.add("immunohistochemistry", "map.png", result, colours)
+    records.add("nuclear", "map.png", result, colours)
     records.write(out / "segments.json")
 
     print_table(names, records.annotations[0]["segments_info"], colours)

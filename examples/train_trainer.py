@@ -40,7 +40,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--num-queries", type=int, help="N, most segments of an image, for a model from scratch")
     model.add_argument("--dice-weight", type=float, default=1.0, help="lambda_dice of a model from scratch (1)")
     model.add_argument("--autocontrast", action="store_true", help="the image processor stretches contrast; dim images")
-    model.add_argument("--image-size", type=int, default=512, help="shortest edge in use, saved with the model (512)")
+    model.add_argument("--image-size", type=int, default=512, help="shortest edge in use, 0 to keep sizes (512)")
 
     augmentation = parser.add_argument_group("training crops")
     augmentation.add_argument("--crop", type=int, default=256, help="height and width in pixels (256)")
@@ -140,7 +140,8 @@ def build_model(arguments: argparse.Namespace, id2label: dict[int, str]) -> Mask
 
 def build_image_processor(arguments: argparse.Namespace, data: SegmentationFolder) -> MaskClsImageProcessor:
     return MaskClsImageProcessor(
-        size={"shortest_edge": arguments.image_size, "longest_edge": 4 * arguments.image_size},
+        do_resize=arguments.image_size > 0,
+        size={"shortest_edge": arguments.image_size or 512, "longest_edge": 4 * (arguments.image_size or 512)},
         do_autocontrast=arguments.autocontrast,
         num_labels=len(data.id2label),
         label_ids_to_fuse=data.stuff_ids,

@@ -25,7 +25,7 @@ def run(name: str, monkeypatch, *arguments) -> None:
 
 
 def test_demo(checkpoint, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("skimage")
+    pytest.importorskip("mahotas")
     run("demo.py", monkeypatch, checkpoint, tmp_path / "demo")
     assert "Segments" in capsys.readouterr().out
     content = json.loads((tmp_path / "demo" / "segments.json").read_text())
@@ -36,7 +36,7 @@ def test_demo(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_demo_without_checkpoint(tmp_path, monkeypatch):
-    pytest.importorskip("skimage")
+    pytest.importorskip("mahotas")
     with pytest.raises(SystemExit, match="No checkpoint"):
         run("demo.py", monkeypatch, tmp_path, tmp_path / "demo")
 

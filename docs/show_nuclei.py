@@ -1,0 +1,52 @@
+"""Draw crops of validation images, their annotated nuclei, and the nuclei that a model finds, side by side.
+
+python docs/show_nuclei.py DSB2018_FOLDER CHECKPOINT OUT.png
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf.data import SegmentationFolder
+
+IMAGES, CROP, COLUMNS, ZOOM = (11, 17, 23, 40, 52, 60, 70, 77, 90, 101, 112, 125), 128, 3, 2
+COLOURS = np.random.default_rng(1).integers(70, 255, (4096, 3), dtype=np.uint8)
+
+
+def painted(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.where((ids == 0)[..., None], np.uint8(0), COLOURS[ids % len(COLOURS)])
+
+
+def triple(sample: dict, model: MaskClsForUniversalSegmentation, processor: MaskClsImageProcessor) -> NDArray[np.uint8]:
+    """Image, annotation and prediction of the upper left crop (CROP, 3 * CROP, 3)."""
+    pixels = np.asarray(sample["image"]).transpose(1, 2, 0)[:CROP, :CROP]
+    annotated = np.asarray(sample["segmentation_map"]).squeeze()[:CROP, :CROP].astype(np.int64)
+    with torch.inference_mode():
+        outputs = model(**processor(pixels.copy(), return_tensors="pt"))
+    result = processor.post_process_panoptic_segmentation(outputs, threshold=0.5)[0]
+    nuclei = [segment["id"] for segment in result["segments_info"] if segment["label_id"] == 1]
+    found = result["segmentation"].numpy().astype(np.int64)
+    found[~np.isin(found, nuclei)] = 0
+    brightened = np.clip(pixels * (255.0 / max(int(pixels.max()), 1)), 0, 255).astype(np.uint8)
+    return np.concatenate([brightened, painted(annotated), painted(found)], axis=1)
+
+
+def main(data: Path, checkpoint: Path, out: Path) -> None:
+    model = MaskClsForUniversalSegmentation.from_pretrained(checkpoint)
+    processor = MaskClsImageProcessor.from_pretrained(checkpoint)
+    folder = SegmentationFolder(data, "val")
+    triples = [
+        np.pad(triple(folder[i], model, processor), ((0, 6), (0, 12), (0, 0)), constant_values=255) for i in IMAGES
+    ]
+    rows = [np.concatenate(triples[i : i + COLUMNS], axis=1) for i in range(0, len(triples), COLUMNS)]
+    picture = Image.fromarray(np.concatenate(rows, axis=0))
+    picture.resize((picture.width * ZOOM, picture.height * ZOOM), Image.Resampling.NEAREST).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))
