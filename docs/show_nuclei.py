@@ -28,7 +28,11 @@ def triple(sample: dict, model: MaskClsForUniversalSegmentation, processor: Mask
     annotated = np.asarray(sample["segmentation_map"]).squeeze()[:CROP, :CROP].astype(np.int64)
     with torch.inference_mode():
         outputs = model(**processor(pixels.copy(), return_tensors="pt"))
-    result = processor.post_process_panoptic_segmentation(outputs, threshold=0.5)[0]
+    result = processor.post_process_panoptic_segmentation(
+        outputs,
+        threshold=0.5,
+        overlap_mask_area_threshold=0.5,  # as on the model card
+    )[0]
     nuclei = [segment["id"] for segment in result["segments_info"] if segment["label_id"] == 1]
     found = result["segmentation"].numpy().astype(np.int64)
     found[~np.isin(found, nuclei)] = 0

@@ -39,7 +39,11 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     model = AutoModelForUniversalSegmentation.from_pretrained(checkpoint)
     with torch.inference_mode():
         outputs = model(**image_processor(photograph, return_tensors="pt"))
-    found = image_processor.post_process_panoptic_segmentation(outputs)[0]
+    found = image_processor.post_process_panoptic_segmentation(
+        outputs,
+        threshold=0.5,
+        overlap_mask_area_threshold=0.5,  # as on the model card
+    )[0]
 
     names, stuff = model.config.id2label, image_processor.label_ids_to_fuse or []
     result = SegmentedImage(found["segmentation"].numpy(), found["segments_info"])
