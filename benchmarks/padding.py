@@ -40,8 +40,7 @@ def largest_difference(backbone: PreTrainedConfig, attend_to_padding: bool) -> t
     alone = logits(model, image, ALONE)
     others = [logits(model, image, padded) for padded in PADDED]
     classes, masks = (
-        max(((other[part] - alone[part]).abs().max() / alone[part].std()).item() for other in others)
-        for part in (0, 1)
+        max(((other[part] - alone[part]).abs().max() / alone[part].std()).item() for other in others) for part in (0, 1)
     )
     return classes, masks
 
