@@ -26,6 +26,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder with labels.json and SPLIT/instances")
     parser.add_argument("--split", default="val", help="(default: %(default)s)")
     parser.add_argument("--crop", type=int, nargs="+", default=[256], help="sizes of the crops; 0: whole images (256)")
+    parser.add_argument(
+        "--middle", action="store_true", help="one crop an image, its middle; default: all side by side"
+    )
     parser.add_argument("--enlarge", type=float, default=1.0, help="network pixels an image pixel (1); 0: as saved")
     parser.add_argument("--threshold", type=float, default=0.8, help="lowest class probability for F1 (0.8)")
     parser.add_argument(
@@ -39,14 +42,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
-def grid_of_crops(image: Tensor, ids: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Crops of `size` x `size` side by side, in the middle of an image (3, H, W) with its instance ids (H, W).
+def crops_of(image: Tensor, ids: Tensor, size: int, middle: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Crops of `size` x `size` side by side, in the middle of an image (3, H, W) with its instance ids (H, W); or the
+    `middle` one alone.
 
     Where the image is smaller than a crop, and for size 0, the crops have its length.
     """
 
     def slices(length: int) -> list[slice]:
         step = min(size, length) or length
+        if middle:
+            return [slice((length - step) // 2, (length + step) // 2)]
         first = length % step // 2
         return [slice(start, start + step) for start in range(first, length - step + 1, step)]
 
@@ -103,7 +109,7 @@ def evaluate(
     for index in range(min(arguments.limit or len(data), len(data))):
         image = data[index]["image"].as_subclass(Tensor)
         instance_ids = data[index]["segmentation_map"][0].as_subclass(Tensor)
-        for pixels, ids in grid_of_crops(image, instance_ids, crop):
+        for pixels, ids in crops_of(image, instance_ids, crop, arguments.middle):
             options = {}
             if arguments.enlarge:
                 height, width = (round(length * arguments.enlarge) for length in ids.shape)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch.utils.data import Subset
 from transformers import ResNetConfig, TrainingArguments, set_seed
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
@@ -47,6 +48,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     augmentation.add_argument(
         "--scale", type=float, nargs=2, default=(0.5, 2.0), metavar=("LOW", "HIGH"), help="enlargement (0.5 2.0)"
     )
+    augmentation.add_argument("--by-area", action="store_true", help="large images are seen more often, by their area")
     augmentation.add_argument("--any-orientation", action="store_true", help="quarter turns; for images without an up")
     augmentation.add_argument("--any-contrast", action="store_true", help="also invert, blur, stretch; for microscopes")
     augmentation.add_argument("--colour-jitter", type=float, default=0.4, help="strength, 0 for none (0.4)")
@@ -148,6 +150,14 @@ def build_image_processor(arguments: argparse.Namespace, data: SegmentationFolde
     )
 
 
+def by_area(data: SegmentationFolder, side: int) -> Subset:
+    """Each image as often as it holds squares of `side` pixels, and at least once."""
+    sizes = [data[index]["image"].shape[-2:] for index in range(len(data))]
+    return Subset(
+        data, [i for i, (height, width) in enumerate(sizes) for _ in range(max(1, height * width // side**2))]
+    )
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv)
     set_seed(arguments.seed)
@@ -213,7 +223,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     trainer = MaskClsTrainer(
         model=model,
         args=training_arguments,
-        train_dataset=train_data,
+        train_dataset=by_area(train_data, 2 * arguments.crop) if arguments.by_area else train_data,
         eval_dataset=eval_data,
         data_collator=train_collator,
         eval_collator=eval_collator,

@@ -31,6 +31,19 @@ SWIN_TINY = SwinConfig(
 )  # fmt: skip
 
 
+def test_large_images_are_seen_by_their_area():
+    images = [{"image": torch.zeros(3, *size)} for size in ((64, 64), (128, 192), (20, 20))]
+    assert train_trainer.by_area(images, 64).indices == [0, 1, 1, 1, 1, 1, 1, 2]
+
+
+def test_crops_side_by_side_or_the_middle_one():
+    image, ids = torch.zeros(3, 70, 40), torch.arange(70 * 40).view(70, 40)
+    side_by_side = [crop for _, crop in evaluate_instances.crops_of(image, ids, 32)]
+    assert [int(crop[0, 0]) for crop in side_by_side] == [3 * 40 + 4, 35 * 40 + 4]
+    ((_, middle),) = evaluate_instances.crops_of(image, ids, 32, middle=True)
+    assert torch.equal(middle, ids[19:51, 4:36])
+
+
 class TestOptimizer:
     @needs_shared
     @pytest.mark.parametrize(
