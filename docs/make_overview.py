@@ -56,15 +56,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=ROOT / "model_cards" / "maskcls-nuclei-tiny")
+    parser.add_argument("--crop", type=int, default=128, help="pixels of the upper left corner")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "overview.png")
     arguments = parser.parse_args()
 
-    image = np.asarray(Image.open(arguments.image).convert("RGB"))
+    image = np.array(Image.open(arguments.image).convert("RGB"))[: arguments.crop, : arguments.crop]
     image_processor = AutoImageProcessor.from_pretrained(arguments.checkpoint)
     model = AutoModelForUniversalSegmentation.from_pretrained(arguments.checkpoint)
     with torch.inference_mode():
         outputs = model(**image_processor(image, return_tensors="pt"))
-    found = image_processor.post_process_panoptic_segmentation(outputs)[0]
+    found = image_processor.post_process_panoptic_segmentation(
+        outputs, threshold=0.5, overlap_mask_area_threshold=0.5  # as on the model card
+    )[0]
     ids, segments = found["segmentation"].numpy(), found["segments_info"]
     names = model.config.id2label
     colours = segment_colours(segments, len(names), image_processor.label_ids_to_fuse or [])

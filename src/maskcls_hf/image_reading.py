@@ -59,7 +59,7 @@ def image_to_tensor(
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, np.ndarray):
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        pixels = torch.from_numpy(np.ascontiguousarray(native))
+        pixels = torch.from_numpy(np.require(native, requirements=["C", "W"]))
     else:
         pixels = image
     if pixels.ndim == 2:
@@ -189,7 +189,7 @@ def _label_tensor(array: np.ndarray) -> Tensor:
         array = array.astype(np.int64 if array.dtype.itemsize > 2 else np.int32)
     elif not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def integers(values: Tensor, where: str) -> Tensor:
