@@ -66,7 +66,9 @@ def main() -> None:
     with torch.inference_mode():
         outputs = model(**image_processor(image, return_tensors="pt"))
     found = image_processor.post_process_panoptic_segmentation(
-        outputs, threshold=0.5, overlap_mask_area_threshold=0.5  # as on the model card
+        outputs,
+        threshold=0.5,
+        overlap_mask_area_threshold=0.5,  # as on the model card
     )[0]
     ids, segments = found["segmentation"].numpy(), found["segments_info"]
     names = model.config.id2label
