@@ -64,6 +64,39 @@ def test_void_and_padding_are_outside():
     assert everything["loss_mask"].item() != pytest.approx(before["loss_mask"].item(), rel=1e-3)
 
 
+def as_map(masks: torch.Tensor) -> torch.Tensor:
+    """A stack as a map of places, the last of overlapping segments on top."""
+    places = torch.full(masks.shape[1:], -1, dtype=torch.int32)
+    for place, mask in enumerate(masks):
+        places[mask] = place
+    return places
+
+
+@pytest.mark.parametrize("matching", ["bipartite", "fixed"])
+@pytest.mark.parametrize("with_padding", [True, False])
+def test_maps_of_places_give_the_loss_and_gradients_of_stacks(matching, with_padding):
+    sizes, padded = [(32, 48), (20, 30), (16, 16)], (32, 48)
+    masks, _ = segments(sizes, [3, 2, 0])
+    labels = [torch.tensor([4, 0, 2]), torch.tensor([1, 3]), torch.zeros(0, dtype=torch.int64)]
+    maps = [as_map(m) for m in masks]
+    stacks = [places == torch.arange(len(m)).view(-1, 1, 1) for places, m in zip(maps, masks, strict=True)]
+    counted = pixel_mask(sizes, padded) if with_padding else None
+    config = maskcls_config(matching=matching, num_queries=5)
+    layers = [
+        SegmentLogits(torch.randn(3, 5, 6, requires_grad=True), torch.randn(3, 5, 8, 12, requires_grad=True))
+        for _ in range(2)
+    ]
+    results = []
+    for targets in (stacks, maps):
+        copies = part(layers, slice(None))
+        criterion = MaskClsCriterion(config)
+        total = criterion.total(criterion(copies, targets, labels, counted))
+        total.backward()
+        results.append([total.detach(), *(tensor.grad for layer in copies for tensor in layer)])
+    for ours, expected in zip(*results, strict=True):
+        assert torch.equal(ours, expected)
+
+
 def test_no_segments_give_a_finite_loss_and_zero_mask_terms():
     layers, criterion = leaf_layers(2), MaskClsCriterion(maskcls_config())
     masks, labels = segments([(32, 48)] * 2, [0, 0])
@@ -100,6 +133,12 @@ def test_holds_no_tensors():
             [torch.zeros(1, 8, 8)] * 2,
             [torch.tensor([0]), torch.tensor([5])],
             r"Image 1: class_labels \[5\] must .*0..4",
+        ),
+        ([torch.zeros(8, 8)] * 2, [torch.tensor([0])] * 2, "Image 0: .*: a map .* holds integers.*float32"),
+        (
+            [torch.ones(8, 8, dtype=torch.int32)] * 2,
+            [torch.tensor([0])] * 2,
+            r"holds 1\.\.1, but places in class_labels go from 0 to 0",
         ),
     ],
 )

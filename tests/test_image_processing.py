@@ -535,6 +535,32 @@ def test_stacks_keep_every_mask_with_pixels(stack):
     assert np.array_equal(batch["mask_labels"][0], stack[kept])
 
 
+@settings(deadline=None, max_examples=25)
+@given(hnp.arrays(np.int64, (6, 9), elements=st.sampled_from([0, 1, 2, 7, VOID])), st.booleans())
+def test_a_map_of_places_holds_the_same_segments(labels, instances):
+    mapping = {0: None, 1: 2, 2: 2, 7: 0} if instances else None
+    processor = MaskClsImageProcessor(size={"shortest_edge": 12}, size_divisor=8)
+    stacks, maps = (
+        processor(blank(6, 9), labels, mapping, label_format=form, return_tensors="pt")
+        for form in ("segments", "segment_map")
+    )
+    (places,) = maps["mask_labels"]
+    assert places.dtype == torch.int32 and places.shape == stacks["mask_labels"][0].shape[1:]
+    assert torch.equal(places == torch.arange(len(stacks["class_labels"][0])).view(-1, 1, 1), stacks["mask_labels"][0])
+    for name in ("class_labels", "void_mask"):
+        assert all(torch.equal(a, b) for a, b in zip(stacks[name], maps[name], strict=True))
+
+
+def test_a_stack_becomes_a_map_of_places_unless_masks_overlap():
+    processor = MaskClsImageProcessor(do_resize=False, size_divisor=None, label_format="segment_map")
+    apart = np.array([[[1, 0, 0]], [[0, 0, 0]], [[0, 0, 1]]], dtype=bool)
+    batch = processor(blank(1, 3), apart, class_labels=[4, 1, 2], return_tensors="pt")
+    assert batch["mask_labels"][0].tolist() == [[0, -1, 1]] and batch["class_labels"][0].tolist() == [4, 2]
+    over = np.array([[[1, 1, 0]], [[0, 1, 1]]], dtype=bool)
+    batch = processor(blank(1, 3), over, class_labels=[4, 1], return_tensors="pt")
+    assert torch.equal(batch["mask_labels"][0], torch.from_numpy(over))
+
+
 def test_semantic_format():
     processor = MaskClsImageProcessor(do_resize=False, label_format="semantic", label_offset=1, num_labels=3)
     labels = np.array([[0, 1, 2], [3, 255, 1]], dtype=np.uint8)

@@ -44,7 +44,9 @@ class MaskClsCriterion:
         """
         Args:
             layers: class logits (B, N, K + 1) and mask logits (B, N, h, w) of each layer, deepest last.
-            mask_labels: B masks (M, H, W), bool or 0/1; smaller ones are padded with zeros.
+            mask_labels: for each image a stack of masks (M, H, W), bool or 0/1; or, where segments do not overlap, a
+                map of integers (H, W), the place of each pixel's segment in class_labels and -1 in none. Smaller
+                ones are padded with nothing.
             class_labels: B vectors (M,) of classes in 0..K-1.
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*):
                 Non-zero where a pixel counts in matching and loss; None: all do, also void and padding, which are
@@ -96,10 +98,10 @@ class MaskClsCriterion:
         predicted = mask_logits[images, queries][:, None]  # (M, 1, h, w), M over all images
         if not len(images):
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
-        height, width = (max(masks.shape[axis] for masks in targets.masks) for axis in (1, 2))
-        masks = pad_to(targets.masks, height, width)
+        height, width = (max(pixels.shape[axis] for pixels in targets.masks) for axis in (-2, -1))
+        padded = SegmentTargets(pad_to(targets.masks, height, width), targets.labels)
         wanted = torch.cat(
-            [m[a.segment_indices.to(device)] for m, a in zip(masks, assignments, strict=True)]
+            [padded.chosen(image, a.segment_indices.to(device)) for image, a in enumerate(assignments)]
         )  # (M, H, W)
         predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
         counted = None if targets.counted is None else targets.counted[images].flatten(1)
@@ -139,32 +141,44 @@ class MaskClsCriterion:
                 f"{batch} images, but {len(mask_labels)} mask_labels and {len(class_labels)} class_labels."
             )
         for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-            if masks.ndim != 3 or labels.shape != masks.shape[:1]:
-                raise ValueError(
-                    f"Image {image}: mask_labels {tuple(masks.shape)} must be (M, H, W) and class_labels "
-                    f"{tuple(labels.shape)} must be (M,) with the same M."
-                )
+            check_shapes(image, masks, labels)
             if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_labels:
                 raise ValueError(
                     f"Image {image}: class_labels {sorted(set(labels.tolist()))} must lie in 0..{self.num_labels - 1}."
                 )
-        all_masks = [masks.to(device) != 0 for masks in mask_labels]
+        all_masks = [masks.to(device) if masks.ndim == 2 else masks.to(device) != 0 for masks in mask_labels]
         all_labels = [labels.to(device, torch.int64) for labels in class_labels]
         if pixel_mask is None:
             return SegmentTargets(all_masks, all_labels)
         if len(pixel_mask) != batch or any(
-            full < part for m in all_masks for full, part in zip(pixel_mask.shape[1:], m.shape[1:], strict=True)
+            full < part for m in all_masks for full, part in zip(pixel_mask.shape[1:], m.shape[-2:], strict=True)
         ):
             raise ValueError(
                 f"pixel_mask {tuple(pixel_mask.shape)} does not cover {batch} images with labels of "
-                f"{[tuple(m.shape[1:]) for m in all_masks]} pixels."
+                f"{[tuple(m.shape[-2:]) for m in all_masks]} pixels."
             )
         return SegmentTargets(pad_to(all_masks, *pixel_mask.shape[1:]), all_labels, pixel_mask.to(device) != 0)
 
 
+def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
+    """Raise `ValueError` unless labels (M,) belong to a stack (M, H, W) or to a map (H, W) of -1..M-1."""
+    where = f"Image {image}: mask_labels {tuple(masks.shape)} and class_labels {tuple(labels.shape)}"
+    if masks.ndim == 3 and labels.shape == masks.shape[:1]:
+        return
+    if masks.ndim != 2 or labels.ndim != 1:
+        raise ValueError(f"{where} must be (M, H, W) and (M,) with the same M, or a map (H, W) and (M,).")
+    if masks.dtype == torch.bool or masks.is_floating_point():
+        raise ValueError(f"{where}: a map (H, W) holds integers, the places of its segments, not {masks.dtype}.")
+    if masks.device.type == "cpu" and masks.numel() and not -1 <= masks.min() <= masks.max() < len(labels):
+        raise ValueError(
+            f"{where}: the map holds {int(masks.min())}..{int(masks.max())}, but places in class_labels go from 0 to "
+            f"{len(labels) - 1}, and -1 is for pixels in no segment."
+        )
+
+
 def pad_to(masks: list[Tensor], height: int, width: int) -> list[Tensor]:
-    """Masks (M, h, w) -> (M, height, width), zeros at the bottom and on the right."""
-    return [F.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in masks]
+    """Stacks (M, h, w) or maps (h, w) -> height x width, with no segment at the bottom and on the right."""
+    return [F.pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2]), value=0 if m.ndim == 3 else -1) for m in masks]
 
 
 def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:

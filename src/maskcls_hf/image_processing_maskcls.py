@@ -25,7 +25,7 @@ from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)
 
-LABEL_FORMATS = ("segments", "semantic")
+LABEL_FORMATS = ("segments", "segment_map", "semantic")
 PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of segments: never stacked
 
 
@@ -42,7 +42,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     num_labels (`int`, *optional*):
         Number of classes. When known, an id outside is an error.
     label_format (`str`, *optional*, defaults to `"segments"`):
-        `"segments"`: `mask_labels`, `class_labels`, `void_mask`. `"semantic"`: `labels`, one class id a pixel.
+        `"segments"`: `mask_labels`, `class_labels`, `void_mask`. `"segment_map"`: the same in few bytes, each image's
+        `mask_labels` a map of places. `"semantic"`: `labels`, one class id a pixel.
     label_ids_to_fuse (`list[int]`, *optional*):
         Classes without instances (stuff): panoptic post-processing makes one segment of each.
     do_autocontrast (`bool`, *optional*, defaults to `False`):
@@ -129,9 +130,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         Returns:
             `pixel_values` (B, 3, H, W) float32, `pixel_mask` (B, H, W) int64 with 1 on the image and 0 on padding,
             `original_sizes` (B, 2) int64, height and width before resizing. With annotations `mask_labels`, a
-            list of B (M, H, W) bool; `class_labels`, a list of B (M,) int64; `void_mask` (B, H, W) bool; or, for
-            `label_format="semantic"`, `labels` (B, H, W) int64 with `void_id` at void and padded pixels.
-            Segments without a pixel after resizing are left out. `return_tensors=None`: lists of tensors.
+            list of B (M, H, W) bool; `class_labels`, a list of B (M,) int64; `void_mask` (B, H, W) bool. For
+            `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
+            `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
+            `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after resizing are left out. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
@@ -226,7 +228,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             if options["label_format"] == "semantic":
                 data["labels"] = [a.semantic(rules, size) for a, size in zip(annotations, padded, strict=True)]
             else:
-                segments = [a.segments(rules, size) for a, size in zip(annotations, padded, strict=True)]
+                form = Annotation.segments if options["label_format"] == "segments" else Annotation.segment_map
+                segments = [form(a, rules, size) for a, size in zip(annotations, padded, strict=True)]
                 data |= {name: [getattr(s, name) for s in segments] for name in Segments._fields}
         return _batch_feature(data, return_tensors)
 

@@ -28,7 +28,9 @@ class SegmentTargets:
     """Ground-truth segments of a batch.
 
     Args:
-        masks (`list[torch.Tensor]`): each (M, H, W) bool, M may differ between images; H and W too without `counted`.
+        masks (`list[torch.Tensor]`): for each image a stack (M, H, W) bool, or a map (H, W) of the place of each
+            pixel's segment in `labels`, -1 where there is none. M may differ between images; H and W too without
+            `counted`.
         labels (`list[torch.Tensor]`): each (M,) int64.
         counted (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where a pixel counts: neither padding nor
             void. None: all do.
@@ -45,11 +47,18 @@ class SegmentTargets:
 
     def resampled(self, image: int, size: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
         """Masks (M, h * w), labels (M,), counted pixels (h * w,) of one image at a size (h, w), as float32."""
-        masks = self.masks[image]
-        counted = masks.new_ones(masks.shape[1:]) if self.counted is None else self.counted[image]
-        rows = nearest_indices(counted.shape[0], size[0], masks.device)[:, None]
-        columns = nearest_indices(counted.shape[1], size[1], masks.device)
-        return masks[:, rows, columns].flatten(1).float(), self.labels[image], counted[rows, columns].flatten().float()
+        pixels = self.masks[image]
+        height, width = pixels.shape[-2:]
+        rows = nearest_indices(height, size[0], pixels.device)[:, None]
+        columns = nearest_indices(width, size[1], pixels.device)
+        masks = every_mask(pixels[..., rows, columns], self.numbers[image]).flatten(1).float()
+        counted = masks.new_ones(masks.shape[1]) if self.counted is None else self.counted[image][rows, columns]
+        return masks, self.labels[image], counted.flatten().float()
+
+    def chosen(self, image: int, segments: Tensor) -> Tensor:
+        """Masks (n, H, W) bool of the segments at the given places (n,) of one image."""
+        pixels = self.masks[image]
+        return pixels[segments] if pixels.ndim == 3 else pixels == segments.view(-1, 1, 1)
 
 
 class BipartiteMatcher:
@@ -163,6 +172,11 @@ class FixedMatcher:
 
 # A "box" matcher (costs of boxes instead of masks, as in DETR) would be one more line here.
 MATCHERS: dict[str, Any] = {"bipartite": BipartiteMatcher, "fixed": FixedMatcher}
+
+
+def every_mask(pixels: Tensor, number: int) -> Tensor:
+    """A stack (M, H, W) as it is; a map of places (H, W) as the stack of its `number` masks."""
+    return pixels if pixels.ndim == 3 else pixels == torch.arange(number, device=pixels.device).view(-1, 1, 1)
 
 
 def nearest_indices(full: int, cells: int, device: torch.device) -> Tensor:

@@ -97,7 +97,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
-            mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool.
+            mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool; or
+                a map (H, W) of their places in class_labels, -1 in none: a few bytes a pixel, whatever M.
             class_labels (`list[torch.Tensor]`, *optional*): their classes (M,), int64.
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.

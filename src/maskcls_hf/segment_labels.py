@@ -35,7 +35,7 @@ class LabelRules:
 
 
 class Segments(NamedTuple):
-    mask_labels: Tensor  # (M, H, W) bool
+    mask_labels: Tensor  # (M, H, W) bool; or (H, W) int32, the place of each pixel's segment, -1 in none
     class_labels: Tensor  # (M,) int64
     void_mask: Tensor  # (H, W) bool: annotated as void, part of no segment
 
@@ -99,6 +99,17 @@ class Annotation:
             masks[:, :height, :width].scatter_(0, position[None], kept[index][None])
         return Segments(masks, classes[kept], pad((classes == _VOID)[index], padded_size))
 
+    def segment_map(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
+        """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
+        if self.class_labels is not None:
+            segments = self._segments_of_stack(rules, padded_size)
+            return segments if bool((segments.mask_labels.sum(0) > 1).any()) else _as_map(segments)
+        ids, index = torch.unique(self.pixels, return_inverse=True)
+        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        kept = classes >= 0
+        places = (kept.cumsum(0) - 1).masked_fill(~kept, -1).int()[index]  # (H, W)
+        return Segments(pad(places, padded_size, -1), classes[kept], pad((classes == _VOID)[index], padded_size))
+
     def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """Without the masks that have no pixel. A mask labelled void marks void where no segment covers it."""
         stack = self.pixels
@@ -133,6 +144,12 @@ class Annotation:
                 )
             labels[mask] = class_id
         return labels
+
+
+def _as_map(segments: Segments) -> Segments:
+    masks = segments.mask_labels
+    places = torch.arange(len(masks), dtype=torch.int32, device=masks.device).view(-1, 1, 1)
+    return segments._replace(mask_labels=torch.where(masks, places + 1, 0).sum(0, dtype=torch.int32) - 1)
 
 
 def _classes_of_ids(ids: Tensor, rules: LabelRules, id_to_class: Mapping[int, int | None] | None, where: str) -> Tensor:
