@@ -1,21 +1,25 @@
-"""Folders of images, augmentation, collation."""
+"""Folders of images with label maps; the layouts of ADE20K and Cityscapes; what is found in a folder."""
 
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
 
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsImageProcessor
-from maskcls_hf.data import CentreCrop, MaskClsCollator, ScaleJitterCrop, SegmentationFolder, train_transform
-from maskcls_hf.data.transforms import RandomRotate90
+from maskcls_hf.data import (
+    Ade20k,
+    Cityscapes,
+    SegmentationFolder,
+    open_dataset,
+)
+from maskcls_hf.data.sample import VOID, void_value
+from tiny import maskcls_config
 
 
 def write_semantic(root: Path, sizes=((20, 30), (24, 16)), split: str = "train") -> Path:
@@ -84,7 +88,7 @@ class TestSegmentationFolder:
         with pytest.raises(FileNotFoundError, match=r"No split folder .*val.*train"):
             SegmentationFolder(root, "val")
         (root / "train" / "labels" / "1.png").unlink()
-        with pytest.raises(FileNotFoundError, match=r"1 images have no PNG .*: 1\."):
+        with pytest.raises(FileNotFoundError, match=r"1 images have no label map .*: 1\."):
             SegmentationFolder(root, "train")
         (root / "train" / "images" / "1.png").unlink()
         (root / "train" / "images" / "0.png").rename(root / "train" / "images" / "other.png")
@@ -107,7 +111,7 @@ class TestSegmentationFolder:
     def test_no_labels_folder(self, tmp_path):
         root = write_semantic(tmp_path)
         (root / "train" / "labels").rename(root / "train" / "masks")
-        with pytest.raises(FileNotFoundError, match="labels and instances"):
+        with pytest.raises(FileNotFoundError, match="labels, semantic, instances"):
             SegmentationFolder(root, "train")
 
     def test_unfit_files_are_named_on_access(self, tmp_path):
@@ -117,7 +121,7 @@ class TestSegmentationFolder:
         data = SegmentationFolder(root, "train")
         with pytest.raises(ValueError, match=r"0\.png is 5 x 6 pixels.* 30 x 20"):
             data[0]
-        with pytest.raises(ValueError, match=r"1\.png has 3 channels"):
+        with pytest.raises(ValueError, match=r"1\.png: the segmentation map is an image of mode 'RGB'"):
             data[1]
         (root / "train" / "images" / "0.png").write_bytes(b"no image")
         with pytest.raises(ValueError, match=r"0\.png cannot be read"):
@@ -129,98 +133,262 @@ class TestSegmentationFolder:
         with pytest.raises(ValueError, match="names 2 classes"):
             SegmentationFolder(root, "train")
 
-    @needs_shared
-    @pytest.mark.parametrize(("name", "classes"), [("dsb2018_nuclei", 2), ("camvid", 11), ("clothing_parsing_ccp", 59)])
-    def test_real_folders(self, name, classes):
-        data = SegmentationFolder(SHARED / "data" / name, "val")
-        sample = data[len(data) - 1]
-        assert len(data.id2label) == classes
-        assert sample["image"].shape[-2:] == sample["segmentation_map"].shape[-2:]
-        assert data.has_instances == (name == "dsb2018_nuclei")
+    def test_gaps_in_the_label_values_are_closed(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").write_text(json.dumps({"7": "left", "300": "right"}))
+        for path in (root / "train" / "labels").iterdir():
+            old = np.array(Image.open(path))
+            new = np.select([old == 0, old == 1], [7, 300], 65535)
+            Image.fromarray(new.astype(np.uint16)).save(path)
+        data = SegmentationFolder(root, "train")
+        assert data.id2label == {0: "left", 1: "right"} and data.label_ids == [7, 300] and data.void_id == 255
+        ids = data[0]["segmentation_map"][0]
+        assert ids.dtype == torch.uint8
+        assert ids[0, [0, 5, 20]].tolist() == [255, 0, 1]
+        assert data.raw_map(0)[0, [0, 5, 20]].tolist() == [65535, 7, 300]
 
+    def test_more_than_255_classes(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").write_text(json.dumps({str(i): f"class {i}" for i in range(300)}))
+        labels = np.full((20, 30), 255, dtype=np.uint16)  # a class here
+        labels[0], labels[1] = 65535, 299
+        Image.fromarray(labels).save(root / "train" / "labels" / "0.png")
+        data = SegmentationFolder(root, "train")
+        ids = data[0]["segmentation_map"][0]
+        assert data.void_id == 65535 and data.processor_fields()["void_id"] == 65535
+        assert ids[:3, 0].tolist() == [65535, 299, 255]
+        assert void_value(ids) == data.void_id
 
-def coordinates(size: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """An image whose red channel is the row, with the same rows as its map."""
-    rows = torch.arange(size, dtype=torch.uint8)[:, None].expand(size, size)
-    return tv_tensors.Image(rows.expand(3, size, size)), tv_tensors.Mask(rows[None].int())
+    def test_a_value_that_is_no_class_names_file_and_value(self, tmp_path):
+        root = write_semantic(tmp_path)
+        labels = np.full((20, 30), 9, dtype=np.uint8)
+        Image.fromarray(labels).save(root / "train" / "labels" / "0.png")
+        with pytest.raises(ValueError, match=r"0\.png holds label values 9 \(100.0% .*values 0\.\.1; void is 255"):
+            SegmentationFolder(root, "train")[0]
+        assert SegmentationFolder(root, "train", void_values=[9])[0]["segmentation_map"].unique().tolist() == [255]
 
-
-class TestTransforms:
-    @pytest.mark.parametrize("scale", [(1.0, 1.0), (2.0, 2.0), (0.5, 0.5), (0.5, 2.0)])
-    def test_image_and_map_stay_aligned(self, scale):
-        image, ids = ScaleJitterCrop(32, scale)(*coordinates(80))
-        assert image.shape == (3, 32, 32) and ids.shape == (1, 32, 32) and ids.dtype == torch.int32
-        assert (image[:1].int() - ids).abs().max() <= 2
-
-    def test_scale_two_shows_half_as_much(self):
-        _, ids = ScaleJitterCrop(32, (2.0, 2.0))(*coordinates(80))
-        assert ids.max() - ids.min() == 15
-
-    def test_image_smaller_than_the_crop(self):
-        image, ids = ScaleJitterCrop(32)(*coordinates(10))
-        assert image.shape[-2:] == ids.shape[-2:] == (32, 32)
-        assert ids.unique().tolist() == list(range(10))
-
-    def test_scale_must_be_a_range(self):
-        with pytest.raises(ValueError, match="scale"):
-            ScaleJitterCrop(32, (2.0, 1.0))
-
-    def test_quarter_turns_change_no_value(self):
-        image, ids = coordinates(6)
-        turned = {tuple(RandomRotate90()(image, ids)[1].flatten().tolist()) for _ in range(50)}
-        assert turned == {tuple(torch.rot90(ids[0], k).flatten().tolist()) for k in range(4)}
-
-    def test_train_transform_keeps_types_and_ids(self):
-        image, ids = coordinates(80)
-        transform = train_transform(32, any_orientation=True, any_contrast=True)
-        for _ in range(10):
-            new_image, new_ids = transform(image, ids)
-            assert isinstance(new_image, tv_tensors.Image) and new_image.dtype == torch.uint8
-            assert new_image.shape == (3, 32, 32)
-            assert set(new_ids.unique().tolist()) <= set(range(80))
-
-    def test_centre_crop(self):
-        image, ids = CentreCrop(16)(*coordinates(20))
-        assert ids[0, :, 0].tolist() == list(range(2, 18))
-        assert CentreCrop(32)(image, ids)[1].shape == (1, 16, 16)
-
-
-class TestCollator:
-    def test_instances(self, tmp_path):
+    def test_fields_of_model_and_image_processor(self, tmp_path):
         data = SegmentationFolder(write_instances(tmp_path), "train")
-        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
-        batch = pickle.loads(pickle.dumps(collator))([data[0], data[1]])
-        assert batch["pixel_values"].shape == (2, 3, 64, 64)
-        assert batch["pixel_mask"].sum((1, 2)).tolist() == [48 * 48] * 2
-        assert [labels.tolist() for labels in batch["class_labels"]] == [[0, 1, 1, 1]] * 2
-        areas = batch["mask_labels"][0].flatten(1).sum(1).tolist()
-        assert areas == [48 * 48 - 3 * 64, 64, 64, 64]
+        config = maskcls_config(**data.model_fields())
+        assert config.num_labels == 2 and config.label2id == {"background": 0, "square": 1}
+        processor = MaskClsImageProcessor(**data.processor_fields())
+        assert (processor.num_labels, processor.label_ids_to_fuse, processor.void_id) == (2, [0], 255)
 
-    def test_instances_that_leave_the_crop_drop_out(self, tmp_path):
-        data = SegmentationFolder(write_instances(tmp_path), "train")
-        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), CentreCrop(32), do_resize=False)
-        batch = collator([data[0]])
-        assert batch["class_labels"][0].tolist() == [0, 1, 1, 1]  # rows 8..39 cut into all three squares
-        assert batch["mask_labels"][0].flatten(1).sum(1).tolist()[1:] == [2 * 3, 8 * 3, 2 * 3]
-        batch = MaskClsCollator(MaskClsImageProcessor(num_labels=2), CentreCrop(16), do_resize=False)([data[0]])
-        assert batch["class_labels"][0].tolist() == [0]
+    def test_two_classes_of_one_name_are_told_apart(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").write_text(json.dumps({"0": "wall", "1": "wall"}))
+        fields = SegmentationFolder(root, "train").model_fields()
+        assert fields["label2id"] == {"wall (0)": 0, "wall (1)": 1}
 
-    def test_nothing_padded_nothing_void(self, tmp_path):
-        data = SegmentationFolder(write_instances(tmp_path), "train")
-        batch = MaskClsCollator(MaskClsImageProcessor(), CentreCrop(32), do_resize=False)([data[0]])
-        assert "pixel_mask" not in batch and "void_mask" not in batch
+    def test_sizes_are_those_of_the_samples_also_turned_by_exif(self, tmp_path):
+        root = write_semantic(tmp_path)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # a quarter turn
+        Image.new("RGB", (20, 30)).save(root / "train" / "images" / "0.png", exif=exif)
+        data = SegmentationFolder(root, "train")
+        assert data.sizes() == [tuple(sample["image"].shape[-2:]) for sample in data] == [(20, 30), (24, 16)]
 
-    def test_semantic_with_void(self, tmp_path):
+    @pytest.mark.parametrize("kind", ["grey", "palette", "rgba", "16 bit", "one bit"])
+    def test_images_are_read_as_the_image_processor_reads_them(self, tmp_path, kind):
+        root = write_semantic(tmp_path, sizes=((20, 30),))
+        path = root / "train" / "images" / "0.png"
+        original = Image.open(path)
+        modes = {"grey": "L", "palette": "P", "rgba": "RGBA", "one bit": "1"}
+        if kind == "16 bit":
+            values = np.random.default_rng(0).integers(0, 4096, (20, 30), dtype=np.uint16)
+            Image.fromarray(values).save(path)
+        else:
+            original.convert(modes[kind]).save(path)
+        processor = MaskClsImageProcessor(do_resize=False, do_pad=False)
+        expected = processor(Image.open(path), return_tensors="pt")["pixel_values"]
+        image = SegmentationFolder(root, "train")[0]["image"]
+        assert torch.equal(processor(image.as_subclass(torch.Tensor), return_tensors="pt")["pixel_values"], expected)
+
+    def test_a_palette_label_map_gives_its_indices(self, tmp_path):
+        root = write_semantic(tmp_path)
+        path = root / "train" / "labels" / "0.png"
+        labels = Image.open(path)
+        labels.putpalette([7 * i % 256 for i in range(768)])
+        labels.save(path)
+        assert Image.open(path).mode == "P"
+        assert SegmentationFolder(root, "train")[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+
+    @pytest.mark.parametrize("folder", ["images", "labels"])
+    def test_a_truncated_file_is_named(self, tmp_path, folder):
+        root = write_semantic(tmp_path, sizes=((64, 64),))
+        path = root / "train" / folder / "0.png"
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(ValueError, match=rf"{folder}/0\.png cannot be read as an image"):
+            SegmentationFolder(root, "train")[0]
+
+    def test_an_index_out_of_range_ends_iteration(self, tmp_path):
         data = SegmentationFolder(write_semantic(tmp_path), "train")
-        batch = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)([data[0], data[1]])
-        assert batch["void_mask"].sum((1, 2)).tolist() == [16, 16]
-        assert [labels.tolist() for labels in batch["class_labels"]] == [[0, 1], [0, 1]]
-        per_pixel = MaskClsImageProcessor(num_labels=2, label_format="semantic")
-        labels = MaskClsCollator(per_pixel, do_resize=False)([data[0]])["labels"]
-        assert torch.equal(labels[0, :20, :30], data[0]["segmentation_map"][0].long())
+        assert [sample["name"] for sample in data] == ["0", "1"]
+        assert data[-1]["name"] == "1"
+        with pytest.raises(IndexError):
+            data[2]
 
-    def test_kinds_do_not_mix(self, tmp_path):
-        semantic = SegmentationFolder(write_semantic(tmp_path / "a"), "train")
-        instances = SegmentationFolder(write_instances(tmp_path / "b"), "train")
-        with pytest.raises(ValueError, match="not both"):
-            MaskClsCollator(MaskClsImageProcessor())([semantic[0], instances[0]])
+    def test_folders_elsewhere(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "photos").mkdir()
+        (root / "train" / "images").rename(root / "photos" / "train")
+        (root / "masks_train").mkdir()
+        for path in (root / "train" / "labels").iterdir():
+            Image.open(path).save(root / "masks_train" / f"{path.stem}.tif")
+        data = SegmentationFolder(root, "train", image_folder="photos/{split}", label_folder="masks_{split}")
+        assert len(data) == 2 and data[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+
+    def test_class_names_of_mapillary(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").unlink()
+        labels = [{"readable": "Left", "evaluate": True}, {"readable": "Unlabeled", "evaluate": False}]
+        (root / "config.json").write_text(json.dumps({"labels": labels}))
+        data = SegmentationFolder(root, "train")
+        assert data.id2label == {0: "Left"}
+        assert data[0]["segmentation_map"].unique().tolist() == [0, 255]
+
+    @needs_shared
+    @pytest.mark.parametrize(
+        ("name", "images", "classes"),
+        [
+            ("dsb2018_nuclei", {"train": 532, "val": 132}, 2),
+            ("camvid", {"train": 367, "val": 101, "test": 233}, 11),
+            ("clothing_parsing_ccp", {"train": 536, "val": 134}, 59),
+            ("coco_stuff_panoptic", {"train": 13, "val": 8}, 171),
+        ],
+    )
+    def test_real_folders(self, name, images, classes):
+        for split, count in images.items():
+            data = SegmentationFolder(SHARED / "data" / name, split)
+            sample = data[len(data) - 1]
+            assert len(data) == count and len(data.id2label) == classes
+            assert tuple(sample["image"].shape[-2:]) == data.sizes()[-1] == tuple(sample["segmentation_map"].shape[-2:])
+            assert data.has_instances == (name == "dsb2018_nuclei")
+
+    @needs_shared
+    def test_shares_of_camvid_classes_are_those_of_its_readme(self):
+        data = SegmentationFolder(SHARED / "data" / "camvid", "val")
+        counts = sum(torch.bincount(data[i]["segmentation_map"].flatten(), minlength=256) for i in range(len(data)))
+        shares = (100 * counts / counts.sum()).tolist()
+        written = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
+        assert shares[:11] == pytest.approx(written, abs=0.0051) and shares[255] == pytest.approx(1.70, abs=0.0051)
+
+
+def write_ade20k(root: Path, names: bool = True) -> Path:
+    """One image with value 0 (other), 1 and 3 in thirds."""
+    for folder in ("images", "annotations"):
+        (root / folder / "training").mkdir(parents=True)
+    labels = np.repeat(np.array([[0, 1, 3]], dtype=np.uint8), 8, axis=0).repeat(4, axis=1)
+    Image.fromarray(labels).save(root / "annotations" / "training" / "ADE_train_00000001.png")
+    Image.new("RGB", (12, 8)).save(root / "images" / "training" / "ADE_train_00000001.jpg")
+    if names:
+        rows = ["Idx\tRatio\tTrain\tVal\tName", "1\t0.15\t11664\t1172\twall", "2\t0.1\t6046\t612\tbuilding, edifice"]
+        rows += ["3 \t0.08\t8265\t796\tscreen, crt screen ", "4\t0.01\t1\t1\tscreen, silver screen"]
+        (root / "objectInfo150.txt").write_text("\n".join(rows) + "\n")
+    return root
+
+
+class TestAde20k:
+    def test_zero_is_void_and_classes_start_at_one(self, tmp_path):
+        data = open_dataset(write_ade20k(tmp_path), "training")
+        assert isinstance(data, Ade20k)
+        assert data.id2label == {0: "wall", 1: "building", 2: "screen, crt screen", 3: "screen, silver screen"}
+        assert data[0]["segmentation_map"][0, 0, ::4].tolist() == [255, 0, 2]
+        assert data.stuff_ids == [0, 1, 2, 3]
+
+    def test_names_must_come_from_somewhere(self, tmp_path):
+        root = write_ade20k(tmp_path, names=False)
+        with pytest.raises(FileNotFoundError, match="names the classes"):
+            Ade20k(root)
+        data = open_dataset(root, "training", id2label={i: f"class {i}" for i in range(1, 151)})
+        assert len(data.id2label) == 150 and data[0]["segmentation_map"].unique().tolist() == [0, 2, 255]
+
+
+def write_cityscapes(root: Path) -> Path:
+    """Road with two cars, a group of persons without instances, ego vehicle and licence plate."""
+    label_ids = np.full((16, 32), 7, dtype=np.uint8)
+    label_ids[:4, :8], label_ids[:4, 8:16], label_ids[8:12, :8], label_ids[14:], label_ids[0, 31] = 26, 26, 24, 1, 255
+    instance_ids = label_ids.astype(np.uint16)
+    instance_ids[:4, :8], instance_ids[:4, 8:16], instance_ids[0, 31] = 26000, 26001, 65535
+    folders = [root / part / "val" / "ulm" for part in ("leftImg8bit", "gtFine")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    Image.new("RGB", (32, 16)).save(folders[0] / "ulm_000000_000019_leftImg8bit.png")
+    Image.fromarray(label_ids).save(folders[1] / "ulm_000000_000019_gtFine_labelIds.png")
+    Image.fromarray(instance_ids).save(folders[1] / "ulm_000000_000019_gtFine_instanceIds.png")
+    return root
+
+
+class TestCityscapes:
+    def test_label_ids_become_train_ids(self, tmp_path):
+        data = open_dataset(write_cityscapes(tmp_path), "val")
+        assert isinstance(data, Cityscapes) and len(data.id2label) == 19
+        assert data.names == ["ulm_000000_000019"]
+        assert data[0]["segmentation_map"].unique().tolist() == [0, 11, 13, 255]  # road, person, car
+        assert [data.id2label[i] for i in (0, 11, 13, 18)] == ["road", "person", "car", "bicycle"]
+
+    def test_train_id_files_give_the_same(self, tmp_path):
+        root = write_cityscapes(tmp_path)
+        expected = open_dataset(root, "val")[0]["segmentation_map"]
+        path = root / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_labelIds.png"
+        Image.fromarray(expected[0].numpy()).save(str(path).replace("labelIds", "labelTrainIds"))
+        path.unlink()
+        assert torch.equal(open_dataset(root, "val")[0]["segmentation_map"], expected)
+
+    def test_instances_with_a_group_as_crowd(self, tmp_path):
+        data = Cityscapes(write_cityscapes(tmp_path), "val", instances=True)
+        sample = data[0]
+        assert sample["instance_id_to_semantic_id"] == {1: VOID, 7: 0, 24: 11, 26000: 13, 26001: 13, 65535: VOID}
+        assert sample["crowd_ids"] == [24]
+        assert data.kind == "panoptic" and data.stuff_ids == list(range(11))
+
+    def test_missing_files_are_named(self, tmp_path):
+        root = write_cityscapes(tmp_path)
+        (root / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_labelIds.png").unlink()
+        with pytest.raises(FileNotFoundError, match="ulm_000000_000019_gtFine_labelIds.png"):
+            Cityscapes(root, "val")
+        with pytest.raises(FileNotFoundError, match=r"No Cityscapes folder .*train.*There are: val"):
+            Cityscapes(root, "train")
+
+
+class TestOpenDataset:
+    def test_an_unknown_folder_is_told_what_was_looked_for(self, tmp_path):
+        (tmp_path / "pictures").mkdir()
+        with pytest.raises(FileNotFoundError, match=r"(?s)coco_panoptic: train/panoptic\.json.*It holds: pictures"):
+            open_dataset(tmp_path, "train")
+
+    def test_unknown_layout_and_option(self, tmp_path):
+        root = write_semantic(tmp_path)
+        with pytest.raises(ValueError, match="layouts are cityscapes, ade20k"):
+            open_dataset(root, "train", layout="voc")
+        with pytest.raises(TypeError, match=r"Layout folder .*colour"):
+            open_dataset(root, "train", colour="red")
+
+    def test_a_folder_without_splits(self, tmp_path):
+        root = write_semantic(tmp_path)
+        for name in ("images", "labels"):
+            (root / "train" / name).rename(root / name)
+        assert len(open_dataset(root)) == len(open_dataset(root, split="")) == 2
+
+    @needs_shared
+    @pytest.mark.parametrize(
+        ("name", "split", "options", "reader", "images", "classes"),
+        [
+            ("camvid", "test", {}, "SegmentationFolder", 233, 11),
+            ("clothing_parsing_ccp", "val", {}, "SegmentationFolder", 134, 59),
+            ("dsb2018_nuclei", "val", {}, "SegmentationFolder", 132, 2),
+            ("dsb2018_nuclei", "val", {"layout": "coco_instances"}, "CocoInstances", 132, 1),
+            ("car_parts", "test", {}, "CocoPanoptic", 100, 19),
+            ("car_parts", "train", {"layout": "coco_instances"}, "CocoInstances", 400, 18),
+            ("coco_stuff_panoptic", "train", {}, "CocoPanoptic", 13, 171),
+            ("coco_stuff_panoptic", "val", {"layout": "folder"}, "SegmentationFolder", 8, 171),
+            ("coco_panoptic_sample", None, {}, "CocoPanoptic", 2, 133),
+            ("coco_panoptic_sample", "examples", {}, "CocoPanoptic", 2, 133),
+        ],
+    )
+    def test_real_data(self, name, split, options, reader, images, classes):
+        data = open_dataset(SHARED / "data" / name, split, **options)
+        assert (type(data).__name__, len(data), len(data.id2label)) == (reader, images, classes)
+        assert sorted(data.id2label) == list(range(classes))
+        sample = data[0]
+        assert tuple(sample["image"].shape[-2:]) == data.sizes()[0]

@@ -2,52 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .folder_dataset import Sample
+from .sample import VOID, Sample, void_value
 
 
 class MaskClsCollator:
-    """Augments samples and makes a batch of them with the image processor. Picklable, for loader workers.
+    """Makes a batch of samples with the image processor. Picklable, for loader workers.
 
-    Instances of which a crop shows nothing drop out. A batch without padding has no
-    `pixel_mask`, one without void pixels no `void_mask`.
+    Crowd regions become void. Segments of which a crop shows nothing drop out. A batch without padding has no
+    `pixel_mask`, one without void pixels no `void_mask`. Classes of samples start at 0, whatever `label_offset` the
+    image processor has for files.
 
     Args:
         image_processor: a `MaskClsImageProcessor`; its label format decides whether the batch has `mask_labels`
             and `class_labels`, or `labels`.
-        transform: called as `transform(image, segmentation_map)`, for instance what `train_transform` makes.
+        keep_ground_truth: the batch also has `ground_truth`, a list of `metrics.GroundTruth` of the size that the
+            samples have, for scores at the original size.
         processor_kwargs: options for the call of the image processor, such as `do_resize=False` for crops that
             have their final size already.
+
+    Raises:
+        ValueError: (on call) samples with and without instances in one batch; the image processor's void id is a
+            class of the samples; what the image processor finds wrong. The message names the images.
     """
 
-    def __init__(self, image_processor: Any, transform: Callable[..., Any] | None = None, **processor_kwargs: Any):
+    def __init__(self, image_processor: Any, *, keep_ground_truth: bool = False, **processor_kwargs: Any):
         self.image_processor = image_processor
-        self.transform = transform
-        self.processor_kwargs = processor_kwargs
+        self.keep_ground_truth = keep_ground_truth
+        self.processor_kwargs = {"label_offset": 0, **processor_kwargs}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        pairs = [(sample["image"], sample["segmentation_map"]) for sample in samples]
-        if self.transform is not None:
-            pairs = [self.transform(*pair) for pair in pairs]
-        classes_of_segments = [sample["instance_id_to_semantic_id"] for sample in samples]
-        semantic = [classes is None for classes in classes_of_segments]
+        names = ", ".join(sample["name"] for sample in samples)
+        semantic = [sample["instance_id_to_semantic_id"] is None for sample in samples]
         if any(semantic) and not all(semantic):
-            raise ValueError("A batch holds semantic maps or instance maps, not both.")
-        batch = self.image_processor(
-            images=[image.as_subclass(torch.Tensor) for image, _ in pairs],
-            segmentation_maps=[ids[0].as_subclass(torch.Tensor) for _, ids in pairs],
-            instance_id_to_semantic_id=None if all(semantic) else classes_of_segments,
-            return_tensors="pt",
-            **self.processor_kwargs,
-        )
-        batch = dict(batch)
+            raise ValueError(f"A batch holds semantic maps or instance maps, not both: images {names}.")
+        try:
+            batch = dict(
+                self.image_processor(
+                    images=[sample["image"].as_subclass(Tensor) for sample in samples],
+                    return_tensors="pt",
+                    **self._annotations(samples),
+                    **self.processor_kwargs,
+                )
+            )
+        except ValueError as error:
+            raise ValueError(f"{error} (image 0, 1, ... of this batch: {names})") from error
         # Where nothing is padded or void the model need not look for it: a tenth of a step on a CPU.
         if batch["pixel_mask"].all():
             del batch["pixel_mask"]
         if "void_mask" in batch and not batch["void_mask"].any():
             del batch["void_mask"]
+        if self.keep_ground_truth:
+            batch["ground_truth"] = [_ground_truth(sample) for sample in samples]
         return batch
+
+    def _annotations(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The image processor's arguments for the targets of the samples."""
+        void_id = self.processor_kwargs.get("void_id", self.image_processor.void_id)
+        pixels = [sample["segmentation_map"].as_subclass(Tensor) for sample in samples]
+        if samples[0]["instance_id_to_semantic_id"] is None:
+            if void_id is None:
+                void_id = void_value(pixels[0])
+            return {"segmentation_maps": [_with_void_id(p[0], void_id) for p in pixels], "void_id": void_id}
+        classes = [_classes_without_crowd(sample) for sample in samples]
+        if any(void_id in named.values() for named in classes):
+            raise ValueError(_VOID_IS_CLASS.format(void_id))
+        if any(p.dtype == torch.bool for p in pixels):
+            stacks = [_as_stack(p, named) for p, named in zip(pixels, classes, strict=True)]
+            return {"segmentation_maps": [s for s, _ in stacks], "class_labels": [labels for _, labels in stacks]}
+        return {"segmentation_maps": [p[0] for p in pixels], "instance_id_to_semantic_id": classes}
+
+
+_VOID_IS_CLASS = (
+    "void_id={} of the image processor is a class of the data set: make the image processor with "
+    "MaskClsImageProcessor(**dataset.processor_fields())."
+)
+
+
+def _with_void_id(class_map: Tensor, void_id: int) -> Tensor:
+    """The map with this value where it is void."""
+    own = void_value(class_map)
+    if own == void_id:
+        return class_map
+    class_map = class_map.int()
+    if bool((class_map == void_id).any()):
+        raise ValueError(_VOID_IS_CLASS.format(void_id))
+    return class_map.masked_fill(class_map == own, void_id)
+
+
+def _classes_without_crowd(sample: Sample) -> dict[int, int | None]:
+    """Classes of the ids, `VOID` (below every class, so void for the image processor) for crowds."""
+    classes = sample["instance_id_to_semantic_id"]
+    assert classes is not None
+    return {**classes, **dict.fromkeys(sample["crowd_ids"], VOID)}
+
+
+def _as_stack(pixels: Tensor, classes: dict[int, int | None]) -> tuple[Tensor, Tensor]:
+    """A map of ids (1, H, W) or a stack (M, H, W) -> the stack of what has a class or is void, and its labels."""
+    kept = [segment for segment, label in classes.items() if label is not None]
+    labels = torch.tensor([classes[segment] for segment in kept], dtype=torch.int64)
+    if pixels.dtype == torch.bool:
+        return pixels[kept], labels
+    return pixels == torch.tensor(kept, dtype=pixels.dtype).view(-1, 1, 1), labels
+
+
+def _ground_truth(sample: Sample) -> Any:
+    from ..metrics.ground_truth import GroundTruth  # metrics imports data
+
+    pixels = sample["segmentation_map"].as_subclass(Tensor)
+    return GroundTruth.from_sample(sample, void_value(pixels))

@@ -2,179 +2,231 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.utils.data import Dataset
-from torchvision import tv_tensors
+from torch import Tensor
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-LABEL_FOLDERS = ("labels", "instances")
+from .dataset import SegmentationDataset, Targets
+from .files import pair_files, read_class_names, read_json, read_map, require_folder, some
+
+LABEL_FOLDERS = ("labels", "semantic", "instances")
+VOID_VALUES = (255, 65535)  # void in label files unless a class has the id
 
 
-class Sample(TypedDict):
-    """One annotated image.
+class LabelMapDataset(SegmentationDataset):
+    """Images, each with a file of class ids. `files`: pairs of image and label file; the rest is
+    [`SegmentationDataset`]'s.
 
-    `image` (3, H, W) uint8. `segmentation_map` (1, H, W): class ids (uint8), or segment ids (int32) where
-    `instance_id_to_semantic_id` says which class each segment has.
+    Args:
+        void_values: label values that are void, beside 255 and 65535.
     """
 
-    image: tv_tensors.Image
-    segmentation_map: tv_tensors.Mask
-    instance_id_to_semantic_id: dict[int, int] | None
-    name: str
+    def __init__(
+        self,
+        files: Sequence[tuple[Path, Path]],
+        class_names: Mapping[int, str],
+        void_values: Collection[int] = (),
+        cache: bool = False,
+    ):
+        super().__init__(class_names, "semantic", cache=cache)
+        self.files = list(files)
+        self.names = [image.stem for image, _ in self.files]
+        self._classes = LabelValues(self.label_ids, void_values, self.void_id)
+
+    def image_path(self, index: int) -> Path:
+        return self.files[index][0]
+
+    def annotation(self, index: int) -> str:
+        return str(self.files[index][1])
+
+    def raw_map(self, index: int) -> Tensor:
+        return read_map(self.files[index][1])
+
+    def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
+        return Targets(self._classes(self.raw_map(index), self.annotation(index)))
 
 
-class SegmentationFolder(Dataset[Sample]):
+class LabelValues:
+    """Values of label files -> classes 0..K-1 (uint8 or int32), void as `void_id`.
+
+    Args:
+        label_ids: the file's value of each class.
+        void_values: values that are void, beside 255 and 65535 where these are no class.
+    """
+
+    def __init__(self, label_ids: Sequence[int], void_values: Collection[int], void_id: int):
+        if both := sorted(set(label_ids) & set(void_values)):
+            raise ValueError(f"Label values {both} are classes and void at once.")
+        if not all(0 <= value < 2**16 for value in (*label_ids, *void_values)):
+            raise ValueError(f"Label values lie in 0..65535, got classes {some(label_ids)}, void {list(void_values)}.")
+        self.label_ids = list(label_ids)
+        self.void_values = sorted({*void_values, *VOID_VALUES} - set(label_ids))
+        self._dtype = torch.uint8 if void_id == 255 else torch.int32
+        self._classes = np.full(2**16, -1, dtype=np.int32)
+        self._classes[self.void_values] = void_id
+        self._classes[self.label_ids] = np.arange(len(self.label_ids))
+
+    def __call__(self, values: Tensor, where: str) -> Tensor:
+        """(H, W) -> (H, W). ValueError: a value is neither class nor void."""
+        array = values.numpy()
+        if array.dtype != np.uint8 and (array.min(initial=0) < 0 or array.max(initial=0) >= 2**16):
+            raise ValueError(f"{where} holds values from {array.min()} to {array.max()}, labels lie in 0..65535.")
+        classes = self._classes[array]
+        if (unknown := classes < 0).any():
+            wrong = np.unique(array[unknown]).tolist()
+            raise ValueError(
+                f"{where} holds label values {some(wrong, 10)} ({unknown.mean():.1%} of the pixels), which are no "
+                f"class. The {len(self.label_ids)} classes have the values {self._known()}; void is "
+                f"{', '.join(map(str, self.void_values))}. Name the missing classes, or give void_values."
+            )
+        return torch.from_numpy(classes).to(self._dtype)
+
+    def _known(self) -> str:
+        first, last = self.label_ids[0], self.label_ids[-1]
+        gaps = "" if last - first + 1 == len(self.label_ids) else ", with gaps"
+        return f"{first}..{last}{gaps}"
+
+
+class SegmentationFolder(LabelMapDataset):
     """Annotated images of one split.
 
     Layout::
 
         ROOT/labels.json              {"0": "sky", ...}: names of the classes
         ROOT/SPLIT/images/NAME.jpg    any format that Pillow reads
-        ROOT/SPLIT/labels/NAME.png    8-bit class ids, void where not annotated         (semantic), or
+        ROOT/SPLIT/labels/NAME.png    class ids, 255 (or 65535) where not annotated     (semantic), or
         ROOT/SPLIT/instances/NAME.png 8- or 16-bit, 0 = background, 1..n = one segment  (instances)
 
     With instances, `labels.json` names one class of things. Background then is class 0, one stuff segment an
-    image, and the things are class 1.
+    image, and the things are class 1. `labels` may also be called `semantic`. Names are also read from Mapillary's
+    `config.json`.
 
     Args:
         root: folder that holds `labels.json` and the splits.
-        split: name of the split's folder, such as `"train"`.
+        split: name of the split's folder, such as `"train"`; None where there are no splits.
+        image_folder, label_folder: where the files lie below the root, such as `"images/{split}"`.
+        instances: whether the label files hold instances; None: if their folder is called so.
+        id2label: names of the classes by label value, or a JSON file of them; None: `labels.json`.
+        void_values: label values that are void, beside 255 and 65535.
         background: name of class 0 of instance data.
         cache: keep decoded images and maps in memory after their first use; every loader worker has its own.
-
-    Attributes:
-        id2label (`dict[int, str]`): names of the classes.
-        stuff_ids (`list[int]`): classes that are one segment an image; for semantic data all of them.
 
     Raises:
         FileNotFoundError: a folder, `labels.json`, a label map or an image is missing.
         ValueError: no images, two images of one name, no class names, or (on access) a file that cannot be
-            read, a label map of another size than its image or in colour.
+            read, a label map of another size than its image, in colour, or with values that are no class.
     """
 
     def __init__(
         self,
         root: str | Path,
-        split: str,
+        split: str | None,
         *,
+        image_folder: str = "{split}/images",
+        label_folder: str | None = None,
+        instances: bool | None = None,
+        id2label: Mapping[int, str] | str | Path | None = None,
+        void_values: Collection[int] = (),
         background: str = "background",
         cache: bool = False,
     ):
         self.root, self.split = Path(root), split
-        folder = self.root / split
-        _require_folder(self.root, "data set")
-        _require_folder(folder, "split", available=[path.name for path in self.root.iterdir()])
-        _require_folder(folder / "images", "image")
-        label_folders = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-        if len(label_folders) != 1:
-            raise FileNotFoundError(
-                f"{folder} needs exactly one of the folders {' and '.join(LABEL_FOLDERS)} beside images, "
-                f"found {len(label_folders)}."
-            )
-        self.has_instances = label_folders[0].name == "instances"
-        self.files = _pair_files(folder / "images", label_folders[0])
-        names = _read_class_names(self.root / "labels.json")
-        if self.has_instances:
+        require_folder(self.root, "data set")
+        images = below(self.root, image_folder, split)
+        if "{split}/" in image_folder and split:
+            require_folder(self.root / split, "split", available=_folders(self.root))
+        require_folder(images, "image", available=_folders(self.root))
+        labels = below(self.root, label_folder, split) if label_folder else _only_label_folder(images.parent)
+        require_folder(labels, "label", available=_folders(labels.parent) if labels.parent.is_dir() else None)
+        names, no_classes = class_names_of(self.root, id2label)
+        has_instances = labels.name == "instances" if instances is None else instances
+        if has_instances:
             if len(names) != 1:
                 raise ValueError(
-                    f"{self.root / 'labels.json'} names {len(names)} classes, but an instance map tells only "
-                    "background from one class of things: name that one class."
+                    f"{id2label or self.root / 'labels.json'} names {len(names)} classes, but an instance map tells "
+                    "only background from one class of things: name that one class."
                 )
             names = {0: background, 1: next(iter(names.values()))}
-        self.id2label = names
-        self.stuff_ids = [0] if self.has_instances else sorted(names)
-        self._cache: dict[int, tuple[tv_tensors.Image, tv_tensors.Mask]] | None = {} if cache else None
+        super().__init__(pair_files(images, labels), names, {*void_values, *no_classes}, cache)
+        if has_instances:
+            self.kind, self.has_instances, self.stuff_ids = "panoptic", True, [0]
 
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Sample:
-        if self._cache is None:
-            image, segmentation_map = self._read(index)
-        else:
-            if index not in self._cache:
-                self._cache[index] = self._read(index)
-            image, segmentation_map = self._cache[index]
-        return Sample(
-            image=image,
-            segmentation_map=segmentation_map,
-            instance_id_to_semantic_id=self._classes_of_segments(segmentation_map),
-            name=self.files[index][0].stem,
-        )
-
-    def _read(self, index: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-        image_path, map_path = self.files[index]
-        pixels = np.array(ImageOps.exif_transpose(_open(image_path)).convert("RGB"))
-        ids = np.array(_open(map_path))
-        if ids.ndim != 2:
-            raise ValueError(f"{map_path} has {ids.shape[-1]} channels, a map of ids has one.")
-        if ids.shape != pixels.shape[:2]:
-            raise ValueError(
-                f"{map_path} is {ids.shape[1]} x {ids.shape[0]} pixels, its image {image_path} "
-                f"{pixels.shape[1]} x {pixels.shape[0]}."
-            )
-        if self.has_instances:
-            ids = ids.astype(np.int32)
-        return (
-            tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1).contiguous()),
-            tv_tensors.Mask(torch.from_numpy(ids)[None]),
-        )
-
-    def _classes_of_segments(self, segmentation_map: torch.Tensor) -> dict[int, int] | None:
+    def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
         if not self.has_instances:
-            return None
-        return {segment: int(segment != 0) for segment in range(int(segmentation_map.max()) + 1)}
+            return super()._read_targets(index, size)
+        ids = self.raw_map(index).int()
+        return Targets(ids, {segment: int(segment != 0) for segment in range(int(ids.max()) + 1)})
 
 
-def _require_folder(path: Path, kind: str, available: list[str] | None = None) -> None:
-    if not path.is_dir():
-        hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
-        raise FileNotFoundError(f"No {kind} folder {path}.{hint}")
+def below(root: Path, pattern: str, split: str | None) -> Path:
+    """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
+    return root / pattern.format(split=split or "").strip("/")
 
 
-def _pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Each image of a folder with the label map of the same name, sorted by name."""
-    image_paths = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not image_paths:
-        raise ValueError(f"No images in {images} (looked for {', '.join(IMAGE_SUFFIXES)}).")
-    stems = [path.stem for path in image_paths]
-    if len(set(stems)) < len(stems):
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
-        raise ValueError(f"Images of the same name in {images}: {_some(twice)}.")
-    label_stems = {path.stem for path in labels.glob("*.png")}
-    if missing := sorted(set(stems) - label_stems):
-        raise FileNotFoundError(f"{len(missing)} images have no PNG in {labels}: {_some(missing)}.")
-    if extra := sorted(label_stems - set(stems)):
-        raise FileNotFoundError(f"{len(extra)} label maps have no image in {images}: {_some(extra)}.")
-    return [(path, labels / f"{path.stem}.png") for path in image_paths]
+def class_names_of(root: Path, id2label: Mapping[int, str] | str | Path | None) -> tuple[dict[int, str], list[int]]:
+    """Names of the classes by label value, and values named as no class (in Mapillary's config.json)."""
+    if id2label is None and not (root / "labels.json").is_file() and (root / "config.json").is_file():
+        labels = read_json(root / "config.json")["labels"]
+        names = {value: label["readable"] for value, label in enumerate(labels) if label["evaluate"]}
+        return names, sorted(set(range(len(labels))) - set(names))
+    return read_class_names(root / "labels.json" if id2label is None else id2label), []
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+def _only_label_folder(folder: Path) -> Path:
+    found = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise FileNotFoundError(
+            f"{folder} needs one of the folders {', '.join(LABEL_FOLDERS)} beside images, found: {names}. "
+            "Where there are several or others, choose with label_folder, for instance '{split}/labels'."
+        )
+    return found[0]
 
 
-def _read_class_names(path: Path) -> dict[int, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f'No {path}: it names the classes, like {{"0": "sky", "1": "road"}}.')
-    try:
-        names = {int(label_id): str(name) for label_id, name in json.loads(path.read_text()).items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{path} is not a JSON object like {{"0": "sky", "1": "road"}}: {error}') from error
-    if not names:
-        raise ValueError(f"{path} names no classes.")
-    return names
+def _folders(root: Path) -> list[str]:
+    return [path.name for path in root.iterdir() if path.is_dir()]
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}") from error
-    return image
+class Ade20k(SegmentationFolder):
+    """ADE20K as of the scene parsing challenge (`ADEChallengeData2016`).
+
+    Layout::
+
+        ROOT/images/SPLIT/NAME.jpg          SPLIT: training, validation
+        ROOT/annotations/SPLIT/NAME.png     0 = other (void), 1..150 = classes 0..149
+        ROOT/objectInfo150.txt              names; else labels.json, or `id2label` (by label value, 1..150)
+
+    Args and errors as for [`SegmentationFolder`].
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = "training",
+        *,
+        id2label: Mapping[int, str] | str | Path | None = None,
+        cache: bool = False,
+    ):
+        table = Path(root) / "objectInfo150.txt"
+        super().__init__(
+            root,
+            split,
+            image_folder="images/{split}",
+            label_folder="annotations/{split}",
+            id2label=names_of_table(table) if id2label is None and table.is_file() else id2label,
+            void_values=(0,),
+            cache=cache,
+        )
+
+
+def names_of_table(path: Path) -> dict[int, str]:
+    """Tab-separated lines of label value, four numbers and names; the first name where no other class has it."""
+    rows = [line.split("\t") for line in path.read_text().splitlines()[1:] if line.strip()]
+    if not rows or any(len(row) < 2 or not row[0].strip().isdigit() for row in rows):
+        raise ValueError(f"{path} is not a table with the columns Idx, ..., Name, divided by tabs.")
+    names = {int(row[0]): row[-1].strip() for row in rows}
+    first = [name.split(",")[0] for name in names.values()]
+    return {i: name.split(",")[0] if first.count(name.split(",")[0]) == 1 else name for i, name in names.items()}

@@ -1,0 +1,214 @@
+"""`maskcls validate`: a doctor for labels; a table for people, a JSON file for programs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..data.open_dataset import LAYOUTS
+from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
+from .console import complain, console, fail
+
+COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
+ALL_CLASSES = 60  # a table of more shows its two ends
+SHOWN_FINDINGS = 4
+SHOWN_SIZES = 4
+
+
+def validate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data.")],
+    split: Annotated[
+        list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
+    ] = None,
+    layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)}; found by looking.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Shortest edge of images in training, in pixels; the longest: at most 4 times that."),
+    ] = None,
+    num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")] = None,
+    void: Annotated[
+        list[int] | None,
+        typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+) -> None:
+    """Read every image and label of a data set and say what is wrong.
+
+    Counts, sizes and a table of the classes; files that cannot be read, labels of another size than their image, in
+    colour or with values that are no class, ids shifted by one, missing partners, images in two splits; segments that
+    vanish at the training resolution, more segments than queries; and for COCO files every record against its mask.
+
+    Exit code: 0 without errors, 1 with errors, 2 for a wrong call.
+
+    Example: `maskcls validate camvid --recipe camvid --json report.json`
+    """
+    if not data.is_dir():
+        raise typer.BadParameter(f"{data} is no folder.", param_hint="DATA")
+    if layout is not None and layout not in LAYOUTS:
+        raise typer.BadParameter(f"{layout}: the layouts are {', '.join(LAYOUTS)}.", param_hint="--layout")
+    if json_file is not None and not json_file.parent.is_dir():
+        raise typer.BadParameter(f"{json_file.parent} is no folder.", param_hint="--json")
+    settings: dict[str, Any] = _of_recipe(recipe) if recipe else {"num_queries": 100, "size": _edges(512)}
+    if split:
+        settings["splits"] = split
+    if layout:
+        settings["layout"] = layout
+    if size:
+        settings["size"] = _edges(size)
+    if num_queries:
+        settings["num_queries"] = num_queries
+    if void:
+        settings["options"] = {**settings.get("options", {}), "void_values": void}
+    columns = (TextColumn("Checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("", total=None)
+
+        def show_progress(done: int, total: int) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        try:
+            report = validate_dataset(data, limit=limit, on_progress=show_progress, **settings)
+        except OSError as error:
+            fail(error)
+    show(report, Console())
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.to_dict(), indent=1))
+    if report.count("error") or (strict and report.count("warning")):
+        raise typer.Exit(1)
+
+
+def _edges(shortest: int) -> dict[str, int]:
+    return {"shortest_edge": shortest, "longest_edge": LONGEST_EDGE * shortest}
+
+
+def _of_recipe(name: str) -> dict[str, Any]:
+    """Arguments of `validate_dataset`."""
+    from ..training.recipe import load_recipe  # with transformers' Trainer: seconds that others need not wait
+
+    try:
+        recipe = load_recipe(name)
+    except (OSError, ValueError) as error:
+        complain(f"Error: {error}")
+        raise typer.Exit(2) from error
+    processor, queries = recipe.image_processor, recipe.model.config.get("num_queries", 100)
+    return {
+        "splits": [recipe.data.train_split, recipe.data.eval_split],
+        "layout": recipe.data.layout,
+        "options": recipe.data.options,
+        "size": processor.get("size", _edges(512)) if processor.get("do_resize", True) else None,
+        "num_queries": queries if isinstance(queries, int) and recipe.model.kind == "mask_classification" else None,
+    }
+
+
+def show(report: Report, out: Console) -> None:
+    out.print(f"[bold]{escape(report.root)}[/]: layout {report.layout or 'unknown'}, {report.kind} labels\n")
+    if report.splits:
+        out.print(_split_table(report))
+        for split in report.splits:
+            if split.sizes:
+                out.print(_sizes(split), soft_wrap=True, highlight=False)
+        if any(split.classes for split in report.splits):
+            out.print()
+            out.print(_class_table(report))
+    for kind, findings in report.grouped().items():
+        out.print()
+        for line in _finding_lines(kind, findings):
+            out.print(line, soft_wrap=True, highlight=False)
+    counts = [_counted(report.count(severity), severity) for severity in COLOURS]
+    read = sum(split.checked for split in report.splits)
+    out.print(f"\n{', '.join(counts)} in {read} images; {report.seconds:.0f} s.")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _split_table(report: Report) -> Table:
+    table = Table("split", title="Images", title_justify="left")
+    for column in ("images", "labels", "read", "segments", "per image", "unlabelled"):
+        table.add_column(column, justify="right")
+    for split in report.splits:
+        table.add_row(
+            escape(split.name or "all"),
+            str(split.images),
+            str(split.labels),
+            str(split.checked),
+            str(sum(split.segments)),
+            f"median {split.median_segments:g}, most {max(split.segments, default=0)}",
+            _percent(split.void_pixels, split.pixels),
+        )
+    return table
+
+
+def _sizes(split: SplitReport) -> str:
+    sizes = [f"{width} x {height} ({number})" for (height, width), number in split.sizes.most_common(SHOWN_SIZES)]
+    if len(split.sizes) > SHOWN_SIZES:
+        sizes.append(f"{len(split.sizes) - SHOWN_SIZES} more sizes")
+    return escape(f"{split.name or 'Images'}, width x height: {', '.join(sizes)}")
+
+
+def _class_table(report: Report) -> Table:
+    """Images and segments with each class in each split, and its share of all pixels."""
+    title = "Classes: images"
+    if report.kind != "semantic":
+        title += " / segments"
+    table = Table(title=f"{title}, share of the pixels", title_justify="left")
+    table.add_column("id", justify="right")
+    table.add_column("name")
+    for split in report.splits:
+        table.add_column(escape(split.name or "all"), justify="right")
+        table.add_column("pixels", justify="right")
+    rows = list(_class_rows(report))
+    half = ALL_CLASSES // 2
+    for row in rows if len(rows) <= ALL_CLASSES else rows[:half]:
+        table.add_row(*row)
+    if len(rows) > ALL_CLASSES:
+        table.add_row("...", f"{len(rows) - ALL_CLASSES} more: see --json")
+        for row in rows[-half:]:
+            table.add_row(*row)
+    return table
+
+
+def _class_rows(report: Report) -> Iterator[list[str]]:
+    """Classes that occur: a few in the order of their ids, many with the largest first."""
+    labels = sorted(set().union(*(split.classes for split in report.splits)))
+    if len(labels) > ALL_CLASSES:
+        labels.sort(key=lambda label: -sum(count.pixels for count in report.class_counts(label)))
+    for label in labels:
+        row = [str(label), escape(report.class_names.get(label, "?"))]
+        for split, count in zip(report.splits, report.class_counts(label), strict=True):
+            number = f"{count.images}" if report.kind == "semantic" else f"{count.images} / {count.segments}"
+            row += [number, _percent(count.pixels, split.pixels)]
+        yield row
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.2f} %" if whole else "-"
+
+
+def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str]:
+    rule = RULES[kind]
+    colour = COLOURS[rule.severity]
+    number = f" ({len(findings)})" if len(findings) > 1 else ""
+    yield f"[bold {colour}]{rule.severity.upper()}[/] [bold]{rule.title}{number}[/] [dim]{kind}[/]"
+    for finding in findings[:SHOWN_FINDINGS]:
+        where = finding.file or finding.split or ""
+        yield escape(f"  {where}: {finding.message}" if where else f"  {finding.message}")
+    if len(findings) > SHOWN_FINDINGS:
+        yield f"  ... and {len(findings) - SHOWN_FINDINGS} more, see --json"
+    yield escape(f"  What to do: {rule.advice}")

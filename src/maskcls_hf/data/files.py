@@ -1,0 +1,155 @@
+"""Image and label files, read as the image processor reads them; every error names the file."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ..image_reading import image_to_tensor, read_label_map
+
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+
+
+def read_image(source: Any, where: str = "") -> Tensor:
+    """Path, PIL image, array or a `datasets` record of `bytes` and `path` -> (3, H, W), on the scale of 0..255.
+
+    uint8; float32 of 16-bit and floating-point images.
+    """
+    where = where or str(source)
+    image = decoded(source, where)
+    try:
+        return image_to_tensor(image)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def read_map(source: Any, where: str = "") -> Tensor:
+    """Label map (H, W) of integers from a file or a value as for [`read_image`]; a palette gives its indices."""
+    where = where or str(source)
+    return read_label_map(decoded(source, where), where)
+
+
+def read_coloured_ids(source: Any, where: str = "") -> Tensor:
+    """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
+    where = where or str(source)
+    image = decoded(source, where)
+    colours = np.asarray(image)
+    if colours.ndim != 3 or colours.shape[-1] != 3:
+        mode = getattr(image, "mode", "array")
+        raise ValueError(f"{where} has shape {colours.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
+    return read_label_map(colours.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32), where)
+
+
+def unique_ids(ids: Tensor) -> list[int]:
+    """The values of a map of ids, rising: of its runs, which are far fewer than its pixels."""
+    values = ids.flatten().numpy()
+    starts = np.flatnonzero(values[1:] != values[:-1])
+    return np.unique(np.concatenate([values[:1], values[starts + 1]])).tolist()
+
+
+def decoded(source: Any, where: str) -> Any:
+    """A path or a record of bytes and path as PIL image; anything else as it is."""
+    if isinstance(source, dict):
+        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
+    if source is None:
+        raise ValueError(f"{where} is empty.")
+    if not isinstance(source, (str, Path, io.BytesIO)):
+        return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+    try:
+        with Image.open(source) as image:
+            image.load()
+            return image
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise errors of many types for broken files
+        raise ValueError(f"{where} cannot be read as an image: {error}") from error
+
+
+def image_size(source: Any, where: str = "") -> tuple[int, int]:
+    """Height and width of an image, upright by its EXIF orientation, from the header alone."""
+    where = where or str(source)
+    if isinstance(source, dict):
+        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # as above
+        raise ValueError(f"{where} cannot be read as an image: {error}") from error
+    return (width, height) if turned else (height, width)
+
+
+def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
+    if not path.is_dir():
+        hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
+        raise FileNotFoundError(f"No {kind} folder {path}.{hint}")
+
+
+def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
+    """Each image of a folder with the label map of the same name, sorted by name."""
+    image_paths = _by_stem(images, IMAGE_SUFFIXES, "Images")
+    label_paths = _by_stem(labels, LABEL_SUFFIXES, "Label maps")
+    if not image_paths:
+        raise ValueError(f"No images in {images} (looked for {', '.join(IMAGE_SUFFIXES)}).")
+    if missing := sorted(set(image_paths) - set(label_paths)):
+        raise FileNotFoundError(
+            f"{len(missing)} images have no label map ({', '.join(LABEL_SUFFIXES)}) in {labels}: {some(missing)}."
+        )
+    if extra := sorted(set(label_paths) - set(image_paths)):
+        raise FileNotFoundError(f"{len(extra)} label maps have no image in {images}: {some(extra)}.")
+    return [(path, label_paths[stem]) for stem, path in sorted(image_paths.items())]
+
+
+def _by_stem(folder: Path, suffixes: Sequence[str], kind: str) -> dict[str, Path]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+    found = {path.stem: path for path in paths}
+    if len(found) < len(paths):
+        stems = [path.stem for path in paths]
+        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        raise ValueError(f"{kind} of the same name in {folder}: {some(twice)}.")
+    return found
+
+
+def some(names: Sequence[Any], limit: int = 5) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def read_json(path: Path) -> Any:
+    """Raises FileNotFoundError or ValueError, with the path."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No file {path}.") from None
+    except ValueError as error:  # also of the encoding
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
+    """Label id -> name, from a mapping or a JSON file such as {"0": "sky", "1": "road"}."""
+    where = "id2label"
+    content: Any = names
+    if not isinstance(names, Mapping):
+        where, path = str(names), Path(names)
+        if not path.is_file():
+            raise FileNotFoundError(f'No {path}: it names the classes, like {{"0": "sky", "1": "road"}}.')
+        content = read_json(path)
+    try:
+        class_names = {int(label): str(name) for label, name in content.items()}
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f'{where} is not a JSON object like {{"0": "sky", "1": "road"}}: {error}') from error
+    if not class_names:
+        raise ValueError(f"{where} names no classes.")
+    return class_names

@@ -1,0 +1,41 @@
+"""One annotated image, as every reader gives it."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+VOID = -1  # class of segments whose pixels are unlabelled
+
+
+class Sample(TypedDict):
+    """One annotated image; targets stay this compact until the loss.
+
+    Args:
+        image: (3, H, W) uint8; of a 16-bit file float32 on the same scale of 0..255, so that nothing is lost.
+        segmentation_map: a map of ids (1, H, W), uint8 or int32; or, where segments overlap, a stack (M, H, W) bool.
+        instance_id_to_semantic_id: id of a segment (in a stack its place, from 0) -> class in 0..K-1, `VOID` for
+            unlabelled pixels, None for no segment. None instead of a dict: the ids are classes, and the data set's
+            `void_id` marks unlabelled pixels.
+        crowd_ids: ids of crowd regions: many instances in one. Training sees them as void, scores as COCO does.
+        name: of the image, for messages and results.
+    """
+
+    image: tv_tensors.Image
+    segmentation_map: tv_tensors.Mask
+    instance_id_to_semantic_id: dict[int, int | None] | None
+    crowd_ids: list[int]
+    name: str
+
+
+def void_value(class_map: Tensor) -> int:
+    """Value of unlabelled pixels in a map of classes of any reader: 255 in a uint8 map, 65535 in a wider one."""
+    return 255 if class_map.dtype == torch.uint8 else 65535
+
+
+def void_id_of(num_labels: int) -> int:
+    """The same value, by the number of classes: 255, or 65535 where 255 is a class."""
+    return 255 if num_labels <= 255 else 65535

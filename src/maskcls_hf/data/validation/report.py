@@ -1,0 +1,153 @@
+"""What `validate_dataset` returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from .rules import RULES, SEVERITIES, Finding
+
+
+@dataclass
+class ClassCount:
+    """Images with a class, its segments, and its pixels."""
+
+    images: int = 0
+    segments: int = 0
+    pixels: int = 0
+
+
+@dataclass
+class SplitReport:
+    """
+    Args:
+        name: of the split; None where there are no splits.
+        images, labels: how many there are.
+        checked: images whose files were read.
+        sizes: (height, width) -> number of checked images.
+        segments: number in each checked image; of a class map, of classes.
+        crowds: crowd regions, which are among the segments.
+        pixels, void_pixels: of all checked labels.
+        classes: label id in the files -> counts.
+    """
+
+    name: str | None
+    images: int = 0
+    labels: int = 0
+    checked: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    segments: list[int] = field(default_factory=list)
+    crowds: int = 0
+    pixels: int = 0
+    void_pixels: int = 0
+    classes: dict[int, ClassCount] = field(default_factory=dict)
+
+    @property
+    def median_segments(self) -> float:
+        ordered, middle = sorted(self.segments), len(self.segments) // 2
+        if not ordered:
+            return 0
+        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "images": self.images,
+            "labels": self.labels,
+            "checked": self.checked,
+            "sizes": [{"height": h, "width": w, "images": n} for (h, w), n in self.sizes.most_common()],
+            "segments": sum(self.segments),
+            "segments_per_image": {
+                "smallest": min(self.segments, default=0),
+                "median": self.median_segments,
+                "largest": max(self.segments, default=0),
+            },
+            "crowds": self.crowds,
+            "pixels": self.pixels,
+            "void_pixels": self.void_pixels,
+        }
+
+
+@dataclass
+class Report:
+    """
+    Args:
+        root: folder of the data.
+        layout: name of its layout; None: not known.
+        kind: "semantic", "instance" or "panoptic".
+        class_names: label id in the files -> name.
+        seconds: that the check took.
+        size, num_queries: training resolution and queries that segments were compared with.
+    """
+
+    root: str
+    layout: str | None = None
+    kind: str = "semantic"
+    class_names: dict[int, str] = field(default_factory=dict)
+    splits: list[SplitReport] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    size: dict[str, int] | None = None
+    num_queries: int | None = None
+    seconds: float = 0.0
+
+    def count(self, severity: str) -> int:
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        """No error."""
+        return self.count("error") == 0
+
+    def grouped(self) -> dict[str, list[Finding]]:
+        """Findings by kind: errors first, then in the order of `RULES`."""
+        of_kind: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            of_kind.setdefault(finding.kind, []).append(finding)
+        order = list(RULES)
+        ranked = sorted(of_kind, key=lambda kind: (SEVERITIES.index(RULES[kind].severity), order.index(kind)))
+        return {kind: of_kind[kind] for kind in ranked}
+
+    def class_counts(self, label: int) -> list[ClassCount]:
+        """Counts of a class in each split."""
+        return [split.classes.get(label, ClassCount()) for split in self.splits]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a JSON file."""
+        return {
+            "root": self.root,
+            "layout": self.layout,
+            "kind": self.kind,
+            "ok": self.ok,
+            "errors": self.count("error"),
+            "warnings": self.count("warning"),
+            "notes": self.count("note"),
+            "size": self.size,
+            "num_queries": self.num_queries,
+            "seconds": round(self.seconds, 2),
+            "splits": [split.to_dict() for split in self.splits],
+            "classes": [self._class(label) for label in sorted(self._labels())],
+            "findings": [_as_dict(finding) for found in self.grouped().values() for finding in found],
+        }
+
+    def _labels(self) -> set[int]:
+        return set(self.class_names).union(*(split.classes for split in self.splits))
+
+    def _class(self, label: int) -> dict[str, Any]:
+        counts = {
+            split.name or "": vars(count) for split, count in zip(self.splits, self.class_counts(label), strict=True)
+        }
+        return {"label_id": label, "name": self.class_names.get(label), "splits": counts}
+
+
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    rule = RULES[finding.kind]
+    return {
+        "kind": finding.kind,
+        "severity": rule.severity,
+        "title": rule.title,
+        "split": finding.split,
+        "file": finding.file,
+        "message": finding.message,
+        "advice": rule.advice,
+    }

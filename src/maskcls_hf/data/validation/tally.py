@@ -1,0 +1,177 @@
+"""What is found in the files of a data set, added up: the numbers of the report and the findings about the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..files import some
+from .files import Find, Picture, read_picture
+from .report import ClassCount, Report, SplitReport
+from .rules import Finding
+from .segments import TINY, ImageLabels, Segment
+from .survey import Item, Survey
+
+VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
+
+
+@dataclass
+class Measurement:
+    """What one item showed."""
+
+    name: str
+    picture: Picture | None = None
+    labels: ImageLabels | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+class Tally:
+    """Adds measurements to a report. What must be compared between files is kept here."""
+
+    def __init__(self, report: Report):
+        self.report = report
+        self.values: set[int] = set()
+        self._palette: dict[int, tuple[tuple[int, ...], str]] = {}
+        self._digests: dict[bytes, tuple[str | None, str]] = {}
+
+    def add(self, split: SplitReport, found: Measurement) -> None:
+        self.report.findings += found.findings
+        if found.picture is not None:
+            split.sizes[found.picture.size] += 1
+            self._compare_digest(split.name, found.name, found.picture.digest)
+        if found.labels is None:
+            return
+        self.values |= found.labels.values
+        self._compare_palette(split.name, found)
+        split.pixels += found.labels.size[0] * found.labels.size[1]
+        split.void_pixels += found.labels.void
+        split.segments.append(len(found.labels.segments))
+        split.crowds += sum(segment.crowd for segment in found.labels.segments)
+        for segment in found.labels.segments:
+            count = split.classes.setdefault(segment.label, ClassCount())
+            count.segments += 1
+            count.pixels += segment.area
+        for label in {segment.label for segment in found.labels.segments}:
+            split.classes[label].images += 1
+
+    def _compare_digest(self, split: str | None, name: str, digest: bytes) -> None:
+        if digest not in self._digests:
+            self._digests[digest] = (split, name)
+            return
+        first_split, first = self._digests[digest]
+        kind = "duplicate_image" if split == first_split else "leak"
+        self.report.findings.append(Finding(kind, f"the same bytes as {first}", split, name))
+
+    def _compare_palette(self, split: str | None, found: Measurement) -> None:
+        assert found.labels is not None
+        for value, colour in found.labels.palette.items():
+            first_colour, first = self._palette.setdefault(value, (colour, found.name))
+            if colour != first_colour:
+                message = f"{value} is colour {colour}, in {first} {first_colour}"
+                self.report.findings.append(Finding("palette_conflict", message, split, found.name))
+                return
+
+
+def measure(item: Item, survey: Survey, num_queries: int | None) -> Measurement:
+    """Reads the files of an item."""
+    image, label = survey.shown(item.image), survey.shown(item.label)
+    name = image or label or str(item.record[0]["file_name"])
+    found = Measurement(name)
+
+    def find(kind: str, message: str, file: Path | str | None = None) -> None:
+        found.findings.append(Finding(kind, message, survey.split, survey.shown(file) or label or name))
+
+    if item.image is not None:
+        found.picture = read_picture(item.image, find)
+    if survey.has_labels(item):
+        try:
+            found.labels = survey.read_labels(item, found.picture, find)
+        except Exception as error:  # whatever a json can hold, the other files are still checked
+            find("bad_record", f"{type(error).__name__}: {error}", None)
+    if found.labels is not None:
+        _check_segments(found.labels, survey, num_queries, find)
+    return found
+
+
+def _check_segments(labels: ImageLabels, survey: Survey, num_queries: int | None, find: Find) -> None:
+    segments = [segment for segment in labels.segments if not segment.crowd]
+    if not segments and labels.void == labels.size[0] * labels.size[1]:
+        find("all_void", "all pixels are unlabelled", None)
+    elif survey.expects_things and all(segment.label in survey.stuff for segment in segments):
+        find("no_segments", "no instance", None)
+
+    def shown(few: list[Segment]) -> str:
+        return some([f"{survey.name_of(segment.label)} ({segment.area} px)" for segment in few])
+
+    if tiny := [segment for segment in segments if segment.area < TINY]:
+        find("tiny_segment", f"{len(tiny)} of {len(segments)}: {shown(tiny)}", None)
+    if lost := [segment for segment in segments if segment.lost]:
+        find("vanishing", f"{len(lost)} of {len(segments)}: {shown(lost)}", None)
+    if num_queries is not None and len(segments) > num_queries:
+        find("too_many_segments", f"{len(segments)} segments, {num_queries} queries", None)
+
+
+def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
+    """Findings about the data set as a whole."""
+    report = tally.report
+    found = report.findings
+    for survey in surveys[1:]:
+        if (survey.classes, survey.stuff) != (surveys[0].classes, surveys[0].stuff):
+            differ = set(survey.classes.items()) ^ set(surveys[0].classes.items())
+            message = f"not as in {surveys[0].split}: {some(sorted(differ)) or 'other classes are stuff'}"
+            found.append(Finding("classes_differ", message, survey.split))
+    for label, name in report.class_names.items():
+        if name.lower().replace(" ", "").replace("-", "") in VOID_NAMES:
+            found.append(Finding("void_class", f"{label}: {name}"))
+    for split in report.splits:
+        if split.crowds:
+            found.append(Finding("crowd", f"{split.crowds} of {sum(split.segments)} segments", split.name))
+    if surveys and report.kind == "semantic" and (shifted := shift(surveys[0], tally.values)):
+        found.append(Finding("off_by_one", shifted))
+    if report.layout == "folder" and len(report.class_names) > 1 and tally.values == {0, 255}:
+        found.append(Finding("mask_255", f"the files have no other values than {some(sorted(tally.values))}"))
+    _compare_splits(report)
+
+
+def shift(survey: Survey, values: set[int]) -> str | None:
+    """What suggests that maps count classes from another number than the names do; None: nothing."""
+    number = len(survey.classes)
+    seen = values - getattr(survey, "void_values", set())
+    if number < 2:
+        return None
+    if set(survey.classes) == set(range(number)):
+        if number in seen and 0 not in seen:
+            return f"the names are of 0..{number - 1}, the files hold {number} and never 0: they count from 1"
+        if seen - set(survey.classes) == {number}:
+            return (
+                f"the names are of 0..{number - 1}, the files hold 0..{number}: 0 may be unlabelled, and the names be "
+                f"of 1..{number}"
+            )
+        if seen == set(range(1, number)) and number > 2:
+            return f"0, {survey.classes[0]}, is the only class that never occurs: the files may count from 1"
+    if set(survey.classes) == set(range(1, number + 1)) and 0 in seen:
+        if number in seen:
+            return f"the names are of 1..{number}, the files also hold 0: unlabelled pixels, or a class without a name"
+        return f"the names are of 1..{number}, the files hold 0 and never {number}: they count from 0"
+    return None
+
+
+def _compare_splits(report: Report) -> None:
+    """Classes that are missing; only where all files were looked at."""
+    if any(split.checked < split.images for split in report.splits):
+        return
+    seen = {split.name: set(split.classes) for split in report.splits}
+    ever = set().union(*seen.values())
+    never = [name for label, name in report.class_names.items() if label not in ever]
+    if never and ever:
+        message = f"{len(never)} of {len(report.class_names)}: {some(never, 10)}"
+        report.findings.append(Finding("never_seen", message))
+    train = next((split.name for split in report.splits if (split.name or "").startswith("train")), None)
+    if train is None or not seen[train]:
+        return
+    for split, classes in seen.items():
+        new = [report.class_names.get(label, str(label)) for label in sorted(classes - seen[train])]
+        if new:
+            message = f"{len(new)} of {len(classes)}: {some(new, 10)}"
+            report.findings.append(Finding("not_in_train", message, split))

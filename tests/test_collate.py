@@ -1,0 +1,153 @@
+"""Samples become batches."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from maskcls_hf import MaskClsImageProcessor
+from maskcls_hf.data import VOID, CentreCrop, CocoInstances, MaskClsCollator, Sample, SegmentationFolder, open_dataset
+from maskcls_hf.metrics.ground_truth import GroundTruth
+from test_data import write_ade20k, write_instances, write_semantic
+from test_readers import HEIGHT, WIDTH, as_polygon, instances_json, write_coco, write_panoptic
+
+
+class TestCollator:
+    def test_instances(self, tmp_path):
+        data = SegmentationFolder(write_instances(tmp_path), "train")
+        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
+        batch = pickle.loads(pickle.dumps(collator))([data[0], data[1]])
+        assert batch["pixel_values"].shape == (2, 3, 64, 64)
+        assert batch["pixel_mask"].sum((1, 2)).tolist() == [48 * 48] * 2
+        assert [labels.tolist() for labels in batch["class_labels"]] == [[0, 1, 1, 1]] * 2
+        areas = batch["mask_labels"][0].flatten(1).sum(1).tolist()
+        assert areas == [48 * 48 - 3 * 64, 64, 64, 64]
+
+    def test_instances_that_leave_the_crop_drop_out(self, tmp_path):
+        data = SegmentationFolder(write_instances(tmp_path), "train")
+        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
+        batch = collator([CentreCrop(32)(data[0])])
+        assert batch["class_labels"][0].tolist() == [0, 1, 1, 1]  # rows 8..39 cut into all three squares
+        assert batch["mask_labels"][0].flatten(1).sum(1).tolist()[1:] == [2 * 3, 8 * 3, 2 * 3]
+        batch = collator([CentreCrop(16)(data[0])])
+        assert batch["class_labels"][0].tolist() == [0]
+
+    def test_nothing_padded_nothing_void(self, tmp_path):
+        data = SegmentationFolder(write_instances(tmp_path), "train")
+        batch = MaskClsCollator(MaskClsImageProcessor(), do_resize=False)([CentreCrop(32)(data[0])])
+        assert "pixel_mask" not in batch and "void_mask" not in batch
+
+    def test_semantic_with_void(self, tmp_path):
+        data = SegmentationFolder(write_semantic(tmp_path), "train")
+        batch = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)([data[0], data[1]])
+        assert batch["void_mask"].sum((1, 2)).tolist() == [16, 16]
+        assert [labels.tolist() for labels in batch["class_labels"]] == [[0, 1], [0, 1]]
+        per_pixel = MaskClsImageProcessor(num_labels=2, label_format="semantic")
+        labels = MaskClsCollator(per_pixel, do_resize=False)([data[0]])["labels"]
+        assert torch.equal(labels[0, :20, :30], data[0]["segmentation_map"][0].long())
+
+    def test_kinds_do_not_mix(self, tmp_path):
+        semantic = SegmentationFolder(write_semantic(tmp_path / "a"), "train")
+        instances = SegmentationFolder(write_instances(tmp_path / "b"), "train")
+        with pytest.raises(ValueError, match="not both"):
+            MaskClsCollator(MaskClsImageProcessor())([semantic[0], instances[0]])
+
+    def test_crowds_and_unlabelled_pixels_are_void(self, tmp_path):
+        data = open_dataset(write_panoptic(tmp_path), "train")
+        collator = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), do_resize=False)
+        batch = collator([data[0]])
+        assert sorted(batch["class_labels"][0].tolist()) == [1, 2]
+        covered = batch["mask_labels"][0].any(0)
+        assert int(batch["void_mask"].sum()) == HEIGHT * WIDTH - 36 - 300
+        assert not (batch["void_mask"][0] & covered).any()
+
+    @pytest.mark.parametrize("label_format", ["segments", "segment_map"])
+    def test_background_of_instances_is_in_no_segment_and_counts(self, tmp_path, label_format):
+        data = open_dataset(write_coco(tmp_path), "train")
+        processor = MaskClsImageProcessor(**data.processor_fields(), label_format=label_format)
+        batch = MaskClsCollator(processor, do_resize=False)([data[0], data[1]])
+        assert [labels.tolist() for labels in batch["class_labels"]] == [[1, 0], []]
+        assert batch["void_mask"].sum((1, 2)).tolist() == [12 * 13, 0]  # the crowd
+
+    def test_overlapping_segments_beside_an_image_without_overlap(self, tmp_path):
+        content = instances_json()
+        content["annotations"][0]["segmentation"] = as_polygon(2, 3, 12, 9)  # on the second
+        content["annotations"].append({**content["annotations"][1], "id": 5, "image_id": 9})
+        data = open_dataset(write_coco(tmp_path, content), "train")
+        stacked, mapped = data[0], data[1]
+        assert stacked["segmentation_map"].dtype == torch.bool and mapped["segmentation_map"].dtype == torch.int32
+        collator = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), do_resize=False)
+        batch = collator([stacked, mapped])
+        alone = [collator([sample]) for sample in (stacked, mapped)]
+        for index in range(2):
+            assert batch["class_labels"][index].tolist() == alone[index]["class_labels"][0].tolist()
+            assert torch.equal(batch["mask_labels"][index], alone[index]["mask_labels"][0])
+        assert batch["mask_labels"][0].flatten(1).sum(1).tolist() == [60, 72]
+        assert int(batch["void_mask"].sum()) == 12 * 13
+
+    def test_void_of_background_in_a_stack(self, tmp_path):
+        content = instances_json()
+        content["annotations"][0]["segmentation"] = as_polygon(2, 3, 12, 9)
+        data = CocoInstances(write_coco(tmp_path, content), "train", background="void")
+        batch = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)([data[0], data[1]])
+        image = torch.zeros(batch["void_mask"].shape[1:], dtype=torch.bool)
+        image[:HEIGHT, :WIDTH] = True
+        assert torch.equal(batch["void_mask"][0], image & ~batch["mask_labels"][0].any(0))
+        assert torch.equal(batch["void_mask"][1], image)
+
+    def test_classes_start_at_zero_whatever_the_files_of_the_image_processor(self, tmp_path):
+        data = open_dataset(write_ade20k(tmp_path), "training")
+        processor = MaskClsImageProcessor(num_labels=4, do_reduce_labels=True)
+        batch = MaskClsCollator(processor, do_resize=False)([data[0]])
+        assert batch["class_labels"][0].tolist() == [0, 2]
+        assert int(batch["void_mask"].sum()) == 8 * 4
+
+    def test_more_than_255_classes(self):
+        pixels = torch.tensor([[[0, 255, 299, 65535]]], dtype=torch.int32).expand(1, 4, 4)
+        sample = Sample(
+            image=tv_tensors.Image(torch.zeros(3, 4, 4, dtype=torch.uint8)),
+            segmentation_map=tv_tensors.Mask(pixels),
+            instance_id_to_semantic_id=None,
+            crowd_ids=[],
+            name="wide",
+        )
+        processor = MaskClsImageProcessor(num_labels=300, void_id=65535)
+        batch = MaskClsCollator(processor, do_resize=False)([sample])
+        assert batch["class_labels"][0].tolist() == [0, 255, 299] and int(batch["void_mask"].sum()) == 4
+        with pytest.raises(ValueError, match="void_id=255 of the image processor is a class"):
+            MaskClsCollator(MaskClsImageProcessor(num_labels=300))([sample])
+        sample["instance_id_to_semantic_id"] = {0: None, 255: 255, 299: 1, 65535: VOID}
+        with pytest.raises(ValueError, match="void_id=255 of the image processor is a class"):
+            MaskClsCollator(MaskClsImageProcessor(num_labels=300))([sample])
+
+    def test_void_id_of_the_image_processor_marks_void_in_semantic_labels(self, tmp_path):
+        data = SegmentationFolder(write_semantic(tmp_path), "train")
+        processor = MaskClsImageProcessor(num_labels=2, void_id=100, label_format="semantic")
+        labels = MaskClsCollator(processor, do_resize=False)([data[0]])["labels"]
+        assert labels.unique().tolist() == [0, 1, 100]
+        assert labels[0, 0, 0] == 100
+
+    def test_ground_truth_has_the_original_size(self, tmp_path):
+        data = open_dataset(write_panoptic(tmp_path), "train")
+        processor = MaskClsImageProcessor(**data.processor_fields(), size={"height": 64, "width": 64})
+        assert "ground_truth" not in MaskClsCollator(processor)([data[0]])
+        batch = MaskClsCollator(processor, keep_ground_truth=True)([data[0]])
+        (truth,) = batch["ground_truth"]
+        assert isinstance(truth, GroundTruth) and truth.size == (HEIGHT, WIDTH)
+        assert batch["pixel_values"].shape[-2:] == (64, 64)
+        assert dict(zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)) == {1: True, 2: False}
+        assert truth.crowd.sum() == 1 and truth.name == "7"
+
+    def test_ground_truth_of_class_maps_knows_void(self, tmp_path):
+        data = SegmentationFolder(write_semantic(tmp_path), "train")
+        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), keep_ground_truth=True)
+        (truth,) = collator([data[0]])["ground_truth"]
+        assert torch.equal(truth.semantic(255), data[0]["segmentation_map"][0].long())
+
+    def test_errors_name_the_images(self, tmp_path):
+        data = SegmentationFolder(write_semantic(tmp_path), "train")
+        with pytest.raises(ValueError, match=r"outside the 1 classes.*this batch: 0, 1"):
+            MaskClsCollator(MaskClsImageProcessor(num_labels=1))([data[0], data[1]])
