@@ -1,81 +1,111 @@
-"""Mean intersection over union of semantic maps, from one confusion matrix."""
+"""Mean intersection over union of semantic maps."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-
-def confusion_matrix(prediction: Tensor, target: Tensor, num_labels: int, void_id: int = 255) -> Tensor:
-    """Pixels of each true class (rows) that each class was predicted for (columns): (K, K) int64.
-
-    Args:
-        prediction: predicted class ids (H, W).
-        target: true class ids (H, W); pixels of `void_id` don't count.
-
-    Raises:
-        ValueError: the sizes differ, or an id lies outside the classes.
-    """
-    if prediction.shape != target.shape:
-        raise ValueError(f"Prediction {tuple(prediction.shape)} and target {tuple(target.shape)} differ in size.")
-    counted = target != void_id
-    prediction, target = prediction[counted].long(), target[counted].long()
-    for name, ids in (("Prediction", prediction), ("Target", target)):
-        if ids.numel() and (ids.min() < 0 or ids.max() >= num_labels):
-            wrong = [i for i in ids.unique().tolist() if not 0 <= i < num_labels]
-            raise ValueError(f"{name} holds class ids {wrong} outside 0..{num_labels - 1}.")
-    counts = torch.bincount(target * num_labels + prediction, minlength=num_labels**2)
-    return counts.view(num_labels, num_labels)
+from ..data.sample import void_id_of
+from .ground_truth import GroundTruth
+from .runs import Ids, as_array, count, runs_of
+from .summed import SummedMetric, check_contiguous
 
 
-def semantic_target(
-    mask_labels: Tensor, class_labels: Tensor, void_mask: Tensor | None = None, void_id: int = 255
-) -> Tensor:
-    """Class ids (H, W) of an image from its segments: masks (M, H, W), classes (M,).
-
-    Pixels in no segment and pixels of `void_mask` (H, W) are void.
-    """
-    target = torch.full(mask_labels.shape[-2:], void_id, dtype=torch.int64, device=mask_labels.device)
-    for mask, label in zip(mask_labels, class_labels, strict=True):
-        target[mask.bool()] = label
-    if void_mask is not None:
-        target[void_mask] = void_id
-    return target
-
-
-class MeanIoU:
-    """Gathers confusion matrices; memory stays constant.
+class SemanticCounts(SummedMetric):
+    """Scores made of pixel counts: of each class those predicted right, the true and the predicted ones (3, K).
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
+        void_id: marks unlabelled pixels of targets; where a prediction has it, a pixel is predicted as no class. None:
+            255, or 65535 with more than 255 classes.
     """
 
-    def __init__(self, id2label: dict[int, str], void_id: int = 255):
-        self.id2label = id2label
-        self.void_id = void_id
-        self.reset()
+    measures = 3
 
-    def reset(self) -> None:
-        num_labels = len(self.id2label)
-        self.confusion = torch.zeros(num_labels, num_labels, dtype=torch.int64)
+    def __init__(self, id2label: dict[int, str], void_id: int | None = None):
+        super().__init__(id2label)
+        check_contiguous(id2label)
+        num_labels = len(id2label)
+        self.void_id = void_id_of(num_labels) if void_id is None else void_id
+        if 0 <= self.void_id < num_labels:
+            raise ValueError(f"void_id={self.void_id} is one of the {num_labels} classes: choose another number.")
 
-    def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Add one image: predicted and true class ids (H, W)."""
-        self.add(confusion_matrix(prediction, target, len(self.id2label), self.void_id))
+    def counts(self, predicted: Ids, true: Ids, pixels: NDArray[np.int64]) -> Tensor:
+        """Classes and pixels of runs (R,) -> (3, K); ids outside the classes are of no class."""
+        number = len(self.names)
+        counts = []
+        for ids, counted in ((true, predicted == true), (true, slice(None)), (predicted, slice(None))):
+            ids, weights = ids[counted], pixels[counted]
+            known = (ids >= 0) & (ids < number)
+            counts.append(count(ids[known], weights[known], number))
+        return torch.from_numpy(np.stack(counts))
 
-    def add(self, confusion: Tensor) -> None:
-        """Add a confusion matrix (K, K) or several (..., K, K)."""
-        self.confusion += confusion.to(self.confusion).reshape(-1, *self.confusion.shape).sum(0)
+    @staticmethod
+    def iou(sums: Tensor) -> Tensor:
+        """(..., 3, K) -> (..., K), NaN where a class is neither predicted nor there."""
+        right, true, predicted = sums.unbind(-2)
+        return right / (true + predicted - right)
+
+
+class MeanIoU(SemanticCounts):
+    """Mean and frequency-weighted IoU, pixel accuracy and mean accuracy (Long, Shelhamer, Darrell, CVPR 2015).
+
+    Void pixels don't count. Classes that neither the predictions nor the targets hold have IoU NaN and don't count in
+    the mean.
+    """
+
+    def measure(self, prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> Tensor:
+        """Counts (3, K) of one image.
+
+        Args:
+            prediction: class ids (H, W).
+            target: annotations of the image, or its class ids (H, W).
+
+        Raises:
+            ValueError: the sizes differ, or an id lies outside the classes.
+        """
+        predicted_ids, true_ids = maps_of_pair(prediction, target, self.void_id)
+        (predicted, true), pixels = runs_of(predicted_ids, true_ids)
+        counted = true != self.void_id
+        predicted, true, pixels = predicted[counted], true[counted], pixels[counted]
+        check_ids(predicted, "Prediction", len(self.names), self.void_id)
+        check_ids(true, "Target", len(self.names))
+        return self.counts(predicted, true, pixels)
+
+    def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        right, true, _ = sums.unbind(-2)
+        return {"iou": self.iou(sums), "accuracy": right / true}
+
+    def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        right, true, _ = sums.unbind(-2)
+        iou, total = self.iou(sums), true.sum(-1)
+        return {
+            "mean_iou": iou.nanmean(-1),
+            "frequency_weighted_iou": (true * iou.nan_to_num(0.0)).sum(-1) / total,
+            "pixel_accuracy": right.sum(-1) / total,
+            "mean_accuracy": (right / true).nanmean(-1),
+        }
 
     def compute(self) -> dict[str, float]:
-        """`mean_iou`, `pixel_accuracy` and `iou_CLASS` of each class.
+        """`mean_iou`, `frequency_weighted_iou`, `pixel_accuracy`, `mean_accuracy`, and `iou_CLASS` of each class."""
+        return super().compute() | {f"iou_{name}": scores["iou"] for name, scores in self.per_class().items()}
 
-        A class that neither the predictions nor the targets hold has IoU NaN and doesn't count in the mean.
-        """
-        confusion = self.confusion.double()
-        hits = confusion.diagonal()
-        iou = hits / (confusion.sum(0) + confusion.sum(1) - hits)  # (K,), 0 / 0 = NaN
-        scores = {"mean_iou": iou.nanmean().item(), "pixel_accuracy": (hits.sum() / confusion.sum()).item()}
-        for label_id, name in sorted(self.id2label.items()):
-            scores[f"iou_{name}"] = iou[label_id].item()
-        return scores
+
+def maps_of_pair(prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray, void_id: int) -> tuple[Ids, Ids]:
+    """Predicted and true class ids (H, W), of one size."""
+    predicted = as_array(prediction)
+    true = as_array(target.semantic(void_id) if isinstance(target, GroundTruth) else target)
+    if predicted.shape != true.shape or true.ndim != 2:
+        raise ValueError(f"Prediction {predicted.shape} and target {true.shape} must be maps of one size.")
+    return predicted, true
+
+
+def check_ids(ids: Ids, name: str, num_labels: int, void_id: int | None = None) -> None:
+    wrong = (ids < 0) | (ids >= num_labels)
+    if void_id is not None:
+        wrong &= ids != void_id
+    if wrong.any():
+        found = np.unique(ids[wrong])[:10].tolist()
+        raise ValueError(f"{name} holds class ids {found} outside 0..{num_labels - 1}.")

@@ -1,0 +1,139 @@
+"""Annotations of one image at its original size, as the scores read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.sample import VOID, Sample, void_value
+from .runs import count, places_in, runs_of
+
+NO_SEGMENT = -2  # place of pixels that are annotated as part of no segment, such as the background of COCO instances
+
+
+@dataclass
+class GroundTruth:
+    """
+    Args:
+        labels: class of each segment (M,) int64.
+        crowd: (M,) bool, True for crowd regions.
+        segment_map: (H, W) of any signed integers, the place of each pixel's segment in `labels`, `VOID` where it is
+            unlabelled, `NO_SEGMENT` where it is in none. None where segments overlap.
+        stack: (M, H, W) bool, where segments overlap.
+        void: (H, W) bool, unlabelled pixels of a stack. None: there are none.
+        name: of the image.
+        areas: pixels of each segment (M,) by which small, medium and large are told apart, where they are not those of
+            its mask: COCO's files have the areas of the polygons.
+    """
+
+    labels: Tensor
+    crowd: Tensor
+    segment_map: Tensor | None = None
+    stack: Tensor | None = None
+    void: Tensor | None = None
+    name: str = ""
+    areas: Tensor | None = None
+
+    @classmethod
+    def from_sample(cls, sample: Sample, void_id: int | None = None) -> GroundTruth:
+        """Of a sample of any reader; `void_id` marks unlabelled pixels in a map of classes (None: as in the readers).
+
+        Segments come in the order of `instance_id_to_semantic_id`, or of rising class ids.
+
+        Raises:
+            ValueError: the map holds ids that `instance_id_to_semantic_id` lacks.
+        """
+        pixels = sample["segmentation_map"].as_subclass(Tensor)
+        classes, crowd_ids, name = sample["instance_id_to_semantic_id"], sample["crowd_ids"], sample["name"]
+        if pixels.dtype == torch.bool:
+            if classes is None:
+                raise ValueError(f"{name}: a stack of masks needs instance_id_to_semantic_id, its classes by place.")
+            return cls._of_stack(pixels, classes, crowd_ids, name)
+        (ids,), pixels_of_runs = runs_of(pixels[0].numpy())
+        if classes is None:
+            void_id = void_value(pixels) if void_id is None else void_id
+            classes = {i: VOID if i == void_id else i for i in np.unique(ids).tolist()}
+        known = list(classes)
+        place_of_run = places_in(ids, known)
+        is_there = count(place_of_run, pixels_of_runs, len(known) + 1) > 0
+        if is_there[-1] and (missing := set(ids[place_of_run == len(known)].tolist()) - {void_id}):
+            raise ValueError(f"{name}: the map holds ids {sorted(missing)[:5]} that instance_id_to_semantic_id lacks.")
+        places = np.full(len(known) + 1, VOID, dtype=np.min_scalar_type(-len(known) - 2))
+        kept: list[int] = []
+        for place, (i, label) in enumerate(classes.items()):
+            if label is None:
+                places[place] = NO_SEGMENT
+            elif label != VOID and is_there[place]:
+                places[place] = len(kept)
+                kept.append(i)
+        segment_map = torch.from_numpy(np.repeat(places[place_of_run], pixels_of_runs).reshape(pixels.shape[1:]))
+        labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64)
+        return cls(labels, _are_crowd(kept, crowd_ids), segment_map=segment_map, name=name)
+
+    @classmethod
+    def _of_stack(
+        cls, masks: Tensor, classes: Mapping[int, int | None], crowd_ids: list[int], name: str
+    ) -> GroundTruth:
+        kept = [place for place in range(len(masks)) if classes[place] not in (None, VOID)]
+        labels = torch.tensor([classes[place] for place in kept], dtype=torch.int64)
+        void = masks[[place for place in range(len(masks)) if classes[place] == VOID]].any(0)
+        return cls(labels, _are_crowd(kept, crowd_ids), stack=masks[kept], void=void, name=name)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        pixels = self.stack if self.segment_map is None else self.segment_map
+        assert pixels is not None
+        return pixels.shape[-2], pixels.shape[-1]
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """(M, H, W) bool."""
+        if self.stack is not None:
+            return self.stack
+        assert self.segment_map is not None
+        return self.segment_map == torch.arange(len(self.labels)).view(-1, 1, 1)
+
+    @cached_property
+    def places(self) -> Tensor:
+        """`segment_map`, of a stack too.
+
+        Raises:
+            ValueError: segments overlap.
+        """
+        if self.segment_map is not None:
+            return self.segment_map
+        if bool((self.masks.sum(0) > 1).any()):
+            raise ValueError(f"{self.name}: segments overlap, so panoptic quality is not defined.")
+        places = torch.full(self.size, NO_SEGMENT, dtype=torch.int32)
+        if self.void is not None:
+            places[self.void] = VOID
+        for place, mask in enumerate(self.masks):
+            places[mask] = place
+        return places
+
+    def semantic(self, void_id: int = 255) -> Tensor:
+        """Class of each pixel (H, W) int64; `void_id` in no segment and in crowds.
+
+        Raises:
+            ValueError: segments of different classes overlap.
+        """
+        labels = torch.where(self.crowd, void_id, self.labels)
+        if self.segment_map is not None:
+            of_places = torch.cat([labels, labels.new_full((2,), void_id)])  # the last two: NO_SEGMENT and VOID
+            return of_places[self.segment_map.long()]
+        target = torch.full(self.size, void_id, dtype=torch.int64)
+        for mask, label in zip(self.masks, labels.tolist(), strict=True):
+            if bool(((target[mask] != void_id) & (target[mask] != label)).any()):
+                raise ValueError(f"{self.name}: segments of different classes overlap, so no map of classes exists.")
+            target[mask] = label
+        return target
+
+
+def _are_crowd(kept: list[int], crowd_ids: list[int]) -> Tensor:
+    return torch.tensor([i in crowd_ids for i in kept], dtype=torch.bool)

@@ -1,0 +1,98 @@
+"""Mean IoU as a module of the `evaluate` library: `evaluate.load("PATH/mean_iou")`."""
+
+import datasets
+import evaluate
+import numpy as np
+
+from maskcls_hf.metrics import MeanIoU as StreamingMeanIoU
+
+_DESCRIPTION = """
+Mean intersection over union of semantic maps: of each class, the pixels that are predicted and true divided by those
+that are predicted or true, over all images; then the mean over the classes. Classes that neither the predictions nor
+the references hold are NaN and don't count in the mean.
+"""
+
+_INPUTS = """
+Args:
+    predictions (`list` of integer arrays of shape `(height, width)`, or of PIL images with one channel):
+        Predicted class ids. `ignore_index` is no class: the pixel is a miss.
+    references (likewise):
+        True class ids; pixels of `ignore_index` don't count. Sizes may differ between images.
+    num_labels (`int`):
+        Number of classes; their ids are 0..num_labels-1. Other ids are errors.
+    ignore_index (`int`):
+        Marks unlabelled pixels.
+    nan_to_num (`int`, *optional*):
+        Replaces NaN in the results.
+    reduce_labels (`bool`, *optional*, defaults to `False`):
+        References count classes from 1, and 0 is unlabelled (ADE20K).
+
+Returns:
+    `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (floats), `per_category_iou` and
+    `per_category_accuracy` (arrays of shape `(num_labels,)`).
+
+Examples:
+
+    >>> metric = evaluate.load("PATH/mean_iou")
+    >>> metric.add(prediction=[[0, 1], [1, 1]], reference=[[0, 1], [0, 255]])
+    >>> scores = metric.compute(num_labels=2, ignore_index=255)
+    >>> scores["mean_iou"]
+    0.5
+"""
+
+_CITATION = """\
+@inproceedings{long2015fully,
+  title={Fully Convolutional Networks for Semantic Segmentation},
+  author={Long, Jonathan and Shelhamer, Evan and Darrell, Trevor},
+  booktitle={CVPR},
+  year={2015}
+}"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class MeanIoU(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
+        )
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one image."""
+        super().add(prediction=_class_map(prediction), reference=_class_map(reference), **kwargs)
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Add several images."""
+        maps = [[_class_map(image) for image in images] for images in (predictions, references)]
+        super().add_batch(predictions=maps[0], references=maps[1], **kwargs)
+
+    def _compute(self, *, predictions, references, num_labels, ignore_index, nan_to_num=None, reduce_labels=False):
+        metric = StreamingMeanIoU({label: str(label) for label in range(num_labels)}, ignore_index)
+        for prediction, reference in zip(predictions, references, strict=True):
+            reference = np.asarray(reference)
+            if reduce_labels:
+                void = (reference == 0) | (reference == ignore_index)
+                reference = np.where(void, ignore_index, reference - 1)
+            metric.update(np.asarray(prediction), reference)
+        scores, of_classes = metric.scores(metric.sums), metric.class_scores(metric.sums)
+        results = {
+            "mean_iou": scores["mean_iou"].item(),
+            "mean_accuracy": scores["mean_accuracy"].item(),
+            "overall_accuracy": scores["pixel_accuracy"].item(),
+            "frequency_weighted_iou": scores["frequency_weighted_iou"].item(),
+            "per_category_iou": of_classes["iou"].numpy(),
+            "per_category_accuracy": of_classes["accuracy"].numpy(),
+        }
+        if nan_to_num is not None:
+            results = {name: np.nan_to_num(value, nan=nan_to_num) for name, value in results.items()}
+        return results
+
+
+def _class_map(image):
+    """Ids in 16 bits, which `datasets` stores without loss as PNG."""
+    ids = np.asarray(image)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or (ids.size and not 0 <= ids.min() <= ids.max() < 2**16):
+        raise ValueError(f"A class map is (height, width) of ids 0..65535, got {ids.shape} of {ids.dtype}.")
+    return ids.astype(np.uint16)

@@ -1,0 +1,119 @@
+"""Panoptic quality as a module of the `evaluate` library: `evaluate.load("PATH/panoptic_quality")`."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from maskcls_hf.metrics import GroundTruth, PanopticQuality
+from maskcls_hf.metrics.runs import runs_of
+
+_DESCRIPTION = """
+Panoptic quality (PQ), its factors segmentation quality (SQ, the mean IoU of matched segments) and recognition quality
+(RQ, the F1 of matched segments), for all classes, things and stuff, with the rules of panopticapi for void and crowds.
+"""
+
+_INPUTS = """
+Args:
+    predictions (`list` of `dict`), one an image:
+        - `segmentation`: integer array of shape `(height, width)`, the id of each pixel's segment, or an image
+          `(height, width, 3)` in the colours of COCO panoptic files (id = R + 256 G + 65536 B). Ids below 1 that
+          `segments_info` lacks are no segment.
+        - `segments_info`: list of dicts with `id` and `label_id`; other keys are allowed. As
+          `post_process_panoptic_segmentation` gives them.
+    references (`list` of `dict`), one an image:
+        - `segmentation`: likewise; pixels with an id that `segments_info` lacks are void.
+        - `segments_info`: list of dicts with `id`, `label_id` and, for crowd regions, `iscrowd` 1.
+    num_labels (`int`):
+        Number of classes; their ids are 0..num_labels-1.
+    stuff_ids (`list` of `int`, *optional*):
+        Classes of stuff; the others are things.
+
+Returns:
+    `dict`: `pq`, `sq`, `rq`, the same with `_things` and `_stuff` (floats), and `per_category_pq`, `per_category_sq`,
+    `per_category_rq` (arrays of shape `(num_labels,)`). NaN where neither predictions nor references hold a class.
+
+Examples:
+
+    >>> metric = evaluate.load("PATH/panoptic_quality")
+    >>> infos = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
+    >>> image = {"segmentation": [[1, 1], [2, 2]], "segments_info": infos}
+    >>> metric.add(prediction=image, reference=image)
+    >>> metric.compute(num_labels=2, stuff_ids=[1])["pq"]
+    1.0
+"""
+
+_CITATION = """\
+@inproceedings{kirillov2019panoptic,
+  title={Panoptic Segmentation},
+  author={Kirillov, Alexander and He, Kaiming and Girshick, Ross and Rother, Carsten and Doll{\\'a}r, Piotr},
+  booktitle={CVPR},
+  year={2019}
+}"""
+
+_INFO = ("id", "label_id", "iscrowd")
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
+class PanopticQualityModule(evaluate.Metric):
+    def _info(self):
+        image = {
+            "segmentation": datasets.Image(),
+            "segments_info": [{field: datasets.Value("int64") for field in _INFO}],
+        }
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": image, "references": image}),
+        )
+
+    def add(self, *, prediction=None, reference=None, **kwargs):
+        """Add one image."""
+        super().add(prediction=_numbered(prediction, "prediction"), reference=_numbered(reference), **kwargs)
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs):
+        """Add several images."""
+        predictions = [_numbered(image, f"prediction {number}") for number, image in enumerate(predictions)]
+        references = [_numbered(image) for image in references]
+        super().add_batch(predictions=predictions, references=references, **kwargs)
+
+    def _compute(self, *, predictions, references, num_labels, stuff_ids=()):
+        metric = PanopticQuality({label: str(label) for label in range(num_labels)}, stuff_ids)
+        for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+            infos = reference["segments_info"]
+            truth = GroundTruth(
+                labels=torch.tensor([info["label_id"] for info in infos], dtype=torch.int64),
+                crowd=torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
+                segment_map=torch.from_numpy(np.array(reference["segmentation"]).astype(np.int32) - 1),
+                name=f"image {number}",
+            )
+            metric.update(np.array(prediction["segmentation"]), prediction["segments_info"], truth)
+        of_classes = metric.class_scores(metric.sums)
+        return metric.compute() | {f"per_category_{name}": values.numpy() for name, values in of_classes.items()}
+
+
+def _numbered(image, name=None):
+    """Segments numbered from 1 in the order of `segments_info`, so that 16 bits hold them; 0 is no segment.
+
+    With a name, for predictions: ids above 0 that `segments_info` lacks are errors.
+    """
+    ids, infos = np.asarray(image["segmentation"]), image["segments_info"]
+    if ids.ndim == 3:
+        ids = ids.astype(np.int64) @ [1, 256, 65536]
+    known = [int(info["id"]) for info in infos]
+    if len(set(known)) < len(known):
+        raise ValueError(f"segments_info names an id twice: {sorted(known)}.")
+    (of_runs,), lengths = runs_of(ids)
+    number = dict(zip(known, range(1, len(known) + 1), strict=True))
+    present = np.unique(of_runs)
+    unknown = [i for i in present.tolist() if i not in number and i > 0]
+    if name and unknown:
+        raise ValueError(f"{name}: the map holds ids {unknown[:5]} that segments_info lacks.")
+    numbers = np.array([number.get(i, 0) for i in present.tolist()], dtype=np.uint16)
+    segmentation = np.repeat(numbers[np.searchsorted(present, of_runs)], lengths).reshape(ids.shape)
+    records = [
+        {"id": number[int(info["id"])], "label_id": int(info["label_id"]), "iscrowd": int(info.get("iscrowd", 0))}
+        for info in infos
+    ]
+    return {"segmentation": segmentation, "segments_info": records}

@@ -1,0 +1,43 @@
+"""Tables of scores by class, for a terminal or a model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from rich.table import Table
+
+PerClass = Mapping[str, Mapping[str, float]]
+
+
+def per_class_table(*per_class: PerClass, title: str | None = None) -> Table:
+    """What `per_class()` of one or more metrics returned, as a table of rich: a row a class, in per cent."""
+    headings, *rows = _cells(*per_class)
+    table = Table(title=title)
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def per_class_markdown(*per_class: PerClass) -> str:
+    """The same as Markdown."""
+    headings, *rows = _cells(*per_class)
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _cells(*per_class: PerClass) -> list[list[str]]:
+    """Headings, then rows; "-" where a class has no such score."""
+    names = list(dict.fromkeys(name for scores in per_class for name in scores))
+    headings = [list(dict.fromkeys(key for values in scores.values() for key in values)) for scores in per_class]
+    lines = [["class", *(key for keys in headings for key in keys)]]
+    for name in names:
+        values = [
+            scores.get(name, {}).get(key, math.nan)
+            for scores, keys in zip(per_class, headings, strict=True)
+            for key in keys
+        ]
+        lines.append([name, *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in values)])
+    return lines
