@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.cli.coco import map_image
-from maskcls_hf.cli.drawing import distinct_colours, draw_overlay, outlines, segment_colours
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.segment import output_names, segmented
 from maskcls_hf.cli.segmenter import SegmentedImage
+from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
 
 SIZES = {"wide": (48, 80), "tall": (80, 48), "square": (64, 64)}
 
@@ -106,6 +106,21 @@ def test_instances_are_coco_results(folders, tmp_path, capsys):
         assert coco_mask.toBbox(record["segmentation"]).tolist() == record["bbox"]
     coco = COCO(tmp_path / "instance.json")
     assert len(coco.loadRes(content["annotations"]).getAnnIds()) == len(content["annotations"])
+
+
+@pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+def test_tiles(folders, tmp_path, task):
+    """A tile as large as the images changes nothing; smaller ones do, and the files fit together."""
+    plain, _ = segment(folders, tmp_path / "plain", task)
+    large, _ = segment(folders, tmp_path / "large", task, "--tile", "80")
+    assert large == plain
+    content, _ = segment(folders, tmp_path / "tiled", task, "--tile", "48", "--overlap", "0.4", "--batch-size", "2")
+    assert content["images"] == plain["images"] and content["annotations"] != plain["annotations"]
+    if task == "instance":
+        assert len(content["annotations"]) > 3
+        for record in content["annotations"]:
+            assert coco_mask.area(record["segmentation"]) == record["area"]
+            assert coco_mask.toBbox(record["segmentation"]).tolist() == record["bbox"]
 
 
 def test_batch_of_mixed_sizes_gives_the_same(folders, tmp_path):

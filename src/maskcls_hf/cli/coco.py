@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
-from ..post_processing import mask_to_coco_rle
-from .drawing import Colour, colour_map, distinct_colours
-from .segmenter import SegmentedImage, Task
+from ..inference.predictor import Task
+from ..visual.drawing import Colour, colour_map, distinct_colours
+from .segmenter import SegmentedImage
 
 
 def map_image(result: SegmentedImage, task: Task, colours: Sequence[Colour], num_labels: int) -> Image.Image:
@@ -35,11 +35,11 @@ def colour_id(colour: Colour) -> int:
     return red + 256 * green + 65536 * blue
 
 
-def box(mask: NDArray[np.bool_]) -> list[int]:
-    """Smallest box around `mask` (H, W): left, top, width, height."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1]
+def boxes(ids: NDArray[Any], wanted: Sequence[int]) -> list[list[int]]:
+    """Smallest box around the pixels of each id in a map (H, W): left, top, width, height."""
+    found = ndimage.find_objects(ids.astype(np.int32), max(wanted, default=0))
+    windows = [found[number - 1] for number in wanted]
+    return [[x.start, y.start, x.stop - x.start, y.stop - y.start] for y, x in windows]
 
 
 class CocoRecords:
@@ -71,7 +71,6 @@ class CocoRecords:
         self.annotations.append(dict(image_id=image_id, file_name=map_name, segments_info=records))
 
     def instance(self, image_id: int, index: int, result: SegmentedImage) -> dict[str, Any]:
-        assert result.masks is not None
         segment, mask = result.segments[index], result.masks[index]
         return dict(
             id=len(self.annotations) + index + 1,
@@ -79,9 +78,9 @@ class CocoRecords:
             category_id=segment["label_id"],
             score=segment["score"],
             area=segment["area"],
-            bbox=box(mask),
+            bbox=mask.box,
             iscrowd=0,
-            segmentation=mask_to_coco_rle(torch.from_numpy(mask)),
+            segmentation=mask.rle(),
         )
 
     @staticmethod
@@ -99,10 +98,12 @@ class CocoRecords:
                 category_id=segment["label_id"],
                 score=segment["score"],
                 area=segment["area"],
-                bbox=box(result.ids == segment["id"]),
+                bbox=box,
                 iscrowd=0,
             )
-            for segment, colour in zip(result.segments, colours, strict=True)
+            for segment, colour, box in zip(
+                result.segments, colours, boxes(result.ids, [s["id"] for s in result.segments]), strict=True
+            )
         ]
 
     def write(self, path: Path) -> None:

@@ -6,7 +6,11 @@ from typing import Annotated
 import typer
 
 from .convert import convert
+from .evaluate import evaluate
+from .push import push
 from .segment import segment
+from .train import train
+from .validate import validate
 
 app = typer.Typer(
     help="Image segmentation by mask classification (MaskFormer): an image becomes masks with one class each.",
@@ -17,7 +21,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(no_args_is_help=True)(segment)
+app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(convert)
+app.command(no_args_is_help=True)(validate)
+app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(push)
 
 
 def print_version(wanted: bool) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..image_reading import image_to_tensor, open_image
+from ..inference.predictor import Task
+from ..visual.drawing import draw_overlay, segment_colours
 from .coco import CocoRecords, map_image
 from .console import choose_device, complain, console, fail
-from .drawing import draw_overlay, segment_colours
-from .segmenter import SegmentedImage, Segmenter, Task
+from .segmenter import SegmentedImage, Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -28,7 +29,7 @@ def segment(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
     task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that the model sees at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")] = "auto",
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Lowest score of a segment; panoptic 0.8, instance 0.5.")
@@ -39,6 +40,12 @@ def segment(
     overlap_threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Part of its area that a panoptic segment must keep from the others.")
     ] = 0.8,
+    tile: Annotated[
+        int | None, typer.Option(min=16, help="Cut larger images into tiles of so many pixels. Default: never.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Part of a tile that it shares with the next one, at least.")
+    ] = 0.25,
 ) -> None:
     """Segment images and write what was found.
 
@@ -47,6 +54,9 @@ def segment(
       65536 B is its id, as in COCO; black for none.
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
+
+    A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
+    neighbouring tiles that overlap become one.
 
     A file that cannot be read is reported and left out, and the exit code is 1.
 
@@ -59,7 +69,13 @@ def segment(
     try:
         paths = find_images(sources)
         segmenter = Segmenter(
-            model, task, choose_device(device), **{name: value for name, value in options.items() if value is not None}
+            model,
+            task,
+            choose_device(device),
+            options={} if task == "semantic" else {k: v for k, v in options.items() if v is not None},
+            tile=tile,
+            overlap=overlap,
+            batch_size=batch_size,
         )
         for folder in ("overlay", "map"):
             (out / folder).mkdir(parents=True, exist_ok=True)

@@ -43,10 +43,10 @@ def segment_colours(segments: Sequence[dict[str, Any]], num_labels: int, one_per
 
 def colour_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colours: Sequence[Colour]) -> NDArray[np.uint8]:
     """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
-    painted = np.zeros((*ids.shape, 3), dtype=np.uint8)
-    for segment, colour in zip(segments, colours, strict=True):
-        painted[ids == segment["id"]] = colour
-    return painted
+    found, index = np.unique(ids, return_inverse=True)
+    of_id = {segment["id"]: colour for segment, colour in zip(segments, colours, strict=True)}
+    palette = np.array([of_id.get(number, (0, 0, 0)) for number in found.tolist()], dtype=np.uint8)
+    return palette[index.reshape(ids.shape)]
 
 
 def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:

@@ -1,0 +1,236 @@
+"""`maskcls evaluate`: a model and annotated images in; scores out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers.utils import logging
+
+from ..data import SegmentationDataset, open_dataset
+from ..inference import PAPER_SCALES, Predictor
+from ..inference import evaluate as score_data
+from ..inference.evaluation import model_classes
+from ..metrics import Evaluator, per_class_table
+from .console import choose_device, console, fail
+
+USUAL_TASKS: dict[str, tuple[str, ...]] = {
+    "semantic": ("semantic",), "panoptic": ("panoptic", "semantic"), "instance": ("instance",),
+}  # fmt: skip
+PER_CLASS = "iou_"  # these are in the table of classes
+
+
+def evaluate(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Folder of a saved model and its image processor, or name on the Hub.")
+    ],
+    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of the data set.")],
+    split: Annotated[str, typer.Option(help="Which part of the data; an empty text where it has no parts.")] = "val",
+    layout: Annotated[
+        str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
+    ] = None,
+    data_options: Annotated[
+        list[str] | None,
+        typer.Option("--data-option", metavar="KEY=VALUE", help="Of the layout's reader; may be repeated."),
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            "-t",
+            metavar="semantic|panoptic|instance",
+            help="What is scored; may be repeated. Default: what the data is annotated for.",
+        ),
+    ] = None,
+    boundary: Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")] = False,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
+    ] = 0,
+    per_class: Annotated[bool, typer.Option("--per-class", help="Show the scores of each class.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write scores, scores of classes and settings to this file.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Lowest class probability of a panoptic segment.")
+    ] = 0.8,
+    mask_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability from which a pixel is in a mask.")
+    ] = 0.5,
+    overlap_threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Part of its area that a panoptic segment must keep from the others.")
+    ] = 0.8,
+    tile: Annotated[
+        int | None, typer.Option(min=16, help="Cut larger images into tiles of so many pixels. Default: never.")
+    ] = None,
+    overlap: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Part of a tile that it shares with the next one, at least.")
+    ] = 0.25,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option("--scale", min=0, help="Average class scores over these scales; may be repeated (semantic)."),
+    ] = None,
+    flip: Annotated[bool, typer.Option("--flip", help="Average them over mirror images (semantic).")] = False,
+    multi_scale: Annotated[
+        bool, typer.Option("--multi-scale", help="The paper's six scales, 0.5 to 1.75, and mirror images (semantic).")
+    ] = False,
+    crop: Annotated[
+        int | None, typer.Option(min=1, help="Score crops of so many pixels, side by side, as images of their own.")
+    ] = None,
+    middle: Annotated[bool, typer.Option("--middle", help="With --crop: the middle crop of each image alone.")] = False,
+    enlarge: Annotated[
+        float | None,
+        typer.Option(min=0, help="Network pixels an image pixel. Default: as the image processor resizes."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")] = "auto",
+) -> None:
+    """Score a model on annotated images, at their original size.
+
+    - semantic: mean IoU, frequency-weighted IoU, pixel and mean accuracy, with --boundary boundary IoU.
+    - panoptic: PQ, SQ and RQ of all classes, things and stuff.
+    - instance: mask AP of things; F1, precision and recall at IoU 0.5 of the things in the panoptic map.
+
+    Classes of model and data are matched by their names.
+
+    Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
+    """
+    logging.disable_progress_bar()
+    try:
+        check_options(json_file, crop, middle, scale, flip, multi_scale)
+        dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
+        predictor = Predictor.from_pretrained(
+            model,
+            choose_device(device),
+            tile=tile,
+            overlap=overlap,
+            scales=PAPER_SCALES if multi_scale else scale,
+            flip=flip or multi_scale,
+            batch_size=batch_size,
+            enlarge=enlarge,
+        )
+        evaluator = Evaluator(
+            predictor.image_processor,
+            predictor.id2label,
+            stuff_of_model(predictor, dataset),
+            chosen_tasks(task, predictor, dataset),
+            boundary=boundary,
+            bootstrap=bootstrap,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_threshold=overlap_threshold,
+        )
+        images = min(limit or len(dataset), len(dataset))
+        columns = (TextColumn("Evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("", total=images)
+            scores = score_data(
+                predictor,
+                dataset,
+                evaluator,
+                crop=crop,
+                middle=middle,
+                limit=limit,
+                on_image=lambda: progress.advance(bar),
+            )
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
+        fail(error)
+    of_classes = evaluator.per_class()
+    show(scores, f"{images} images of {data.name}, {split}")
+    if per_class:
+        for metric in evaluator.metrics.values():
+            Console().print(per_class_table(metric.per_class()))
+    if json_file is not None:
+        settings = dict(
+            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, threshold=threshold,
+            mask_threshold=mask_threshold, overlap_threshold=overlap_threshold, tile=tile, overlap=overlap,
+            scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
+            bootstrap=bootstrap,
+        )  # fmt: skip
+        write(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
+
+
+def check_options(
+    json_file: Path | None,
+    crop: int | None,
+    middle: bool,
+    scale: Sequence[float] | None,
+    flip: bool,
+    multi_scale: bool,
+) -> None:
+    if middle and crop is None:
+        raise ValueError("--middle needs --crop: how large are the crops?")
+    if multi_scale and (scale or flip):
+        raise ValueError("--multi-scale stands for the paper's scales and --flip: leave out --scale and --flip.")
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise ValueError(f"--json {json_file}: no file can be written there.")
+
+
+def parsed(options: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` with values as in JSON; what is no JSON is a text."""
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--data-option {option}: expected KEY=VALUE, such as background=class.")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def chosen_tasks(wanted: Sequence[str] | None, predictor: Predictor, data: SegmentationDataset) -> Sequence[str]:
+    """What to score.
+
+    Raises:
+        ValueError: the model or the annotations do not have it.
+    """
+    usual = USUAL_TASKS[data.kind]
+    if not wanted:
+        return usual if predictor.finds_segments else ("semantic",)
+    if "instance" in wanted and not data.has_instances:
+        raise ValueError("--task instance: the data has maps of classes, which do not tell instances apart.")
+    return list(dict.fromkeys(wanted))
+
+
+def stuff_of_model(predictor: Predictor, data: SegmentationDataset) -> list[int]:
+    """The stuff classes of the data, as the model counts them."""
+    return model_classes(predictor.id2label, data.id2label)[data.stuff_ids].tolist()
+
+
+def show(scores: dict[str, float], title: str) -> None:
+    """The scores in per cent, with their intervals if there are any."""
+    names = [name for name in scores if not name.startswith(PER_CLASS) and not name.endswith(("_low", "_high"))]
+    intervals = any(f"{name}_low" in scores for name in names)
+    table = Table(title=title, title_justify="left")
+    for heading in ("score", "%", *(("95 % interval",) if intervals else ())):
+        table.add_column(heading, justify="left" if heading == "score" else "right")
+    for name in names:
+        low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
+        known = low is not None and high is not None and not math.isnan(low)
+        interval = f"{percent(low)} to {percent(high)}" if known else ""
+        table.add_row(name, percent(scores[name]), *((interval,) if intervals else ()))
+    Console().print(table)
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """As JSON, which knows no NaN: null."""
+
+    def without_nan(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_nan(entry) for key, entry in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")

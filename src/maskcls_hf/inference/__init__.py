@@ -1,0 +1,8 @@
+"""Trained models on images of any size, and their scores on data sets."""
+
+from .evaluation import evaluate
+from .mask_runs import MaskRuns
+from .predictor import Predictor
+from .test_time_augmentation import PAPER_SCALES
+
+__all__ = ["PAPER_SCALES", "MaskRuns", "Predictor", "evaluate"]

@@ -1,0 +1,113 @@
+"""Scores of a model on a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import tv_tensors
+
+from ..data.dataset import SegmentationDataset
+from ..data.sample import Sample
+from ..metrics import Evaluator, GroundTruth
+from .predictor import Predictor
+
+
+def evaluate(
+    predictor: Predictor,
+    data: SegmentationDataset,
+    evaluator: Evaluator,
+    *,
+    crop: int | None = None,
+    middle: bool = False,
+    limit: int | None = None,
+    on_image: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Predict the images of `data` one after the other and score them at their own size.
+
+    Args:
+        evaluator: its scores so far are forgotten. Its classes are those of the model; classes of the data are found
+            among them by name.
+        crop: score crops of so many pixels as images of their own, side by side in the middle of each image.
+        middle: only the crop in the middle of each image.
+        limit: score only the first so many images.
+        on_image: called after each image.
+
+    Returns:
+        `evaluator.compute()`; `evaluator.per_class()` has the rest.
+
+    Raises:
+        ValueError: model and data have different classes, or a file of the data is wrong.
+    """
+    of_model = model_classes(predictor.id2label, data.id2label)
+    evaluator.reset()
+
+    def parts() -> Iterator[tuple[Tensor, GroundTruth]]:
+        for index in range(min(limit or len(data), len(data))):
+            for sample in crops(data[index], crop, middle):
+                truth = GroundTruth.from_sample(sample, data.void_id)
+                truth.labels = of_model[truth.labels]
+                yield sample["image"].as_subclass(Tensor), truth
+            on_image()
+
+    stream = parts()
+    while batch := list(islice(stream, predictor.batch_size)):
+        images, truths = zip(*batch, strict=True)
+        evaluator.add(evaluator.measure_maps(predictor.predict(list(images), evaluator.options), truths))
+    return evaluator.compute()
+
+
+def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Tensor:
+    """For each class of the data the model's class of the same name (K,) int64.
+
+    Raises:
+        ValueError: they do not have the same names.
+    """
+    names = [of_model[label] for label in sorted(of_model)]
+    wanted = [of_data[label] for label in sorted(of_data)]
+    if names == wanted:
+        return torch.arange(len(names))
+    if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
+        raise ValueError(
+            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {', '.join(names)}\n"
+            f"data ({len(wanted)}): {', '.join(wanted)}\n"
+            f"only the model has: {', '.join(sorted(set(names) - set(wanted))) or '-'}\n"
+            f"only the data has: {', '.join(sorted(set(wanted) - set(names))) or '-'}"
+        )
+    return torch.tensor([names.index(name) for name in wanted])
+
+
+def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sample]:
+    """Crops of `size` x `size`, side by side in the middle of an image, or the `middle` one alone.
+
+    A crop is as long as the image where the image is shorter. None: the whole image.
+    """
+    if size is None:
+        yield sample
+        return
+    pixels = sample["segmentation_map"].as_subclass(Tensor)
+    height, width = pixels.shape[-2:]
+    for rows in _windows(height, size, middle):
+        for columns in _windows(width, size, middle):
+            part: dict[str, Any] = {"image": tv_tensors.Image(sample["image"].as_subclass(Tensor)[:, rows, columns])}
+            targets = pixels[:, rows, columns]
+            classes, crowd = sample["instance_id_to_semantic_id"], sample["crowd_ids"]
+            if targets.dtype == torch.bool and classes is not None:  # a stack: masks without pixels drop out
+                kept = targets.flatten(1).any(1).nonzero()[:, 0].tolist()
+                targets = targets[kept]
+                classes = {place: classes[i] for place, i in enumerate(kept)}
+                crowd = [place for place, i in enumerate(kept) if i in crowd]
+            part |= {"segmentation_map": tv_tensors.Mask(targets), "instance_id_to_semantic_id": classes}
+            name = f"{sample['name']}[{rows.start}:{rows.stop}, {columns.start}:{columns.stop}]"
+            yield Sample(**part, crowd_ids=crowd, name=name)  # type: ignore[typeddict-item]
+
+
+def _windows(length: int, size: int, middle: bool) -> list[slice]:
+    step = min(size, length)
+    if middle:
+        return [slice((length - step) // 2, (length + step) // 2)]
+    first = length % step // 2
+    return [slice(start, start + step) for start in range(first, length - step + 1, step)]

@@ -1,0 +1,258 @@
+"""Image -> segments: whole or in tiles, once or at several scales."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..image_processing_maskcls import MaskClsImageProcessor
+from ..image_reading import image_list
+from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from .mask_runs import MaskRuns
+from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
+from .test_time_augmentation import mean_scores, scaled_size
+from .tiling import TileGrid, check_tile
+
+Task = Literal["semantic", "panoptic", "instance"]
+TASKS: tuple[Task, ...] = get_args(Task)
+Result = dict[str, Any]
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    "maskcls": MaskClsForUniversalSegmentation,
+    "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
+    "maskcls_perpixel": PerPixelForSemanticSegmentation,
+}
+BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
+
+
+class Predictor:
+    """A model and its image processor, for images of any size.
+
+    Example:
+
+        >>> predict = Predictor.from_pretrained("model_cards/maskcls-nuclei-tiny", tile=128)
+        >>> result = predict("slide.png", task="panoptic", threshold=0.5)
+        >>> result["segmentation"], result["segments_info"]
+
+    Args:
+        model: a mask-classification or per-pixel model, on its device.
+        image_processor: its `MaskClsImageProcessor`.
+        tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
+            image processor and the model: N queries then are N segments a tile. None: never.
+        overlap: part of a tile that it shares with the next one at least, 0 to 0.5.
+        scales, flip: average class scores over these scales and mirrored copies; for semantic segmentation.
+        batch_size: images, or tiles of an image, that the model sees at once.
+        enlarge: network pixels an image pixel, instead of the resizing of the image processor.
+
+    Raises:
+        ValueError: a tile, an overlap or a scale outside its range.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_processor: Any,
+        *,
+        tile: int | None = None,
+        overlap: float = 0.25,
+        scales: Sequence[float] | None = None,
+        flip: bool = False,
+        batch_size: int = 1,
+        enlarge: float | None = None,
+    ):
+        self.model, self.image_processor = model.eval(), image_processor
+        self.tile, self.overlap = tile, overlap
+        self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
+        self.batch_size = batch_size
+        if tile is not None:
+            check_tile(tile, overlap)
+        if any(not scale > 0 for scale in (*self.scales, enlarge or 1.0)):
+            raise ValueError(f"scales and enlarge must be positive, got {self.scales} and {enlarge}.")
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:
+        """A saved model of this package or of transformers' MaskFormer: its folder, or its name on the Hub.
+
+        Raises:
+            ValueError: no model there, or one of another kind.
+        """
+        name = os.fspath(name)
+        model_type = model_type_of(name)
+        if model_type not in MODELS:
+            raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")
+        model = MODELS[model_type].from_pretrained(name, dtype=torch.float32).to(device)  # type: ignore[arg-type]
+        return cls(model, MaskClsImageProcessor.from_pretrained(name), **options)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return self.model.config.id2label
+
+    @property
+    def finds_segments(self) -> bool:
+        """False for models that classify pixels: they do semantic segmentation only."""
+        return self.model.config.model_type != "maskcls_perpixel"
+
+    def __call__(self, images: Any, task: Task = "panoptic", **options: Any) -> Result | list[Result]:
+        """The segments of an image, or of each image of a list.
+
+        Args:
+            images: PIL image, array, tensor or path; or a list of them.
+            task: "semantic", "panoptic" or "instance".
+            options: arguments of the image processor's `post_process_<task>_segmentation`, such as `threshold`.
+
+        Returns:
+            For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`:
+
+            - semantic: classes, int64; a record (id, label_id, area) a class that is there.
+            - panoptic: as `post_process_panoptic_segmentation`.
+            - instance: as `post_process_instance_segmentation`, and `masks`, the whole `MaskRuns` of each instance.
+
+        Raises:
+            ValueError: the model or the options cannot do the task; an image is no image.
+        """
+        several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
+        results = [result[task] for result in self.predict(images, {task: options})]
+        return results if several else results[0]
+
+    @torch.no_grad()
+    def predict(self, images: Any, tasks: Mapping[Task, dict[str, Any]]) -> list[dict[Task, Result]]:
+        """The results of several tasks from the same forward passes.
+
+        Args:
+            images: one or a list, as for a call.
+            tasks: the options of each task.
+        """
+        self._check(tasks)
+        pixels = [self._pixels(image) for image in image_list(self.image_processor.fetch_images(images))]
+        results: list[dict[Task, Result]] = [{} for _ in pixels]
+        whole = [i for i, image in enumerate(pixels) if self._fits(image)]
+        step = 1 if self._sizes_by_image else self.batch_size
+        for start in range(0, len(whole), step):
+            batch = whole[start : start + step]
+            found = self._batch([pixels[i] for i in batch], tasks)
+            for place, i in enumerate(batch):
+                results[i] = {task: RESULTS[task](ones[place]) for task, ones in found.items()}
+        for i, image in enumerate(pixels):
+            if not self._fits(image):
+                results[i] = self._of_tiles(image, tasks)
+        return results
+
+    def _of_tiles(self, image: Tensor, tasks: Mapping[Task, dict[str, Any]]) -> dict[Task, Result]:
+        """Of one image (3, H, W), larger than a tile."""
+        assert self.tile is not None
+        grid = TileGrid((image.shape[-2], image.shape[-1]), self.tile, self.overlap)
+        stitchers = {task: STITCHERS[task](grid) for task in tasks}
+        columns = None
+        if "semantic" in tasks:
+            columns = max(2, BLEND_MEMORY // (4 * len(self.id2label) * math.ceil(self.tile**2 * self.overlap) + 1))
+        visits = grid.visits(columns)
+        while batch := list(islice(visits, self.batch_size)):
+            crops = [grid.crop(image, tile) for tile in batch]
+            for task, found in self._batch(crops, tasks, scores=True).items():
+                for tile, of_tile in zip(batch, found, strict=True):
+                    stitchers[task].add(tile, of_tile)
+        return {task: RESULTS[task](stitcher.result()) for task, stitcher in stitchers.items()}
+
+    def _batch(
+        self, images: Sequence[Tensor], tasks: Mapping[Task, dict[str, Any]], scores: bool = False
+    ) -> dict[Task, list[Any]]:
+        """What the image processor makes of a batch; for semantic segmentation the class scores, if `scores`."""
+        if self._augments:
+            of_classes = mean_scores(images, self._scores_at, self.scales, self.flip)
+            return {"semantic": of_classes if scores else [found.argmax(0) for found in of_classes]}
+        outputs = self._outputs(images)
+        found: dict[Task, list[Any]] = {}
+        for task, options in tasks.items():
+            post_process = getattr(self.image_processor, f"post_process_{task}_segmentation")
+            if task == "instance":
+                options = options | {"return_binary_maps": True}
+            if task == "semantic" and scores:
+                found[task] = self._scores(outputs)
+            else:
+                found[task] = post_process(outputs, **options)
+        return found
+
+    def _scores(self, outputs: Any) -> list[Tensor]:
+        """Class scores (K, H, W) of each image."""
+        maps = self.image_processor.post_process_semantic_segmentation(outputs, return_segmentation_scores=True)
+        return [found["segmentation_scores"] for found in maps]
+
+    def _scores_at(self, images: Sequence[Tensor], scale: float) -> list[Tensor]:
+        return self._scores(self._outputs(images, scale))
+
+    def _outputs(self, images: Sequence[Tensor], scale: float = 1.0) -> Any:
+        """Outputs of the model for one batch of images."""
+        options: dict[str, Any] = {}
+        if scale != 1.0 or self.enlarge is not None:
+            own_size = (images[0].shape[-2], images[0].shape[-1]) if self._sizes_by_image else None
+            size = scaled_size(self.image_processor.size, own_size, scale * (self.enlarge or 1.0), max(self.scales))
+            options = {"do_resize": True, "size": size}
+        inputs = self.image_processor(list(images), return_tensors="pt", **options)
+        return self.model(**inputs.to(self.model.device, dtype=self.model.dtype))
+
+    @property
+    def _augments(self) -> bool:
+        return self.scales != (1.0,) or self.flip
+
+    @property
+    def _sizes_by_image(self) -> bool:
+        """Whether the image processor is told a size for each image: then a batch has images of one size."""
+        return self.enlarge is not None or (self.scales != (1.0,) and not self.image_processor.do_resize)
+
+    def _fits(self, image: Tensor) -> bool:
+        return self.tile is None or max(image.shape[-2:]) <= self.tile
+
+    def _pixels(self, image: Any) -> Tensor:
+        """Image -> (3, H, W) on the 0..255 scale."""
+        return self.image_processor.process_image(image, do_convert_rgb=self.image_processor.do_convert_rgb)
+
+    def _check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
+        for task in tasks:
+            if task not in TASKS:
+                raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
+            if task != "semantic" and not self.finds_segments:
+                raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
+            if task != "semantic" and self._augments:
+                raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
+
+
+def model_type_of(name: str) -> str:
+    try:
+        return PreTrainedConfig.get_config_dict(name)[0]["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{name} is neither the folder of a saved model nor a model on the Hub ({error}).") from error
+
+
+def semantic_result(class_map: Tensor) -> Result:
+    """Map (H, W) -> map and records of its classes."""
+    areas = class_map.flatten().bincount().tolist()
+    records = [dict(id=label, label_id=label, area=area) for label, area in enumerate(areas) if area]
+    return {"segmentation": class_map.cpu(), "segments_info": records}
+
+
+def panoptic_result(found: Result) -> Result:
+    return found | {"segmentation": found["segmentation"].cpu()}
+
+
+def instance_result(found: Result) -> Result:
+    """Masks (n, H, W) or runs, best first -> map of ids, -1 where there is none and the best where they overlap."""
+    masks = found["segmentation"]
+    size = found["size"] if isinstance(masks, list) else tuple(masks.shape[1:])
+    masks = masks if isinstance(masks, list) else MaskRuns.of_masks(masks)
+    ids = np.full(size, -1, dtype=np.int32)
+    for index in reversed(range(len(masks))):
+        masks[index].paint(ids, index)
+    return {"segmentation": torch.from_numpy(ids), "segments_info": found["segments_info"], "masks": masks}
+
+
+STITCHERS: dict[Task, Any] = {"semantic": SemanticBlend, "panoptic": PanopticStitch, "instance": InstanceStitch}
+RESULTS: dict[Task, Any] = {"semantic": semantic_result, "panoptic": panoptic_result, "instance": instance_result}
