@@ -1,257 +1,329 @@
-"""Optimiser groups, the time budget, the Trainer and the training example on tiny data."""
+"""Parts of a training: the time budget, averaged weights, progress, gradient checkpointing, and the Trainer by hand."""
 
 from __future__ import annotations
 
+import copy
+import io
 import json
-import sys
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
-from transformers import SwinConfig, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
-from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
-from maskcls_hf.data import CentreCrop, MaskClsCollator, SegmentationFolder
-from maskcls_hf.metrics import SemanticEvaluator
-from maskcls_hf.training import MaskClsTrainer, TimeBudget, build_optimizer, parameter_groups
-from test_data import write_instances, write_semantic
-from tiny import maskcls_config
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf.data import AugmentedDataset, EpochSampler, MaskClsCollator, SegmentationFolder, TrainTransform
+from maskcls_hf.metrics import Evaluator
+from maskcls_hf.training import (
+    ExponentialMovingAverage,
+    LossMeans,
+    MaskClsTrainer,
+    ShowProgress,
+    TimeBudget,
+    TrainingLog,
+    TrainingProgress,
+    build_scheduler,
+)
+from maskcls_hf.training.build import enable_gradient_checkpointing
+from recipes import write_squares
+from tiny import maskcls_config, segments, swin
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import evaluate_instances
-import train_trainer
-
-SWIN_TINY = SwinConfig(
-    embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], window_size=7, drop_path_rate=0.3,
-    out_features=["stage1", "stage2", "stage3", "stage4"],
-)  # fmt: skip
-
-
-def test_large_images_are_seen_by_their_area():
-    images = [{"image": torch.zeros(3, *size)} for size in ((64, 64), (128, 192), (20, 20))]
-    assert train_trainer.by_area(images, 64).indices == [0, 1, 1, 1, 1, 1, 1, 2]
-
-
-def test_crops_side_by_side_or_the_middle_one():
-    image, ids = torch.zeros(3, 70, 40), torch.arange(70 * 40).view(70, 40)
-    side_by_side = [crop for _, crop in evaluate_instances.crops_of(image, ids, 32)]
-    assert [int(crop[0, 0]) for crop in side_by_side] == [3 * 40 + 4, 35 * 40 + 4]
-    ((_, middle),) = evaluate_instances.crops_of(image, ids, 32, middle=True)
-    assert torch.equal(middle, ids[19:51, 4:36])
-
-
-class TestOptimizer:
-    @needs_shared
-    @pytest.mark.parametrize(
-        ("variant", "fields", "rates"),
-        [
-            ("ade20k_r50", {"freeze_batch_norm": True}, (1e-4, 1e-4, 0.1)),
-            ("ade20k_swin_tiny", {"backbone_config": SWIN_TINY}, (6e-5, 1e-2, 1.0)),
-        ],
-    )
-    def test_groups_hold_as_many_numbers_as_those_of_the_papers_code(self, variant, fields, rates):
-        oracle = SHARED / "oracle"
-        shapes = json.loads((oracle / "keys" / f"{variant}.json").read_text())["shapes"]
-        settings = json.loads((oracle / "cases" / "optimizer.json").read_text())[variant]
-        expected: Counter = Counter()
-        for name, group in settings["parameters_lr_weight_decay"].items():
-            expected[tuple(group)] += torch.Size(shapes[name]).numel()
-        with torch.device("meta"):
-            model = MaskClsForUniversalSegmentation(MaskClsConfig(num_labels=150, **fields)).train()
-        groups = {
-            (round(group["lr"], 12), group["weight_decay"]): sum(p.numel() for p in group["params"])
-            for group in parameter_groups(model, *rates)
-        }
-        assert groups == {(round(lr, 12), decay): count for (lr, decay), count in expected.items()}
-
-    def test_every_parameter_once(self):
-        model = MaskClsForUniversalSegmentation(maskcls_config(pixel_decoder="fpn_encoder"))
-        model.model.backbone.embedder.requires_grad_(False)
-        grouped = [p for group in parameter_groups(model, 1e-3, 0.1, 0.1) for p in group["params"]]
-        wanted = [p for p in model.parameters() if p.requires_grad]
-        assert len(grouped) == len(wanted) and {id(p) for p in grouped} == {id(p) for p in wanted}
-
-    def test_norms_embeddings_and_backbone(self):
-        model = MaskClsForUniversalSegmentation(maskcls_config())
-        group_of = {
-            id(p): (group["lr"], group["weight_decay"])
-            for group in build_optimizer(model, 1.0, 0.5, 0.1).param_groups
-            for p in group["params"]
-        }
-        network = model.model
-        assert group_of[id(network.transformer_decoder.queries_embedder.weight)] == (1.0, 0.0)
-        assert group_of[id(network.pixel_decoder.laterals[0].norm.bias)] == (1.0, 0.0)
-        assert group_of[id(network.pixel_decoder.mask_projection.bias)] == (1.0, 0.5)
-        norm = next(m for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d))
-        assert group_of[id(norm.weight)] == (0.1, 0.0)
-
-
-def make_optimizer() -> torch.optim.Optimizer:
-    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+# -- time budget -------------------------------------------------------------------------------------------------
 
 
 class TestTimeBudget:
+    @pytest.fixture
+    def clock(self, monkeypatch) -> list[float]:
+        """Seconds, one for each look at the clock."""
+        times: list[float] = []
+        monkeypatch.setattr("maskcls_hf.training.time_budget.time.monotonic", lambda: times.pop(0))
+        return times
+
     def test_steps_alone(self):
-        optimizer = make_optimizer()
-        scheduler = TimeBudget().schedule(optimizer, "cosine", warmup_steps=0, max_steps=4)
-        rates = []
-        for _ in range(5):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-        assert rates == pytest.approx([2.0, 1.7071, 1.0, 0.2929, 0.0], abs=1e-4)
+        budget = TimeBudget()
+        budget.start()
+        budget.tick()
+        assert budget.progress(3, 4) == 0.75 and not budget.spent
 
-    def test_warm_up_and_poly(self):
-        optimizer = make_optimizer()
-        scheduler = TimeBudget().schedule(optimizer, "poly", warmup_steps=3, max_steps=10)
-        assert scheduler.get_last_lr() == [pytest.approx(0.5)]
-        for _ in range(5):
-            optimizer.step()
-            scheduler.step()
-        assert scheduler.get_last_lr() == [pytest.approx(2 * 0.5**0.9)]
-
-    def test_the_clock_ends_it(self, monkeypatch):
-        clock = iter([0.0, 30.0, 61.0])
-        monkeypatch.setattr("maskcls_hf.training.time_budget.time.monotonic", lambda: next(clock))
+    def test_the_clock_ends_it(self, clock):
+        clock += [0.0, 30.0, 61.0]
         budget = TimeBudget(max_minutes=1)
         control = SimpleNamespace(should_training_stop=False, should_save=False, should_evaluate=False)
         arguments = TrainingArguments(output_dir="absent")
-        budget.on_train_begin(arguments, TrainerState(), control)
+        budget.on_train_begin(arguments, None, control)
         budget.on_step_end(arguments, None, control)
         assert budget.progress(0, 1000) == pytest.approx(0.5)
         assert not control.should_training_stop
         budget.on_step_end(arguments, None, control)
-        assert control.should_training_stop and control.should_save
+        assert control.should_training_stop and control.should_save and control.should_evaluate
         assert budget.progress(0, 1000) == 1.0
 
-    def test_time_spent_survives_a_checkpoint(self, tmp_path):
-        arguments, state = TrainingArguments(output_dir=str(tmp_path)), TrainerState(global_step=7)
-        (tmp_path / "checkpoint-7").mkdir()
+    def test_the_learning_rate_follows_the_clock(self, clock):
+        clock += [0.0, 30.0, 60.0]
+        budget = TimeBudget(max_minutes=1)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
+        scheduler = build_scheduler(optimizer, "cosine", 1000, progress=lambda step: budget.progress(step, 1000))
+        budget.start()
+        rates = []
+        for _ in range(2):
+            budget.tick()
+            optimizer.step()
+            scheduler.step()
+            rates.append(scheduler.get_last_lr()[0])
+        assert rates == pytest.approx([1.0, 0.0])
+
+    def test_time_spent_survives_a_checkpoint(self):
         first, second = TimeBudget(max_minutes=10), TimeBudget(max_minutes=10)
         first.minutes_spent = 4.0
-        first.on_save(arguments, state, None)
-        second.on_train_begin(arguments, state, None)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        second.start()
         assert second.progress(0, 100) == pytest.approx(0.4)
 
     def test_wrong_arguments(self):
         with pytest.raises(ValueError, match="max_minutes"):
             TimeBudget(0)
-        with pytest.raises(ValueError, match=r"\['cosine', 'poly'\]"):
-            TimeBudget().schedule(make_optimizer(), "linear", 0, 1)
+
+
+# -- averaged weights --------------------------------------------------------------------------------------------
+
+
+def with_batch_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def steps(model: nn.Module, number: int):
+    """`model` after each of some steps of training on random numbers."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(number):
+        optimizer.zero_grad()
+        model(torch.randn(2, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+        yield {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class TestExponentialMovingAverage:
+    def test_is_the_average_by_hand(self):
+        model, decay = with_batch_norm(), 0.8
+        ema, expected = ExponentialMovingAverage(model, decay), None
+        for state in steps(model, 5):
+            ema.update(model)
+            expected = state if expected is None else {
+                name: decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
+                for name, value in state.items()
+            }  # fmt: skip
+        assert expected is not None
+        with ema.swapped(model):
+            for name, value in model.state_dict().items():
+                torch.testing.assert_close(value, expected[name], msg=name)
+
+    def test_counts_and_indices_are_copied(self):
+        model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin()))
+        ema = ExponentialMovingAverage(model, 0.9)
+        for _ in range(20):
+            ema.update(model)
+        whole = {name: value for name, value in model.named_buffers() if not value.is_floating_point()}
+        assert any("relative_position_index" in name for name in whole)
+        for name, value in ema.average.module.named_buffers():
+            assert name not in whole or torch.equal(value, whole[name]), name
+
+    def test_the_model_has_its_own_weights_afterwards(self):
+        model = with_batch_norm()
+        ema = ExponentialMovingAverage(model, 0.9)
+        for _ in steps(model, 3):
+            ema.update(model)
+        own = copy.deepcopy(model.state_dict())
+        averaged = copy.deepcopy(ema.state_dict())
+        with pytest.raises(KeyError), ema.swapped(model):
+            assert not torch.equal(model[0].weight, own["0.weight"])
+            raise KeyError
+        assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+        assert all(torch.equal(value, averaged[name]) for name, value in ema.state_dict().items())
+
+    def test_before_the_first_step_there_is_no_average(self):
+        model = with_batch_norm()
+        ema = ExponentialMovingAverage(model, 0.9)
+        model[0].weight.data += 1
+        own = model[0].weight.clone()
+        with ema.swapped(model):
+            assert torch.equal(model[0].weight, own)
+
+    def test_goes_on_from_its_saved_state(self):
+        torch.manual_seed(1)
+        model = with_batch_norm()
+        one, other = ExponentialMovingAverage(model, 0.7), ExponentialMovingAverage(model, 0.7)
+        for number, _ in enumerate(steps(model, 4)):
+            if number == 2:
+                state = io.BytesIO()
+                torch.save(one.state_dict(), state)
+                state.seek(0)
+                other.load_state_dict(torch.load(state, weights_only=True))
+            one.update(model)
+            if number >= 2:
+                other.update(model)
+        assert one.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+# -- progress ----------------------------------------------------------------------------------------------------
+
+
+def console(terminal: bool) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=200, color_system=None)
+
+
+ENTRY = {"loss": 3.25, "loss_mask": 0.05, "learning_rate": 1e-4, "grad_norm": 2.0}
+SCORES = {"eval_loss": 3.0, "eval_mean_iou": 0.5, "eval_iou_sky": 0.25, "eval_runtime": 9.0}
+
+
+class TestProgress:
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch) -> None:
+        """Half a second between looks at the clock."""
+        times = iter(range(10**6))
+        monkeypatch.setattr("maskcls_hf.training.progress.time.monotonic", lambda: next(times) / 2)
+
+    def test_lines_without_a_terminal(self):
+        progress = TrainingProgress(100, 8, console=console(False))
+        progress.start()
+        for step in (1, 2):
+            progress.advance(step)
+        progress.log(ENTRY)
+        progress.log(SCORES)
+        progress.stop()
+        assert progress.console.file.getvalue() == (
+            "step 2/100  loss 3.25  mask 0.05  learning rate 0.0001  16 images/s  0:00:49 left\n"
+            "step 2/100  evaluation: loss 3  mean_iou 0.5\n"
+        )
+
+    def test_a_bar_on_a_terminal(self):
+        progress = TrainingProgress(100, 8, console=console(True))
+        progress.start(40)
+        progress.log(ENTRY)
+        progress.advance(41)
+        progress.evaluating(1, 2)
+        progress.log(SCORES)
+        progress.stop()
+        text = progress.console.file.getvalue()
+        assert "41/100" in text and "loss 3.25  mask 0.05" in text and "16 images/s  0:00:30 left" in text
+        assert "Evaluating" in text and "mean_iou 0.5" in text
+
+    def test_evaluation_is_no_part_of_the_speed(self):
+        progress = TrainingProgress(100, 8, console=console(False))
+        progress.start()
+        progress.advance(1)
+        for _ in range(50):
+            progress.resume_clock()
+        progress.advance(2)
+        progress.log(ENTRY)
+        assert "16 images/s" in progress.console.file.getvalue()
+
+    def test_the_budget_bounds_the_time_left(self):
+        budget = TimeBudget(max_minutes=1)
+        budget.minutes_spent = 0.5
+        progress = TrainingProgress(10**6, 8, budget, console=console(False))
+        progress.start()
+        progress.advance(1)
+        progress.log(ENTRY)
+        assert "0:00:30 left" in progress.console.file.getvalue()
+
+    def test_only_the_main_process_shows_it(self):
+        for terminal in (True, False):
+            progress = TrainingProgress(100, 8, show=False, console=console(terminal))
+            progress.start()
+            progress.advance(1)
+            progress.log(ENTRY)
+            progress.stop()
+            assert progress.console.file.getvalue() == ""
+
+    def test_log_and_means(self, tmp_path):
+        means, log = LossMeans(), TrainingLog(max_steps=9)
+        for value in (1.0, 2.0):
+            means.add({"loss": torch.tensor(value), "loss_mask": torch.tensor(3.0), "loss_mask_0": torch.tensor(4.0)})
+        accelerator = SimpleNamespace(num_processes=1)
+        log.add(2, 0.5, means.pop(accelerator))
+        means.add({"loss": torch.tensor(7.0)})
+        log.add(3, 0.75, means.pop(accelerator))
+        again = TrainingLog(max_steps=9)
+        again.load_state_dict(log.state_dict())
+        again.save(tmp_path)
+        assert json.loads((tmp_path / "trainer_state.json").read_text()) == {
+            "global_step": 3,
+            "max_steps": 9,
+            "log_history": [
+                {"loss": 1.5, "loss_mask": 3.0, "epoch": 0.5, "step": 2},
+                {"loss": 7.0, "epoch": 0.75, "step": 3},
+            ],
+        }
+
+
+# -- gradients, Trainer ------------------------------------------------------------------------------------------
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    model = MaskClsForUniversalSegmentation(maskcls_config(pixel_decoder="fpn_encoder", dropout=0.1))
+    images = torch.randn(2, 3, 64, 64)
+    mask_labels, class_labels = segments([(64, 64), (64, 64)], [2, 3])
+    gradients = []
+    for enabled in (False, True):
+        if enabled:
+            enable_gradient_checkpointing(model)
+            assert model.model.transformer_decoder.layers[0].gradient_checkpointing
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(images, mask_labels=mask_labels, class_labels=class_labels).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-7, msg=name)
 
 
 def make_trainer(folder: Path, **options) -> MaskClsTrainer:
-    """A tiny model on images of three squares; nothing is random and no batch norm couples the images."""
-    data = SegmentationFolder(folder, "train")
-    processor = MaskClsImageProcessor(num_labels=2, size={"shortest_edge": 32})
-    torch.manual_seed(0)
-    fields = dict(id2label=data.id2label, freeze_batch_norm=True, dropout=0.0)
-    model = MaskClsForUniversalSegmentation(maskcls_config(**fields))
+    """As the README shows it, without a recipe."""
+    train_data, val_data = (SegmentationFolder(folder, split) for split in ("train", "val"))
+    image_processor = MaskClsImageProcessor(do_resize=False, **train_data.processor_fields())
+    model = MaskClsForUniversalSegmentation(maskcls_config(id2label=train_data.id2label))
     arguments = TrainingArguments(
-        output_dir=str(folder / "out"), max_steps=1, learning_rate=0.1, optim="sgd", max_grad_norm=0.0,
-        train_sampling_strategy="sequential", report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
-        dataloader_pin_memory=False, lr_scheduler_type="constant", logging_steps=1, **options,
+        output_dir=str(folder / "out"), report_to="none", use_cpu=True, save_strategy="no", disable_tqdm=True,
+        dataloader_pin_memory=False, per_device_train_batch_size=2, max_steps=3, logging_steps=1,
+        dataloader_drop_last=True,
     )  # fmt: skip
+    transform = TrainTransform(crop_size=32, id2label=train_data.id2label)
     return MaskClsTrainer(
-        model=model, args=arguments, train_dataset=data, eval_dataset=data,
-        data_collator=MaskClsCollator(processor, CentreCrop(40), do_resize=False),
-        evaluator=SemanticEvaluator(processor, data.id2label),
-    )  # fmt: skip
+        model=model,
+        args=arguments,
+        train_dataset=AugmentedDataset(train_data, transform, seed=0),
+        eval_dataset=val_data,
+        data_collator=MaskClsCollator(image_processor, do_resize=False),
+        eval_collator=MaskClsCollator(image_processor, keep_ground_truth=True),
+        evaluator=Evaluator(image_processor, train_data.id2label, train_data.stuff_ids),
+        processing_class=image_processor,
+        **options,
+    )
 
 
 class TestTrainer:
-    def test_accumulated_batches_equal_one_batch(self, tmp_path):
-        folder = write_instances(tmp_path, count=4)
-        # The crop cuts some squares off, so that the batches differ in their numbers of segments.
-        weights, losses = [], []
-        for options in (
-            {"per_device_train_batch_size": 4},
-            {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
-        ):
-            trainer = make_trainer(folder, **options)
-            trainer.train()
-            losses.append(trainer.state.log_history[0]["loss"])
-            weights.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        for name, weight in weights[0].items():
-            torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=1e-5, msg=name)
-
-    def test_counts_of_a_step(self, tmp_path):
-        trainer = make_trainer(write_instances(tmp_path), per_device_train_batch_size=2)
-        batches = [{"class_labels": [torch.zeros(3), torch.zeros(9)]}, {"class_labels": [torch.zeros(0)]}]
-        counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
-        assert counts.tolist() == [12, 3 + 7, 3]  # 7 queries
-
-    def test_evaluation_keeps_counts_only(self, tmp_path):
-        trainer = make_trainer(write_instances(tmp_path), per_device_eval_batch_size=3)
+    def test_train_and_evaluate_without_a_recipe(self, tmp_path):
+        shown = console(False)
+        trainer = make_trainer(write_squares(tmp_path), callbacks=[ShowProgress(2, console=shown)])
+        trainer.train()
         metrics = trainer.evaluate()
-        assert metrics["eval_loss"] > 0
-        assert 0 <= metrics["eval_mean_iou"] <= 1
+        assert metrics["eval_loss"] > 0 and 0 <= metrics["eval_mean_iou"] <= 1
         assert trainer.evaluate()["eval_mean_iou"] == metrics["eval_mean_iou"]
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert len(losses) == 3
+        for step, loss in enumerate(losses, start=1):
+            assert f"step {step}/3  loss {loss:.4g}  cross_entropy" in shown.file.getvalue()
+
+    def test_augmented_data_brings_its_sampler(self, tmp_path):
+        trainer = make_trainer(write_squares(tmp_path))
+        sampler = trainer.get_train_dataloader().base_dataloader.batch_sampler.sampler
+        assert isinstance(sampler, EpochSampler)
+        sampler.set_epoch(2)
+        assert {epoch for epoch, _ in sampler} == {2}
 
     def test_several_gpus_in_one_process_are_refused(self):
         with pytest.raises(ValueError, match="accelerate launch"):
             MaskClsTrainer(model=nn.Linear(1, 1), args=SimpleNamespace(n_gpu=2))
-
-
-def run_example(data: Path, output: Path, *options: str) -> dict[str, float]:
-    return train_trainer.main(
-        [
-            f"--data={data}", f"--output={output}", "--preset=tiny", "--crop=32", "--image-size=32", "--workers=0",
-            "--eval-crop=32", "--batch-size=2", "--save-every=2", "--eval-every=1000", "--log-every=2", *options,
-        ]
-    )  # fmt: skip
-
-
-class TestExamples:
-    def test_train_resume_fine_tune_evaluate(self, tmp_path, capsys):
-        squares = write_instances(tmp_path / "squares")
-        write_instances(squares, "val", count=2)
-        output = tmp_path / "out"
-        metrics = run_example(squares, output, "--max-steps=2")
-        assert metrics["eval_loss"] > 0 and "eval_iou_square" in metrics
-        options = ("--resume", "--any-orientation", "--any-contrast", "--max-minutes=5")
-        run_example(squares, output, "--max-steps=4", *options)
-        minutes = [json.loads(file.read_text())["minutes_spent"] for file in output.glob("*/time_budget.json")]
-        assert len(minutes) == 2 and minutes[0] != minutes[1]
-        assert json.loads((output / "trainer_state.json").read_text())["global_step"] == 4
-        assert (output / "preprocessor_config.json").is_file()
-
-        scores = evaluate_instances.main(
-            [f"--model={output}", f"--data={squares}", "--crop", "0", "24", f"--output={tmp_path / 'scores.json'}"]
-        )
-        assert set(scores) == {"whole images", "24 px crops"}
-        assert {"iou_square", "f1", "ap"} <= set(scores["24 px crops"])
-        assert (
-            json.loads((tmp_path / "scores.json").read_text())["whole images"].keys() == scores["whole images"].keys()
-        )
-
-        halves = write_semantic(tmp_path / "halves", sizes=((32, 40), (40, 32)))
-        write_semantic(halves, sizes=((32, 40),), split="val")
-        metrics = run_example(halves, tmp_path / "fine", "--max-steps=1", f"--model={output}")
-        assert {"eval_iou_left", "eval_iou_right"} <= set(metrics)
-
-    def test_learns(self, tmp_path):
-        squares = write_instances(tmp_path)
-        write_instances(squares, "val")
-        options = ("--max-steps=60", "--lr=3e-3", "--warmup-steps=5", "--batch-size=4", "--cache", "--save-every=1000")
-        assert run_example(squares, tmp_path / "out", *options, "--scale", "1", "1")["eval_mean_iou"] > 0.8
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            (["--model=absent"], "no saved model"),
-            (["--resume"], "no checkpoint"),
-            (["--train-split=absent"], "No split folder"),
-        ],
-    )
-    def test_bad_paths(self, tmp_path, capsys, options, message):
-        squares = write_instances(tmp_path)
-        write_instances(squares, "val")
-        with pytest.raises(SystemExit) as error:
-            run_example(squares, tmp_path / "out", *options)
-        assert message in capsys.readouterr().err + str(error.value)

@@ -95,7 +95,7 @@ class MaskClsCriterion:
         device = mask_logits.device
         images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)]).to(device)
         queries = torch.cat([a.query_indices for a in assignments]).to(device)
-        predicted = mask_logits[images, queries][:, None]  # (M, 1, h, w), M over all images
+        predicted = mask_logits[images, queries][None]  # (1, M, h, w), M over all images
         if not len(images):
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
         height, width = (max(pixels.shape[axis] for pixels in targets.masks) for axis in (-2, -1))
@@ -103,7 +103,7 @@ class MaskClsCriterion:
         wanted = torch.cat(
             [padded.chosen(image, a.segment_indices.to(device)) for image, a in enumerate(assignments)]
         )  # (M, H, W)
-        predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)
+        predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)[0]
         counted = None if targets.counted is None else targets.counted[images].flatten(1)
         focal, dice = paired_losses(predicted.flatten(1), wanted.flatten(1), counted)
         return focal.sum(), dice.sum()
@@ -192,9 +192,29 @@ def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:
     return torch.tensor(counts, dtype=torch.float32)
 
 
-def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean cross-entropy over the labelled pixels, logits (B, K, h, w) upsampled to labels (B, H, W), in float32."""
+def count_pixels(labels: Tensor, ignore_index: int) -> Tensor:
+    """What the per-pixel loss of a step is divided by: labelled pixels, () float32; summed as `count_items`."""
+    return (labels != ignore_index).sum().float()
+
+
+def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Tensor | None = None) -> Tensor:
+    """Sum of the cross-entropies of labelled pixels / `pixels` (None: their number), in float32.
+
+    Logits (B, K, h, w) are upsampled to labels (B, H, W).
+    """
     with torch.autocast(logits.device.type, enabled=False):
         logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         losses = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
-        return losses / (labels != ignore_index).sum().clamp(min=1)
+        return losses / (count_pixels(labels, ignore_index).clamp(min=1) if pixels is None else pixels)
+
+
+def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Divisor of the per-pixel loss: `num_items_in_batch`, the labelled pixels of a whole step; None: of this batch in
+    all processes, over their number, as gradients are averaged."""
+    if num_items_in_batch is not None:
+        return torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=labels.device).clamp(min=1)
+    pixels, processes = count_pixels(labels, ignore_index), 1
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+        dist.all_reduce(pixels)
+        processes = dist.get_world_size()
+    return pixels.clamp(min=1) / processes

@@ -48,6 +48,10 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         model.config.name_or_path = model.name_or_path = str(path)
         return loaded
 
+    def get_input_embeddings(self) -> Any:
+        """None: images have no table of embeddings. Accelerate asks when it shares out the weights (FSDP)."""
+        return None
+
     def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
         """As in transformers, but asking for SDPA leaves a backbone that has none (ResNet) as it is."""
         without = any(isinstance(m, PreTrainedModel) and not m._supports_sdpa for m in self.modules())

@@ -6,7 +6,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_perpixel import PerPixelConfig
-from .criterion import per_pixel_loss
+from .criterion import per_pixel_loss, pixels_of_step
 from .layers import MLP
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .modeling_maskcls import MaskClsModel
@@ -39,6 +39,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         labels: Tensor | None = None,
         pixel_mask: Tensor | None = None,
         original_sizes: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> PerPixelForSemanticSegmentationOutput:
@@ -50,6 +51,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
+            num_items_in_batch: labelled pixels of the whole optimiser step, see `maskcls_hf.criterion.count_pixels`.
         """
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
@@ -61,7 +63,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             return_dict=True,
         )
         layers = self.logits_of_layers(base, all_layers)
-        terms = None if labels is None else self.losses(layers, labels)
+        terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(
             loss=None if terms is None else torch.stack(list(terms.values())).sum(),
             logits=layers[-1],
@@ -81,17 +83,21 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         embeddings = base.layer_embeddings(all_layers)
         return [mask_logits(self.mask_embedder(embedding), per_pixel_embeddings) for embedding in embeddings]
 
-    def losses(self, layers: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, layers: list[Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    ) -> dict[str, Tensor]:
         """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones."""
-        known = labels[(labels != self.config.semantic_loss_ignore_index)]
+        ignore_index = self.config.semantic_loss_ignore_index
+        known = labels[labels != ignore_index]
         if labels.device.type == "cpu" and known.numel() and int(known.max()) >= self.config.num_labels:
             raise ValueError(
                 f"labels up to {int(known.max())} do not fit num_labels={self.config.num_labels} (ignored: "
-                f"{self.config.semantic_loss_ignore_index}). Check label_offset and void_id of the image processor."
+                f"{ignore_index}). Check label_offset and void_id of the image processor."
             )
+        pixels = pixels_of_step(labels, ignore_index, num_items_in_batch)
         suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
         return {
-            f"loss_cross_entropy{suffix}": per_pixel_loss(logits, labels, self.config.semantic_loss_ignore_index)
+            f"loss_cross_entropy{suffix}": per_pixel_loss(logits, labels, ignore_index, pixels)
             for suffix, logits in zip(suffixes, layers, strict=True)
         }
 

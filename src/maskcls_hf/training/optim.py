@@ -42,8 +42,12 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: nn.Module, learning_rate: float, weight_decay: float, backbone_multiplier: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    backbone_multiplier: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
     """AdamW over [`parameter_groups`]."""
     groups = parameter_groups(model, learning_rate, weight_decay, backbone_multiplier)
-    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)

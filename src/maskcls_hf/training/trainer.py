@@ -1,59 +1,118 @@
-"""transformers' Trainer for masks: an exact normaliser of the loss and evaluation in constant memory."""
+"""transformers' Trainer for masks: an exact normaliser of the loss, evaluation in constant memory, exact resumes."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from ..criterion import count_items
-from ..metrics.evaluator import SemanticEvaluator
+from ..data import AugmentedDataset, EpochSampler
+from ..hub.publishing_trainer import PublishingTrainer
+from .checkpointing_trainer import CheckpointingTrainer
+from .divergence import check_finite, forward_pass
+from .processes import items_of_step, share_buffers
 
 
-class MaskClsTrainer(Trainer):
-    """`Trainer` with three differences.
+class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
+    """`CheckpointingTrainer` and `PublishingTrainer` with these differences.
 
     - The loss of a step is divided by the counts of the whole step, over accumulated batches and processes: 2
       processes, or 2 accumulated batches, give the gradients of one batch of twice the size.
-    - Evaluation reduces each batch to confusion matrices on the spot; masks of many sizes are never gathered.
+    - Evaluation reduces each image to measurements on the spot; masks of many sizes are never gathered.
     - Samples reach the collator whole (`remove_unused_columns=False`).
+    - A loss, gradient or weight that is NaN or infinite ends the training with a `DivergenceError`.
+    - The log has the terms of the loss (of the deepest decoder layer, unweighted) beside their sum.
 
     Args:
-        evaluator: gives mean IoU on evaluation; None evaluates the loss alone.
-        eval_collator: for evaluation, without augmentation; None: `data_collator`.
+        sampler: order of the training samples, with `set_epoch`, such as `maskcls_hf.data.EpochSampler`; None:
+            that for an `AugmentedDataset` (else each epoch would show the same crops), else random.
+        evaluator: its `measure(outputs, ground_truth)` gives measurements of each image, and its call the scores;
+            None evaluates the loss alone.
+        eval_collator: for evaluation, without augmentation; None: `data_collator`. With an evaluator its batches have
+            `ground_truth`.
+        ema: running average of the weights, such as `ExponentialMovingAverage`, updated after each step; evaluation
+            and the final `save_model()` use it. Checkpoints have both weights.
         kwargs: as for `Trainer`, without `compute_metrics`.
 
     Raises:
-        ValueError: `torch.nn.DataParallel` would be used (several GPUs, one process); it splits each mask.
+        ValueError: `torch.nn.DataParallel` would be used (several GPUs, one process), which splits each mask; or
+            checkpoints would be written on each node.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        evaluator: SemanticEvaluator | None = None,
+        sampler: Sampler | None = None,
+        evaluator: Any = None,
         eval_collator: Callable[..., Any] | None = None,
+        ema: Any = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process: start one process a GPU with `accelerate launch` or "
-                "`torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
-            )
-        args.remove_unused_columns = False
-        args.batch_eval_metrics = evaluator is not None
-        super().__init__(model=model, args=args, compute_metrics=cast(Any, evaluator), **kwargs)
+        train_dataset = kwargs.get("train_dataset")
+        _check_and_set(args, train_dataset, evaluator)
+        if sampler is None and isinstance(train_dataset, AugmentedDataset):
+            sampler = EpochSampler(len(train_dataset), args.seed)
+        super().__init__(model=model, args=args, sampler=sampler, ema=ema, compute_metrics=evaluator, **kwargs)
         self.evaluator = evaluator
         self.eval_collator = eval_collator or self.data_collator
         forward = self.accelerator.unwrap_model(self.model).forward
-        self.num_queries = getattr(model.config, "num_queries", 0)
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
+        self._grad_norm: Any = None
+        self._terms: dict[str, Tensor] = {}  # of the losses of the step that is under way
+        self._logged: list[dict[str, Tensor]] = []  # of the steps since the last log
+        self.add_callback(_CheckStep(self))
+
+    # -- loss ------------------------------------------------------------------------------------------------------
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+        """What the loss of one optimiser step is divided by, over its accumulated batches and all processes."""
+        if not batch_samples or not self.model_accepts_loss_kwargs:
+            return None
+        over_all = self.accelerator if self.args.average_tokens_across_devices else None
+        return items_of_step(batch_samples, self.accelerator.unwrap_model(self.model).config, over_all).to(device)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        with forward_pass(self.state.global_step + 1, self.args.output_dir):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
+                self._terms[name] = self._terms.get(name, 0) + term.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        self._grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: norms of the parts
+        return self._grad_norm
+
+    def check_step(self) -> None:
+        """The step's loss and gradients are finite. With a loss scaler (fp16) gradients may overflow: it skips them."""
+        terms, self._terms = self._terms, {}
+        loss = terms.pop("loss")
+        grad_norm = self._grad_norm if self.accelerator.scaler is None else None
+        check_finite(loss, terms, self.state.global_step + 1, self.args.output_dir, grad_norm)
+        self._logged.append({name: term for name, term in terms.items() if not name[-1].isdigit()})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._logged:
+            names = list(self._logged[0])
+            means = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._logged]).mean(0)
+            # As the loss: each process has its share of a sum, unless it has divided by its own counts.
+            shared = self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
+            means = self.accelerator.reduce(means, "sum" if shared else "mean")
+            logs |= dict(zip(names, means.tolist(), strict=True))
+            self._logged = []
+        super().log(logs, start_time)
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluating():
@@ -73,15 +132,10 @@ class MaskClsTrainer(Trainer):
         finally:
             self.data_collator, self.args.dataloader_drop_last = kept
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """What the loss of one optimiser step is divided by, over its accumulated batches and all processes."""
-        if not batch_samples or not self.model_accepts_loss_kwargs:
-            return None
-        counts = torch.stack([count_items(batch["class_labels"], self.num_queries) for batch in batch_samples])
-        counts = counts.sum(0).to(device)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            counts = self.accelerator.gather(counts[None]).sum(0)
-        return counts
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        with self.averaged_weights():
+            share_buffers(self.accelerator.unwrap_model(self.model))
+            return super().evaluation_loop(*args, **kwargs)
 
     def prediction_step(
         self,
@@ -89,14 +143,40 @@ class MaskClsTrainer(Trainer):
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Loss, confusion matrix of each image (B, K, K), and zeros (B,) where Trainer expects labels."""
+    ) -> tuple[Tensor, Any, Tensor | None]:
+        """Loss, measurements of each image, and zeros (B,) where Trainer expects labels."""
         inputs = self._prepare_inputs(inputs)
+        ground_truth = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             items = self._get_num_items_in_batch([inputs], self.args.device)
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
         loss = loss.detach()
         if prediction_loss_only or self.evaluator is None:
             return loss, None, None
-        counts = self.evaluator.batch_counts(outputs, inputs)
-        return loss, counts, counts.new_zeros(len(counts))
+        if ground_truth is None:
+            raise ValueError("The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it.")
+        measurements = self.evaluator.measure(outputs, ground_truth)
+        measurements = {name: values.to(loss.device) for name, values in measurements.items()}
+        return loss, measurements, loss.new_zeros(len(ground_truth))
+
+
+class _CheckStep(TrainerCallback):
+    def __init__(self, trainer: MaskClsTrainer):
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.check_step()
+
+
+def _check_and_set(args: TrainingArguments, train_dataset: Any, evaluator: Any) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process: start one process a GPU with `accelerate launch` or "
+            "`torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
+        )
+    args.remove_unused_columns = False
+    args.batch_eval_metrics = evaluator is not None
+    args.logging_nan_inf_filter = False  # waits for the device in each batch, and hides what check_finite reports
+    loading: Any = args.accelerator_config
+    if isinstance(train_dataset, IterableDataset) and loading.dispatch_batches is None:
+        loading.dispatch_batches = False  # lists of masks cannot be cut up and sent to processes

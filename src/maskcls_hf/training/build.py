@@ -1,0 +1,172 @@
+"""Model and image processor of a recipe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ..image_processing_maskcls import MaskClsImageProcessor
+from ..modeling_base import MaskClsPreTrainedModel
+from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from .recipe import Recipe
+from .recipe_values import CONFIGS, keys_of_section
+
+TRAINING_FIELDS = (
+    "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
+    "dice_weight", "no_object_weight",
+)  # fmt: skip
+
+Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
+MODELS: dict[str, Any] = {
+    "mask_classification": MaskClsForUniversalSegmentation,
+    "per_pixel": PerPixelForSemanticSegmentation,
+}
+
+
+def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
+    """Configuration of the recipe's model for these classes.
+
+    Of a recipe for mask classification that is turned into a per-pixel one (`--set model.kind=per_pixel`), fields that
+    only mask classification has are left out, and the other way round.
+
+    Raises:
+        ValueError: a value that the configuration refuses; names the recipe.
+    """
+    fields = {
+        key: value for key, value in recipe.model.config.items() if key in keys_of_section("model", recipe.model.kind)
+    }
+    if fields.get("num_queries") == "num_labels":
+        fields["num_queries"] = len(id2label)
+    label2id = {name: label for label, name in id2label.items()}
+    try:
+        return CONFIGS[recipe.model.kind](**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Recipe {recipe.name}, section model: {error}") from error
+
+
+def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Model:
+    """The recipe's model for these classes.
+
+    Args:
+        pretrained: load the backbone's weights, if the recipe names a checkpoint; False: everything from scratch.
+
+    Raises:
+        ValueError: a wrong value in the recipe, or a checkpoint of another architecture.
+        OSError: no such checkpoint here or on the Hub.
+    """
+    model = MODELS[recipe.model.kind](build_config(recipe, id2label))
+    if pretrained and recipe.model.backbone_checkpoint is not None:
+        load_backbone(model, recipe.model.backbone_checkpoint)
+    return model
+
+
+def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
+    """Load the backbone's weights from a folder or the Hub, for instance those of an ImageNet classifier.
+
+    Raises:
+        OSError: no such checkpoint here or on the Hub.
+        ValueError: it holds another architecture than `model.config.backbone_config`.
+    """
+    backbone = model.model.backbone
+    advice = "Or train from scratch: --set model.backbone_checkpoint=null"
+    if not isinstance(backbone, PreTrainedModel) or backbone.config.model_type == "timm_backbone":
+        raise ValueError(
+            f"model.backbone_checkpoint={checkpoint!r}: weights of timm are not loaded here, only those of "
+            f"transformers' backbones. {advice}"
+        )
+    try:
+        model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+        if model_type != backbone.config.model_type:
+            raise ValueError(
+                f"The checkpoint {checkpoint!r} holds a {model_type}, model.backbone_config a "
+                f"{backbone.config.model_type}. {advice}"
+            )
+        with _quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
+            loaded, report = cast(Any, type(backbone)).from_pretrained(
+                checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True
+            )
+    except OSError as error:
+        raise OSError(
+            f"The backbone's weights {checkpoint!r} (model.backbone_checkpoint) could not be loaded. Give the folder "
+            f"of a saved model, or connect to the Hub once. {advice} ({str(error).splitlines()[0]})"
+        ) from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights of {checkpoint!r} do not have the sizes that model.backbone_config asks for. {advice}"
+        ) from error
+    # Norms of the feature maps belong to backbones; the classifiers that they come from do not have them.
+    absent = [name for name in report["missing_keys"] if "hidden_states_norms" not in name]
+    result = backbone.load_state_dict(loaded.state_dict(), strict=False)
+    unused = [name for name in report["unexpected_keys"] if ".layers." in name or ".stages." in name]
+    unused += [name for name in result.unexpected_keys if not name.startswith("swin.layernorm.")]  # see build_backbone
+    wrong = sorted({*absent, *result.missing_keys, *unused})
+    if wrong:
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} holds another architecture than model.backbone_config says: {len(wrong)} "
+            f"weights are in one of them only, such as {wrong[0]}. {advice}"
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of a classifier's weights that a backbone does not have."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Model:
+    """A saved model for fine-tuning. Classes of the same names keep their weights, the others start afresh.
+
+    Of the recipe's `model` section only `TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
+
+    Raises:
+        FileNotFoundError: no saved model there.
+        ValueError: the recipe is for the other kind of model.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
+    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    kind = "per_pixel" if model_type == CONFIGS["per_pixel"].model_type else "mask_classification"
+    if kind != recipe.model.kind:
+        raise ValueError(
+            f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "
+            f"--set model.kind={kind}"
+        )
+    fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
+    model = MODELS[kind].from_pretrained(folder, **fields)
+    return model if model.config.id2label == id2label else model.reset_classes(id2label)
+
+
+def enable_gradient_checkpointing(model: MaskClsPreTrainedModel) -> None:
+    """Activations of the transformer layers are computed again in the backward pass: less memory, same gradients."""
+    # Its name from transformers 5.23 on; the older one goes in 6.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def build_image_processor(recipe: Recipe, model_path: str | Path | None = None, **fields: Any) -> MaskClsImageProcessor:
+    """Image processor of the recipe.
+
+    Args:
+        model_path: folder of a saved model, whose options hold where the recipe says nothing.
+        fields: what the data set's `processor_fields()` gives; they hold above all else.
+    """
+    per_pixel = recipe.model.kind == "per_pixel"
+    options = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor, **fields}
+    try:
+        if model_path is not None and (Path(model_path) / "preprocessor_config.json").is_file():
+            return MaskClsImageProcessor.from_pretrained(model_path, **options)
+        return MaskClsImageProcessor(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Recipe {recipe.name}, section image_processor: {error}") from error

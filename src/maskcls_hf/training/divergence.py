@@ -1,0 +1,93 @@
+"""A loss that is NaN or infinite ends a training, before a checkpoint can be written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .checkpoints import NoGoodCheckpoint, last_good_checkpoint
+
+
+class DivergenceError(FloatingPointError):
+    """The loss, its gradient or a weight is NaN or infinite. Names the step, the terms and the last good checkpoint."""
+
+
+def check_finite(
+    loss: Tensor,
+    loss_dict: Mapping[str, Tensor],
+    step: int,
+    output: str | Path | None = None,
+    grad_norm: Tensor | float | None = None,
+) -> None:
+    """Once a step, between backward and the optimiser's step: one transfer to the host, in all processes.
+
+    Args:
+        loss: of the step, or the sum of those of its accumulated batches.
+        loss_dict: the model's unweighted terms, or their sums.
+        step: number of the step, from 1.
+        output: the run's folder, where the last good checkpoint is looked for.
+        grad_norm: of all gradients, as `clip_grad_norm_` gives it.
+
+    Raises:
+        DivergenceError: one of them is NaN or infinite, in any process.
+    """
+    values = {**loss_dict, "loss": loss}
+    if grad_norm is not None:
+        norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP: norms of the parts
+        values["gradient norm"] = torch.as_tensor(norm, device=loss.device)
+    bad = torch.stack([~torch.isfinite(value.detach()).all() for value in values.values()]).float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(bad, dist.ReduceOp.MAX)
+    terms = [name for name, is_bad in zip(values, bad.tolist(), strict=True) if is_bad]
+    if terms:
+        raise DivergenceError(_message(f"{_listed(terms)} became NaN or infinite in step {step}", output))
+
+
+@contextmanager
+def forward_pass(step: int, output: str | Path | None = None) -> Iterator[None]:
+    """Around a forward pass: the matcher's error about costs that are not finite becomes a [`DivergenceError`]."""
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(error, FloatingPointError) and "not finite" not in str(error):
+            raise
+        raise DivergenceError(_message(f"The matching failed in step {step}. {error}", output)) from error
+
+
+def check_weights(model: nn.Module, step: int, output: str | Path | None = None) -> None:
+    """Before a checkpoint: weights and buffers are finite. One transfer to the host.
+
+    Raises:
+        DivergenceError: names those that are not.
+    """
+    tensors = {
+        name: getattr(value, "to_local", lambda value=value: value)().detach()  # FSDP: the part of this process
+        for name, value in chain(model.named_parameters(), model.named_buffers())
+        if value.is_floating_point()
+    }
+    bad = torch.stack([~torch.isfinite(value).all() for value in tensors.values()]).tolist()
+    names = [name for name, is_bad in zip(tensors, bad, strict=True) if is_bad]
+    if names:
+        raise DivergenceError(
+            _message(f"{_listed(names)} became NaN or infinite by step {step}; this checkpoint is not written", output)
+        )
+
+
+def _message(what: str, output: str | Path | None) -> str:
+    advice = "Lower the learning rate, clip gradients, warm up for longer, or check the data for NaN."
+    try:
+        last = None if output is None else last_good_checkpoint(Path(output))
+    except NoGoodCheckpoint:
+        last = None
+    good = f"The last good checkpoint is {last}." if last is not None else "There is no good checkpoint to return to."
+    return f"{what.rstrip('.')}. {good} {advice}"
+
+
+def _listed(names: list[str], limit: int = 6) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

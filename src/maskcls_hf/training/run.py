@@ -1,0 +1,187 @@
+"""A recipe on a data set: everything that a training loop needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset
+
+from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
+from ..image_processing_maskcls import MaskClsImageProcessor
+from ..metrics import Evaluator
+from .build import Model, build_image_processor, build_model, enable_gradient_checkpointing, load_model
+from .ema import ExponentialMovingAverage
+from .optim import build_optimizer
+from .recipe import Recipe
+from .run_data import Cropped, WholeSteps, open_splits
+from .schedules import build_scheduler
+from .time_budget import TimeBudget
+
+
+@dataclass
+class Run:
+    """What [`prepare`] makes of a recipe and a data set.
+
+    `batch_size` and `eval_batch_size` are those of one process and forward pass; `accumulate` batches make a step.
+    `ema` is None without averaged weights.
+    """
+
+    recipe: Recipe
+    model: Model
+    image_processor: MaskClsImageProcessor
+    train_data: AugmentedDataset
+    eval_data: Dataset[Sample]
+    sampler: WholeSteps
+    train_collator: MaskClsCollator
+    eval_collator: MaskClsCollator
+    optimizer: AdamW
+    scheduler: LambdaLR
+    evaluator: Evaluator
+    ema: ExponentialMovingAverage | None
+    budget: TimeBudget
+    batch_size: int
+    eval_batch_size: int
+    accumulate: int
+    max_steps: int
+
+    def loaders(self) -> tuple[DataLoader, DataLoader]:
+        """For training and evaluation, for a loop of one's own."""
+        workers = self.recipe.training.workers
+        options: dict[str, Any] = dict(
+            num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
+        )
+        return (
+            DataLoader(
+                self.train_data, self.batch_size, sampler=self.sampler, collate_fn=self.train_collator, **options
+            ),
+            DataLoader(self.eval_data, self.eval_batch_size, collate_fn=self.eval_collator, **options),
+        )
+
+    def averaged(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the model (without wrappers) has its averaged weights, if the recipe wants an average."""
+        return nullcontext() if self.ema is None else self.ema.swapped(model)
+
+    def describe(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        images = len(self.train_data), len(self.eval_data)  # type: ignore[arg-type]
+        return (
+            f"{self.recipe.name}: {images[0]} images for training, {images[1]} for evaluation, "
+            f"{len(self.model.config.id2label)} classes; {parameters / 1e6:.2f} million parameters; "
+            f"{self.max_steps} steps of {self.recipe.training.batch_size} images"
+        )
+
+
+def prepare(
+    recipe: Recipe,
+    data: str | Path,
+    *,
+    model: str | Path | None = None,
+    processes: int = 1,
+    accumulate: int = 1,
+) -> Run:
+    """Open the data and build all that the recipe says. The weights of a new model follow `training.seed`.
+
+    Args:
+        data: folder of the data set.
+        model: fine-tune the saved model in this folder, its classes replaced by those of the data.
+        processes, accumulate: how the images of a step are shared out.
+
+    Raises:
+        OSError: no such data, split or checkpoint.
+        ValueError: what data or recipe have wrong, or where they do not go together.
+    """
+    settings = recipe.training
+    if settings.batch_size % (processes * accumulate):
+        raise ValueError(
+            f"training.batch_size={settings.batch_size} must be divisible by {processes} processes x {accumulate} "
+            "accumulated batches."
+        )
+    if settings.ema_decay is not None and _is_fsdp():
+        raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
+    train_set, eval_set = open_splits(recipe, data)
+    image_processor = build_image_processor(recipe, model, **train_set.processor_fields())
+    network = prepare_model(recipe, train_set.id2label, model)
+    fields = dataclasses.asdict(recipe.optimizer)
+    del fields["clip_norm"]
+    optimizer = build_optimizer(network, **fields)
+    budget = TimeBudget(settings.max_minutes)
+    compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
+    crop, batch_size = recipe.evaluation.crop, settings.batch_size // (processes * accumulate)
+    return Run(
+        recipe=recipe,
+        model=network,
+        image_processor=image_processor,
+        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set), settings.seed),
+        eval_data=eval_set if crop is None else Cropped(eval_set, crop),
+        sampler=build_sampler(recipe, train_set),
+        train_collator=MaskClsCollator(image_processor, do_resize=False, **compact),
+        eval_collator=MaskClsCollator(
+            image_processor,
+            keep_ground_truth=True,
+            do_resize=crop is None and bool(image_processor.do_resize),
+            **compact,
+        ),
+        optimizer=optimizer,
+        scheduler=build_scheduler(
+            optimizer,
+            **dataclasses.asdict(recipe.schedule),
+            progress=lambda step: budget.progress(step, recipe.schedule.max_steps),
+        ),
+        evaluator=build_evaluator(recipe, image_processor, train_set),
+        ema=None if settings.ema_decay is None else ExponentialMovingAverage(network, settings.ema_decay),
+        budget=budget,
+        batch_size=batch_size,
+        eval_batch_size=recipe.evaluation.batch_size or batch_size,
+        accumulate=accumulate,
+        max_steps=recipe.schedule.max_steps,
+    )
+
+
+def prepare_model(recipe: Recipe, id2label: dict[int, str], saved: str | Path | None) -> Model:
+    torch.manual_seed(recipe.training.seed)
+    model = build_model(recipe, id2label) if saved is None else load_model(recipe, saved, id2label)
+    if recipe.training.channels_last and not _is_fsdp():  # FSDP takes weights of torch's own layout only
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
+    if recipe.training.gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    return model
+
+
+def _is_fsdp() -> bool:
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def build_transform(recipe: Recipe, data: SegmentationDataset) -> TrainTransform:
+    try:
+        return TrainTransform(**recipe.augmentation, id2label=data.id2label, void_id=data.void_id)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Recipe {recipe.name}, section augmentation: {error}") from error
+
+
+def build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
+    side = recipe.sampling.by_area
+    repeats = None if side is None else repeats_by_area(data.sizes(), side)
+    return WholeSteps(len(data), recipe.training.seed, repeats=repeats, images_a_step=recipe.training.batch_size)
+
+
+def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data: SegmentationDataset) -> Evaluator:
+    section = recipe.evaluation
+    return Evaluator(
+        image_processor,
+        data.id2label,
+        data.stuff_ids,
+        tasks=tuple(section.tasks),
+        boundary=section.boundary,
+        bootstrap=section.bootstrap,
+        threshold=section.threshold,
+        overlap_threshold=section.overlap_threshold,
+    )

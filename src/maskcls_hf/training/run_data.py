@@ -1,0 +1,86 @@
+"""The data of a recipe: its splits, the order of the images, the part of them that is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
+from .recipe import Recipe
+
+
+def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and evaluation split.
+
+    Raises:
+        FileNotFoundError: no such data or split.
+        ValueError: the splits differ in their classes, the recipe's options do not fit the layout, or what the
+            recipe evaluates is not in the data.
+    """
+    section = recipe.data
+    try:
+        train, evaluation = (
+            open_dataset(root, split, layout=section.layout, cache=section.cache, **section.options)
+            for split in (section.train_split, section.eval_split)
+        )
+    except TypeError as error:
+        raise ValueError(f"Recipe {recipe.name}, data.options: {error}") from error
+    if train.id2label != evaluation.id2label:
+        names = [set(data.id2label.values()) for data in (train, evaluation)]
+        differing = ", ".join(sorted(names[0] ^ names[1])[:5]) or "in another order"
+        raise ValueError(
+            f"{root}: the splits {section.train_split} and {section.eval_split} have different classes: "
+            f"{len(names[0])} and {len(names[1])}, {differing}."
+        )
+    _check_tasks(recipe, train)
+    return train, evaluation
+
+
+def _check_tasks(recipe: Recipe, data: SegmentationDataset) -> None:
+    tasks = set(recipe.evaluation.tasks)
+    if recipe.model.kind == "per_pixel" and tasks != {"semantic"}:
+        raise ValueError(f"A per_pixel model gives semantic maps only: --set evaluation.tasks=[semantic], not {tasks}.")
+    if "instance" in tasks and len(data.stuff_ids) == len(data.id2label):
+        raise ValueError(
+            f"evaluation.tasks has 'instance', but no class of {recipe.data.eval_split} has instances: take it out."
+        )
+
+
+class WholeSteps(EpochSampler):
+    """An `EpochSampler` whose epochs end with a whole optimiser step, so that all steps have as many images.
+
+    The images that are left over are others in each epoch.
+    """
+
+    def __init__(self, *args: Any, images_a_step: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.images_a_step = images_a_step
+        if not len(self):
+            number = super().__len__()
+            raise ValueError(
+                f"{number} images for training are less than one step of training.batch_size={images_a_step}: "
+                f"--set training.batch_size={number} or less."
+            )
+
+    def __len__(self) -> int:
+        return super().__len__() // self.images_a_step * self.images_a_step
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return islice(super().__iter__(), len(self))
+
+
+class Cropped(Dataset[Sample]):
+    """The middle of the images of a data set."""
+
+    def __init__(self, dataset: SegmentationDataset, side: int):
+        self.dataset, self.crop = dataset, CentreCrop(side)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.crop(self.dataset[index])
