@@ -1,0 +1,152 @@
+"""What the folder of a saved model says about itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from ..configuration_maskcls import MaskClsConfig
+from ..configuration_perpixel import PerPixelConfig
+
+CONFIGS = {config.model_type: config for config in (MaskClsConfig, PerPixelConfig)}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass
+class Recipe:
+    """A recipe's `name` (None: unknown) and its `sections`, as in the YAML file."""
+
+    name: str | None
+    sections: dict[str, Any]
+
+    def get(self, section: str) -> dict[str, Any]:
+        return self.sections.get(section) or {}
+
+
+class SavedModel:
+    """
+    Args:
+        folder: with `config.json`, weights and `preprocessor_config.json`.
+
+    Raises:
+        FileNotFoundError: one of them is missing; the message names other models that the folder holds.
+        ValueError: a model of another package.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._check_files()
+        self.config = _read_json(self.folder / "config.json")
+        self.processor = _read_json(self.folder / "preprocessor_config.json")
+        if self.model_type not in CONFIGS:
+            raise ValueError(f"{self.folder} holds a {self.model_type}; this package publishes {', '.join(CONFIGS)}.")
+
+    def _check_files(self) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"There is no folder {self.folder}.")
+        if not (self.folder / "config.json").is_file():
+            inside = sorted(path.parent.name for path in self.folder.glob("*/config.json"))
+            hint = f" There are models in its folders {', '.join(inside)}: name one of these." if inside else ""
+            raise FileNotFoundError(f"There is no model in {self.folder}: config.json is missing.{hint}")
+        if not any((self.folder / name).is_file() for name in WEIGHTS):
+            raise FileNotFoundError(f"There are no weights in {self.folder}: model.safetensors is missing.")
+        if not (self.folder / "preprocessor_config.json").is_file():
+            raise FileNotFoundError(
+                f"{self.folder} has no preprocessor_config.json: save the image processor beside the model, "
+                "image_processor.save_pretrained(FOLDER)."
+            )
+
+    @property
+    def model_type(self) -> str | None:
+        return self.config.get("model_type")
+
+    @property
+    def finds_segments(self) -> bool:
+        return self.model_type == MaskClsConfig.model_type
+
+    @cached_property
+    def classes(self) -> dict[int, str]:
+        return {int(label): name for label, name in sorted(self.full_config.id2label.items())}
+
+    @cached_property
+    def full_config(self) -> Any:
+        """With the defaults."""
+        return CONFIGS[str(self.model_type)].from_pretrained(self.folder)
+
+    @property
+    def stuff(self) -> list[int]:
+        return list(self.processor.get("label_ids_to_fuse") or [])
+
+    @property
+    def task(self) -> str:
+        """What the model is foremost for: "semantic" or "panoptic"."""
+        return "panoptic" if self.finds_segments and set(self.stuff) != set(self.classes) else "semantic"
+
+    @property
+    def auto_class(self) -> str:
+        """Of transformers, for the model with its head."""
+        return next(name for name in CONFIGS[str(self.model_type)].auto_classes if name != "AutoModel")
+
+    def parameters(self) -> int | None:
+        """Their number, from the headers of the safetensors files; None without these."""
+        files = sorted(self.folder.glob("model*.safetensors"))
+        total = 0
+        for path in files:
+            with safe_open(path, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    if not name.endswith(BUFFERS):
+                        shape = tensors.get_slice(name).get_shape()
+                        total += math.prod(shape)
+        return total if files else None
+
+    def recipe(self) -> Recipe | None:
+        """Of the training that wrote the folder."""
+        path = self.recipe_path()
+        return None if path is None else read_recipe(path)
+
+    def recipe_path(self) -> Path | None:
+        """In the folder, or above that of a checkpoint."""
+        above = [self.folder.absolute().parent] if self.folder.name.startswith("checkpoint-") else []
+        return next((path for folder in (self.folder, *above) if (path := folder / "recipe.yaml").is_file()), None)
+
+    def training_state(self) -> dict[str, Any]:
+        """Content of `trainer_state.json`: log, steps. Empty without one."""
+        path = self.folder / "trainer_state.json"
+        return _read_json(path) if path.is_file() else {}
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no YAML with sections.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no recipe {path}.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        sections = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(sections, dict):
+        raise ValueError(f"{path} must hold sections with keys and values.")
+    named = re.match(r"# (\S+): all values", text)  # as `Recipe.save` writes it
+    name = named[1] if named else path.stem
+    return Recipe(None if name == "recipe" else name, sections)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
