@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
-from maskcls_hf.cli.drawing import PAPER, TEXT, draw_overlay, segment_colours
+from maskcls_hf.visual.drawing import PAPER, TEXT, draw_overlay, segment_colours
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGE, GAP, MARGIN, LINE = 384, 14, 60, 30

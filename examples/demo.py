@@ -19,8 +19,8 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
 from maskcls_hf.cli.coco import CocoRecords, map_image
-from maskcls_hf.cli.drawing import Colour, draw_overlay, segment_colours
 from maskcls_hf.cli.segmenter import SegmentedImage
+from maskcls_hf.visual.drawing import Colour, draw_overlay, segment_colours
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "model_cards" / "maskcls-nuclei-tiny"

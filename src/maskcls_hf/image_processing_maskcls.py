@@ -133,7 +133,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             list of B (M, H, W) bool; `class_labels`, a list of B (M,) int64; `void_mask` (B, H, W) bool. For
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
-            `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after resizing are left out. `return_tensors=None`: lists of tensors.
+            `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
+            resizing are left out. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,

@@ -90,7 +90,7 @@ def transformer_layer_modules(original: str, ours: str, attentions: list[str]) -
 
 def resnet_modules(backbone: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     stem = "model.backbone.embedder.embedder"
-    if backbone.stem_type == "deep":
+    if getattr(backbone, "stem_type", "basic") == "deep":
         for index in range(3):
             yield f"backbone.stem.conv{index + 1}", f"{stem}.{index}.conv"
             yield f"backbone.stem.conv{index + 1}.norm", f"{stem}.{index}.norm"
