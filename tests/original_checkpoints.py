@@ -31,7 +31,8 @@ def weight_rule() -> ModuleType:
 
 def filled(variant: str) -> dict[str, np.ndarray]:
     """The weights that the oracle's cases were made with."""
-    return weight_rule().state_dict(keys(variant)["shapes"])
+    shapes = keys(variant)["shapes"]  # first: skips without the oracle
+    return weight_rule().state_dict(shapes)
 
 
 def empty(variant: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare
-from maskcls_hf.training.build import build_image_processor, build_model, load_backbone
+from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.run_data import WholeSteps
 from recipes import BACKBONE, write_recipe, write_squares
@@ -223,6 +223,11 @@ class TestPrepare:
         assert isinstance(run.model, PerPixelForSemanticSegmentation) and run.model.config.num_queries == 2
         assert run.image_processor.label_format == "semantic"
         assert next(iter(run.loaders()[0]))["labels"].shape == (2, 32, 32)
+
+    @pytest.mark.parametrize(("classes", "ignored"), [(255, 255), (256, 65535)])
+    def test_a_per_pixel_model_ignores_the_void_value_of_the_data(self, tmp_path, classes, ignored):
+        recipe = load_recipe(write_recipe(tmp_path), ["model.kind=per_pixel"])
+        assert build_config(recipe, {i: str(i) for i in range(classes)}).semantic_loss_ignore_index == ignored
 
     def test_fine_tuning_keeps_classes_of_the_same_name(self, tmp_path, squares):
         saved = MaskClsForUniversalSegmentation(maskcls_config(id2label={0: "square", 1: "circle"}, dropout=0.1))

@@ -11,6 +11,7 @@ from typing import Any, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..data.sample import void_id_of
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
@@ -42,6 +43,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     fields = {
         key: value for key, value in recipe.model.config.items() if key in keys_of_section("model", recipe.model.kind)
     }
+    if recipe.model.kind == "per_pixel":
+        fields.setdefault("semantic_loss_ignore_index", void_id_of(len(id2label)))
     if fields.get("num_queries") == "num_labels":
         fields["num_queries"] = len(id2label)
     label2id = {name: label for label, name in id2label.items()}
