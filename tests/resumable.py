@@ -1,8 +1,8 @@
 """A tiny training with everything that makes resumes inexact, for tests that kill it.
 
 `python resumable.py OUTPUT --loop trainer ...` trains; `losses.txt` gets a line "step loss" of each step, the loss in
-hexadecimal, and `weights.pt` the final weights, raw and averaged. Dropout, batch norm, accumulation, workers that stay
-alive, evaluation in between, epochs that end within a checkpoint's interval.
+hexadecimal, and `weights.pt` has the final weights, raw and averaged. Dropout, batch norm, accumulation, workers that
+stay alive, evaluation in between.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches,
 from maskcls_hf.training.processes import items_of_step, share_buffers
 from tiny import maskcls_config
 
+# 4 steps an epoch in one process, 2 in two: checkpoints lie within the first and a later epoch, and between two.
 STEPS, SAVE_EVERY, EVALUATE_EVERY, ACCUMULATE, SEED = 8, 3, 4, 2, 5
 
 
 class Squares(Dataset):
     """Image i shows i % 4 squares, so that batches differ in their numbers of segments."""
 
-    def __init__(self, length: int = 20):
+    def __init__(self, length: int = 16):
         self.length = length
 
     def __len__(self) -> int:

@@ -46,8 +46,11 @@ def start(output: Path, processes: int, *options: str, script: str = resumable._
 
 
 def finish(output: Path, processes: list[subprocess.Popen]) -> None:
-    for rank, process in enumerate(processes):
-        assert process.wait(timeout=300) == 0, (output / f"log-{rank}.txt").read_text()[-3000:]
+    try:
+        for rank, process in enumerate(processes):
+            assert process.wait(timeout=300) == 0, (output / f"log-{rank}.txt").read_text()[-3000:]
+    finally:
+        kill(processes)
 
 
 def kill(processes: list[subprocess.Popen]) -> None:
