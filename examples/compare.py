@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelForSemanticSegmentation
 from maskcls_hf.data import SegmentationDataset, open_dataset
+from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
 from maskcls_hf.training import load_recipe
 
@@ -49,7 +49,7 @@ METHODS = (
     Method("MaskFormer, bipartite matching, N = K", "bipartite_k", ("model.num_queries=num_labels",)),
     Method("MaskFormer, bipartite matching, N = 100", "bipartite_100", ("model.num_queries=100",)),
 )
-SCORES = {"mean_iou": "mIoU", "pq_stuff": "PQ_st"}
+SCORES = {"mean_iou": "mIoU", "pq": "PQ_st"}  # what the metrics call them, and the paper
 REPLICATES = 2000
 
 
@@ -104,21 +104,15 @@ def measure(folder: Path, data: SegmentationDataset) -> dict[str, NDArray[np.flo
     file = folder / f"test-{data.split}.npz"
     if file.is_file():
         return dict(np.load(file))
-    kind = json.loads((folder / "config.json").read_text())["model_type"]
-    model_class: Any = {"maskcls": MaskClsForUniversalSegmentation, "maskcls_perpixel": PerPixelForSemanticSegmentation}
-    model = model_class[kind].from_pretrained(folder).eval()
-    image_processor = MaskClsImageProcessor.from_pretrained(folder)
+    predictor = Predictor.from_pretrained(folder)
     metrics = new_metrics(data)
     rows: dict[str, list[torch.Tensor]] = {name: [] for name in metrics}
     for index in track(range(len(data)), f"Scoring {folder.name}"):
         sample = data[index]
         truth = GroundTruth.from_sample(sample, data.void_id)
-        with torch.inference_mode():
-            outputs = model(**image_processor(sample["image"], return_tensors="pt"))
-        classes = image_processor.post_process_semantic_segmentation(outputs)[0]
-        segments = [{"id": label, "label_id": label} for label in classes.unique().tolist()]
-        rows["mean_iou"].append(metrics["mean_iou"].measure(classes, truth))
-        rows["pq_stuff"].append(metrics["pq_stuff"].measure(classes, segments, truth))
+        found = predictor(sample["image"].as_subclass(torch.Tensor), task="semantic")
+        rows["mean_iou"].append(metrics["mean_iou"].measure(found["segmentation"], truth))
+        rows["pq"].append(metrics["pq"].measure(found["segmentation"], found["segments_info"], truth))
     measurements = {name: torch.stack(values).double().numpy() for name, values in rows.items()}
     np.savez_compressed(file, **measurements)
     return measurements
@@ -128,7 +122,7 @@ def new_metrics(data: SegmentationDataset) -> dict[str, Any]:
     """mIoU, and PQ with every class as stuff (PQ_st, paper Section 4.1), which counts segments of all sizes alike."""
     return {
         "mean_iou": MeanIoU(data.id2label, data.void_id),
-        "pq_stuff": PanopticQuality(data.id2label, list(data.id2label)),
+        "pq": PanopticQuality(data.id2label, list(data.id2label)),
     }
 
 
@@ -148,12 +142,9 @@ def replicates(measurements: list[dict[str, NDArray]], data: SegmentationDataset
         of_seeds = []
         for rows in measurements:
             images = torch.from_numpy(rows[name])
-            of_seeds.append(metric.scores((weights @ images.flatten(1)).view(-1, *images.shape[1:]))[KEYS[name]])
+            of_seeds.append(metric.scores((weights @ images.flatten(1)).view(-1, *images.shape[1:]))[name])
         scores[name] = (100 * torch.stack(of_seeds).mean(0)).numpy()
     return scores
-
-
-KEYS = {"mean_iou": "mean_iou", "pq_stuff": "pq"}
 
 
 def with_interval(values: NDArray[np.float64], signed: bool = False) -> str:

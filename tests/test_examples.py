@@ -109,12 +109,12 @@ class TestCompare:
             classes = torch.randint(2, truth.size, generator=generator)
             segments = [{"id": label, "label_id": label} for label in classes.unique().tolist()]
             rows["mean_iou"].append(metrics["mean_iou"].measure(classes, truth))
-            rows["pq_stuff"].append(metrics["pq_stuff"].measure(classes, segments, truth))
+            rows["pq"].append(metrics["pq"].measure(classes, segments, truth))
         measurements = {name: torch.stack(values).numpy() for name, values in rows.items()}
         scores = compare.replicates([measurements], data)
-        for name, key in compare.KEYS.items():
+        for name in compare.SCORES:
             metrics[name].add(torch.stack(rows[name]))
-            assert scores[name][0] == pytest.approx(100 * metrics[name].compute()[key])
+            assert scores[name][0] == pytest.approx(100 * metrics[name].compute()[name])
             assert scores[name].shape == (1 + compare.REPLICATES,)
 
     def test_bad_arguments(self, compare, tmp_path, capsys):

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers.utils import logging
 
@@ -19,7 +18,17 @@ from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data
 from ..inference.evaluation import model_classes
 from ..metrics import Evaluator, per_class_table
-from .console import choose_device, console, fail
+from .console import (
+    DeviceOption,
+    MaskThresholdOption,
+    ModelOption,
+    OverlapThresholdOption,
+    TileOption,
+    TileOverlapOption,
+    choose_device,
+    fail,
+    progress_bar,
+)
 
 USUAL_TASKS: dict[str, tuple[str, ...]] = {
     "semantic": ("semantic",), "panoptic": ("panoptic", "semantic"), "instance": ("instance",),
@@ -28,9 +37,7 @@ PER_CLASS = "iou_"  # these are in the table of classes
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Folder of a saved model and its image processor, or name on the Hub.")
-    ],
+    model: ModelOption,
     data: Annotated[Path, typer.Option("--data", "-d", help="Folder of the data set.")],
     split: Annotated[str, typer.Option(help="Which part of the data; an empty text where it has no parts.")] = "val",
     layout: Annotated[
@@ -61,18 +68,10 @@ def evaluate(
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Lowest class probability of a panoptic segment.")
     ] = 0.8,
-    mask_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability from which a pixel is in a mask.")
-    ] = 0.5,
-    overlap_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Part of its area that a panoptic segment must keep from the others.")
-    ] = 0.8,
-    tile: Annotated[
-        int | None, typer.Option(min=16, help="Cut larger images into tiles of so many pixels. Default: never.")
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Part of a tile that it shares with the next one, at least.")
-    ] = 0.25,
+    mask_threshold: MaskThresholdOption = 0.5,
+    overlap_threshold: OverlapThresholdOption = 0.8,
+    tile: TileOption = None,
+    overlap: TileOverlapOption = 0.25,
     scale: Annotated[
         list[float] | None,
         typer.Option("--scale", min=0, help="Average class scores over these scales; may be repeated (semantic)."),
@@ -90,7 +89,7 @@ def evaluate(
         typer.Option(min=0, help="Network pixels an image pixel. Default: as the image processor resizes."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")] = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
     """Score a model on annotated images, at their original size.
 
@@ -128,8 +127,7 @@ def evaluate(
             overlap_threshold=overlap_threshold,
         )
         images = min(limit or len(dataset), len(dataset))
-        columns = (TextColumn("Evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console) as progress:
+        with progress_bar("Evaluating") as progress:
             bar = progress.add_task("", total=images)
             scores = score_data(
                 predictor,

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers.utils import logging
 
 from ..data import open_dataset
@@ -18,7 +17,7 @@ from ..hub.push import push as push_folder
 from ..hub.saved_model import SavedModel, read_recipe
 from ..hub.speed import measure_speed
 from ..inference import Predictor
-from .console import choose_device, complain, console, fail
+from .console import choose_device, complain, console, fail, progress_bar
 from .segment import find_images
 
 
@@ -150,8 +149,7 @@ def draw_failures(
         }
     predictor = Predictor.from_pretrained(folder, choose_device(device))
     images = min(limit or len(dataset), len(dataset))
-    columns = (TextColumn("Looking for failures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bar("Looking for failures") as progress:
         bar = progress.add_task("", total=images)
         cases = failure_cases(
             predictor,

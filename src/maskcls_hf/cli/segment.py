@@ -6,7 +6,6 @@ from typing import Annotated, NamedTuple
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers.utils import logging
 
@@ -14,7 +13,19 @@ from ..image_reading import image_to_tensor, open_image
 from ..inference.predictor import Task
 from ..visual.drawing import draw_overlay, segment_colours
 from .coco import CocoRecords, map_image
-from .console import choose_device, complain, console, fail
+from .console import (
+    DeviceOption,
+    MaskThresholdOption,
+    ModelOption,
+    OverlapThresholdOption,
+    TileOption,
+    TileOverlapOption,
+    choose_device,
+    complain,
+    console,
+    fail,
+    progress_bar,
+)
 from .segmenter import SegmentedImage, Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -24,28 +35,18 @@ def segment(
     sources: Annotated[
         list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Folder of a saved model and its image processor, or name on the Hub.")
-    ],
+    model: ModelOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
     task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
     batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")] = "auto",
+    device: DeviceOption = "auto",
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Lowest score of a segment; panoptic 0.8, instance 0.5.")
     ] = None,
-    mask_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Probability from which a pixel is in a mask.")
-    ] = 0.5,
-    overlap_threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Part of its area that a panoptic segment must keep from the others.")
-    ] = 0.8,
-    tile: Annotated[
-        int | None, typer.Option(min=16, help="Cut larger images into tiles of so many pixels. Default: never.")
-    ] = None,
-    overlap: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Part of a tile that it shares with the next one, at least.")
-    ] = 0.25,
+    mask_threshold: MaskThresholdOption = 0.5,
+    overlap_threshold: OverlapThresholdOption = 0.8,
+    tile: TileOption = None,
+    overlap: TileOverlapOption = 0.25,
 ) -> None:
     """Segment images and write what was found.
 
@@ -100,10 +101,9 @@ def segment_files(paths: Sequence[Path], segmenter: Segmenter, batch_size: int, 
     """Write the results of all files; the number of those that failed."""
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
     names = dict(zip(paths, output_names(paths), strict=True))
-    columns = (TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bad = 0
     try:
-        with Progress(*columns, console=console) as progress:
+        with progress_bar("Segmenting") as progress:
             bar = progress.add_task("", total=len(paths))
             for start in range(0, len(paths), batch_size):
                 for outcome in outcomes(paths[start : start + batch_size], segmenter):

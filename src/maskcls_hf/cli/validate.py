@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ..data.open_dataset import LAYOUTS
 from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
-from .console import complain, console, fail
+from .console import complain, fail, progress_bar
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
@@ -74,8 +73,7 @@ def validate(
         settings["num_queries"] = num_queries
     if void:
         settings["options"] = {**settings.get("options", {}), "void_values": void}
-    columns = (TextColumn("Checking"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar("Checking", transient=True) as progress:
         bar = progress.add_task("", total=None)
 
         def show_progress(done: int, total: int) -> None:

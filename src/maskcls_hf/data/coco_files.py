@@ -113,6 +113,20 @@ def find_json(root: Path, split: str | None, kind: str) -> Path | None:
     return next((path for path in json_candidates(root, split, kind) if path.is_file()), None)
 
 
+def require_json(root: Path, split: str | None, kind: str) -> Path:
+    """As [`find_json`].
+
+    Raises:
+        FileNotFoundError: there is none; says where it was looked for.
+    """
+    path = find_json(root, split, kind)
+    if path is None:
+        looked = ", ".join(str(candidate) for candidate in json_candidates(root, split, kind))
+        what = {"instances": "instances", "panoptic": "panoptic json"}[kind]
+        raise FileNotFoundError(f"No COCO {what} in {root}, split {split}: looked for {looked}.")
+    return path
+
+
 def json_candidates(root: Path, split: str | None, kind: str) -> Iterator[Path]:
     """Where the json of a split can be."""
     if split:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from .coco_files import CocoDataset, Packed, find_image_folder, find_json, json_candidates, read_coco
+from .coco_files import CocoDataset, Packed, find_image_folder, read_coco, require_json
 from .dataset import Targets
 from .sample import VOID
 
@@ -62,10 +62,7 @@ class CocoInstances(CocoDataset):
         if background not in ("negatives", "void", "class"):
             raise ValueError(f'background={background!r}: needs "negatives", "void" or "class".')
         root = Path(root)
-        path = root / annotations if annotations else find_json(root, split, "instances")
-        if path is None:
-            looked = ", ".join(str(path) for path in json_candidates(root, split, "instances"))
-            raise FileNotFoundError(f"No COCO instances in {root}, split {split}: looked for {looked}.")
+        path = root / annotations if annotations else require_json(root, split, "instances")
         content = read_coco(path)
         categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
         names, stuff = dict(categories), []

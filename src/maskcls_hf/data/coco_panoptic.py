@@ -11,11 +11,10 @@ from .coco_files import (
     CocoDataset,
     Packed,
     find_image_folder,
-    find_json,
     find_map_folder,
-    json_candidates,
     read_coco,
     require_files,
+    require_json,
 )
 from .dataset import Targets
 from .files import read_coloured_ids, some, unique_ids
@@ -60,10 +59,7 @@ class CocoPanoptic(CocoDataset):
         cache: bool = False,
     ):
         root = Path(root)
-        path = root / annotations if annotations else find_json(root, split, "panoptic")
-        if path is None:
-            looked = ", ".join(str(path) for path in json_candidates(root, split, "panoptic"))
-            raise FileNotFoundError(f"No COCO panoptic json in {root}, split {split}: looked for {looked}.")
+        path = root / annotations if annotations else require_json(root, split, "panoptic")
         content = read_coco(path)
         names, stuff = _categories(path, content["categories"])
         first = content["images"][0]["file_name"] if content["images"] else ""
