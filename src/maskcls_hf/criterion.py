@@ -95,7 +95,7 @@ class MaskClsCriterion:
         device = mask_logits.device
         images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)]).to(device)
         queries = torch.cat([a.query_indices for a in assignments]).to(device)
-        predicted = mask_logits[images, queries][None]  # (1, M, h, w), M over all images
+        predicted = mask_logits[images, queries]  # (M, h, w), M over all images
         if not len(images):
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
         height, width = (max(pixels.shape[axis] for pixels in targets.masks) for axis in (-2, -1))
@@ -103,9 +103,8 @@ class MaskClsCriterion:
         wanted = torch.cat(
             [padded.chosen(image, a.segment_indices.to(device)) for image, a in enumerate(assignments)]
         )  # (M, H, W)
-        predicted = F.interpolate(predicted, size=wanted.shape[-2:], mode="bilinear", align_corners=False)[0]
-        counted = None if targets.counted is None else targets.counted[images].flatten(1)
-        focal, dice = paired_losses(predicted.flatten(1), wanted.flatten(1), counted)
+        counted = None if targets.counted is None else targets.counted[images]
+        focal, dice = paired_losses(predicted, wanted, counted)
         return focal.sum(), dice.sum()
 
     def normalizers(

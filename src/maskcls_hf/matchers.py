@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.utils import is_scipy_available, logging
 
 from .contracts import Assignment, SegmentLogits
-from .mask_costs import pairwise_dice, pairwise_focal
+from .mask_costs import pairwise_losses
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
@@ -111,11 +111,8 @@ class BipartiteMatcher:
         """Unweighted cost matrices (N, M) of one image; masks (M, h * w), counted (h * w)."""
         probabilities = layer.class_logits[image].float().softmax(-1)  # (N, K + 1)
         logits = layer.mask_logits[image].float().flatten(1)  # (N, h * w)
-        return {
-            "class": -probabilities[:, labels],
-            "mask": pairwise_focal(logits, masks, counted),
-            "dice": pairwise_dice(logits, masks, counted),
-        }
+        focal, dice = pairwise_losses(logits, masks, counted)
+        return {"class": -probabilities[:, labels], "mask": focal, "dice": dice}
 
     def warn_about_lost_segments(self, numbers: list[int], num_queries: int) -> None:
         worst = max(numbers, default=0)

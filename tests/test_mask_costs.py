@@ -1,0 +1,71 @@
+"""Focal and dice losses against their definitions, and their gradients against autograd's."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import maskcls_hf.mask_costs as mask_costs
+from maskcls_hf.mask_costs import paired_losses, pairwise_losses
+
+
+def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """RetinaNet's Eq. 5 and V-Net's dice with 1 added to both parts, one mask after the other."""
+    upsampled = F.interpolate(logits[None], size=targets.shape[1:], mode="bilinear", align_corners=False)[0]
+    focal, dice = [], []
+    for mask, target, looked_at in zip(
+        upsampled, targets, torch.ones_like(targets) if counted is None else counted, strict=True
+    ):
+        p, t = mask.sigmoid()[looked_at], target[looked_at].to(mask.dtype)
+        p_t = p * t + (1 - p) * (1 - t)
+        alpha = 0.25 * t + 0.75 * (1 - t)
+        focal.append((-alpha * (1 - p_t) ** 2 * p_t.log()).sum() / max(1, p.numel()))
+        dice.append(1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1))
+    return torch.stack(focal), torch.stack(dice)
+
+
+@pytest.fixture(params=["all pixels", "some pixels", "none of one mask"])
+def masks(request) -> tuple[Tensor, Tensor, Tensor | None]:
+    logits = 3 * torch.randn(5, 6, 9, dtype=torch.float64)
+    targets = torch.rand(5, 20, 31) > 0.7
+    counted = None if request.param == "all pixels" else torch.rand(5, 20, 31) > 0.2
+    if request.param == "none of one mask":
+        counted[2] = False
+    return logits.requires_grad_(), targets, counted
+
+
+@pytest.mark.parametrize("masks_a_slice", [1, 2, 100])
+def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_slice, monkeypatch):
+    logits, targets, counted = masks
+    monkeypatch.setattr(mask_costs, "CPU_SLICE", masks_a_slice * targets[0].numel())
+    factors = torch.rand(2, 5, dtype=torch.float64)
+    results = []
+    for losses in (paired_losses, by_definition):
+        values = torch.stack(losses(logits, targets, counted))
+        results.append((values.detach(), *torch.autograd.grad((factors * values).sum(), logits)))
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
+
+
+def test_paired_losses_without_gradients_are_the_same(masks):
+    logits, targets, counted = masks
+    with torch.no_grad():
+        without = paired_losses(logits, targets, counted)
+    assert torch.equal(torch.stack(without), torch.stack(paired_losses(logits, targets, counted)))
+
+
+def test_paired_losses_and_gradients_stay_finite_at_extreme_logits():
+    logits = torch.tensor([-1e4, -100.0, 100.0, 1e4]).view(4, 1, 1).requires_grad_()
+    for inside in (True, False):
+        losses = paired_losses(logits, torch.full((4, 2, 2), inside))
+        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
+        assert torch.stack(losses).isfinite().all() and gradient.isfinite().all()
+
+
+def test_pairwise_losses_are_the_paired_losses_of_every_pair():
+    logits, targets = 3 * torch.randn(4, 6, 8, dtype=torch.float64), torch.rand(3, 6, 8) > 0.6
+    counted = torch.rand(6, 8) > 0.3
+    costs = pairwise_losses(logits.flatten(1), targets.flatten(1).double(), counted.flatten().double())
+    for segment, target in enumerate(targets):
+        expected = by_definition(logits, target.expand(4, -1, -1), counted.expand(4, -1, -1))
+        torch.testing.assert_close(torch.stack(costs)[:, :, segment], torch.stack(expected), atol=1e-12, rtol=1e-9)
