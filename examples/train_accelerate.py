@@ -24,7 +24,7 @@ from transformers.utils import logging
 from maskcls_hf.training import TRAINING_ERRORS, LossMeans, Run, TrainingLog, TrainingProgress, load_recipe, prepare
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
 from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
-from maskcls_hf.training.processes import items_of_step, share_buffers
+from maskcls_hf.training.processes import items_of_step, own_class, share_buffers, warn_if_not_sharded
 from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
 from train_trainer import parse_arguments
 
@@ -55,12 +55,12 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -
         batches, losses, scores = next(steps), {}, {}
         items = items_of_step(batches, network.config, accelerator)  # that the loss of the whole step is divided by
         for number, batch in enumerate(batches, start=1):
-            with forward_pass(step + 1, out):
-                outputs = model(**batch, num_items_in_batch=items)
+            with nullcontext() if number == len(batches) else accelerator.no_sync(model):
+                with forward_pass(step + 1, out):
+                    outputs = model(**batch, num_items_in_batch=items)
+                accelerator.backward(outputs.loss * accelerator.num_processes)  # gradients are averaged over processes
             for name, term in {"loss": outputs.loss, **outputs.loss_dict}.items():
                 losses[name] = losses.get(name, 0) + term.detach() * accelerator.num_processes
-            with nullcontext() if number == len(batches) else accelerator.no_sync(model):
-                accelerator.backward(outputs.loss * accelerator.num_processes)  # gradients are averaged over processes
         grad_norm = accelerator.clip_grad_norm_(model.parameters(), run.recipe.optimizer.clip_norm or float("inf"))
         grad_norm = getattr(grad_norm, "full_tensor", lambda norm=grad_norm: norm)()  # FSDP: each process has a share
         check_finite(losses["loss"], losses, step + 1, out, grad_norm if accelerator.scaler is None else None)
@@ -92,7 +92,8 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -
     with run.averaged(network):
         weights = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
-            network.save_pretrained(out, state_dict=weights)
+            with own_class(network):
+                network.save_pretrained(out, state_dict=weights)
     if accelerator.is_main_process:
         run.image_processor.save_pretrained(out)
         log.save(out)
@@ -148,6 +149,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             accumulate=arguments.accumulate,
         )
         if accelerator.is_main_process:
+            warn_if_not_sharded(accelerator)
             arguments.out.mkdir(parents=True, exist_ok=True)
             recipe.save(arguments.out / "recipe.yaml")
         accelerator.init_trackers("runs")

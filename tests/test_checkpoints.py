@@ -267,11 +267,19 @@ class TestDivergence:
             raise ValueError("labels do not fit")
         assert not isinstance(error.value, DivergenceError)
 
-    def test_costs_of_the_matcher(self, tmp_path):
-        model = MaskClsForUniversalSegmentation(maskcls_config())
-        nn.init.constant_(model.segmentation_module.class_predictor.weight, math.nan)
+    @pytest.mark.parametrize(
+        ("weight", "options", "message"),
+        [
+            (math.nan, {}, r"The class cost of image 0"),
+            (1.0, {"cross_entropy_weight": 3e38, "mask_weight": 3e38}, r"The matching cost of image 0 .* overflows"),
+        ],
+    )
+    def test_costs_of_the_matcher(self, tmp_path, weight, options, message):
+        model = MaskClsForUniversalSegmentation(maskcls_config(**options))
+        nn.init.constant_(model.segmentation_module.class_predictor.weight, weight)
+        nn.init.constant_(model.segmentation_module.mask_embedder.layers[-1].bias, 1e3)
         masks, labels = segments([(64, 64)], [2])
-        with pytest.raises(DivergenceError, match=r"step 8\. The class cost of image 0"), forward_pass(8, tmp_path):
+        with pytest.raises(DivergenceError, match=rf"step 8\. {message}"), forward_pass(8, tmp_path):
             model(torch.randn(1, 3, 64, 64), mask_labels=masks, class_labels=labels)
 
     def test_weights(self, tmp_path):

@@ -33,6 +33,8 @@ from maskcls_hf.data import (
     open_dataset,
 )
 from maskcls_hf.data.coco_files import Packed
+from maskcls_hf.metrics import GroundTruth
+from maskcls_hf.training.run_data import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
 from test_data import write_semantic
 from tiny import maskcls_config
@@ -104,6 +106,19 @@ class TestCocoInstances:
         assert sample["instance_id_to_semantic_id"] == {0: None, 1: 1, 2: 0, 3: 1}
         assert sample["crowd_ids"] == [3]
         assert sample["name"] == "7" and data.sizes() == [(HEIGHT, WIDTH)] * 2
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_scores_take_areas_from_the_file(self, tmp_path, overlap):
+        content = instances_json()
+        if overlap:
+            content["annotations"][1]["segmentation"] = as_polygon(2, 3, 18, 12)
+        content["annotations"][0]["area"] = 1234.5
+        content["annotations"][1].pop("area", None)
+        data = open_dataset(write_coco(tmp_path, content), "train", background="class")
+        assert (data[0]["segmentation_map"].dtype == torch.bool) == overlap
+        areas = GroundTruth.from_sample(data[0]).areas
+        assert areas[0 + (not overlap)] == 1234.5 and areas[1 + (not overlap)].isnan()
+        assert "areas" not in TrainTransform(crop_size=8)(data[0], 0) and "areas" not in Cropped(data, 8)[0]
 
     def test_an_image_without_instances(self, tmp_path):
         sample = open_dataset(write_coco(tmp_path), "train")[1]

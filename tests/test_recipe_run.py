@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification, SwinForImageClassification
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from maskcls_hf.cli.main import app
 from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
+from maskcls_hf.training.processes import warn_if_not_sharded
 from maskcls_hf.training.run_data import WholeSteps
 from recipes import BACKBONE, write_recipe, write_squares
 from test_data import write_semantic
@@ -281,6 +283,14 @@ class TestPrepare:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run = prepare(load_recipe(write_recipe(tmp_path), overrides), squares, **options)
             next(iter(run.loaders()[0]))
+
+    def test_fsdp_that_became_ddp_is_said(self, monkeypatch, caplog):
+        accelerator = Accelerator(cpu=True)
+        warn_if_not_sharded(accelerator)
+        assert not caplog.text
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        warn_if_not_sharded(accelerator)
+        assert "FSDP was asked for, but Accelerate has none here (cpu" in caplog.text
 
     def test_averages_and_fsdp(self, tmp_path, squares, monkeypatch):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

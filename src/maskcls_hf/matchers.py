@@ -61,6 +61,10 @@ class SegmentTargets:
         return pixels[segments] if pixels.ndim == 3 else pixels == segments.view(-1, 1, 1)
 
 
+class CostsNotFinite(ValueError, FloatingPointError):
+    """A matching cost is NaN or infinite."""
+
+
 class BipartiteMatcher:
     """Minimal-cost one-to-one matching, cost = -p_i(c_j) and L_mask as in the loss (paper Section 3.2).
 
@@ -69,7 +73,7 @@ class BipartiteMatcher:
     is given once.
 
     Raises:
-        `ValueError`: a cost is NaN or infinite; names image, layer and term.
+        `CostsNotFinite`: a `ValueError`; names image, layer and term.
     """
 
     def __init__(self, config):
@@ -129,12 +133,12 @@ class BipartiteMatcher:
             bad = ~torch.isfinite(cost)
             if bad.any():
                 value = "NaN" if cost.isnan().any() else "infinite"
-                raise ValueError(
+                raise CostsNotFinite(
                     f"The {term} cost of image {image} in decoder layer {layer} of {len(layers)} is {value} for "
                     f"{int(bad.sum())} of {bad.numel()} pairs: the network's logits are not finite. Lower the "
                     "learning rate, clip gradients, or check the input for NaN."
                 )
-        raise ValueError(f"The matching cost of image {image} in decoder layer {layer} overflows float32.")
+        raise CostsNotFinite(f"The matching cost of image {image} in decoder layer {layer} overflows float32.")
 
 
 class FixedMatcher:

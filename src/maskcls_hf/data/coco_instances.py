@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ class Instance(NamedTuple):
     label: int  # class
     crowd: bool
     segmentation: Any  # as in the json
+    area: float | None
 
 
 class CocoInstances(CocoDataset):
@@ -82,7 +84,7 @@ class CocoInstances(CocoDataset):
         """As a plain tuple: fewer bytes."""
         label = self.class_of_label[annotation["category_id"]]
         crowd = bool(annotation.get("iscrowd", 0))
-        return (annotation.get("id"), label, crowd, annotation.get("segmentation"))
+        return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
 
     def instances(self, index: int) -> list[Instance]:
         """Annotations of an image, in the order of the json."""
@@ -109,9 +111,16 @@ class CocoInstances(CocoDataset):
             if self._background is not None:
                 classes[len(masks)] = self._background
                 stack = torch.cat([stack, ~stack.any(0, keepdim=True)])
-            return Targets(stack, classes, [place for place, i in enumerate(instances) if i.crowd])
+            return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
         classes = {0: self._background} | {place: i.label for place, i in enumerate(instances, start=1)}
-        return Targets(ids, classes, [place for place, i in enumerate(instances, start=1) if i.crowd])
+        return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+
+
+def _crowd_and_areas(instances: Iterable[tuple[int, Instance]]) -> tuple[list[int], dict[int, float]]:
+    """Of instances with their places."""
+    placed = list(instances)
+    areas = {place: float(instance.area) for place, instance in placed if instance.area is not None}
+    return [place for place, instance in placed if instance.crowd], areas
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:

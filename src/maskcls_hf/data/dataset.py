@@ -23,6 +23,7 @@ class Targets(NamedTuple):
     pixels: Tensor
     classes: dict[int, int | None] | None = None
     crowd_ids: Sequence[int] = ()
+    areas: Mapping[int, float] | None = None
 
 
 class Classes:
@@ -138,13 +139,16 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
     """The sample of an image (3, H, W); what can change of the targets is a copy."""
     pixels = targets.pixels if targets.pixels.ndim == 3 else targets.pixels[None]
-    return Sample(
+    sample = Sample(
         image=tv_tensors.Image(image),
         segmentation_map=tv_tensors.Mask(pixels),
         instance_id_to_semantic_id=None if targets.classes is None else dict(targets.classes),
         crowd_ids=list(targets.crowd_ids),
         name=name,
     )
+    if targets.areas is not None:
+        sample["areas"] = dict(targets.areas)
+    return sample
 
 
 def check_sizes(pixels: Tensor, image: Tensor, annotation: str, image_name: str) -> None:

@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
+from typing_extensions import NotRequired
 
 VOID = -1  # class of segments whose pixels are unlabelled
 
@@ -22,6 +23,8 @@ class Sample(TypedDict):
             `void_id` marks unlabelled pixels.
         crowd_ids: ids of crowd regions: many instances in one. Training sees them as void, scores as COCO does.
         name: of the image, for messages and results.
+        areas: id -> pixels of a segment as the file states them, by which COCO tells small, medium and large apart.
+            They hold for the whole image: crops and augmentation leave them out. Absent: those of the masks.
     """
 
     image: tv_tensors.Image
@@ -29,6 +32,7 @@ class Sample(TypedDict):
     instance_id_to_semantic_id: dict[int, int | None] | None
     crowd_ids: list[int]
     name: str
+    areas: NotRequired[dict[int, float]]
 
 
 def void_value(class_map: Tensor) -> int:

@@ -120,7 +120,13 @@ class TrainTransform:
             if self.any_orientation:
                 image, ids = RandomRotate90()(image, ids)
             image = self._recolour(image)
-        return {**sample, "image": image, "segmentation_map": ids, "instance_id_to_semantic_id": classes}
+        return Sample(
+            image=image,
+            segmentation_map=ids,
+            instance_id_to_semantic_id=classes,
+            crowd_ids=sample["crowd_ids"],
+            name=sample["name"],
+        )
 
     def _recolour(self, image: tv_tensors.Image) -> tv_tensors.Image:
         # torchvision takes floating point to lie in 0..1, samples of 16-bit files lie in 0..255.

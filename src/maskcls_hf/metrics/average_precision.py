@@ -91,7 +91,7 @@ class MaskAP:
         found = self._records(masks, of_labels, ground_truth.size)
         for place, record in true.items():
             record["iscrowd"] = int(ground_truth.crowd[place])
-            if ground_truth.areas is not None:
+            if ground_truth.areas is not None and not ground_truth.areas[place].isnan():
                 record["area"] = float(ground_truth.areas[place])
         for place, record in found.items():
             record["score"] = float(of_scores[place])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,8 +28,8 @@ class GroundTruth:
         stack: (M, H, W) bool, where segments overlap.
         void: (H, W) bool, unlabelled pixels of a stack. None: there are none.
         name: of the image.
-        areas: pixels of each segment (M,) by which small, medium and large are told apart, where they are not those of
-            its mask: COCO's files have the areas of the polygons.
+        areas: pixels of each segment (M,) by which small, medium and large are told apart: COCO's files have the areas
+            of the polygons. None, or NaN for a segment: those of its mask.
     """
 
     labels: Tensor
@@ -53,7 +54,7 @@ class GroundTruth:
         if pixels.dtype == torch.bool:
             if classes is None:
                 raise ValueError(f"{name}: a stack of masks needs instance_id_to_semantic_id, its classes by place.")
-            return cls._of_stack(pixels, classes, crowd_ids, name)
+            return cls._of_stack(pixels, classes, sample)
         (ids,), pixels_of_runs = runs_of(pixels[0].numpy())
         if classes is None:
             void_id = void_value(pixels) if void_id is None else void_id
@@ -73,16 +74,15 @@ class GroundTruth:
                 kept.append(i)
         segment_map = torch.from_numpy(np.repeat(places[place_of_run], pixels_of_runs).reshape(pixels.shape[1:]))
         labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64)
-        return cls(labels, _are_crowd(kept, crowd_ids), segment_map=segment_map, name=name)
+        return cls(labels, _are_crowd(kept, crowd_ids), segment_map=segment_map, name=name, areas=_areas(kept, sample))
 
     @classmethod
-    def _of_stack(
-        cls, masks: Tensor, classes: Mapping[int, int | None], crowd_ids: list[int], name: str
-    ) -> GroundTruth:
+    def _of_stack(cls, masks: Tensor, classes: Mapping[int, int | None], sample: Sample) -> GroundTruth:
         kept = [place for place in range(len(masks)) if classes[place] not in (None, VOID)]
         labels = torch.tensor([classes[place] for place in kept], dtype=torch.int64)
         void = masks[[place for place in range(len(masks)) if classes[place] == VOID]].any(0)
-        return cls(labels, _are_crowd(kept, crowd_ids), stack=masks[kept], void=void, name=name)
+        crowd = _are_crowd(kept, sample["crowd_ids"])
+        return cls(labels, crowd, stack=masks[kept], void=void, name=sample["name"], areas=_areas(kept, sample))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,3 +137,8 @@ class GroundTruth:
 
 def _are_crowd(kept: list[int], crowd_ids: list[int]) -> Tensor:
     return torch.tensor([i in crowd_ids for i in kept], dtype=torch.bool)
+
+
+def _areas(kept: list[int], sample: Sample) -> Tensor | None:
+    stated = sample.get("areas")
+    return torch.tensor([stated.get(i, math.nan) for i in kept], dtype=torch.float64) if stated else None

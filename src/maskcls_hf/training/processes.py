@@ -9,9 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..criterion import count_items, count_pixels
+
+logger = logging.get_logger(__name__)
 
 
 def items_of_step(batches: Sequence[Mapping[str, Any]], config: Any, accelerator: Accelerator | None = None) -> Tensor:
@@ -51,6 +55,20 @@ def share_buffers(model: nn.Module) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def is_fsdp_wanted() -> bool:
+    """`accelerate launch --use_fsdp`."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+
+
+def warn_if_not_sharded(accelerator: Accelerator) -> None:
+    """Accelerate falls back to DDP without a word where it has no FSDP, such as on CPUs."""
+    if is_fsdp_wanted() and accelerator.distributed_type != DistributedType.FSDP:
+        logger.warning(
+            f"FSDP was asked for, but Accelerate has none here ({accelerator.device.type}, "
+            f"{accelerator.distributed_type}): each process holds all weights."
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
+from .processes import warn_if_not_sharded
 from .progress import ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
@@ -67,6 +68,7 @@ def train(
     if trainer.args.world_size != processes:
         raise RuntimeError(f"Accelerate sees {processes} processes, Trainer {trainer.args.world_size}.")
     if trainer.is_world_process_zero():
+        warn_if_not_sharded(trainer.accelerator)
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
         print(run.describe(), flush=True)

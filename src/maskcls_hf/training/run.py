@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -21,6 +20,7 @@ from ..metrics import Evaluator
 from .build import Model, build_image_processor, build_model, enable_gradient_checkpointing, load_model
 from .ema import ExponentialMovingAverage
 from .optim import build_optimizer
+from .processes import is_fsdp_wanted
 from .recipe import Recipe
 from .run_data import Cropped, WholeSteps, open_splits
 from .schedules import build_scheduler
@@ -105,7 +105,7 @@ def prepare(
             f"training.batch_size={settings.batch_size} must be divisible by {processes} processes x {accumulate} "
             "accumulated batches."
         )
-    if settings.ema_decay is not None and _is_fsdp():
+    if settings.ema_decay is not None and is_fsdp_wanted():
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
     train_set, eval_set = open_splits(recipe, data)
     image_processor = build_image_processor(recipe, model, **train_set.processor_fields())
@@ -149,15 +149,11 @@ def prepare(
 def prepare_model(recipe: Recipe, id2label: dict[int, str], saved: str | Path | None) -> Model:
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe, id2label) if saved is None else load_model(recipe, saved, id2label)
-    if recipe.training.channels_last and not _is_fsdp():  # FSDP takes weights of torch's own layout only
+    if recipe.training.channels_last and not is_fsdp_wanted():  # FSDP takes weights of torch's own layout only
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
-
-
-def _is_fsdp() -> bool:
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def build_transform(recipe: Recipe, data: SegmentationDataset) -> TrainTransform:

@@ -83,4 +83,6 @@ class Cropped(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.crop(self.dataset[index])
+        sample = self.crop(self.dataset[index])
+        sample.pop("areas", None)  # of the whole image
+        return sample
