@@ -26,6 +26,7 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.hub.curves import draw_curves
+from maskcls_hf.hub.case_pictures import Segmented, draw_maps, pixels_of
 from maskcls_hf.hub.failure_cases import failure_cases
 from maskcls_hf.hub.model_card import CardOptions, Picture, TrainingData, write_model_card
 from maskcls_hf.hub.push import NotLoggedIn, local_pictures, push, stage
@@ -353,6 +354,19 @@ class TestFailureCases:
             _, annotated, found = (pixels[:, start : start + 420].astype(int) for start in (0, 428, 856))
             assert bool(np.abs(annotated - found).mean() < 1) is equal
 
+    def test_maps_alone_show_errors_and_no_photograph(self, data):
+        predict = Predictor(maskcls_model(), image_processor())
+        cases = failure_cases(predict, data, number=3, maps_only=True)
+        for case, wrong in zip(cases, (1.0, 0.5, 0.0), strict=True):
+            errors = np.asarray(case.picture)[:, 428:848]
+            assert (errors == (214, 39, 40)).all(2).mean() == pytest.approx(wrong, abs=0.05)  # the border is blurred
+            assert "in red where its class is wrong" in case.caption
+        sample = data[data.names.index("bad")]
+        repainted = {**sample, "image": 255 - sample["image"]}
+        true, found = (Segmented(np.zeros((64, 64), int), [{"id": 0, "label_id": 0, "area": 4096}]) for _ in range(2))
+        drawn = [draw_maps(pixels_of(s["image"]), true, found, CLASSES, [0]) for s in (sample, repainted)]
+        assert np.array_equal(*map(np.asarray, drawn))
+
     def test_instances(self):
         """F1 of things in the panoptic map; the annotation has the model's own segments."""
         predict = Predictor(maskcls_model(), image_processor())
@@ -511,6 +525,15 @@ class TestPush:
         text = (tmp_path / "look" / "README.md").read_text()
         assert "![corner, " in text and "failures/failure-1.jpg" in text and "ms a forward pass" in text
         Image.open(tmp_path / "look" / "failures" / "failure-1.jpg").verify()
+
+    def test_a_card_without_weights(self, folder, hub, tmp_path):
+        run("push", folder, "me/streets", "--without-weights", "--dry-run", tmp_path / "look")
+        files = {path.name for path in (tmp_path / "look").iterdir()}
+        assert "README.md" in files and not files & {"model.safetensors", "config.json", "modeling_maskcls.py"}
+        text = (tmp_path / "look" / "README.md").read_text()
+        assert "The weights are not published" in text and "from_pretrained" not in text and "## Licence" not in text
+        result = run("push", folder, "me/streets", "--without-weights", code=1)
+        assert "add --dry-run" in " ".join(result.output.split())
 
 
 class TestTrainer:

@@ -55,10 +55,18 @@ def push(
     split: Annotated[str | None, typer.Option(help="Part of DATA. Default: the recipe's, or val.")] = None,
     number: Annotated[int, typer.Option(min=1, help="How many of them.")] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Look at the first so many images of DATA.")] = None,
+    maps_only: Annotated[
+        bool,
+        typer.Option("--maps-only", help="Of the failures draw maps and errors, not the photographs: see their terms."),
+    ] = False,
     speed: Annotated[bool, typer.Option("--speed", help="Measure and state the speed on this machine.")] = False,
     limitations: Annotated[str | None, typer.Option(help="What else to say about limitations.")] = None,
     new_card: Annotated[
         bool, typer.Option("--new-card", help="Replace a README.md in FOLDER that was written by hand.")
+    ] = False,
+    without_weights: Annotated[
+        bool,
+        typer.Option("--without-weights", help="With --dry-run: only card, pictures and recipe, if data forbids more."),
     ] = False,
     device: Annotated[str, typer.Option(help="For --failures and --speed: cpu, cuda, ... or auto.")] = "auto",
 ) -> None:
@@ -78,7 +86,16 @@ def push(
             data = TrainingData(dataset, data_terms, data_description)
         elif data_terms or data_description:
             raise ValueError("--data-terms and --data-description are of which data? Add --dataset NAME.")
-        card = CardOptions(license=licence, data=data, results=results or None, recipe=recipe, limitations=limitations)
+        if without_weights and dry_run is None:
+            raise ValueError("--without-weights is for a card in a folder: add --dry-run DIR.")
+        card = CardOptions(
+            license=licence,
+            data=data,
+            results=results or None,
+            recipe=recipe,
+            limitations=limitations,
+            without_weights=without_weights,
+        )
         keeps_card = not new_card and handwritten_card(folder) is not None
         warn(card, keeps_card, folder)
         with tempfile.TemporaryDirectory() as drawn:
@@ -86,7 +103,9 @@ def push(
                 if pictures is not None:
                     card = replace(card, pictures=captioned(pictures))
                 if failures is not None:
-                    worst = draw_failures(folder, recipe, failures, split, number, limit, device, Path(drawn))
+                    worst = draw_failures(
+                        folder, recipe, failures, split, number, limit, maps_only, device, Path(drawn)
+                    )
                     card = replace(card, failures=worst)
                 if speed:
                     predictor = Predictor.from_pretrained(folder, choose_device(device))
@@ -107,7 +126,7 @@ def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
             f"{folder / 'README.md'} was written by hand and is kept: options for the card have no effect (--new-card)."
         )
         return
-    if card.license is None:
+    if card.license is None and not card.without_weights:
         complain("No licence: nobody may use the weights without one (--license).")
     if card.data is None:
         complain("The training data has no name (--dataset, --data-terms).")
@@ -128,6 +147,7 @@ def draw_failures(
     split: str | None,
     number: int,
     limit: int | None,
+    maps_only: bool,
     device: str,
     out: Path,
 ) -> list[Picture]:
@@ -158,6 +178,7 @@ def draw_failures(
             task,  # type: ignore[arg-type]
             crop=evaluation.get("crop"),
             limit=limit,
+            maps_only=maps_only,
             on_image=lambda: progress.advance(bar),
             **options,
         )

@@ -49,6 +49,7 @@ class CardFacts:
     failures: Sequence[tuple[str, str]] = ()
     speed: Speed | None = None
     limitations: str | None = None
+    without_weights: bool = False
 
     @property
     def base_model(self) -> str | None:

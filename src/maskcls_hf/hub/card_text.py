@@ -209,6 +209,8 @@ def limitations(facts: CardFacts) -> str:
 
 
 def licence(facts: CardFacts) -> str:
+    if facts.without_weights:
+        return ""
     return f"Of the weights: {facts.license}." if facts.license else "Of the weights: not stated."
 
 

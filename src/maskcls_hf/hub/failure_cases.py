@@ -1,4 +1,4 @@
-"""The images that a model does worst on, drawn with their annotation and what it finds."""
+"""The images that a model does worst on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -20,12 +18,19 @@ from ..inference import Predictor
 from ..inference.evaluation import crops, model_classes
 from ..inference.predictor import Task
 from ..metrics import GroundTruth, InstanceF1, MeanIoU, PanopticQuality
-from ..visual.drawing import Colour, LegendRow, beside, draw_overlay, segment_colours
+from .case_pictures import (
+    CASE,
+    MAPS,
+    Segmented,
+    draw_case,
+    draw_maps,
+    pixels_of,
+    true_classes,
+    true_segments,
+    with_areas,
+)
 from .model_card import Picture
 from .scores import METRICS, percent
-
-PANEL = 420  # pixels of the longer edge of a panel
-GAP = 8
 
 
 @dataclass
@@ -36,19 +41,11 @@ class FailureCase:
     metric: str
     score: float
     picture: Image.Image
+    shows: str
 
     @property
     def caption(self) -> str:
-        title = METRICS[self.metric].title
-        return f"{self.name}, {title} {percent(self.score)} %: image, annotation, what the model finds."
-
-
-@dataclass
-class Segmented:
-    """A map of ids (H, W) and the records `id`, `label_id`, `area` of those that are segments."""
-
-    ids: NDArray[Any]
-    segments: list[dict[str, Any]]
+        return f"{self.name}, {METRICS[self.metric].title} {percent(self.score)} %: {self.shows}."
 
 
 def failure_cases(
@@ -59,6 +56,7 @@ def failure_cases(
     *,
     crop: int | None = None,
     limit: int | None = None,
+    maps_only: bool = False,
     on_image: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> list[FailureCase]:
@@ -71,6 +69,7 @@ def failure_cases(
         task: semantic, panoptic, or instance: the things in the panoptic map.
         crop: take the middle of each image, of so many pixels.
         limit: look at the first so many images.
+        maps_only: draw neither images nor annotations, but what the model finds and where its classes are wrong.
         on_image: called after each image.
         options: of the image processor's post-processing, such as `threshold`.
 
@@ -106,8 +105,9 @@ def failure_cases(
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
         predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
         one_colour = list(predictor.id2label) if task == "semantic" else stuff
-        picture = draw_case(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_colour)
-        cases.append(FailureCase(sample["name"], METRIC_OF[task], -negative, picture))
+        draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
+        picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_colour)
+        cases.append(FailureCase(sample["name"], METRIC_OF[task], -negative, picture, shows))
     return cases
 
 
@@ -140,9 +140,6 @@ def score_of(metric: Any, found: dict[str, Any], truth: GroundTruth) -> float:
     return metric.compute()["f1"]
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------
-
-
 def save_failure_cases(cases: list[FailureCase], folder: Path) -> list[Picture]:
     """Write the pictures, for [`write_model_card`]."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,67 +149,3 @@ def save_failure_cases(cases: list[FailureCase], folder: Path) -> list[Picture]:
         case.picture.save(path, quality=88)
         pictures.append(Picture(path, case.caption))
     return pictures
-
-
-def draw_case(
-    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_colour: list[int]
-) -> Image.Image:
-    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colours."""
-    panels = [Image.fromarray(image)]
-    legend: dict[str, list[Colour]] = {}
-    for found in (true, predicted):
-        colours: list[Colour] = segment_colours(found.segments, len(names), one_colour)
-        panels.append(draw_overlay(image, found.ids, found.segments, colours, names, legend=False))
-        for segment, colour in zip(found.segments, colours, strict=True):
-            name = names[segment["label_id"]]
-            if name.lower() != "background":  # which is not drawn
-                legend.setdefault(name, []).append(colour)
-    factor = PANEL / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor)))
-    panels = [panel.resize(size, Image.Resampling.LANCZOS) for panel in panels]
-    if legend:
-        rows = [LegendRow(name, list(dict.fromkeys(colours))) for name, colours in legend.items()]
-        panels[-1] = beside(panels[-1], rows)
-    sheet = Image.new("RGB", (2 * (size[0] + GAP) + panels[-1].width, size[1]), "white")
-    for place, panel in enumerate(panels):
-        sheet.paste(panel, (place * (size[0] + GAP), 0))
-    return sheet
-
-
-def true_segments(truth: GroundTruth) -> Segmented:
-    """The annotated segments but for crowds; where they overlap, the smaller is in front."""
-    ids = np.full(truth.size, -1, dtype=np.int32)
-    areas = truth.masks.flatten(1).sum(1).tolist() if len(truth.labels) else []
-    for place in sorted(range(len(areas)), key=lambda place: -areas[place]):
-        if not truth.crowd[place]:
-            ids[truth.masks[place].numpy()] = place
-    records = [
-        dict(id=place, label_id=int(truth.labels[place]), area=area)
-        for place, area in enumerate(areas)
-        if area and not truth.crowd[place]
-    ]
-    return Segmented(ids, records)
-
-
-def true_classes(truth: GroundTruth, void_id: int) -> Segmented:
-    classes = truth.semantic(void_id).numpy()
-    labels, areas = np.unique(classes, return_counts=True)
-    records = [
-        dict(id=label, label_id=label, area=area)
-        for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
-        if label != void_id
-    ]
-    return Segmented(classes, records)
-
-
-def with_areas(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a result, each with its area."""
-    return [
-        record if "area" in record else record | {"area": int((found["segmentation"] == record["id"]).sum())}
-        for record in found["segments_info"]
-    ]
-
-
-def pixels_of(image: Tensor) -> NDArray[np.uint8]:
-    """(3, H, W) on the 0..255 scale -> (H, W, 3)."""
-    return image.as_subclass(Tensor).clamp(0, 255).round().byte().permute(1, 2, 0).contiguous().numpy()

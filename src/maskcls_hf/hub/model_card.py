@@ -46,6 +46,7 @@ class CardOptions:
         speed: see `measure_speed`.
         limitations: beside those that follow from the model and its scores.
         tags: further tags of the Hub.
+        without_weights: say that they are not published, instead of how to use them.
     """
 
     repo_id: str | None = None
@@ -58,6 +59,7 @@ class CardOptions:
     speed: Speed | None = None
     limitations: str | None = None
     tags: Sequence[str] = field(default_factory=list)
+    without_weights: bool = False
 
 
 def write_model_card(folder: str | Path, options: CardOptions | None = None, out: str | Path | None = None) -> Path:
@@ -92,6 +94,7 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
         failures=copy_pictures(options.failures, out, "failures"),
         speed=options.speed,
         limitations=options.limitations,
+        without_weights=options.without_weights,
     )
     card = ModelCard(f"---\n{metadata(facts, options.tags).to_yaml()}\n---\n\n{GENERATED}\n\n{card_text(facts)}")
     path = out / CARD

@@ -79,7 +79,7 @@ def stage(
     it counts, not its checkpoints. A card that was not generated is kept, with the pictures that it shows.
 
     Returns:
-        names of the files.
+        names of the files. With `card.without_weights` these are the card, its pictures and the recipe alone.
 
     Raises:
         FileNotFoundError: there is no model, no weights, no image processor, or a picture of the card is missing.
@@ -95,8 +95,10 @@ def stage(
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
     with removed_if_it_fails(out):
-        load_checked(saved).save_pretrained(out)
-        MaskClsImageProcessor.from_pretrained(folder).save_pretrained(out)
+        model = load_checked(saved)
+        if not options.without_weights:
+            model.save_pretrained(out)
+            MaskClsImageProcessor.from_pretrained(folder).save_pretrained(out)
         if (recipe := options.recipe or saved.recipe_path()) is not None:
             shutil.copyfile(recipe, out / "recipe.yaml")
         if kept_card is None:
