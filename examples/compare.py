@@ -1,7 +1,7 @@
 """The paper's comparison on your data: per-pixel against mask classification, same backbone, data and budget.
 
 Trains five models with one recipe, scores each on the test split and writes a table with 95 % intervals, a plot and
-all numbers. Stopped at any point it goes on where it was.
+all numbers, and beside each model its own scores. Stopped at any point it goes on where it was.
 
     python examples/compare.py --recipe camvid --data camvid --test-split test --out runs/compare-camvid --jobs 2
 """
@@ -9,8 +9,8 @@ all numbers. Stopped at any point it goes on where it was.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +27,11 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from maskcls_hf.data import SegmentationDataset, open_dataset
+from maskcls_hf.hub.saved_model import SavedModel
+from maskcls_hf.hub.scores import write_json
+from maskcls_hf.hub.speed import describe_device
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
+from maskcls_hf.metrics import Bootstrap, GroundTruth, MeanIoU, PanopticQuality
 from maskcls_hf.training import load_recipe
 
 
@@ -118,6 +121,24 @@ def measure(folder: Path, data: SegmentationDataset) -> dict[str, NDArray[np.flo
     return measurements
 
 
+def write_scores(file: Path, measurements: dict[str, NDArray[np.float64]], data: SegmentationDataset) -> None:
+    """Scores and intervals of one model, as `maskcls evaluate --json` writes them, for `maskcls push --results`."""
+    scores: dict[str, float] = {}
+    for name, metric in new_metrics(data).items():
+        rows, bootstrap = torch.from_numpy(measurements[name]), Bootstrap(metric, REPLICATES)
+        metric.add(rows)
+        bootstrap.add(rows)
+        known = {score: value for score, value in metric.compute().items() if name == "mean_iou" or "stuff" in score}
+        scores |= known
+        for score, (low, high) in bootstrap.intervals().items():
+            if score in known:
+                scores |= {f"{score}_low": low, f"{score}_high": high}
+        if name == "mean_iou":
+            per_class = metric.per_class()
+    settings = {"split": data.split, "images": len(data), "bootstrap": REPLICATES}
+    write_json(file, {"settings": settings, "scores": scores, "per_class": per_class})
+
+
 def new_metrics(data: SegmentationDataset) -> dict[str, Any]:
     """mIoU, and PQ with every class as stuff (PQ_st, paper Section 4.1), which counts segments of all sizes alike."""
     return {
@@ -134,16 +155,14 @@ def replicates(measurements: list[dict[str, NDArray]], data: SegmentationDataset
 
     The resamples are the same for all methods, so that their differences are paired.
     """
-    number = len(data)
-    draws = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=REPLICATES)
-    weights = torch.from_numpy(np.vstack([np.ones(number), draws]))
     scores = {}
     for name, metric in new_metrics(data).items():
         of_seeds = []
         for rows in measurements:
-            images = torch.from_numpy(rows[name])
-            of_seeds.append(metric.scores((weights @ images.flatten(1)).view(-1, *images.shape[1:]))[name])
-        scores[name] = (100 * torch.stack(of_seeds).mean(0)).numpy()
+            images, bootstrap = torch.from_numpy(rows[name]), Bootstrap(metric, REPLICATES)
+            bootstrap.add(images)
+            of_seeds.append([metric.scores(images.sum(0))[name].item(), *bootstrap.scores()[name]])
+        scores[name] = 100 * np.mean(of_seeds, axis=0)
     return scores
 
 
@@ -153,13 +172,14 @@ def with_interval(values: NDArray[np.float64], signed: bool = False) -> str:
     return f"{values[0]:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
-def table(results: dict[Method, dict[str, NDArray[np.float64]]]) -> Iterator[str]:
+def table(results: dict[Method, dict[str, NDArray[np.float64]]], parameters: dict[Method, int]) -> Iterator[str]:
     """Scores, then what each step of the paper's argument adds, as Markdown."""
     names = list(SCORES)
-    yield f"| model | {' | '.join(SCORES.values())} |"
-    yield "|---|" + "---|" * len(names)
+    yield f"| model | million parameters | {' | '.join(SCORES.values())} |"
+    yield "|---|---:|" + "---|" * len(names)
     for method, scores in results.items():
-        yield f"| {method.name} | {' | '.join(with_interval(scores[name]) for name in names)} |"
+        millions = f"{parameters[method] / 1e6:.2f}"
+        yield f"| {method.name} | {millions} | {' | '.join(with_interval(scores[name]) for name in names)} |"
     yield ""
     yield f"| difference | {' | '.join(SCORES.values())} |"
     yield "|---|" + "---|" * len(names)
@@ -202,12 +222,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     runs = [(method, seed) for seed in arguments.seeds for method in methods]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         folders = dict(zip(runs, pool.map(lambda run: train(*run, arguments), runs), strict=True))
-    results = {
-        method: replicates([measure(folders[method, seed], data) for seed in arguments.seeds], data)
-        for method in methods
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    lines = list(table(results))
+    measured = {run: measure(folder, data) for run, folder in folders.items()}
+    for run, folder in folders.items():
+        write_scores(folder / f"scores-{data.split}.json", measured[run], data)
+    results = {m: replicates([measured[m, seed] for seed in arguments.seeds], data) for m in methods}
+    parameters = {m: SavedModel(folders[m, arguments.seeds[0]]).parameters() or 0 for m in methods}
+    lines = list(table(results, parameters))
     print("\n".join(lines))
     (arguments.out / "comparison.md").write_text("\n".join(lines) + "\n")
     title = f"{arguments.recipe}, {arguments.test_split}: {len(data)} images, {recipe.schedule.max_steps} steps each"
@@ -215,9 +235,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     summary = {
         method.folder: {name: values[0] for name, values in scores.items()} for method, scores in results.items()
     }
-    (arguments.out / "comparison.json").write_text(
-        json.dumps({"date": str(date.today()), "scores": summary}, indent=2) + "\n"
-    )
+    facts = {
+        "command": shlex.join(["python", "examples/compare.py", *(sys.argv[1:] if argv is None else argv)]),
+        "date": str(date.today()),
+        "machine": f"{describe_device(torch.device('cpu'))}, torch {torch.__version__}",
+    }
+    write_json(arguments.out / "comparison.json", {**facts, "scores": summary})
     return summary
 
 

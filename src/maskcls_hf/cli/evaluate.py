@@ -14,6 +14,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from ..data import SegmentationDataset, open_dataset
+from ..hub.scores import write_json
 from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data
 from ..inference.evaluation import model_classes
@@ -152,7 +153,7 @@ def evaluate(
             scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
             bootstrap=bootstrap,
         )  # fmt: skip
-        write(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
+        write_json(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
 
 
 def check_options(
@@ -221,14 +222,3 @@ def show(scores: dict[str, float], title: str) -> None:
 
 def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def write(path: Path, content: dict[str, Any]) -> None:
-    """As JSON, which knows no NaN: null."""
-
-    def without_nan(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_nan(entry) for key, entry in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")

@@ -195,3 +195,14 @@ class Scores:
 
 def percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """As JSON, which knows no NaN: null."""
+
+    def without_nan(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: without_nan(entry) for key, entry in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")
