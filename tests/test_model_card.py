@@ -1,5 +1,6 @@
 """Model cards and `maskcls push`: what they say, what is uploaded, that it loads elsewhere."""
 
+import importlib
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -514,17 +516,39 @@ class TestPush:
         assert len(here) > 1
         np.testing.assert_array_equal(np.load(tmp_path / "masks.npy"), here)
 
-    def test_failures_and_speed_come_onto_the_card(self, folder, hub, tmp_path):
+    @pytest.fixture
+    def streets(self, tmp_path) -> Path:
+        """A data set of one image."""
         for part in ("images", "labels"):
             (tmp_path / "data" / "val" / part).mkdir(parents=True)
         picture(64, 64).save(tmp_path / "data" / "val" / "images" / "corner.png")
         Image.fromarray(np.zeros((64, 64), dtype=np.uint8)).save(tmp_path / "data" / "val" / "labels" / "corner.png")
         (tmp_path / "data" / "labels.json").write_text(json.dumps(CLASSES))
-        options = ("--failures", tmp_path / "data", "--speed", "--device", "cpu")
+        return tmp_path / "data"
+
+    def test_failures_and_speed_come_onto_the_card(self, folder, hub, streets, tmp_path):
+        options = ("--failures", streets, "--speed", "--device", "cpu")
         run("push", folder, "me/streets", *options, "--dry-run", tmp_path / "look")
         text = (tmp_path / "look" / "README.md").read_text()
         assert "![corner, " in text and "failures/failure-1.jpg" in text and "ms a forward pass" in text
         Image.open(tmp_path / "look" / "failures" / "failure-1.jpg").verify()
+
+    def test_cards_of_the_trainings_in_the_repository(self, folder, streets, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(str(PACKAGE.parents[1] / "model_cards"))
+        make_cards = importlib.import_module("make_cards")
+        results = {"runs": {"run": "streets/fixed", "absent": "streets/absent"}, "results": "eval_results.json"}
+        training = replace(make_cards.TRAININGS[0], data=streets.name, split="val", **results)
+        monkeypatch.setattr(make_cards, "HERE", tmp_path / "cards")
+        monkeypatch.setattr(make_cards, "TRAININGS", [training])
+        monkeypatch.setattr(make_cards.subprocess, "run", lambda command, check: run(*command[3:]))
+        (tmp_path / "cards").mkdir()
+        monkeypatch.setattr(sys, "argv", ["make_cards.py", f"--runs={folder.parent}", f"--data={streets.parent}"])
+        with pytest.raises(SystemExit, match="absent has no eval_results.json"):
+            make_cards.main()
+        card = tmp_path / "cards" / "streets" / "fixed"
+        text = (card / "README.md").read_text()
+        assert training.terms in text and "41.2" in text and "failures/failure-1.jpg" in text
+        assert not list(card.glob("*.safetensors")) and (card / "recipe.yaml").is_file()
 
     def test_a_card_without_weights(self, folder, hub, tmp_path):
         run("push", folder, "me/streets", "--without-weights", "--dry-run", tmp_path / "look")
