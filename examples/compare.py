@@ -173,7 +173,7 @@ def with_interval(values: NDArray[np.float64], signed: bool = False) -> str:
 
 
 def table(results: dict[Method, dict[str, NDArray[np.float64]]], parameters: dict[Method, int]) -> Iterator[str]:
-    """Scores, then what each step of the paper's argument adds, as Markdown."""
+    """Scores, then what each step of the paper's argument adds, and all together, as Markdown."""
     names = list(SCORES)
     yield f"| model | million parameters | {' | '.join(SCORES.values())} |"
     yield "|---|---:|" + "---|" * len(names)
@@ -183,7 +183,10 @@ def table(results: dict[Method, dict[str, NDArray[np.float64]]], parameters: dic
     yield ""
     yield f"| difference | {' | '.join(SCORES.values())} |"
     yield "|---|" + "---|" * len(names)
-    for (before, old), (after, new) in pairwise(results.items()):
+    steps = list(pairwise(results.items()))
+    if len(steps) > 1:
+        steps.append((steps[0][0], steps[-1][1]))  # all steps together
+    for (before, old), (after, new) in steps:
         changes = (with_interval(new[name] - old[name], signed=True) for name in names)
         yield f"| {after.name} over {before.name} | {' | '.join(changes)} |"
 

@@ -34,8 +34,7 @@ class Training:
 
 
 COMPARED = (
-    "Trained from scratch, small and for a short time, to compare methods on equal terms: a pretrained backbone and a "
-    "longer training give far better models."
+    "Trained from scratch, small and for a short time, to compare methods on equal terms; it is not meant for use."
 )
 TRAININGS = (
     Training(
@@ -72,7 +71,7 @@ TRAININGS = (
         split="test",
         runs={"car_parts": "car_parts"},
         results="scores-test.json",
-        limitations="Trained from scratch, small and for a short time: a first figure, not a model for use.",
+        limitations="Trained from scratch, small and for a short time, for a first figure; it is not meant for use.",
     ),
 )
 

@@ -242,6 +242,7 @@ class TestText:
     def test_no_curves_without_a_log(self, tmp_path):
         assert not draw_curves([], tmp_path / "curves.png")
         assert not draw_curves([{"step": 1, "loss": math.nan}], tmp_path / "curves.png")
+        assert not draw_curves([{"step": 1, "eval_mean_iou": 0.5}], tmp_path / "curves.png")
         assert not (tmp_path / "curves.png").exists()
 
 

@@ -48,7 +48,8 @@ def losses_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    return {METRICS[name].title: points for name in MAIN if (points := points_of(log, f"eval_{name}"))}
+    """One evaluation alone is no curve."""
+    return {METRICS[name].title: points for name in MAIN if len(points := points_of(log, f"eval_{name}")) > 1}
 
 
 def points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
