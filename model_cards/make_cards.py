@@ -84,7 +84,17 @@ def write_card(training: Training, run: Path, data: Path, target: Path) -> None:
     command += ["--dataset", training.title, "--data-terms", training.terms]
     command += ["--data-description", training.description, "--limitations", training.limitations]
     command += ["--results", str(run / training.results)]
-    command += ["--failures", str(data / training.data), "--split", training.split, "--maps-only", "--number", "2"]
+    command += [
+        "--failures",
+        str(data / training.data),
+        "--split",
+        training.split,
+        "--maps-only",
+        "--number",
+        "2",
+        "--limit",
+        "100",
+    ]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", "maskcls_hf.cli", *command[1:]], check=True)
 
