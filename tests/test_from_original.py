@@ -62,6 +62,12 @@ def assert_close(ours: torch.Tensor, theirs: np.ndarray, tolerance: float = TOLE
     torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=tolerance)
 
 
+def assert_close_sums(ours: torch.Tensor, theirs: np.ndarray) -> None:
+    """Semantic scores are sums over N queries, here up to 21: the oracle's own lie 5.2e-5 from float64, ours in float32
+    up to 7.1e-5, by the processor."""
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-5, atol=TOLERANCE)
+
+
 def assert_same_map(ours: torch.Tensor, theirs: np.ndarray) -> None:
     """Equal but for pixels on the border of two segments, where rounding decides."""
     assert (ours.numpy() == theirs).mean() > 0.999
@@ -123,7 +129,7 @@ def test_semantic_maps_equal_the_papers_code(oracle, official_model, case_name):
     case, model = oracle(case_name), official_model(case_name)
     sizes = [(64, 96), tuple(case["image_1_output_size"])]
     (first, _), (second, scores) = semantic_maps(case, model(**network_input(case)), sizes)
-    assert_close(scores[:, ::5, ::7], case["image_1_sem_seg_every_5_7"])
+    assert_close_sums(scores[:, ::5, ::7], case["image_1_sem_seg_every_5_7"])
     assert_same_map(second, case["image_1_sem_seg_argmax"])
     assert_same_map(first, case["image_0_sem_seg_argmax"])
 
@@ -138,7 +144,7 @@ def test_an_image_alone_equals_the_papers_code(oracle, official_model, case_name
         if f"alone_{name}" in case:
             assert_close(prediction, case[f"alone_{name}"])
     ((segmentation, scores),) = semantic_maps(case, model(**batch), [tuple(case["image_1_output_size"])])
-    assert_close(scores[:, ::5, ::7], case["alone_sem_seg_every_5_7"])
+    assert_close_sums(scores[:, ::5, ::7], case["alone_sem_seg_every_5_7"])
     assert_same_map(segmentation, case["alone_sem_seg_argmax"])
 
 
