@@ -3,6 +3,14 @@
 Each is one call of `maskcls push --dry-run --without-weights`, printed before it runs.
 
     python model_cards/make_cards.py --runs runs --data FOLDER_OF_THE_DATA_SETS
+
+The runs of camvid and clothing_parsing_ccp come from examples/compare.py, by the commands on their
+pages; that of car_parts from
+
+    maskcls train --recipe car_parts --data car_parts --out runs/car_parts --set schedule.max_steps=1000 \\
+      --set training.max_minutes=null --set training.workers=0 --set evaluation.every_steps=null
+    maskcls evaluate --model runs/car_parts --data car_parts --split test --task panoptic --task semantic \\
+      --threshold 0.5 --overlap-threshold 0.5 --bootstrap 1000 --json runs/car_parts/scores-test.json
 """
 
 from __future__ import annotations
@@ -84,17 +92,8 @@ def write_card(training: Training, run: Path, data: Path, target: Path) -> None:
     command += ["--dataset", training.title, "--data-terms", training.terms]
     command += ["--data-description", training.description, "--limitations", training.limitations]
     command += ["--results", str(run / training.results)]
-    command += [
-        "--failures",
-        str(data / training.data),
-        "--split",
-        training.split,
-        "--maps-only",
-        "--number",
-        "2",
-        "--limit",
-        "100",
-    ]
+    command += ["--failures", str(data / training.data), "--split", training.split, "--maps-only"]
+    command += ["--number", "2", "--limit", "100"]
     print(shlex.join(command), flush=True)
     subprocess.run([sys.executable, "-m", "maskcls_hf.cli", *command[1:]], check=True)
 

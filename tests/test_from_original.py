@@ -129,7 +129,7 @@ def test_semantic_maps_equal_the_papers_code(oracle, official_model, case_name):
     case, model = oracle(case_name), official_model(case_name)
     sizes = [(64, 96), tuple(case["image_1_output_size"])]
     (first, _), (second, scores) = semantic_maps(case, model(**network_input(case)), sizes)
-    assert_close_sums(scores[:, ::5, ::7], case["image_1_sem_seg_every_5_7"])
+    assert_close(scores[:, ::5, ::7], case["image_1_sem_seg_every_5_7"])
     assert_same_map(second, case["image_1_sem_seg_argmax"])
     assert_same_map(first, case["image_0_sem_seg_argmax"])
 
