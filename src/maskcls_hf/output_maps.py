@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
@@ -20,7 +19,6 @@ from .post_processing import (
     semantic_map,
 )
 
-MAX_MEMORY = 64 << 20  # bytes of temporaries a map; slices this small stay in the caches of a CPU, which is faster
 TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
 
@@ -85,15 +83,16 @@ class OutputMapsMixin:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
-            masks, segments_info = instance_segments(
-                *logits, **sizes, threshold=threshold, mask_threshold=mask_threshold
+            as_map = not (return_coco_annotation or return_binary_maps)
+            segmentation: Any
+            segmentation, segments_info = instance_segments(
+                *logits, **sizes, threshold=threshold, mask_threshold=mask_threshold, as_map=as_map
             )
             segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
-            segmentation: Any = masks
-            if return_coco_annotation:
-                segmentation = [mask_to_coco_rle(mask) for mask in masks]
-            elif not return_binary_maps:
-                segmentation = _painted(masks)
+            if as_map:
+                segmentation -= 1
+            elif return_coco_annotation:
+                segmentation = [mask_to_coco_rle(mask) for mask in segmentation]
             results.append({"segmentation": segmentation, "segments_info": segments_info})
         return results
 
@@ -155,7 +154,7 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     if len(target) != count:
         raise ValueError(f"{len(target)} target_sizes for {count} images; give one (height, width) for each.")
     for i in range(count):
-        sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i], "max_memory": MAX_MEMORY}
+        sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i]}
         yield *(tensor[i] for tensor in logits), sizes
 
 
@@ -170,11 +169,3 @@ def _size_list(sizes: TargetSizes) -> list[tuple[int, int]] | None:
         return None
     sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
     return [(int(height), int(width)) for height, width in sizes]
-
-
-def _painted(masks: Tensor) -> Tensor:
-    """(n, H, W) bool, best first -> (H, W) int32: index of the first mask at a pixel, -1 where there is none."""
-    segmentation = masks.new_full(masks.shape[1:], -1, dtype=torch.int32)
-    for i in reversed(range(len(masks))):
-        segmentation[masks[i]] = i
-    return segmentation

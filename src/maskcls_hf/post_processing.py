@@ -6,23 +6,42 @@ no-object last and `masks_queries_logits` (N, h, w), and three sizes (height, wi
 - `valid_size`: the image in it; the padding at the bottom and the right is cropped;
 - `target_size`: (H, W), the size of the map that is returned.
 
-Both resizes are bilinear with `align_corners=False`. The work is done in float32 whatever the dtype of the
-logits. `max_memory` (bytes) bounds the temporaries, not the result: the map is made in slices of rows, at least
-one row at a time, and is the same (scores: to the rounding of float32).
+Both resizes are bilinear with `align_corners=False`. The work is done in float32 whatever the dtype of the logits.
+reference_maps.py does these steps for whole maps, one after the other. Here they are done in tiles, and in a tile only
+for the classes or queries that can win there (contenders.py); the result is the same, to the rounding of float32.
 
 Errors: ValueError for NaN or infinite logits, shapes that do not belong together, sizes that are not positive,
 an image larger than its padded size, thresholds outside [0, 1]; TypeError for sizes that are not two integers.
 """
 
-from collections.abc import Collection
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterator
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .resizing import MapFrame, RowSlices, Size
+from .contenders import can_win, contenders, corner_bounds, draw_greatest, indices_by_place
+from .resizing import MapFrame, Size, Tile
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
+def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Without autocast, which would make the products below in half precision."""
+
+    @wraps(function)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        device = next(value.device.type for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@in_float32
 def semantic_map(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -32,7 +51,6 @@ def semantic_map(
     target_size: Size,
     return_scores: bool = False,
     resize: Literal["scores", "logits"] = "scores",
-    max_memory: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the highest score: the sum over the queries of class probability times mask probability.
 
@@ -47,21 +65,16 @@ def semantic_map(
     if resize not in ("scores", "logits"):
         raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    class_probs = class_probs[:, :-1]  # (N, K)
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
+    by_class = class_probs[:, :-1].T.contiguous()  # (K, N)
 
-    def to_scores(logits: Tensor) -> Tensor:
-        with torch.autocast(logits.device.type, enabled=False):
-            return torch.einsum("nk,nyx->kyx", class_probs, logits.sigmoid())
+    def scores_of(logits: Tensor, classes: Tensor) -> Tensor:  # (N, ...) -> (k, ...)
+        return (by_class[classes] @ logits.sigmoid().flatten(1)).unflatten(1, logits.shape[1:])
 
-    num_queries, num_labels = class_probs.shape
-    at_padded_size = to_scores if resize == "scores" else None
-    slices = frame.resized(mask_logits, num_queries + num_labels, at_padded_size)
-    if resize == "logits":
-        slices = ((rows, to_scores(logits)) for rows, logits in slices)
-    return _argmax_map(slices, frame, num_labels, mask_logits, return_scores)
+    return _map_of_greatest(mask_logits, scores_of, len(by_class), frame, resize, return_scores)
 
 
+@in_float32
 def per_pixel_map(
     logits: Tensor,
     *,
@@ -69,7 +82,6 @@ def per_pixel_map(
     valid_size: Size,
     target_size: Size,
     return_scores: bool = False,
-    max_memory: int | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the highest logit, for the per-pixel baselines.
 
@@ -83,10 +95,49 @@ def per_pixel_map(
     if logits.ndim != 3 or logits.numel() == 0:
         raise ValueError(f"logits of one image must be (K, h, w), none of them 0, got {tuple(logits.shape)}")
     logits = _finite(logits, "logits")
-    frame = MapFrame.checked(logits, padded_size, valid_size, target_size, max_memory)
-    return _argmax_map(frame.resized(logits, len(logits)), frame, len(logits), logits, return_scores)
+    frame = MapFrame.checked(logits, padded_size, valid_size, target_size)
+    return _map_of_greatest(logits, lambda maps, classes: maps[classes], len(logits), frame, "scores", return_scores)
 
 
+def _map_of_greatest(
+    maps: Tensor,
+    scores_of: Callable[[Tensor, Tensor], Tensor],
+    num_labels: int,
+    frame: MapFrame,
+    resize: str,
+    return_scores: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The class with the greatest score at each pixel; `scores_of(maps, classes)` makes scores of `maps`, and grows
+    with each of them."""
+    segmentation = maps.new_empty(frame.target, dtype=torch.int64)
+    all_classes = torch.arange(num_labels, device=maps.device)
+    all_scores = maps.new_empty(num_labels, *frame.target) if return_scores else None
+    tiles = frame.tiles(len(maps) + num_labels, maps.device)
+    least, most = (scores_of(bound, all_classes) for bound in tiles.bounds(maps))  # (K, tiles)
+    for tile, classes in zip(tiles, indices_by_place(can_win(least, most)), strict=True):
+        if all_scores is not None:
+            classes = all_classes
+        elif len(classes) == 1:
+            segmentation[tile.target] = classes
+            continue
+        logits = tile.at_padded_size(maps)
+        if resize == "scores":
+            scores = scores_of(logits, classes)
+            if all_scores is None:
+                left = contenders(*corner_bounds(scores))
+                scores, classes = scores[left], classes[left]
+            scores = tile.at_target_size(scores)
+        else:
+            if all_scores is None:
+                classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(logits)))]
+            scores = scores_of(tile.at_target_size(logits), classes)
+        draw_greatest(segmentation[tile.target], scores, classes)
+        if all_scores is not None:
+            all_scores[:, tile.rows.target, tile.columns.target] = scores
+    return segmentation if all_scores is None else (segmentation, all_scores)
+
+
+@in_float32
 def panoptic_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -98,7 +149,6 @@ def panoptic_segments(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] | None = None,
-    max_memory: int | None = None,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
 
@@ -118,7 +168,7 @@ def panoptic_segments(
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
 
     scores, labels = class_probs.max(-1)
     kept = (labels < class_probs.shape[1] - 1) & (scores > threshold)
@@ -126,13 +176,8 @@ def panoptic_segments(
     if len(scores) == 0:
         return torch.zeros(frame.target, dtype=torch.int32, device=mask_logits.device), []
 
-    winners = torch.empty(frame.target, dtype=torch.int64, device=mask_logits.device)  # index of a kept query
-    own_areas = torch.zeros_like(labels)
-    for rows, logits in frame.resized(mask_logits, len(scores)):
-        winners[rows] = (logits.sigmoid() * scores[:, None, None]).argmax(0)
-        own_areas += (logits >= _logit(mask_threshold)).sum((1, 2))
+    winners, own_areas = _winners(scores, mask_logits, frame, _logit(mask_threshold))
     won_areas = winners.flatten().bincount(minlength=len(scores))
-
     to_fuse = set() if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
     segment_ids = torch.zeros(len(scores), dtype=torch.int32)
@@ -148,6 +193,35 @@ def panoptic_segments(
     return segment_ids.to(winners.device)[winners], list(segments.values())
 
 
+def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> tuple[Tensor, Tensor]:
+    """Of n queries with class scores (n,) the index that a pixel goes to (H, W), and the areas (n,) of their own masks:
+    where their logit is at least `mask_logit`."""
+    winners = torch.empty(frame.target, dtype=torch.int64, device=mask_logits.device)
+    scores = scores[:, None]
+    tiles = frame.tiles(len(scores), mask_logits.device)
+    least, most = tiles.bounds(mask_logits)  # (n, tiles)
+    contend = can_win(least.sigmoid() * scores, most.sigmoid() * scores)
+    crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
+    settled = (contend.sum(0) == 1) & ~crossed.any(0)
+    looked_at = contend | crossed
+    own_areas = ((least >= mask_logit) & (settled | ~looked_at)).long() @ tiles.areas().to(least.device)
+    for tile, queries, is_settled in zip(tiles, indices_by_place(looked_at), settled.tolist(), strict=True):
+        if is_settled:
+            winners[tile.target] = queries
+            continue
+        logits = tile.at_padded_size(mask_logits, queries)
+        lowest, highest = logits.amin((1, 2)), logits.amax((1, 2))
+        left = (lowest < mask_logit) & (highest >= mask_logit)
+        left |= contenders(*corner_bounds(logits.sigmoid() * scores[queries, None]))
+        own_areas[queries] += ((lowest >= mask_logit) & ~left) * tile.area
+        queries = queries[left]
+        logits = tile.at_target_size(logits[left])
+        own_areas[queries] += (logits >= mask_logit).sum((1, 2))
+        draw_greatest(winners[tile.target], logits.sigmoid() * scores[queries, None], queries)
+    return winners, own_areas
+
+
+@in_float32
 def instance_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -158,7 +232,7 @@ def instance_segments(
     top_k: int = 100,
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
-    max_memory: int | None = None,
+    as_map: bool = False,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
 
@@ -166,9 +240,11 @@ def instance_segments(
         top_k: how many pairs are looked at; a query can be among them with several classes.
         threshold: lowest score that is kept.
         mask_threshold: a mask is where its probability is above this.
+        as_map: return a map instead of the masks.
 
     Returns:
-        masks: (n, H, W) bool, best score first, none empty.
+        masks: (n, H, W) bool, best score first, none empty; or a map (H, W) int32 of the `id` of the best instance at
+            each pixel, 0 where there is none.
         segments_info: a record a mask: `id` (1, 2, ...), `label_id`, `was_fused` (False), `score` (class
             probability times the mean mask probability inside the mask), `area` (pixels of the mask).
     """
@@ -176,25 +252,24 @@ def instance_segments(
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size, max_memory)
+    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
 
     num_labels = class_probs.shape[1] - 1
     pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
     count = min(top_k, int((pair_scores >= threshold).sum()))  # the mask's factor can only lower a score
-    pair_scores, pairs = pair_scores[:count], pairs[:count]
+    pair_scores, pairs = pair_scores[:count].cpu(), pairs[:count]
     queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
 
     mask_logits = mask_logits[queries]  # (n, h, w)
-    masks = torch.empty(len(queries), *frame.target, dtype=torch.bool, device=mask_logits.device)
-    probs_inside = torch.empty(masks.shape[:2], device=mask_logits.device)  # (n, H), summed along each row
-    for rows, logits in frame.resized(mask_logits, len(queries)):
-        masks[:, rows] = logits > _logit(mask_threshold)
-        probs_inside[:, rows] = (logits.sigmoid() * masks[:, rows]).sum(-1)
-    areas = masks.sum((1, 2)).cpu()
-    mask_scores = probs_inside.cpu().double().sum(-1) / areas.clamp(min=1)
+    areas, prob_sums = torch.zeros(len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.float64)
+    for _, present, logits in _masks_in_tiles(mask_logits, frame, _logit(mask_threshold)):
+        inside = logits > _logit(mask_threshold)
+        areas[present.cpu()] += inside.sum((1, 2)).cpu()
+        prob_sums[present.cpu()] += (logits.sigmoid() * inside).sum((1, 2)).cpu()
+    mask_scores = prob_sums / areas.clamp(min=1)
 
     labels, mask_of_pair = (pairs % num_labels).cpu(), mask_of_pair.cpu()
-    scores, order = (pair_scores.cpu() * mask_scores[mask_of_pair]).sort(descending=True, stable=True)
+    scores, order = (pair_scores * mask_scores[mask_of_pair]).sort(descending=True, stable=True)
     found = (scores >= threshold) & (areas[mask_of_pair[order]] > 0)
     scores, order = scores[found], order[found]
     best = mask_of_pair[order]
@@ -203,7 +278,37 @@ def instance_segments(
         dict(id=index, label_id=label, was_fused=False, score=score, area=area)
         for index, (label, score, area) in enumerate(records, start=1)
     ]
-    return masks[best.to(masks.device)], segments
+    draw = _instance_map if as_map else _binary_masks
+    return draw(mask_logits[best.to(mask_logits.device)], frame, _logit(mask_threshold)), segments
+
+
+def _masks_in_tiles(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Iterator[tuple[Tile, Tensor, Tensor]]:
+    """Each tile where masks can have pixels, the indices of these masks (k,), and their logits in it (k, H, W)."""
+    tiles = frame.tiles(len(mask_logits), mask_logits.device)
+    _, most = tiles.bounds(mask_logits)
+    for tile, present in zip(tiles, indices_by_place(most > mask_logit), strict=True):
+        if len(present):
+            yield tile, present, tile.at_target_size(tile.at_padded_size(mask_logits, present))
+
+
+def _binary_masks(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:
+    shape = (len(mask_logits), *frame.target)
+    if mask_logits.device.type == "cpu":
+        masks = torch.from_numpy(np.zeros(shape, dtype=bool))  # pages that stay empty take neither memory nor time
+    else:
+        masks = torch.zeros(shape, dtype=torch.bool, device=mask_logits.device)
+    for tile, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
+        masks[present, tile.rows.target, tile.columns.target] = logits > mask_logit
+    return masks
+
+
+def _instance_map(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:
+    ids = torch.zeros(frame.target, dtype=torch.int32, device=mask_logits.device)
+    for tile, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
+        inside, of_tile = logits > mask_logit, ids[tile.target]
+        for index in reversed(range(len(present))):  # the best is drawn last
+            of_tile.masked_fill_(inside[index], present[index] + 1)
+    return ids
 
 
 def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
@@ -232,18 +337,6 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": "".join(characters)}
 
 
-def _argmax_map(
-    slices: RowSlices, frame: MapFrame, num_labels: int, like: Tensor, return_scores: bool
-) -> Tensor | tuple[Tensor, Tensor]:
-    segmentation = torch.empty(frame.target, dtype=torch.int64, device=like.device)
-    all_scores = like.new_empty(num_labels, *frame.target) if return_scores else None
-    for rows, scores in slices:
-        segmentation[rows] = scores.argmax(0)
-        if all_scores is not None:
-            all_scores[:, rows] = scores
-    return segmentation if all_scores is None else (segmentation, all_scores)
-
-
 def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Class probabilities (N, K+1) and mask logits (N, h, w), float32, without NaN."""
     classes, masks = tuple(class_queries_logits.shape), tuple(masks_queries_logits.shape)
@@ -260,8 +353,8 @@ def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -
 
 def _finite(logits: Tensor, name: str) -> Tensor:
     logits = logits.detach().float()
-    bad = int((~logits.isfinite()).sum())
-    if bad:
+    if logits.numel() and not bool(logits.amin().isfinite() & logits.amax().isfinite()):
+        bad = int((~logits.isfinite()).sum())
         raise ValueError(
             f"{bad} of the {logits.numel()} values of {name} are NaN or infinite: weights or pixel values are "
             "damaged, or half precision overflowed (then run the model in bfloat16 or float32)"

@@ -1,75 +1,169 @@
 """Logits of one image -> its map: upsample to the padded size, crop the padding, resize to the target.
 
-Both resizes are bilinear with half-pixel centres (`align_corners=False`). They are done in slices of target
-rows, so that a map of any size fits a memory bound; the interpolation is written out, so that a pixel gets the
-same value in every slice. Sizes are (height, width).
+Both resizes are bilinear with half-pixel centres (`align_corners=False`). A map is made in tiles: a tile needs a small
+window of the logits, so what is computed for it stays in a core's cache, whatever the size of the map. Sizes are
+(height, width).
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 Size = Sequence[int] | Tensor  # (height, width); (2,)
-RowSlices = Iterator[tuple[slice, Tensor]]  # which rows of the target, and the maps there (C, rows, W)
+
+TILE = 32  # padded pixels along a tile's edge on a CPU: 100 masks of it fit a core's cache
+LARGEST_TILE = 256  # target pixels along it
+DEVICE_VALUES = 2**28  # on other devices: values of a tile, all channels; few large tiles keep them busy
+
+
+class Interpolation(NamedTuple):
+    """Some output positions of one axis, each between two positions of a window of the input."""
+
+    window: slice
+    lower: Tensor  # (n,), counted from the window's start
+    upper: Tensor  # (n,)
+    weight: Tensor  # (n,), of `upper`
+    matrix: Tensor | None  # (n, window), the same; on a CPU, where a product is faster than gathering
+
+    @classmethod
+    def between(cls, size: int, out_size: int, positions: slice, device: torch.device) -> "Interpolation | slice":
+        """How `positions` of an axis of `out_size` follow from one of `size`; where sizes are equal, they are it."""
+        if size == out_size:
+            return positions
+        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
+        source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
+        lower = source.long()
+        upper, weight = (lower + 1).clamp(max=size - 1), source - lower
+        window = slice(int(lower[0]), int(upper[-1]) + 1)
+        lower, upper = lower - window.start, upper - window.start
+        matrix = None
+        if device.type == "cpu":
+            matrix = torch.zeros(len(weight), window.stop - window.start)
+            matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
+            matrix.scatter_add_(1, upper[:, None], weight[:, None])
+        return cls(window, lower.to(device), upper.to(device), weight.to(device), matrix)
+
+    def along(self, dim: int, maps: Tensor) -> Tensor:
+        """`dim` 1 or 2 of maps (C, y, x), which hold the window of it."""
+        if self.matrix is not None:
+            return self.matrix @ maps if dim == 1 else maps @ self.matrix.T
+        weight = self.weight[:, None] if dim == 1 else self.weight
+        return torch.lerp(maps.index_select(dim, self.lower), maps.index_select(dim, self.upper), weight)
+
+
+class TileAxis(NamedTuple):
+    """Rows or columns of a tile."""
+
+    target: slice
+    to_padded: Interpolation | slice  # from the logits
+    to_target: Interpolation | slice  # from the padded size
+
+    @property
+    def source(self) -> slice:
+        """Rows or columns of the logits that the tile depends on."""
+        return self.to_padded if isinstance(self.to_padded, slice) else self.to_padded.window
+
+    def __len__(self) -> int:
+        return self.target.stop - self.target.start
+
+
+class Tile(NamedTuple):
+    """A rectangle of the target."""
+
+    rows: TileAxis
+    columns: TileAxis
+
+    @property
+    def target(self) -> tuple[slice, slice]:
+        return self.rows.target, self.columns.target
+
+    @property
+    def area(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def at_padded_size(self, maps: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        """`which` maps of the whole image (C, h, w), at those padded pixels (n, y, x) that the tile depends on."""
+        window = maps[which, self.rows.source, self.columns.source]
+        return _resized(window, self.rows.to_padded, self.columns.to_padded)
+
+    def at_target_size(self, maps: Tensor) -> Tensor:
+        """What `at_padded_size` gave (or was made of it), at the pixels of the tile (C, H, W)."""
+        return _resized(maps, self.rows.to_target, self.columns.to_target)
+
+
+def _resized(maps: Tensor, rows: Interpolation | slice, columns: Interpolation | slice) -> Tensor:
+    maps = rows.along(1, maps) if isinstance(rows, Interpolation) else maps
+    return columns.along(2, maps) if isinstance(columns, Interpolation) else maps
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The tiles of a target, row by row."""
+
+    rows: list[TileAxis]
+    columns: list[TileAxis]
+
+    def __iter__(self) -> Iterator[Tile]:
+        return (Tile(rows, columns) for rows in self.rows for columns in self.columns)
+
+    def bounds(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the greatest value (C, T) that maps (C, h, w) can have in each of the T tiles.
+
+        Interpolation is convex: these are the extremes of the cells that a tile depends on.
+        """
+        least = torch.stack([maps[:, axis.source].amin(1) for axis in self.rows], 1)  # (C, rows of tiles, w)
+        most = torch.stack([maps[:, axis.source].amax(1) for axis in self.rows], 1)
+        least = torch.stack([least[..., axis.source].amin(-1) for axis in self.columns], 2)
+        most = torch.stack([most[..., axis.source].amax(-1) for axis in self.columns], 2)
+        return least.flatten(1), most.flatten(1)
+
+    def areas(self) -> Tensor:
+        """Pixels of each tile (T,)."""
+        return torch.tensor([tile.area for tile in self])
 
 
 @dataclass(frozen=True)
 class MapFrame:
-    """The sizes that a map passes through, and the bytes that the temporaries on its way may take."""
+    """The sizes that a map passes through."""
 
     logits: tuple[int, int]
     padded: tuple[int, int]
     valid: tuple[int, int]  # the image; padding lies at the bottom and the right
     target: tuple[int, int]
-    max_memory: int | None
 
     @classmethod
-    def checked(
-        cls, logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size, max_memory: int | None
-    ) -> "MapFrame":
+    def checked(cls, logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> "MapFrame":
         """Raises TypeError or ValueError for what is no size, and for an image larger than its padded size."""
         padded = _checked_size(padded_size, "padded_size")
         valid = _checked_size(valid_size, "valid_size")
         target = _checked_size(target_size, "target_size")
         if valid[0] > padded[0] or valid[1] > padded[1]:
             raise ValueError(f"valid_size {valid} does not fit into padded_size {padded}; both are (height, width)")
-        if max_memory is not None and max_memory <= 0:
-            raise ValueError(f"max_memory must be a positive number of bytes or None, got {max_memory}")
-        return cls((logits.shape[-2], logits.shape[-1]), padded, valid, target, max_memory)
+        return cls((logits.shape[-2], logits.shape[-1]), padded, valid, target)
 
-    def resized(
-        self, maps: Tensor, channels: int, at_padded_size: Callable[[Tensor], Tensor] | None = None
-    ) -> RowSlices:
-        """`maps` (C, h, w) at the target size, slice by slice.
+    def tiles(self, channels: int, device: torch.device) -> TileGrid:
+        """`channels`: how many maps are held of a tile."""
+        if device.type == "cpu":
+            edges = [TILE * target // valid for target, valid in zip(self.target, self.valid, strict=True)]
+            edges = [min(max(edge, 1), LARGEST_TILE) for edge in edges]
+        else:
+            values_of_row = channels * max(self.target[1], self.valid[1]) * max(1, self.valid[0] / self.target[0])
+            edges = [max(1, int(DEVICE_VALUES / max(values_of_row, 1))), self.target[1]]
+        return TileGrid(*(self._tile_axes(axis, edge, device) for axis, edge in enumerate(edges)))
 
-        `at_padded_size` maps the cropped logits to something else (C', rows, width) before the second resize.
-        `channels` is how many maps are held at a time by this and by the caller.
-        """
-        for rows in self._row_slices(channels):
-            lower, upper, _ = _taps(self.valid[0], self.target[0], rows)
-            window = range(int(lower[0]), int(upper[-1]) + 1)  # the rows of the padded size that these rows need
-            cropped = _interpolate(maps, 1, self.logits[0], self.padded[0], window)
-            cropped = _interpolate(cropped, 2, self.logits[1], self.padded[1], range(self.valid[1]))
-            if at_padded_size is not None:
-                cropped = at_padded_size(cropped)
-            resized = _interpolate(cropped, 1, self.valid[0], self.target[0], rows, first=window.start)
-            resized = _interpolate(resized, 2, self.valid[1], self.target[1], range(self.target[1]))
-            yield slice(rows.start, rows.stop), resized
-
-    def _row_slices(self, channels: int) -> Iterator[range]:
-        height, width = self.target
-        step = height
-        if self.max_memory is not None:
-            # float32; at most three copies at the padded size, two between the sizes, four at the target size
-            source_width = max(self.logits[1], self.valid[1])
-            padded_row = 4 * channels * 3 * source_width
-            target_row = 4 * channels * (2 * source_width + 4 * width) + padded_row * self.valid[0] / height
-            step = min(height, int((self.max_memory - 2 * padded_row) / max(target_row, 1)))
-        step = max(step, 1)
-        return (range(start, min(start + step, height)) for start in range(0, height, step))
+    def _tile_axes(self, axis: int, edge: int, device: torch.device) -> list[TileAxis]:
+        tiles = []
+        for start in range(0, self.target[axis], edge):
+            target = slice(start, min(start + edge, self.target[axis]))
+            to_target = Interpolation.between(self.valid[axis], self.target[axis], target, device)
+            padded = to_target if isinstance(to_target, slice) else to_target.window
+            to_padded = Interpolation.between(self.logits[axis], self.padded[axis], padded, device)
+            tiles.append(TileAxis(target, to_padded, to_target))
+        return tiles
 
 
 def _checked_size(size: Size, name: str) -> tuple[int, int]:
@@ -80,22 +174,3 @@ def _checked_size(size: Size, name: str) -> tuple[int, int]:
     if len(values) != 2 or min(values) < 1:
         raise ValueError(f"{name} must be (height, width), two positive integers, got {values}")
     return values[0], values[1]
-
-
-def _taps(size: int, out_size: int, positions: range) -> tuple[Tensor, Tensor, Tensor]:
-    """For output positions of an axis: the two input positions and the weight of the second."""
-    centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
-    source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
-    lower = source.long()
-    return lower, (lower + 1).clamp(max=size - 1), source - lower
-
-
-def _interpolate(maps: Tensor, dim: int, size: int, out_size: int, positions: range, first: int = 0) -> Tensor:
-    """`positions` of an axis resized from `size` to `out_size`; `maps` holds the axis from `first` on."""
-    if size == out_size:
-        return maps.narrow(dim, positions.start - first, len(positions))
-    lower, upper, weight = (tap.to(maps.device) for tap in _taps(size, out_size, positions))
-    if dim == 1:
-        weight = weight[:, None]
-    near = maps.index_select(dim, lower - first).mul_(1 - weight)
-    return near.add_(maps.index_select(dim, upper - first).mul_(weight))
