@@ -9,7 +9,7 @@ FETCH       := $(PY) tests/conformance/fetch_transformers_tests.py
 CONFORMANCE := $(PY) -m pytest -c tests/conformance/pytest.ini tests/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow conformance lint format typecheck clean
+.PHONY: help demo test slow bench conformance lint format typecheck clean
 
 export OMP_NUM_THREADS ?= 1
 
@@ -32,6 +32,9 @@ test: $(STAMP)  ## the tests, then transformers' own tests on our classes
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(PY) -m pytest -m slow $(TESTS)
+
+bench: $(STAMP)  ## every stage beside transformers' MaskFormer: a table, benchmarks/results.json and .png
+	$(PY) benchmarks/speed.py
 
 conformance: $(STAMP)  ## transformers' own tests on our classes, beside transformers' MaskFormer
 	$(FETCH)

@@ -18,7 +18,6 @@ import importlib
 import io
 import os
 import platform
-import statistics
 import sys
 import tempfile
 import time
@@ -29,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from examples import blobs
+from measuring import Contenders, medians, processor_name
 from PIL import Image
 from scipy import ndimage
 from torchvision import tv_tensors
@@ -41,21 +42,6 @@ from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
 SIZES = [("640 x 480", (480, 640), 12, 8), ("1920 x 1080", (1080, 1920), 40, 2)]
 CLASSES = 100
 NO_IMAGE = tv_tensors.Image(torch.empty(3, 0, 0))
-Contenders = dict[str, Callable[[], Any]]
-
-
-def blobs(shape: tuple[int, int], number: int, rng: np.random.Generator) -> np.ndarray:
-    """Places of segments (H, W), 0..number-1, with wavy outlines."""
-    points = rng.random((number, 2)) * shape
-    waves = ndimage.gaussian_filter(rng.standard_normal((2, *shape)), (0, 5, 5))
-    rows, columns = np.mgrid[: shape[0], : shape[1]] + 8 * waves / waves.std()
-    nearest = np.full(shape, np.inf)
-    places = np.zeros(shape, dtype=np.int64)
-    for place, (row, column) in enumerate(points):
-        distance = (rows - row) ** 2 + (columns - column) ** 2
-        closer = distance < nearest
-        nearest[closer], places[closer] = distance[closer], place
-    return places
 
 
 def example(shape: tuple[int, int], number: int, rng: np.random.Generator) -> SimpleNamespace:
@@ -200,17 +186,6 @@ def iou_contenders(module: Any, examples: list[SimpleNamespace]) -> list[tuple[s
     return [] if module is None else [("mIoU", {"evaluate": evaluates, "maskcls_hf": ours})]
 
 
-def medians(contenders: Contenders, rounds: int) -> dict[str, float]:
-    """Seconds of processor time."""
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, call in contenders.items():
-            start = time.process_time()
-            call()
-            times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def load_panopticapi(folder: Path | None) -> Any:
     if folder is not None:
         sys.path.append(str(folder))
@@ -229,14 +204,6 @@ def load_mean_iou(folder: Path | None) -> Any:
     except (FileNotFoundError, ConnectionError):
         return None
     return sys.modules[type(metric).__module__]
-
-
-def processor_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -262,7 +229,7 @@ def main() -> None:
                 first, second = (call() for call in contenders.values())
                 if abs(first - second) > 1e-6:
                     sys.exit(f"{score}: {' and '.join(contenders)} differ: {first} and {second}")
-                times = medians(contenders, arguments.rounds)
+                times = medians(contenders, arguments.rounds, time.process_time)
                 other = next(iter(contenders))
                 theirs, ours = (1000 * times[key] / images for key in (other, "maskcls_hf"))
                 print(

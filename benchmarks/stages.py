@@ -1,0 +1,217 @@
+"""What is timed: each stage does the same work with transformers' MaskFormer and with this package, on the same weights
+and inputs. The first contender is transformers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from examples import blobs, outputs, photo, predictions, unsure_predictions
+from measuring import Contenders
+from transformers import (
+    DetrConfig,
+    MaskFormerConfig,
+    MaskFormerForInstanceSegmentation,
+    MaskFormerImageProcessor,
+    PreTrainedConfig,
+    ResNetConfig,
+    SwinConfig,
+    pipeline,
+)
+
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf.contracts import SegmentLogits
+from maskcls_hf.inference import Predictor
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
+    "R50": lambda: ResNetConfig(out_features=STAGES),
+    "Swin-T": lambda: SwinConfig(out_features=STAGES),
+}
+HD, UHD = (1080, 1920), (2160, 3840)
+VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
+QUERIES, KEPT = 100, 40
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass
+class Stage:
+    """Something to time, and how far ahead of transformers it is meant to be."""
+
+    name: str
+    contenders: Contenders
+    ratio: float | None = None  # of times, at least
+    memory_ratio: float | None = None  # of peak memory, at least
+    note: str = ""
+
+
+def processors() -> tuple[MaskFormerImageProcessor, MaskClsImageProcessor]:
+    size = {"shortest_edge": 512, "longest_edge": 2048}
+    return MaskFormerImageProcessor(size=size), MaskClsImageProcessor(size=size, label_ids_to_fuse=[])
+
+
+def maps(task: str, pair: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int], **options: Any) -> Contenders:
+    """Post-processing of one image."""
+    theirs, ours = processors()
+    results = outputs(tuple(logits.to(DEVICE) for logits in pair), PADDED, VALID)
+    name = f"post_process_{task}_segmentation"
+    return {
+        "transformers": lambda: getattr(theirs, name)(results, target_sizes=[size], **options),
+        "maskcls_hf": lambda: getattr(ours, name)(results, target_sizes=[size], **options),
+    }
+
+
+def map_stages() -> Iterator[Stage]:
+    rng = np.random.default_rng(0)
+    semantic, panoptic = (predictions(GRID, QUERIES, labels, KEPT, rng) for labels in (150, 133))
+    fuse = {"label_ids_to_fuse": set(range(80, 133))}
+    yield Stage("semantic map, 150 classes, 1080p", maps("semantic", semantic, HD), 8)
+    yield Stage("semantic map, 150 classes, 4K", maps("semantic", semantic, UHD), 10, 10)
+    yield Stage("panoptic map, 133 classes, 1080p", maps("panoptic", panoptic, HD, **fuse), 6)
+    yield Stage("panoptic map, 133 classes, 4K", maps("panoptic", panoptic, UHD, **fuse), 10, 10)
+    yield Stage("instance segments, 1080p", maps("instance", panoptic, HD), 5)
+    yield Stage("instance segments, 4K", maps("instance", panoptic, UHD), None, 10)
+    noise = unsure_predictions(GRID, QUERIES, 150, rng)
+    untrained = "noise, as of an untrained network"
+    yield Stage("semantic map, 1080p, worst case", maps("semantic", noise, HD), 1, note=untrained)
+    yield Stage(
+        "panoptic map, 1080p, worst case", maps("panoptic", noise, HD, threshold=0.0, **fuse), 1, note=untrained
+    )
+
+
+def models(backbone: PreTrainedConfig, labels: int, **options: Any) -> tuple[Any, Any]:
+    """transformers' model with random weights, and ours with the same."""
+    torch.manual_seed(0)
+    decoder = DetrConfig(num_queries=QUERIES)
+    config = MaskFormerConfig(backbone_config=backbone, decoder_config=decoder, num_labels=labels, **options)
+    theirs = MaskFormerForInstanceSegmentation(config)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.save_pretrained(folder)
+        ours = MaskClsForUniversalSegmentation.from_pretrained(folder)
+    return theirs.to(DEVICE), ours.to(DEVICE)
+
+
+def forward_stages() -> Iterator[Stage]:
+    for name, backbone in BACKBONES.items():
+        theirs, ours = (model.eval() for model in models(backbone(), 150))
+        image = torch.randn(1, 3, 512, 704, device=DEVICE)
+
+        @torch.inference_mode()
+        def run(model: Any, image: torch.Tensor = image) -> Any:
+            return model(image).masks_queries_logits
+
+        assert torch.allclose(run(theirs), run(ours), atol=1e-3), "the networks differ"
+        contenders = {"transformers": lambda m=theirs: run(m), "maskcls_hf": lambda m=ours: run(m)}
+        yield Stage(f"forward, {name}, 512 x 704", contenders, 1.1)
+
+
+def end_to_end_stages() -> Iterator[Stage]:
+    """A photo in, a panoptic map out. `threshold` is such that 40 of the random network's queries take part."""
+    rng = np.random.default_rng(0)
+    image = photo(HD, blobs(HD, KEPT, rng), rng)
+    theirs, ours = (model.eval() for model in models(BACKBONES["R50"](), 133))
+    their_processor, our_processor = processors()
+    segmenter = pipeline(
+        "image-segmentation", model=theirs, image_processor=their_processor, device=DEVICE, subtask="panoptic"
+    )
+    with torch.inference_mode():
+        found = theirs(**their_processor(image, return_tensors="pt").to(DEVICE)).class_queries_logits[0]
+    scores, labels = found.softmax(-1).max(-1)
+    threshold = scores[labels < 133].sort(descending=True).values[:KEPT].min().item() - 1e-4
+    predictor = Predictor(ours, our_processor)
+    options = dict(threshold=threshold, overlap_mask_area_threshold=0.0)
+    contenders = {
+        "transformers": lambda: segmenter(image, **options),
+        "maskcls_hf": lambda: predictor(image, "panoptic", **options),
+    }
+    note = "transformers' pipeline and our Predictor; random weights"
+    yield Stage("photo to panoptic map, R50, 1080p", contenders, 2, note=note)
+
+
+def annotation(size: tuple[int, int], segments: int, labels: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Masks (M, H, W) bool and classes (M,)."""
+    places = torch.from_numpy(blobs(size, segments, rng))
+    masks = places == torch.arange(segments)[:, None, None]
+    return masks.to(DEVICE), torch.from_numpy(rng.integers(0, labels, segments)).to(DEVICE)
+
+
+def criterion_stages() -> Iterator[Stage]:
+    """Six layers, two images of 16 segments at 512 x 512."""
+    rng = np.random.default_rng(0)
+    options = dict(use_auxiliary_loss=True)
+    theirs, ours = models(ResNetConfig(out_features=STAGES, depths=[1, 1, 1, 1]), 150, **options)
+    annotations = [annotation((512, 512), 16, 150, rng) for _ in range(2)]
+    masks, labels = ([pair[part] for pair in annotations] for part in (0, 1))
+    float_masks = [mask.float() for mask in masks]
+    layers = []
+    for _ in range(6):
+        pairs = [predictions((128, 128), QUERIES, 150, 16, rng) for _ in range(2)]
+        layers.append([torch.stack(logits).to(DEVICE).requires_grad_() for logits in zip(*pairs, strict=True)])
+
+    def transformers_loss() -> None:
+        inner = [{"class_queries_logits": c, "masks_queries_logits": m} for c, m in layers[:-1]]
+        classes, logits = layers[-1]
+        terms = theirs.get_loss_dict(logits, classes, float_masks, labels, inner)
+        theirs.get_loss(terms).backward()
+
+    def our_loss() -> None:
+        ours.criterion.total(ours.criterion([SegmentLogits(*layer) for layer in layers], masks, labels)).backward()
+
+    yield Stage(
+        "criterion, forward and backward, 6 layers", {"transformers": transformers_loss, "maskcls_hf": our_loss}, 4, 3
+    )
+
+
+def training_stages() -> Iterator[Stage]:
+    rng = np.random.default_rng(0)
+    batch = 2 if DEVICE == "cpu" else 16
+    annotations = [annotation((512, 512), 16, 150, rng) for _ in range(batch)]
+    masks, labels = ([pair[part] for pair in annotations] for part in (0, 1))
+    images = torch.randn(batch, 3, 512, 512, device=DEVICE)
+    pair = models(BACKBONES["R50"](), 150, use_auxiliary_loss=True)
+    float_masks = [mask.float() for mask in masks]
+
+    def step(model: Any, optimizer: torch.optim.Optimizer, masks: list[torch.Tensor]) -> None:
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE != "cpu"):
+            # transformers' losses of the inner layers need its hidden states in the output
+            loss = model(images, masks, labels, output_hidden_states=True).loss
+        loss.backward()
+        optimizer.step()
+
+    calls = {}
+    for name, model, targets in zip(("transformers", "maskcls_hf"), pair, (float_masks, masks), strict=True):
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        calls[name] = lambda m=model, o=optimizer, t=targets: step(m, o, t)
+    where = "" if DEVICE == "cpu" else ", bf16"
+    yield Stage(f"training step, R50, {batch} x 512 x 512{where}", calls, 1.5, None if DEVICE == "cpu" else 1 / 0.6)
+
+
+def preprocessing_stages() -> Iterator[Stage]:
+    rng = np.random.default_rng(0)
+    for name, shape in (("683 x 512", (512, 683)), ("1080p", HD)):
+        places = blobs(shape, 16, rng)
+        image = photo(shape, places, rng)
+        classes = rng.permutation(150)[:16]
+        semantic = classes[places].astype(np.uint8)
+        theirs, ours = processors()
+        contenders = {
+            "transformers": lambda p=theirs, i=image, s=semantic: p(i, s, return_tensors="pt"),
+            "maskcls_hf": lambda p=ours, i=image, s=semantic: p(i, s, return_tensors="pt"),
+        }
+        yield Stage(f"preprocessing, image and segmentation map, {name}", contenders, 3)
+
+
+GROUPS: dict[str, Callable[[], Iterator[Stage]]] = {
+    "maps": map_stages,
+    "forward": forward_stages,
+    "end to end": end_to_end_stages,
+    "criterion": criterion_stages,
+    "training": training_stages,
+    "preprocessing": preprocessing_stages,
+}
