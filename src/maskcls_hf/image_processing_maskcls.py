@@ -265,7 +265,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if do_autocontrast:
             image = autocontrast(image)
         if do_resize:
-            image = self.resize(image, size, resample)
+            image = self.resize(image, size, resample)  # fastest as images lie in memory, channels last
+        image = image.contiguous()
         image = self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         return image.to(torch.float32)
 

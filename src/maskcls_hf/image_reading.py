@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -79,7 +79,7 @@ def image_to_tensor(
     if ChannelDimension(input_data_format) == ChannelDimension.LAST:
         pixels = pixels.permute(2, 0, 1)
     pixels = _to_8_bit_scale(pixels)
-    return (_to_rgb(pixels) if to_rgb else pixels).contiguous()
+    return _to_rgb(pixels) if to_rgb else pixels
 
 
 def read_label_map(label_map: Any, where: str) -> Tensor:
@@ -136,7 +136,8 @@ def _inside(masks: Tensor, where: str) -> Tensor:
 
 
 def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         pixels = np.array(image).astype(np.int64)
         low, high = int(pixels.min()), int(pixels.max())
@@ -145,7 +146,7 @@ def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
         # Pillow opens a 16-bit file as I;16 or, by version, I. An 8-bit image can also have been converted to I.
         is_8_bit = image.mode == "I" and high <= 255
         return torch.from_numpy(pixels.astype(np.uint8 if is_8_bit else np.uint16))
-    if to_rgb and image.mode not in ("1", "L", "F"):
+    if to_rgb and image.mode not in ("1", "L", "F", "RGB"):
         transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
         image = image.convert("RGBA" if transparent else "RGB")
     elif to_rgb and "transparency" in image.info:
