@@ -89,20 +89,22 @@ class Annotation:
         """Segments in rising order of ids, or in the order of the stack; padding belongs to nothing."""
         if self.class_labels is not None:
             return self._segments_of_stack(rules, padded_size)
-        ids = _ids_of(self.pixels)
+        ids, index = _distinct(self.pixels)  # (I,), (H, W)
         classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         height, width = self.pixels.shape
         masks = self.pixels.new_zeros((int(kept.sum()), *padded_size), dtype=torch.bool)
-        torch.eq(self.pixels, ids[kept].view(-1, 1, 1), out=masks[:, :height, :width])
-        return Segments(masks, classes[kept], pad(torch.isin(self.pixels, ids[classes == _VOID]), padded_size))
+        if len(masks):
+            position = (kept.cumsum(0) - 1).clamp(min=0)[index]
+            masks[:, :height, :width].scatter_(0, position[None], kept[index][None])
+        return Segments(masks, classes[kept], pad((classes == _VOID)[index], padded_size))
 
     def segment_map(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
         if self.class_labels is not None:
             segments = self._segments_of_stack(rules, padded_size)
             return segments if bool((segments.mask_labels.sum(0) > 1).any()) else _as_map(segments)
-        ids, index = torch.unique(self.pixels, return_inverse=True)
+        ids, index = _distinct(self.pixels)
         classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         places = (kept.cumsum(0) - 1).masked_fill(~kept, -1).int()[index]  # (H, W)
@@ -124,7 +126,7 @@ class Annotation:
         """Class ids (*padded_size) int64; void, no segment and padding are `rules.void_id`."""
         if self.class_labels is not None:
             return self._semantic_of_stack(rules, padded_size)
-        ids, index = torch.unique(self.pixels, return_inverse=True)
+        ids, index = _distinct(self.pixels)
         classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
         void_id = _semantic_void_id(classes, rules, self.where)
         return pad(classes.masked_fill(classes < 0, void_id)[index], padded_size, void_id)
@@ -144,11 +146,13 @@ class Annotation:
         return labels
 
 
-def _ids_of(pixels: Tensor) -> Tensor:
-    """Distinct values of a map, rising, in its dtype; counting bytes is much faster than sorting them."""
+def _distinct(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct values of a map (I,), rising, and which of them each pixel has (H, W); bytes are counted, which is
+    much faster than sorting them."""
     if pixels.dtype != torch.uint8:
-        return torch.unique(pixels)
-    return pixels.flatten().bincount().nonzero()[:, 0].to(pixels.dtype)
+        return torch.unique(pixels, return_inverse=True)
+    present = pixels.flatten().bincount(minlength=256) > 0
+    return present.nonzero()[:, 0].to(pixels.dtype), (present.cumsum(0) - 1)[pixels.long()]
 
 
 def _as_map(segments: Segments) -> Segments:
