@@ -249,17 +249,12 @@ def test_no_empty_instance():
 # ------------------------------------------------------------------ the reference path
 
 
-def assert_greatest(result: torch.Tensor, values: torch.Tensor, names: torch.Tensor) -> None:
-    """`result` (H, W) names the greatest of `values` (C, H, W), but where another is within 1e-5 of it."""
-    place = (result[None] == names[:, None, None]).int().argmax(0)
-    assert torch.equal(names[place], result)
-    best = values.max(0)
-    chosen = values.gather(0, place[None])[0]
-    scale = best.values.abs().clamp(min=1)  # scores that are sums over many queries lie above 1
-    assert ((best.values - chosen) / scale).max() <= 1e-5
-    first = values.gather(0, place[None]).expand_as(values) == values
-    ties = first.sum(0) > 1
-    assert torch.equal(place[~ties & (best.values == chosen)], best.indices[~ties & (best.values == chosen)])
+def assert_greatest(result: torch.Tensor, values: torch.Tensor) -> None:
+    """`result` (H, W) is the index of the greatest of `values` (C, H, W), or of one within 1e-5 of it."""
+    greatest = values.amax(0)
+    chosen = values.gather(0, result[None])[0]
+    scale = greatest.abs().clamp(min=1)  # scores that are sums over many queries lie above 1
+    assert ((greatest - chosen) / scale).max() <= 1e-5
 
 
 TILE_EDGES = st.sampled_from([1, 2, 5, 32])
@@ -276,8 +271,8 @@ def test_semantic_equals_the_reference(prediction, resize, tile):
     assert result.shape == sizes["target_size"] and result.dtype == torch.int64
     assert scores.dtype == torch.float32 and scores.min() >= 0 and scores.max() <= len(class_logits) + 1e-5
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-    assert_greatest(result, expected, torch.arange(len(expected)))
-    assert_greatest(same, expected, torch.arange(len(expected)))
+    assert_greatest(result, expected)
+    assert torch.equal(same, scores.argmax(0))
 
 
 @settings(max_examples=100, deadline=None)
@@ -287,7 +282,7 @@ def test_per_pixel_equals_the_reference(prediction, tile):
     if len(logits):
         expected = reference_maps.mask_logits(logits, **sizes)
         with tiles_of(tile):
-            assert_greatest(per_pixel_map(logits, **sizes), expected, torch.arange(len(expected)))
+            assert_greatest(per_pixel_map(logits, **sizes), expected)
 
 
 @settings(max_examples=150, deadline=None)
@@ -303,7 +298,7 @@ def test_panoptic_equals_the_reference(prediction, threshold, mask_threshold, ti
         return
     with tiles_of(tile):
         winners, areas = post_processing._winners(scores[queries], mask_logits[queries].float(), frame, mask_logit)
-    assert_greatest(winners, values, torch.arange(len(queries)))
+    assert_greatest(winners, values)
     logits = reference_maps.mask_logits(mask_logits[queries], **sizes)
     near = (logits - mask_logit).abs() <= 1e-5
     assert ((areas - (logits >= mask_logit).sum((1, 2))).abs() <= near.sum((1, 2))).all()

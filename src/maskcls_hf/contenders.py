@@ -14,7 +14,9 @@ def can_win(least: Tensor, most: Tensor) -> Tensor:
 
 
 def contenders(least: Tensor, most: Tensor) -> Tensor:
-    """Bounds of C scores at some places (C, y, x) -> (C,) bool: who can win at any of them."""
+    """Bounds of C scores at some places (C, y, x) -> (C,) bool: who can win at any of them.
+
+    As `can_win(...).any()` over the places; a maximum of floats takes a fifth of the time of that."""
     return (most - least.amax(0)).flatten(1).amax(1) >= 0
 
 

@@ -111,30 +111,34 @@ def _map_of_greatest(
     with each of them."""
     segmentation = maps.new_empty(frame.target, dtype=torch.int64)
     all_classes = torch.arange(num_labels, device=maps.device)
-    all_scores = maps.new_empty(num_labels, *frame.target) if return_scores else None
     tiles = frame.tiles(len(maps) + num_labels, maps.device)
+    if return_scores:
+        all_scores = maps.new_empty(num_labels, *frame.target)
+        for tile in tiles:
+            logits = tile.at_padded_size(maps)
+            if resize == "scores":
+                scores = tile.at_target_size(scores_of(logits, all_classes))
+            else:
+                scores = scores_of(tile.at_target_size(logits), all_classes)
+            draw_greatest(segmentation[tile.target], scores, all_classes)
+            all_scores[:, tile.rows.target, tile.columns.target] = scores
+        return segmentation, all_scores
+
     least, most = (scores_of(bound, all_classes) for bound in tiles.bounds(maps))  # (K, tiles)
     for tile, classes in zip(tiles, indices_by_place(can_win(least, most)), strict=True):
-        if all_scores is not None:
-            classes = all_classes
-        elif len(classes) == 1:
+        if len(classes) == 1:
             segmentation[tile.target] = classes
             continue
         logits = tile.at_padded_size(maps)
         if resize == "scores":
             scores = scores_of(logits, classes)
-            if all_scores is None:
-                left = contenders(*corner_bounds(scores))
-                scores, classes = scores[left], classes[left]
-            scores = tile.at_target_size(scores)
+            left = contenders(*corner_bounds(scores))
+            scores, classes = tile.at_target_size(scores[left]), classes[left]
         else:
-            if all_scores is None:
-                classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(logits)))]
+            classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(logits)))]
             scores = scores_of(tile.at_target_size(logits), classes)
         draw_greatest(segmentation[tile.target], scores, classes)
-        if all_scores is not None:
-            all_scores[:, tile.rows.target, tile.columns.target] = scores
-    return segmentation if all_scores is None else (segmentation, all_scores)
+    return segmentation
 
 
 @in_float32
@@ -261,6 +265,7 @@ def instance_segments(
     queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
 
     mask_logits = mask_logits[queries]  # (n, h, w)
+    # Masks are made twice, first to score them: at the target size they would not all fit the memory.
     areas, prob_sums = torch.zeros(len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.float64)
     for _, present, logits in _masks_in_tiles(mask_logits, frame, _logit(mask_threshold)):
         inside = logits > _logit(mask_threshold)

@@ -24,48 +24,49 @@ class Interpolation(NamedTuple):
     """Some output positions of one axis, each between two positions of a window of the input."""
 
     window: slice
-    lower: Tensor  # (n,), counted from the window's start
-    upper: Tensor  # (n,)
-    weight: Tensor  # (n,), of `upper`
-    matrix: Tensor | None  # (n, window), the same; on a CPU, where a product is faster than gathering
+    taps: tuple[Tensor, Tensor, Tensor] | None = None  # lower and upper position in the window, weight of the upper
+    matrix: Tensor | None = None  # (n, window), the same; on a CPU, where a product is faster than gathering
 
     @classmethod
-    def between(cls, size: int, out_size: int, positions: slice, device: torch.device) -> "Interpolation | slice":
+    def between(cls, size: int, out_size: int, positions: slice, device: torch.device) -> "Interpolation":
         """How `positions` of an axis of `out_size` follow from one of `size`; where sizes are equal, they are it."""
         if size == out_size:
-            return positions
+            return cls(positions)
         centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
         source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
         lower = source.long()
         upper, weight = (lower + 1).clamp(max=size - 1), source - lower
         window = slice(int(lower[0]), int(upper[-1]) + 1)
         lower, upper = lower - window.start, upper - window.start
-        matrix = None
-        if device.type == "cpu":
-            matrix = torch.zeros(len(weight), window.stop - window.start)
-            matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
-            matrix.scatter_add_(1, upper[:, None], weight[:, None])
-        return cls(window, lower.to(device), upper.to(device), weight.to(device), matrix)
+        if device.type != "cpu":
+            return cls(window, taps=(lower.to(device), upper.to(device), weight.to(device)))
+        matrix = torch.zeros(len(weight), window.stop - window.start)
+        matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
+        matrix.scatter_add_(1, upper[:, None], weight[:, None])
+        return cls(window, matrix=matrix)
 
     def along(self, dim: int, maps: Tensor) -> Tensor:
         """`dim` 1 or 2 of maps (C, y, x), which hold the window of it."""
         if self.matrix is not None:
             return self.matrix @ maps if dim == 1 else maps @ self.matrix.T
-        weight = self.weight[:, None] if dim == 1 else self.weight
-        return torch.lerp(maps.index_select(dim, self.lower), maps.index_select(dim, self.upper), weight)
+        if self.taps is None:
+            return maps
+        lower, upper, weight = self.taps
+        weight = weight[:, None] if dim == 1 else weight
+        return torch.lerp(maps.index_select(dim, lower), maps.index_select(dim, upper), weight)
 
 
 class TileAxis(NamedTuple):
     """Rows or columns of a tile."""
 
     target: slice
-    to_padded: Interpolation | slice  # from the logits
-    to_target: Interpolation | slice  # from the padded size
+    to_padded: Interpolation  # from the logits
+    to_target: Interpolation  # from the padded size
 
     @property
     def source(self) -> slice:
         """Rows or columns of the logits that the tile depends on."""
-        return self.to_padded if isinstance(self.to_padded, slice) else self.to_padded.window
+        return self.to_padded.window
 
     def __len__(self) -> int:
         return self.target.stop - self.target.start
@@ -88,16 +89,11 @@ class Tile(NamedTuple):
     def at_padded_size(self, maps: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
         """`which` maps of the whole image (C, h, w), at those padded pixels (n, y, x) that the tile depends on."""
         window = maps[which, self.rows.source, self.columns.source]
-        return _resized(window, self.rows.to_padded, self.columns.to_padded)
+        return self.columns.to_padded.along(2, self.rows.to_padded.along(1, window))
 
     def at_target_size(self, maps: Tensor) -> Tensor:
         """What `at_padded_size` gave (or was made of it), at the pixels of the tile (C, H, W)."""
-        return _resized(maps, self.rows.to_target, self.columns.to_target)
-
-
-def _resized(maps: Tensor, rows: Interpolation | slice, columns: Interpolation | slice) -> Tensor:
-    maps = rows.along(1, maps) if isinstance(rows, Interpolation) else maps
-    return columns.along(2, maps) if isinstance(columns, Interpolation) else maps
+        return self.columns.to_target.along(2, self.rows.to_target.along(1, maps))
 
 
 @dataclass(frozen=True)
@@ -160,8 +156,7 @@ class MapFrame:
         for start in range(0, self.target[axis], edge):
             target = slice(start, min(start + edge, self.target[axis]))
             to_target = Interpolation.between(self.valid[axis], self.target[axis], target, device)
-            padded = to_target if isinstance(to_target, slice) else to_target.window
-            to_padded = Interpolation.between(self.logits[axis], self.padded[axis], padded, device)
+            to_padded = Interpolation.between(self.logits[axis], self.padded[axis], to_target.window, device)
             tiles.append(TileAxis(target, to_padded, to_target))
         return tiles
 
