@@ -257,6 +257,7 @@ def instance_segments(
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
+    mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
     pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
@@ -267,8 +268,8 @@ def instance_segments(
     mask_logits = mask_logits[queries]  # (n, h, w)
     # Masks are made twice, first to score them: at the target size they would not all fit the memory.
     areas, prob_sums = torch.zeros(len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.float64)
-    for _, present, logits in _masks_in_tiles(mask_logits, frame, _logit(mask_threshold)):
-        inside = logits > _logit(mask_threshold)
+    for _, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
+        inside = logits > mask_logit
         areas[present.cpu()] += inside.sum((1, 2)).cpu()
         prob_sums[present.cpu()] += (logits.sigmoid() * inside).sum((1, 2)).cpu()
     mask_scores = prob_sums / areas.clamp(min=1)
@@ -284,7 +285,7 @@ def instance_segments(
         for index, (label, score, area) in enumerate(records, start=1)
     ]
     draw = _instance_map if as_map else _binary_masks
-    return draw(mask_logits[best.to(mask_logits.device)], frame, _logit(mask_threshold)), segments
+    return draw(mask_logits[best.to(mask_logits.device)], frame, mask_logit), segments
 
 
 def _masks_in_tiles(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Iterator[tuple[Tile, Tensor, Tensor]]:
