@@ -49,8 +49,8 @@ def network_input(case, images: tuple[int, ...] = (0, 1), dtype: torch.dtype = t
 def predictions(model, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Outputs by the names of the oracle."""
     if isinstance(model, PerPixelForSemanticSegmentation):
-        base = model.model(**batch, output_hidden_states=True)
-        layers = model.logits_of_layers(base, all_layers=True)
+        _, features, decoded = model.model.embed(**batch)
+        layers = [features.mask_logits(model.mask_embedder(embedding)) for embedding in decoded.segment_embeddings]
         return {"pred_masks": layers[-1], "aux0_pred_masks": layers[0], "aux4_pred_masks": layers[4]}
     outputs = model(**batch, output_auxiliary_logits=True)
     pairs = {"": outputs, "aux0_": outputs.auxiliary_logits[0], "aux4_": outputs.auxiliary_logits[4]}
@@ -87,10 +87,10 @@ def test_equals_the_papers_code(oracle, official_model, case_name):
         assert_close(prediction, case[name])
     assert set(ours) == {name for name in case if name.removeprefix("aux0_").removeprefix("aux4_") in ours}
 
-    feature_maps, features, _ = model.model.encode(**batch)
+    feature_maps, features = model.model.encode(**batch)
     for level, feature_map in enumerate(feature_maps):
         assert_close(feature_map[1], case[f"image_1_res{level + 2}"])
-    assert_close(features.per_pixel_embeddings[1], case["image_1_mask_features"])
+    assert_close(features.project()[1], case["image_1_mask_features"])
     if "image_1_transformer_encoder_features" in case:
         assert_close(features.context[1], case["image_1_transformer_encoder_features"])
 

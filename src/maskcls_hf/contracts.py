@@ -4,20 +4,62 @@ Shape legend: B images, N queries (segments predicted for an image), K classes, 
 image, (H, W) network input, (h, w) = (H/4, W/4), C hidden size, C_E size of the mask embeddings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 @dataclass
 class PixelFeatures:
-    """Output of every pixel decoder (paper Section 3.2, pixel-level module)."""
+    """Output of every pixel decoder (paper Section 3.2, pixel-level module).
 
-    per_pixel_embeddings: Tensor  # E_pixel (B, C_E, h, w)
+    The per-pixel embeddings are made when they are needed: predicting does without them, see `mask_logits`.
+    """
+
     context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
     pyramid: list[Tensor]  # decoder features, coarsest first, each (B, C_fpn, h_l, w_l)
+    mask_projection: nn.Conv2d  # the finest features -> per-pixel embeddings
+    region: "ValidRegion | None"
+    per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
+
+    def project(self) -> Tensor:
+        """Make `per_pixel_embeddings`, if they are not there yet."""
+        if self.per_pixel_embeddings is None:
+            self.per_pixel_embeddings = self._inside(self.mask_projection)
+        return self.per_pixel_embeddings
+
+    def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w).
+
+        Both the projection and the dot product are linear. Where no gradient is needed they become one convolution with
+        N kernels an image, which is less work as long as N is not above C_E. Who needs the masks of several layers
+        calls `project` first.
+        """
+        projection = self.mask_projection
+        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+        is_at_hand = not projection.weight.is_meta  # accelerate brings offloaded weights only to a module's own call
+        is_less = mask_embeddings.shape[1] <= projection.out_channels and self.per_pixel_embeddings is None
+        if is_eager and is_at_hand and is_less:
+            kernels = torch.einsum("bne,ecyx->bncyx", mask_embeddings, projection.weight)
+            biases = torch.einsum("bne,e->bn", mask_embeddings, projection.bias)
+
+            def dot(finest: Tensor) -> Tensor:
+                images = zip(finest.split(1), kernels, biases, strict=True)
+                return torch.cat([F.conv2d(image, k, b, padding=projection.padding) for image, k, b in images])
+
+            return self._inside(dot)
+        return torch.einsum("bne,behw->bnhw", mask_embeddings, self.project())
+
+    def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the finest features; what is not image has no part in it, and repeats the border of the image."""
+        finest, region = self.pyramid[-1], self.region
+        if region is None:
+            return projection(finest)
+        return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
 
 
 class SegmentLogits(NamedTuple):

@@ -31,7 +31,7 @@ class ConvNorm(nn.Module):
         else:
             inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
             features = masked_group_norm(self.conv(features * inside), inside, self.norm)
-        return F.relu(features) if self.relu else features
+        return features.relu_() if self.relu else features
 
 
 def masked_group_norm(features: Tensor, inside: Tensor, norm: nn.GroupNorm) -> Tensor:

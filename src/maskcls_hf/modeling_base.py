@@ -106,15 +106,13 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             freeze_batch_norm(self.backbone)
         return self
 
-    def encode(
-        self, pixel_values: Tensor, pixel_mask: Tensor | None
-    ) -> tuple[list[Tensor], PixelFeatures, ValidRegion | None]:
-        """Feature maps of the backbone, output of the pixel decoder, and what is not padding (None: all counts)."""
+    def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], PixelFeatures]:
+        """Feature maps of the backbone, and what the pixel decoder makes of them."""
         seen = None if self.config.attend_to_padding else ValidRegion.of_batch(pixel_values, pixel_mask)
         self.border_guard.region = seen
         feature_maps = list(self.backbone(pixel_values).feature_maps)
         region = None if seen is None or seen.complete else seen
-        return feature_maps, self.pixel_decoder(feature_maps, region), region
+        return feature_maps, self.pixel_decoder(feature_maps, region)
 
     @can_return_tuple
     def forward(
@@ -125,8 +123,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> MaskClsModelOutput:
         """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
-        feature_maps, features, _ = self.encode(pixel_values, pixel_mask)
-        return self.as_output(feature_maps, features, None, output_hidden_states)
+        return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
     def as_output(
         self,
@@ -134,7 +131,10 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         features: PixelFeatures,
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
+        with_embeddings: bool = True,
     ) -> MaskClsModelOutput:
+        """`with_embeddings=False`: without per-pixel embeddings, unless they were made already."""
+        embeddings = features.project() if with_embeddings else features.per_pixel_embeddings
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -150,7 +150,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             fields["cross_attentions"] = tuple(decoded.attentions[1::2])
         return MaskClsModelOutput(
             encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=features.per_pixel_embeddings,
+            pixel_decoder_last_hidden_state=embeddings,
             **fields,
         )
 

@@ -14,7 +14,7 @@ from .criterion import MaskClsCriterion
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
 from .segmentation_module import SegmentationModule
-from .transformer_decoders import TRANSFORMER_DECODERS
+from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
 
 
 class MaskClsModel(MaskClsPixelLevelModel):
@@ -45,15 +45,20 @@ class MaskClsModel(MaskClsPixelLevelModel):
                 at the bottom and on the right. None: no padding.
             predict: the segmentation module, for transformer decoders that look at masks.
         """
-        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        feature_maps, features, region = self.encode(pixel_values, pixel_mask)
-        decoded = self.transformer_decoder(features, predict, region, bool(want_attentions))
+        feature_maps, features, decoded = self.embed(pixel_values, pixel_mask, output_attentions, predict)
         return self.as_output(feature_maps, features, decoded, output_hidden_states)
 
-
-HIDDEN_STATES = (
-    "encoder_hidden_states", "pixel_decoder_hidden_states", "transformer_decoder_hidden_states", "hidden_states",
-)  # fmt: skip
+    def embed(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        output_attentions: bool | None = None,
+        predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+    ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        feature_maps, features = self.encode(pixel_values, pixel_mask)
+        return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
 
 
 class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
@@ -115,17 +120,16 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
-        base = self.model(
-            pixel_values,
-            pixel_mask,
-            output_hidden_states=want_hidden or all_layers,
-            output_attentions=output_attentions,
-            predict=self.segmentation_module,
-            return_dict=True,
+        feature_maps, features, decoded = self.model.embed(
+            pixel_values, pixel_mask, output_attentions, predict=self.segmentation_module
         )
-        features = PixelFeatures(base.pixel_decoder_last_hidden_state, base.encoder_last_hidden_state, [])
-        layers = [self.segmentation_module(embedding, features) for embedding in base.layer_embeddings(all_layers)]
-        fields: dict[str, Any] = {name: base[name] for name in base if want_hidden or name not in HIDDEN_STATES}
+        if all_layers:
+            features.project()
+        embeddings = decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
+        layers = [self.segmentation_module(embedding, features) for embedding in embeddings]
+        looks_inside = bool(want_hidden or decoded.attentions)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
+        fields: dict[str, Any] = dict(base)
         if want_auxiliary:
             fields["auxiliary_logits"] = [
                 {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}

@@ -10,8 +10,7 @@ from .criterion import per_pixel_loss, pixels_of_step
 from .layers import MLP
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .modeling_maskcls import MaskClsModel
-from .outputs import MaskClsModelOutput, PerPixelForSemanticSegmentationOutput
-from .segmentation_module import mask_logits
+from .outputs import PerPixelForSemanticSegmentationOutput
 
 
 class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
@@ -55,33 +54,24 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         """
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
-        base = self.model(
-            pixel_values,
-            pixel_mask,
-            output_hidden_states=want_hidden or all_layers,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        layers = self.logits_of_layers(base, all_layers)
+        if self.config.transformer_module:
+            feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
+            embeddings = decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
+            layers = [features.mask_logits(self.mask_embedder(embedding)) for embedding in embeddings]
+        else:
+            (feature_maps, features), decoded = self.model.encode(pixel_values, pixel_mask), None
+            layers = [self.classifier(features.project())]
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(
             loss=None if terms is None else torch.stack(list(terms.values())).sum(),
             logits=layers[-1],
-            hidden_states=base.hidden_states if want_hidden else None,
+            hidden_states=base.hidden_states,
             attentions=base.attentions,
             loss_dict=terms,
             **image_sizes(pixel_values, pixel_mask),
             original_sizes=original_sizes,
         )
-
-    def logits_of_layers(self, base: MaskClsModelOutput, all_layers: bool) -> list[Tensor]:
-        """Class scores (B, K, h, w), of all decoder layers or the last; PerPixelBaseline has one."""
-        per_pixel_embeddings = base.pixel_decoder_last_hidden_state
-        assert per_pixel_embeddings is not None
-        if not self.config.transformer_module:
-            return [self.classifier(per_pixel_embeddings)]
-        embeddings = base.layer_embeddings(all_layers)
-        return [mask_logits(self.mask_embedder(embedding), per_pixel_embeddings) for embedding in embeddings]
 
     def losses(
         self, layers: list[Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None

@@ -33,17 +33,13 @@ class MaskClsModelOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
 
-    def layer_embeddings(self, all_layers: bool) -> list[Tensor]:
-        """Per-segment embeddings (B, N, C) of all decoder layers, deepest last, or of the deepest alone."""
-        if all_layers and self.transformer_decoder_hidden_states is not None:
-            return list(self.transformer_decoder_hidden_states[1:])
-        assert self.transformer_decoder_last_hidden_state is not None
-        return [self.transformer_decoder_last_hidden_state]
-
 
 @dataclass
 class MaskClsForUniversalSegmentationOutput(ModelOutput):
-    """Output of `MaskClsForUniversalSegmentation`: what `MaskClsModelOutput` has, and:
+    """Output of `MaskClsForUniversalSegmentation`: what `MaskClsModelOutput` has, and the fields below.
+
+    Where gradients are off, `pixel_decoder_last_hidden_state` is there only if `output_hidden_states` or
+    `output_attentions`: predicting does without per-pixel embeddings.
 
     Args:
         loss: weighted sum over all layers (Eq. 1), if labels were given.

@@ -39,15 +39,10 @@ class FPNPixelDecoder(nn.Module):
         pyramid = [features]
         for level in reversed(range(len(self.laterals))):
             lateral = self.laterals[level](feature_maps[level], region)
-            features = lateral + F.interpolate(features, size=lateral.shape[-2:], mode="nearest")
-            features = self.outputs[level](features, region)
+            lateral += F.interpolate(features, size=lateral.shape[-2:], mode="nearest")
+            features = self.outputs[level](lateral, region)
             pyramid.append(features)
-        if region is None:
-            embeddings = self.mask_projection(features)
-        else:
-            inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
-            embeddings = region.extend_edges(self.mask_projection(features * inside))
-        return PixelFeatures(embeddings, context, pyramid)
+        return PixelFeatures(context, pyramid, self.mask_projection, region)
 
 
 class FPNEncoderPixelDecoder(FPNPixelDecoder):

@@ -1,6 +1,5 @@
 """Segment embeddings -> probability-mask pairs (paper Section 3.2, segmentation module)."""
 
-import torch
 from torch import Tensor, nn
 
 from .contracts import PixelFeatures, SegmentLogits
@@ -19,9 +18,4 @@ class SegmentationModule(nn.Module):
         """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w)."""
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
-        return SegmentLogits(class_logits, mask_logits(mask_embeddings, features.per_pixel_embeddings))
-
-
-def mask_logits(mask_embeddings: Tensor, per_pixel_embeddings: Tensor) -> Tensor:
-    """Dot product of each mask embedding with each pixel's: (B, N, C_E), (B, C_E, h, w) -> (B, N, h, w)."""
-    return torch.einsum("bnc,bchw->bnhw", mask_embeddings, per_pixel_embeddings)
+        return SegmentLogits(class_logits, features.mask_logits(mask_embeddings))

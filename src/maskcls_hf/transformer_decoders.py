@@ -1,8 +1,8 @@
 """Transformer decoders: queries look at the image and become per-segment embeddings (paper Section 3.2).
 
-A decoder is `decoder(features, predict, region) -> DecoderOutput`. `predict(segment_embeddings, features)` is the
-segmentation module, for a decoder that looks at masks between its layers (masked attention); the paper's does not.
-A new one is a class and a line in `TRANSFORMER_DECODERS`.
+A decoder is `decoder(features, predict, output_attentions) -> DecoderOutput`. `predict(segment_embeddings, features)`
+is the segmentation module, for a decoder that looks at masks between its layers (masked attention); the paper's does
+not. A new one is a class and a line in `TRANSFORMER_DECODERS`.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .contracts import PixelFeatures, SegmentLogits, ValidRegion
+from .contracts import PixelFeatures, SegmentLogits
 from .layers import TransformerLayer, sine_positions
 
 
@@ -41,10 +41,10 @@ class StandardTransformerDecoder(nn.Module):
         self,
         features: PixelFeatures,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
-        region: ValidRegion | None = None,
         output_attentions: bool = False,
     ) -> DecoderOutput:
         context_map = self.input_projection(features.context)  # (B, C, H/32, W/32)
+        region = features.region
         inside = None if region is None else region.mask_at(*context_map.shape[-2:])
         context_positions = sine_positions(context_map, inside)
         key_mask = None if inside is None else inside.flatten(1)

@@ -1,0 +1,175 @@
+"""How time and memory of this package grow, one quantity at a time:  python benchmarks/growth.py
+
+Prints a table with the growth of each line: the exponent of its upper half, 1 where it is linear, 0 where it stays.
+Writes growth.json and growth.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from examples import blobs, outputs, predictions
+from measuring import machine, medians, peak_memory
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
+from maskcls_hf.contracts import SegmentLogits
+from maskcls_hf.criterion import MaskClsCriterion
+
+HERE = Path(__file__).parent
+VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
+
+
+@dataclass(frozen=True)
+class Case:
+    megapixels: float = 2.0  # of the map, or of the image that is trained on
+    queries: int = 100
+    labels: int = 133
+    segments: int = 40
+    batch: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """16:9."""
+        height = round((self.megapixels * 1e6 * 9 / 16) ** 0.5)
+        return height, round(height * 16 / 9)
+
+
+SWEEPS: dict[str, tuple[Case, list[float]]] = {
+    "megapixels": (Case(), [0.25, 0.5, 1, 2, 4, 8, 16, 32]),
+    "queries": (Case(segments=20), [20, 50, 100, 200, 500, 1000]),
+    "labels": (Case(), [2, 10, 50, 150, 400, 1000]),
+    "segments": (Case(queries=300), [1, 3, 10, 30, 100, 300]),
+    "batch": (Case(), [1, 2, 4, 8, 16]),
+}
+TRAINED_ON = Case(megapixels=0.25, segments=16)  # what the criterion is timed at, but for the quantity of the sweep
+TRAINED_UP_TO = 4.0  # megapixels
+
+
+def make_map(task: str, case: Case) -> Callable[[], Any]:
+    rng = np.random.default_rng(0)
+    pair = predictions(GRID, case.queries, case.labels, case.segments, rng)
+    results = outputs(pair, PADDED, VALID)
+    for name, value in vars(results).items():
+        setattr(results, name, value.expand(case.batch, *value.shape[1:]))
+    fuse = {"label_ids_to_fuse": set(range(case.labels // 2, case.labels))} if task == "panoptic" else {}
+    post_process = getattr(MaskClsImageProcessor(), f"post_process_{task}_segmentation")
+    return lambda: post_process(results, target_sizes=[case.size] * case.batch, **fuse)
+
+
+def make_loss(case: Case) -> Callable[[], Any]:
+    """Forward and backward of one layer."""
+    rng = np.random.default_rng(0)
+    config = MaskClsConfig(num_labels=case.labels, num_queries=case.queries)
+    criterion = MaskClsCriterion(config)
+    masks = torch.from_numpy(blobs(case.size, case.segments, rng)).int()
+    labels = torch.from_numpy(rng.integers(0, case.labels, case.segments))
+    grid = (case.size[0] // 4, case.size[1] // 4)
+    pair = predictions(grid, case.queries, case.labels, case.segments, rng)
+    layer = SegmentLogits(*(logits.expand(case.batch, *logits.shape).clone().requires_grad_() for logits in pair))
+    return lambda: criterion.total(criterion([layer], [masks] * case.batch, [labels] * case.batch)).backward()
+
+
+LINES: dict[str, Callable[[Case], Callable[[], Any]]] = {
+    "semantic map": lambda case: make_map("semantic", case),
+    "panoptic map": lambda case: make_map("panoptic", case),
+    "instance segments": lambda case: make_map("instance", case),
+    "criterion": make_loss,
+}
+
+
+def cases(quantity: str, line: str) -> list[tuple[float, Case]]:
+    case, values = SWEEPS[quantity]
+    if line == "criterion":
+        case = replace(TRAINED_ON, queries=max(case.queries, TRAINED_ON.queries))
+        values = [value for value in values if quantity != "megapixels" or value <= TRAINED_UP_TO]
+    return [(value, replace(case, **{quantity: value})) for value in values]
+
+
+def growth(values: list[float], costs: list[float]) -> float:
+    """Exponent of the upper half of a line."""
+    half = len(values) // 2
+    return float(np.polyfit(np.log(values[half:]), np.log(np.maximum(costs[half:], 1e-9)), 1)[0])
+
+
+def measure(quantity: str, line: str, rounds: int) -> dict[str, Any]:
+    seconds, memory = [], []
+    for _, case in cases(quantity, line):
+        call = LINES[line](case)
+        seconds.append(medians({line: call}, rounds)[line])
+        memory.append(peak_memory(call))
+    values = [value for value, _ in cases(quantity, line)]
+    result = {"quantity": quantity, "line": line, "values": values, "seconds": seconds, "peak_memory": memory}
+    result["growth_of_time"] = growth(values, seconds)
+    result["growth_of_memory"] = None if None in memory else growth(values, [max(size, 1) for size in memory])
+    return result
+
+
+def table_of(results: list[dict[str, Any]], title: str) -> Table:
+    table = Table(title=title)
+    for heading in ("quantity", "of", "values", "milliseconds", "growth", "MB", "growth"):
+        table.add_column(heading, justify="left" if heading in ("quantity", "of") else "right")
+    for result in results:
+        memory, growth_of_memory = result["peak_memory"], result["growth_of_memory"]
+        table.add_row(
+            result["quantity"],
+            result["line"],
+            " ".join(f"{value:g}" for value in result["values"]),
+            " ".join(f"{1000 * value:.0f}" for value in result["seconds"]),
+            f"{result['growth_of_time']:.2f}",
+            "" if growth_of_memory is None else " ".join(f"{value / 1e6:.0f}" for value in memory),
+            "" if growth_of_memory is None else f"{growth_of_memory:.2f}",
+        )
+    return table
+
+
+def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
+    figure, axes = plt.subplots(2, len(SWEEPS), figsize=(3.2 * len(SWEEPS), 5.6), layout="constrained", sharex="col")
+    for column, quantity in enumerate(SWEEPS):
+        for row, cost in enumerate(("seconds", "peak_memory")):
+            axis = axes[row, column]
+            for result in results:
+                if result["quantity"] == quantity and None not in result[cost]:
+                    costs = [value / (1 if cost == "seconds" else 1e6) for value in result[cost]]
+                    axis.plot(result["values"], costs, marker="o", markersize=3, label=result["line"])
+            axis.set(xscale="log", yscale="log")
+            axis.grid(alpha=0.3)
+        axes[1, column].set_xlabel({"labels": "classes", "megapixels": "megapixels"}.get(quantity, quantity))
+    axes[0, 0].set_ylabel("seconds")
+    axes[1, 0].set_ylabel("MB at the peak")
+    axes[0, 0].legend(fontsize=7)
+    figure.suptitle(title, fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*SWEEPS], default=[*SWEEPS], help="quantities")
+    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of growth.json (default: benchmarks)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    pairs = [(quantity, line) for quantity in arguments.only for line in LINES]
+    results = [measure(*pair, arguments.rounds) for pair in track(pairs, "measuring")]
+    title = machine()
+    Console(width=170).print(table_of(results, title))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    record = {"machine": title, "rounds": arguments.rounds, "results": results}
+    (arguments.out / "growth.json").write_text(json.dumps(record, indent=1) + "\n")
+    plot(results, title, arguments.out / "growth.png")
+
+
+if __name__ == "__main__":
+    main()
