@@ -11,8 +11,8 @@ from tiny import SIZES
 
 BACKBONE = {
     "model_type": "resnet",
-    "embedding_size": 8,
-    "hidden_sizes": [8, 16],
+    "embedding_size": 16,
+    "hidden_sizes": [16, 32],
     "depths": [1, 1],
     "layer_type": "basic",
     "out_features": ["stage1", "stage2"],

@@ -264,6 +264,11 @@ class TestPrepare:
         assert {group["initial_lr"] for group in run.optimizer.param_groups} == {1e-3, 1e-4}
         assert run.model.model.pixel_decoder.mask_projection.weight.is_contiguous(memory_format=torch.channels_last)
 
+    def test_layout_that_upsets_onednn_is_not_used(self, tmp_path, squares):
+        sizes = ["model.backbone_config.embedding_size=8", "model.backbone_config.hidden_sizes=[8,16]"]
+        run = prepare(load_recipe(write_recipe(tmp_path), sizes), squares, processes=1)
+        assert run.model.model.pixel_decoder.mask_projection.weight.is_contiguous()
+
     @pytest.mark.parametrize(
         ("overrides", "options", "message"),
         [

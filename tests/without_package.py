@@ -10,6 +10,7 @@ from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 class Hidden(MetaPathFinder):
@@ -47,10 +48,12 @@ def main(maskcls: Path, perpixel: Path, out: Path) -> None:
 
     model = AutoModelForUniversalSegmentation.from_pretrained(maskcls, trust_remote_code=True)
     inputs = AutoImageProcessor.from_pretrained(maskcls, trust_remote_code=True)(image, return_tensors="pt")
+    with torch.no_grad():
+        class_logits = model(**inputs).class_queries_logits
     bare = AutoModel.from_pretrained(maskcls, trust_remote_code=True)
     report = {
         "modules": modules,
-        "class_logits": model(**inputs).class_queries_logits.tolist(),
+        "class_logits": class_logits.tolist(),
         "bare": [type(bare).__name__, list(bare(inputs["pixel_values"]).transformer_decoder_last_hidden_state.shape)],
     }
     (out / "report.json").write_text(json.dumps(report))

@@ -57,10 +57,10 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         if self.config.transformer_module:
             feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             embeddings = decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
-            layers = [features.mask_logits(self.mask_embedder(embedding)) for embedding in embeddings]
+            layers = [features.mask_logits(self.mask_embedder(embedding)).contiguous() for embedding in embeddings]
         else:
             (feature_maps, features), decoded = self.model.encode(pixel_values, pixel_mask), None
-            layers = [self.classifier(features.project())]
+            layers = [self.classifier(features.project()).contiguous()]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -149,6 +150,13 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
     fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
     model = MODELS[kind].from_pretrained(folder, **fields)
     return model if model.config.id2label == id2label else model.reset_classes(id2label)
+
+
+def upsets_onednn(model: nn.Module) -> bool:
+    """Whether, in channels-last layout, a backward pass on a CPU would write past its memory: it has a strided 1x1
+    convolution of under 16 channels (github.com/uxlfoundation/oneDNN/issues/6035)."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return any(c.in_channels < 16 and max(c.stride) > 1 and c.kernel_size == (1, 1) for c in convolutions)
 
 
 def enable_gradient_checkpointing(model: MaskClsPreTrainedModel) -> None:

@@ -17,7 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..metrics import Evaluator
-from .build import Model, build_image_processor, build_model, enable_gradient_checkpointing, load_model
+from .build import (
+    Model,
+    build_image_processor,
+    build_model,
+    enable_gradient_checkpointing,
+    load_model,
+    upsets_onednn,
+)
 from .ema import ExponentialMovingAverage
 from .optim import build_optimizer
 from .processes import is_fsdp_wanted
@@ -149,7 +156,8 @@ def prepare(
 def prepare_model(recipe: Recipe, id2label: dict[int, str], saved: str | Path | None) -> Model:
     torch.manual_seed(recipe.training.seed)
     model = build_model(recipe, id2label) if saved is None else load_model(recipe, saved, id2label)
-    if recipe.training.channels_last and not is_fsdp_wanted():  # FSDP takes weights of torch's own layout only
+    takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
+    if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
