@@ -201,10 +201,9 @@ def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: f
     """Of n queries with class scores (n,) the index that a pixel goes to (H, W), and the areas (n,) of their own masks:
     where their logit is at least `mask_logit`."""
     winners = torch.empty(frame.target, dtype=torch.int64, device=mask_logits.device)
-    scores = scores[:, None]
     tiles = frame.tiles(len(scores), mask_logits.device)
     least, most = tiles.bounds(mask_logits)  # (n, tiles)
-    contend = can_win(least.sigmoid() * scores, most.sigmoid() * scores)
+    contend = can_win(*(bound.sigmoid() * scores[:, None] for bound in (least, most)))
     crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
     settled = (contend.sum(0) == 1) & ~crossed.any(0)
     looked_at = contend | crossed
@@ -216,12 +215,13 @@ def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: f
         logits = tile.at_padded_size(mask_logits, queries)
         lowest, highest = logits.amin((1, 2)), logits.amax((1, 2))
         left = (lowest < mask_logit) & (highest >= mask_logit)
-        left |= contenders(*corner_bounds(logits.sigmoid() * scores[queries, None]))
-        own_areas[queries] += ((lowest >= mask_logit) & ~left) * tile.area
-        queries = queries[left]
+        class_scores = scores[queries, None, None]
+        left = (left | contenders(*corner_bounds(logits.sigmoid() * class_scores))).nonzero()[:, 0]
+        areas = (lowest >= mask_logit) * tile.area
         logits = tile.at_target_size(logits[left])
-        own_areas[queries] += (logits >= mask_logit).sum((1, 2))
-        draw_greatest(winners[tile.target], logits.sigmoid() * scores[queries, None], queries)
+        areas[left] = (logits >= mask_logit).sum((1, 2))
+        own_areas[queries] += areas
+        draw_greatest(winners[tile.target], logits.sigmoid() * class_scores[left], queries[left])
     return winners, own_areas
 
 
