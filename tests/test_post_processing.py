@@ -35,7 +35,7 @@ PAIR_FUNCTIONS = [semantic_map, panoptic_segments, instance_segments]
 
 def tiles_of(edge: int):
     """Within, maps are made in tiles of this edge, in padded pixels."""
-    return mock.patch.object(resizing, "TILES", (edge, edge))
+    return mock.patch.object(resizing, "TILE", edge)
 
 
 def square(size: int, valid: int | None = None, target: int | None = None) -> dict:

@@ -115,7 +115,7 @@ def _map_of_greatest(
     if return_scores:
         all_scores = maps.new_empty(num_labels, *frame.target)
         for tile in tiles:
-            logits = tile.at_padded_size(maps)
+            logits = tile.at_padded_size(tile.window(maps))
             if resize == "scores":
                 scores = tile.at_target_size(scores_of(logits, all_classes))
             else:
@@ -126,10 +126,13 @@ def _map_of_greatest(
 
     least, most = (scores_of(bound, all_classes) for bound in tiles.bounds(maps))  # (K, tiles)
     for tile, classes in zip(tiles, indices_by_place(can_win(least, most)), strict=True):
+        window = tile.window(maps)
+        if len(classes) > 1:
+            classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(window)))]
         if len(classes) == 1:
             segmentation[tile.target] = classes
             continue
-        logits = tile.at_padded_size(maps)
+        logits = tile.at_padded_size(window)
         if resize == "scores":
             scores = scores_of(logits, classes)
             left = contenders(*corner_bounds(scores))
@@ -205,23 +208,20 @@ def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: f
     least, most = tiles.bounds(mask_logits)  # (n, tiles)
     contend = can_win(*(bound.sigmoid() * scores[:, None] for bound in (least, most)))
     crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
-    settled = (contend.sum(0) == 1) & ~crossed.any(0)
-    looked_at = contend | crossed
-    own_areas = ((least >= mask_logit) & (settled | ~looked_at)).long() @ tiles.areas().to(least.device)
-    for tile, queries, is_settled in zip(tiles, indices_by_place(looked_at), settled.tolist(), strict=True):
+    settled = ((contend.sum(0) == 1) & ~crossed.any(0)).tolist()
+    own_areas = (least >= mask_logit).long() @ tiles.areas().to(least.device)  # without tiles that are crossed
+    by_tile = zip(tiles, indices_by_place(contend | crossed), settled, crossed.T, strict=True)
+    for tile, queries, is_settled, is_crossed in by_tile:
         if is_settled:
             winners[tile.target] = queries
             continue
-        logits = tile.at_padded_size(mask_logits, queries)
-        lowest, highest = logits.amin((1, 2)), logits.amax((1, 2))
-        left = (lowest < mask_logit) & (highest >= mask_logit)
-        class_scores = scores[queries, None, None]
-        left = (left | contenders(*corner_bounds(logits.sigmoid() * class_scores))).nonzero()[:, 0]
-        areas = (lowest >= mask_logit) * tile.area
-        logits = tile.at_target_size(logits[left])
-        areas[left] = (logits >= mask_logit).sum((1, 2))
-        own_areas[queries] += areas
-        draw_greatest(winners[tile.target], logits.sigmoid() * class_scores[left], queries[left])
+        logits = tile.window(mask_logits)[queries]
+        for enlarge in (tile.at_padded_size, tile.at_target_size):
+            left = contenders(*corner_bounds(logits.sigmoid() * scores[queries, None, None])) | is_crossed[queries]
+            left = left.nonzero()[:, 0]
+            queries, logits = queries[left], enlarge(logits[left])
+        own_areas[queries] += (logits >= mask_logit).sum((1, 2)) * is_crossed[queries]
+        draw_greatest(winners[tile.target], logits.sigmoid() * scores[queries, None, None], queries)
     return winners, own_areas
 
 
@@ -294,7 +294,7 @@ def _masks_in_tiles(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> 
     _, most = tiles.bounds(mask_logits)
     for tile, present in zip(tiles, indices_by_place(most > mask_logit), strict=True):
         if len(present):
-            yield tile, present, tile.at_target_size(tile.at_padded_size(mask_logits, present))
+            yield tile, present, tile.at_target_size(tile.at_padded_size(tile.window(mask_logits)[present]))
 
 
 def _binary_masks(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:

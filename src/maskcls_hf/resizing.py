@@ -5,7 +5,6 @@ window of the logits, so what is computed for it stays in a core's cache, whatev
 (height, width).
 """
 
-import math
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from torch import Tensor
 
 Size = Sequence[int] | Tensor  # (height, width); (2,)
 
-TILES = (32, 64)  # padded pixels along a tile's edge on a CPU, least and most
-CACHED_VALUES = 2**18  # a tile between the two has so many, all channels: they fit a core's cache
+TILE = 64  # padded pixels along a tile's edge on a CPU: 100 masks of it about fit a core's cache
 LARGEST_TILE = 256  # target pixels along a tile's edge
 DEVICE_VALUES = 2**28  # on other devices: values of a tile, all channels; few large tiles keep them busy
 
@@ -88,11 +86,12 @@ class Tile(NamedTuple):
     def area(self) -> int:
         return len(self.rows) * len(self.columns)
 
-    def at_padded_size(self, maps: Tensor, which: Tensor | None = None) -> Tensor:
-        """`which` maps of the whole image (C, h, w), at those padded pixels (n, y, x) that the tile depends on."""
-        window = maps[:, self.rows.source, self.columns.source]
-        if which is not None:
-            window = window.index_select(0, which)
+    def window(self, maps: Tensor) -> Tensor:
+        """Those cells of maps of the whole image (C, h, w) that the tile depends on: (C, y, x)."""
+        return maps[:, self.rows.source, self.columns.source]
+
+    def at_padded_size(self, window: Tensor) -> Tensor:
+        """The window of the tile, at those padded pixels that it depends on (C, y, x)."""
         return self.columns.to_padded.along(2, self.rows.to_padded.along(1, window))
 
     def at_target_size(self, maps: Tensor) -> Tensor:
@@ -148,8 +147,7 @@ class MapFrame:
     def tiles(self, channels: int, device: torch.device) -> TileGrid:
         """`channels`: how many maps are held of a tile."""
         if device.type == "cpu":
-            tile = min(max(math.isqrt(CACHED_VALUES // max(channels, 1)), TILES[0]), TILES[1])
-            edges = [tile * target // valid for target, valid in zip(self.target, self.valid, strict=True)]
+            edges = [TILE * target // valid for target, valid in zip(self.target, self.valid, strict=True)]
             edges = [min(max(edge, 1), LARGEST_TILE) for edge in edges]
         else:
             values_of_row = channels * max(self.target[1], self.valid[1]) * max(1, self.valid[0] / self.target[0])
