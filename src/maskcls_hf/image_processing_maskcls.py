@@ -286,6 +286,8 @@ def _batch_feature(data: dict[str, list[Any]], return_tensors: Any) -> BatchFeat
     """Stacks what has one shape for all images; what has one entry a segment stays a list."""
     if return_tensors is not None and TensorType(return_tensors) == TensorType.NUMPY:
         data = {name: [value.cpu().numpy() for value in values] for name, values in data.items()}
+    elif return_tensors is not None and len(data["pixel_values"]) == 1:
+        data = {k: v if k in PER_SEGMENT else v[0][None] for k, v in data.items()}  # stacking one would copy it
     feature = BatchFeature({k: v for k, v in data.items() if k not in PER_SEGMENT}, tensor_type=return_tensors)
     feature.update({k: v for k, v in data.items() if k in PER_SEGMENT})
     return feature

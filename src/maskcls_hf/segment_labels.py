@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .image_geometry import pad, resize_nearest
 from .image_reading import integers, read_label_map, read_mask_stack
+from .runs import runs_of
 
 # What a pixel can be instead of a class. Neither value can come out of the arithmetic on labels.
 _VOID = -1
@@ -89,26 +90,27 @@ class Annotation:
         """Segments in rising order of ids, or in the order of the stack; padding belongs to nothing."""
         if self.class_labels is not None:
             return self._segments_of_stack(rules, padded_size)
-        ids, index = _distinct(self.pixels)  # (I,), (H, W)
-        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        id_map = IdMap.of(self.pixels)
+        classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         height, width = self.pixels.shape
         masks = self.pixels.new_zeros((int(kept.sum()), *padded_size), dtype=torch.bool)
         if len(masks):
-            position = (kept.cumsum(0) - 1).clamp(min=0)[index]
-            masks[:, :height, :width].scatter_(0, position[None], kept[index][None])
-        return Segments(masks, classes[kept], pad((classes == _VOID)[index], padded_size))
+            places = id_map.paint((kept.cumsum(0) - 1).clamp(min=0))
+            masks[:, :height, :width].scatter_(0, places[None], id_map.paint(kept)[None])
+        return Segments(masks, classes[kept], pad(id_map.paint(classes == _VOID), padded_size))
 
     def segment_map(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
         if self.class_labels is not None:
             segments = self._segments_of_stack(rules, padded_size)
             return segments if bool((segments.mask_labels.sum(0) > 1).any()) else _as_map(segments)
-        ids, index = _distinct(self.pixels)
-        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        id_map = IdMap.of(self.pixels)
+        classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
-        places = (kept.cumsum(0) - 1).masked_fill(~kept, -1).int()[index]  # (H, W)
-        return Segments(pad(places, padded_size, -1), classes[kept], pad((classes == _VOID)[index], padded_size))
+        places = id_map.paint((kept.cumsum(0) - 1).masked_fill(~kept, -1).int())
+        void = id_map.paint(classes == _VOID)
+        return Segments(pad(places, padded_size, -1), classes[kept], pad(void, padded_size))
 
     def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """Without the masks that have no pixel. A mask labelled void marks void where no segment covers it."""
@@ -126,10 +128,10 @@ class Annotation:
         """Class ids (*padded_size) int64; void, no segment and padding are `rules.void_id`."""
         if self.class_labels is not None:
             return self._semantic_of_stack(rules, padded_size)
-        ids, index = _distinct(self.pixels)
-        classes = _classes_of_ids(ids, rules, self.id_to_class, self.where)
+        id_map = IdMap.of(self.pixels)
+        classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         void_id = _semantic_void_id(classes, rules, self.where)
-        return pad(classes.masked_fill(classes < 0, void_id)[index], padded_size, void_id)
+        return pad(id_map.paint(classes.masked_fill(classes < 0, void_id)), padded_size, void_id)
 
     def _semantic_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Tensor:
         segments = self._segments_of_stack(rules, padded_size)
@@ -146,13 +148,24 @@ class Annotation:
         return labels
 
 
-def _distinct(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values of a map (I,), rising, and which of them each pixel has (H, W); bytes are counted, which is
-    much faster than sorting them."""
-    if pixels.dtype != torch.uint8:
-        return torch.unique(pixels, return_inverse=True)
-    present = pixels.flatten().bincount(minlength=256) > 0
-    return present.nonzero()[:, 0].to(pixels.dtype), (present.cumsum(0) - 1)[pixels.long()]
+class IdMap(NamedTuple):
+    """A map of ids (H, W) as runs of equal pixels, which are far fewer than pixels."""
+
+    shape: torch.Size
+    ids: Tensor  # (I,), rising
+    id_of_run: np.ndarray  # (R,), its place among them
+    lengths: np.ndarray  # (R,)
+
+    @classmethod
+    def of(cls, pixels: Tensor) -> IdMap:
+        (values,), lengths = runs_of(pixels.cpu().numpy())
+        ids, id_of_run = np.unique(values, return_inverse=True)
+        return cls(pixels.shape, torch.from_numpy(ids).to(pixels.device), id_of_run, lengths)
+
+    def paint(self, values: Tensor) -> Tensor:
+        """A value for each id (I,) -> that of each pixel (H, W)."""
+        pixels = np.repeat(values.cpu().numpy()[self.id_of_run], self.lengths)
+        return torch.from_numpy(pixels).view(self.shape).to(values.device)
 
 
 def _as_map(segments: Segments) -> Segments:

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ..runs import as_array
 from .ground_truth import GroundTruth
-from .runs import as_array
 from .summed import class_names
 
 Masks = Tensor | NDArray[np.bool_] | Sequence[dict[str, Any]]

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from ..runs import runs_of
 from .ground_truth import GroundTruth
 from .mean_iou import SemanticCounts, check_ids, maps_of_pair
-from .runs import runs_of
 
 _NONE = -1
 

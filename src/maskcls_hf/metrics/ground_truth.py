@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.sample import VOID, Sample, void_value
-from .runs import count, places_in, runs_of
+from ..runs import count, places_in, runs_of
 
 NO_SEGMENT = -2  # place of pixels that are annotated as part of no segment, such as the background of COCO instances
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from ..runs import as_array
 from .ground_truth import GroundTruth
-from .runs import as_array
 from .summed import SummedMetric
 
 

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import void_id_of
+from ..runs import Ids, as_array, count, runs_of
 from .ground_truth import GroundTruth
-from .runs import Ids, as_array, count, runs_of
 from .summed import SummedMetric, check_contiguous
 
 

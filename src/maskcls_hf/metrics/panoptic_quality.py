@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import VOID
+from ..runs import as_array, count, places_in, runs_of
 from .ground_truth import GroundTruth
-from .runs import as_array, count, places_in, runs_of
 from .summed import SummedMetric, check_contiguous
 
 

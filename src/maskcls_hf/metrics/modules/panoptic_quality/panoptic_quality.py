@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from maskcls_hf.metrics import GroundTruth, PanopticQuality
-from maskcls_hf.metrics.runs import runs_of
+from maskcls_hf.runs import runs_of
 
 _DESCRIPTION = """
 Panoptic quality (PQ), its factors segmentation quality (SQ, the mean IoU of matched segments) and recognition quality
