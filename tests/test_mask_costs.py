@@ -24,20 +24,23 @@ def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tu
     return torch.stack(focal), torch.stack(dice)
 
 
-@pytest.fixture(params=["all pixels", "some pixels", "none of one mask"])
+@pytest.fixture(params=["all pixels", "some pixels", "none of one mask", "fewer pixels than cells"])
 def masks(request) -> tuple[Tensor, Tensor, Tensor | None]:
     logits = 3 * torch.randn(5, 6, 9, dtype=torch.float64)
-    targets = torch.rand(5, 20, 31) > 0.7
-    counted = None if request.param == "all pixels" else torch.rand(5, 20, 31) > 0.2
+    size = (4, 7) if request.param == "fewer pixels than cells" else (20, 31)
+    targets = torch.rand(5, *size) > 0.7
+    counted = None if request.param == "all pixels" else torch.rand(5, *size) > 0.2
     if request.param == "none of one mask":
         counted[2] = False
     return logits.requires_grad_(), targets, counted
 
 
 @pytest.mark.parametrize("masks_a_slice", [1, 2, 100])
-def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_slice, monkeypatch):
+@pytest.mark.parametrize("tile", [(256, 512), (7, 5), (1, 1)])
+def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_slice, tile, monkeypatch):
     logits, targets, counted = masks
-    monkeypatch.setattr(mask_costs, "CPU_SLICE", masks_a_slice * targets[0].numel())
+    monkeypatch.setattr(mask_costs, "CPU_TILE", tile)
+    monkeypatch.setattr(mask_costs, "CPU_SLICE", masks_a_slice * min(tile[0] * tile[1], targets[0].numel()))
     factors = torch.rand(2, 5, dtype=torch.float64)
     results = []
     for losses in (paired_losses, by_definition):
