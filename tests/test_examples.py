@@ -5,6 +5,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ class TestCompare:
             result = CliRunner().invoke(app, command[3:])
             assert result.exit_code == 0, result.output
 
-        monkeypatch.setattr(module.subprocess, "run", run_here)
+        monkeypatch.setattr(
+            module, "subprocess", SimpleNamespace(run=run_here, STDOUT=None)
+        )  # others may start processes
         module.started = started
         return module
 
