@@ -51,8 +51,8 @@ class PixelFeatures:
                 images = zip(finest.split(1), kernels, biases, strict=True)
                 return torch.cat([F.conv2d(image, k, b, padding=projection.padding) for image, k, b in images])
 
-            return self._inside(dot)
-        return torch.einsum("bne,behw->bnhw", mask_embeddings, self.project())
+            return self._inside(dot).contiguous()
+        return torch.einsum("bne,behw->bnhw", mask_embeddings, self.project()).contiguous()
 
     def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the finest features; what is not image has no part in it, and repeats the border of the image."""

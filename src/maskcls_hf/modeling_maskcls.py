@@ -54,10 +54,17 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+        all_layers: bool = False,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
+
+        Args:
+            all_layers: masks of all layers will be made, so that the per-pixel embeddings are worth making.
+        """
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
+        if all_layers:
+            features.project()
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
 
 
@@ -121,12 +128,9 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
         feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, predict=self.segmentation_module
+            pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
         )
-        if all_layers:
-            features.project()
-        embeddings = decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
-        layers = [self.segmentation_module(embedding, features) for embedding in embeddings]
+        layers = [self.segmentation_module(embedding, features) for embedding in decoded.layers(all_layers)]
         looks_inside = bool(want_hidden or decoded.attentions)
         base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
         fields: dict[str, Any] = dict(base)

@@ -55,11 +55,13 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:
-            feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
-            embeddings = decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
-            layers = [features.mask_logits(self.mask_embedder(embedding)).contiguous() for embedding in embeddings]
+            feature_maps, features, decoded = self.model.embed(
+                pixel_values, pixel_mask, output_attentions, all_layers=all_layers
+            )
+            layers = [features.mask_logits(self.mask_embedder(layer)) for layer in decoded.layers(all_layers)]
         else:
-            (feature_maps, features), decoded = self.model.encode(pixel_values, pixel_mask), None
+            decoded = None
+            feature_maps, features = self.model.encode(pixel_values, pixel_mask)
             layers = [self.classifier(features.project()).contiguous()]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)

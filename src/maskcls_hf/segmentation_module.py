@@ -18,4 +18,4 @@ class SegmentationModule(nn.Module):
         """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w)."""
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
-        return SegmentLogits(class_logits, features.mask_logits(mask_embeddings).contiguous())
+        return SegmentLogits(class_logits, features.mask_logits(mask_embeddings))

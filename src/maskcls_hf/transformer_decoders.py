@@ -19,6 +19,10 @@ class DecoderOutput(NamedTuple):
     segment_embeddings: list[Tensor]  # Q of each layer, deepest last, each (B, N, C)
     attentions: list[Tensor]  # self- and cross-attention weights of each layer, where asked for
 
+    def layers(self, all_layers: bool) -> list[Tensor]:
+        """Segment embeddings of all layers, or of the deepest alone."""
+        return self.segment_embeddings if all_layers else self.segment_embeddings[-1:]
+
 
 class StandardTransformerDecoder(nn.Module):
     """The paper's decoder: DETR's, with learned queries as positions and zeros as input (Appendix A).
