@@ -10,6 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 Shape = tuple[int, int]
+VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
 
 
 def blobs(shape: Shape, number: int, rng: np.random.Generator) -> np.ndarray:

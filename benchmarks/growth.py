@@ -6,19 +6,17 @@ Writes growth.json and growth.png.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from examples import blobs, outputs, predictions
-from measuring import machine, medians, peak_memory
+from examples import GRID, PADDED, VALID, blobs, outputs, predictions
+from measuring import MEGABYTE, machine, medians, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -26,9 +24,6 @@ from rich.table import Table
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
 from maskcls_hf.contracts import SegmentLogits
 from maskcls_hf.criterion import MaskClsCriterion
-
-HERE = Path(__file__).parent
-VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,9 @@ def make_loss(case: Case) -> Callable[[], Any]:
 
 
 LINES: dict[str, Callable[[Case], Callable[[], Any]]] = {
-    "semantic map": lambda case: make_map("semantic", case),
-    "panoptic map": lambda case: make_map("panoptic", case),
-    "instance segments": lambda case: make_map("instance", case),
+    "semantic map": partial(make_map, "semantic"),
+    "panoptic map": partial(make_map, "panoptic"),
+    "instance segments": partial(make_map, "instance"),
     "criterion": make_loss,
 }
 
@@ -100,16 +95,16 @@ def cases(quantity: str, line: str) -> list[tuple[float, Case]]:
 def growth(values: list[float], costs: list[float]) -> float:
     """Exponent of the upper half of a line."""
     half = len(values) // 2
-    return float(np.polyfit(np.log(values[half:]), np.log(np.maximum(costs[half:], 1e-9)), 1)[0])
+    return float(np.polyfit(np.log(values[half:]), np.log(costs[half:]), 1)[0])
 
 
 def measure(quantity: str, line: str, rounds: int) -> dict[str, Any]:
-    seconds, memory = [], []
-    for _, case in cases(quantity, line):
+    values, seconds, memory = [], [], []
+    for value, case in cases(quantity, line):
+        values.append(value)
         call = LINES[line](case)
         seconds.append(medians({line: call}, rounds)[line])
         memory.append(peak_memory(call))
-    values = [value for value, _ in cases(quantity, line)]
     result = {"quantity": quantity, "line": line, "values": values, "seconds": seconds, "peak_memory": memory}
     result["growth_of_time"] = growth(values, seconds)
     result["growth_of_memory"] = None if None in memory else growth(values, [max(size, 1) for size in memory])
@@ -128,24 +123,26 @@ def table_of(results: list[dict[str, Any]], title: str) -> Table:
             " ".join(f"{value:g}" for value in result["values"]),
             " ".join(f"{1000 * value:.0f}" for value in result["seconds"]),
             f"{result['growth_of_time']:.2f}",
-            "" if growth_of_memory is None else " ".join(f"{value / 1e6:.0f}" for value in memory),
+            "" if growth_of_memory is None else " ".join(f"{value / MEGABYTE:.0f}" for value in memory),
             "" if growth_of_memory is None else f"{growth_of_memory:.2f}",
         )
     return table
 
 
 def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
-    figure, axes = plt.subplots(2, len(SWEEPS), figsize=(3.2 * len(SWEEPS), 5.6), layout="constrained", sharex="col")
-    for column, quantity in enumerate(SWEEPS):
+    quantities = list(dict.fromkeys(result["quantity"] for result in results))
+    shape = {"figsize": (3.2 * len(quantities), 5.6), "sharex": "col", "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(2, len(quantities), **shape)
+    for column, quantity in enumerate(quantities):
         for row, cost in enumerate(("seconds", "peak_memory")):
             axis = axes[row, column]
             for result in results:
                 if result["quantity"] == quantity and None not in result[cost]:
-                    costs = [value / (1 if cost == "seconds" else 1e6) for value in result[cost]]
+                    costs = [value / (1 if cost == "seconds" else MEGABYTE) for value in result[cost]]
                     axis.plot(result["values"], costs, marker="o", markersize=3, label=result["line"])
             axis.set(xscale="log", yscale="log")
             axis.grid(alpha=0.3)
-        axes[1, column].set_xlabel({"labels": "classes", "megapixels": "megapixels"}.get(quantity, quantity))
+        axes[1, column].set_xlabel("classes" if quantity == "labels" else quantity)
     axes[0, 0].set_ylabel("seconds")
     axes[1, 0].set_ylabel("MB at the peak")
     axes[0, 0].legend(fontsize=7)
@@ -154,20 +151,12 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*SWEEPS], default=[*SWEEPS], help="quantities")
-    parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all)")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of growth.json (default: benchmarks)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = read_arguments(__doc__, SWEEPS, rounds=3, name="growth")
     pairs = [(quantity, line) for quantity in arguments.only for line in LINES]
     results = [measure(*pair, arguments.rounds) for pair in track(pairs, "measuring")]
     title = machine()
     Console(width=170).print(table_of(results, title))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": title, "rounds": arguments.rounds, "results": results}
-    (arguments.out / "growth.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.out / "growth.json", title, arguments.rounds, results)
     plot(results, title, arguments.out / "growth.png")
 
 

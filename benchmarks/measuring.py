@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import ctypes
 import datetime
 import gc
+import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch
 import transformers
 
 Contenders = dict[str, Callable[[], Any]]
+HERE = Path(__file__).parent
+MEGABYTE = 1e6
 
 
 def medians(contenders: Contenders, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
@@ -61,6 +66,23 @@ def _status(field: str) -> int:
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])
     raise LookupError(field)
+
+
+def read_arguments(description: str | None, parts: Iterable[str], rounds: int, name: str) -> argparse.Namespace:
+    """The command line of a benchmark that writes `name`.json and .png; torch then uses the threads that it says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=[*parts], default=[*parts], help="(default: all)")
+    parser.add_argument("--rounds", type=int, default=rounds, help="(default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all)")
+    parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json (default: benchmarks)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    return arguments
+
+
+def write_record(path: Path, title: str, rounds: int, results: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": title, "rounds": rounds, "results": results}, indent=1) + "\n")
 
 
 def machine() -> str:

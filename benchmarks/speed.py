@@ -5,23 +5,16 @@ Prints a table, and writes it as results.json and results.png. Stages are timed 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
-from measuring import machine, medians, peak_memory
+from measuring import MEGABYTE, machine, medians, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.table import Table
 from stages import GROUPS, Stage
 from transformers.utils import logging
-
-HERE = Path(__file__).parent
-MEGABYTE = 1e6
 
 
 def measure(stage: Stage, rounds: int) -> dict[str, Any]:
@@ -88,13 +81,7 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*GROUPS], default=[*GROUPS], help="groups of stages")
-    parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all)")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of results.json (default: benchmarks)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = read_arguments(__doc__, GROUPS, rounds=7, name="results")
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -107,9 +94,7 @@ def main() -> None:
                 results.append(measure(stage, arguments.rounds))
                 console.print(f"{stage.name}: {results[-1]['ratio']:.2f}")
     console.print(table_of(results, title))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": title, "rounds": arguments.rounds, "results": results}
-    (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_record(arguments.out / "results.json", title, arguments.rounds, results)
     plot(results, title, arguments.out / "results.png")
 
 

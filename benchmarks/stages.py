@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from examples import blobs, outputs, photo, predictions, unsure_predictions
+from examples import GRID, PADDED, VALID, blobs, outputs, photo, predictions, unsure_predictions
 from measuring import Contenders
 from transformers import (
     DetrConfig,
@@ -33,7 +33,6 @@ BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {
     "Swin-T": lambda: SwinConfig(out_features=STAGES),
 }
 HD, UHD = (1080, 1920), (2160, 3840)
-VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
 QUERIES, KEPT = 100, 40
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
