@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
+from transformers import PreTrainedModel
 
 from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
 from ..image_processing_maskcls import MaskClsImageProcessor
@@ -91,7 +92,7 @@ def prepare(
     recipe: Recipe,
     data: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | PreTrainedModel | None = None,
     processes: int = 1,
     accumulate: int = 1,
 ) -> Run:
@@ -99,7 +100,8 @@ def prepare(
 
     Args:
         data: folder of the data set.
-        model: fine-tune the saved model in this folder, its classes replaced by those of the data.
+        model: fine-tune the saved model in this folder, its classes replaced by those of the data; or train this
+            network, whatever its class, instead of the recipe's.
         processes, accumulate: how the images of a step are shared out.
 
     Raises:
@@ -115,7 +117,8 @@ def prepare(
     if settings.ema_decay is not None and is_fsdp_wanted():
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
     train_set, eval_set = open_splits(recipe, data)
-    image_processor = build_image_processor(recipe, model, **train_set.processor_fields())
+    saved = None if isinstance(model, PreTrainedModel) else model
+    image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
     network = prepare_model(recipe, train_set.id2label, model)
     fields = dataclasses.asdict(recipe.optimizer)
     del fields["clip_norm"]
@@ -153,9 +156,11 @@ def prepare(
     )
 
 
-def prepare_model(recipe: Recipe, id2label: dict[int, str], saved: str | Path | None) -> Model:
+def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
     torch.manual_seed(recipe.training.seed)
-    model = build_model(recipe, id2label) if saved is None else load_model(recipe, saved, id2label)
+    model: Any = given
+    if not isinstance(given, PreTrainedModel):
+        model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]

@@ -102,8 +102,8 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         self._logged.append({name: term for name, term in terms.items() if not name[-1].isdigit()})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._logged:
-            names = list(self._logged[0])
+        names = list(self._logged[0]) if self._logged else []  # none of models that tell their loss alone
+        if "loss" in logs and names:
             means = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._logged]).mean(0)
             # As the loss: each process has its share of a sum, unless it has divided by its own counts.
             shared = self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
