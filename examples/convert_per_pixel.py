@@ -1,86 +1,96 @@
-"""From per-pixel to mask classification: what does it gain to convert a per-pixel model, and to train on?
+"""From per-pixel to mask classification: what does it gain to convert a trained per-pixel model, and to train on?
 
-Trains per-pixel models of transformers from scratch on your data, converts each, checks that the converted model makes
-the same maps, and fine-tunes both for as many steps: the per-pixel model with its own loss, the converted one with the
-mask-classification loss, all else equal. All are scored on the test split, with 95 % intervals; a table, a plot and all
-numbers come out. Stopped at any point it goes on where it was.
+Trains per-pixel models of transformers from scratch on your data, converts each, compares the maps before and after,
+and fine-tunes both for as many steps: the per-pixel model with its own loss, the converted one with that of mask
+classification, all else equal. All are scored on the test split; a table with 95 % intervals, a plot and all numbers
+come out. Stopped at any point it goes on where it was.
 
     python examples/convert_per_pixel.py --recipe camvid --data camvid --test-split test --out runs/convert-camvid
 
-Data, augmentation, optimiser and schedule are the recipe's; its network is not used.
+Data, augmentation, optimiser, schedule and the sizes of the transformer decoder are the recipe's, and the backbone of
+UperNet; its network is not used otherwise.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor
 from transformers import (
     AutoModelForSemanticSegmentation,
     PreTrainedModel,
-    ResNetConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.configuration_maskcls import as_backbone_config
-from maskcls_hf.data import SegmentationDataset
+from maskcls_hf.convert import from_per_pixel
 from maskcls_hf.data.sample import void_id_of
-from maskcls_hf.inference import Predictor
+from maskcls_hf.hub.saved_model import count_parameters
+from maskcls_hf.hub.scores import write_json
 from maskcls_hf.post_processing import per_pixel_map
-from maskcls_hf.training import Recipe, load_recipe, prepare
+from maskcls_hf.training import Recipe, prepare
+from maskcls_hf.training.build import build_image_processor
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.recipe_trainer import RecipeTrainer, training_arguments
 from studies import (
     Method,
     Scores,
-    best_guesses,
+    Study,
+    begin,
+    class_map_of,
     difference_table,
     facts_of_run,
     measure,
-    open_test_split,
-    parse,
-    plot_scores,
+    report,
     score_table,
     scores_of,
     study_parser,
-    write_record,
+    without_intervals,
 )
 
 PER_PIXEL, MASKS = "model.kind=per_pixel", "model.kind=mask_classification"
 METHODS = (
-    Method("per-pixel", "per_pixel", (PER_PIXEL,)),
-    Method("per-pixel, trained on", "per_pixel_on", (PER_PIXEL,)),
+    Method("", "per_pixel", (PER_PIXEL,)),
+    Method("trained on", "per_pixel_on", (PER_PIXEL,)),
     Method("converted", "converted", (MASKS,)),
-    Method("converted, fixed matching, trained on", "fixed_on", (MASKS,)),
-    Method("converted, bipartite matching, trained on", "bipartite_on", (MASKS,)),
+    Method("converted, trained on with fixed matching", "fixed_on", (MASKS,)),
+    Method("converted, trained on with bipartite matching", "bipartite_on", (MASKS,)),
 )
+# What the table answers: does more training help, what does conversion change, which way is better to train on?
+DIFFERENCES = (
+    ("per_pixel", "per_pixel_on"),
+    ("per_pixel", "converted"),
+    ("per_pixel_on", "fixed_on"),
+    ("per_pixel_on", "bipartite_on"),
+)
+Key = tuple[str, str]  # architecture and method, as their folders are named
+OF_DECODER = ("hidden_size", "num_attention_heads", "decoder_layers", "decoder_ffn_dim", "dropout")
 
 
-def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None) -> Study:
     parser = study_parser(__doc__, METHODS)
-    parser.add_argument(
-        "--architecture", nargs="+", choices=list(ARCHITECTURES), default=list(ARCHITECTURES), help="all, by default"
-    )
-    parser.add_argument("--fine-tune-steps", type=int, help="of the second training (half as many as of the first)")
+    names = list(ARCHITECTURES)
+    parser.add_argument("--architecture", nargs="+", choices=names, default=names, help="default: all")
+    parser.add_argument("--fine-tune-steps", type=int, help="of the second training (half of the first)")
     parser.add_argument("--fine-tune-rate", type=float, help="its learning rate (0.3 times that of the first)")
-    return parse(parser, argv, METHODS)
+    return begin(parser, METHODS, argv)
 
 
 # -- per-pixel models of transformers ----------------------------------------------------------------------------
 
 
 def segformer(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedModel:
-    """SegFormer-B0, whose sizes are the defaults of its configuration."""
+    """SegFormer-B0: its sizes are the defaults of the configuration."""
     void_id = void_id_of(len(id2label))
     return SegformerForSemanticSegmentation(SegformerConfig(**classes(id2label), semantic_loss_ignore_index=void_id))
 
@@ -101,11 +111,11 @@ def classes(id2label: dict[int, str]) -> dict[str, Any]:
     return {"id2label": id2label, "label2id": {name: label for label, name in id2label.items()}}
 
 
-ARCHITECTURES = {"segformer": ("SegFormer-B0", segformer), "upernet": ("UperNet", upernet)}
+ARCHITECTURES = {"upernet": ("UperNet", upernet), "segformer": ("SegFormer-B0", segformer)}
 
 
-class PixelLabels:
-    """Collator for models of transformers, whose `forward` takes nothing else."""
+class PixelsAndLabels:
+    """Collator for per-pixel models of transformers, whose `forward` takes nothing else."""
 
     def __init__(self, collator: Any):
         self.collator = collator
@@ -115,48 +125,141 @@ class PixelLabels:
         return {name: batch[name] for name in ("pixel_values", "labels")}
 
 
-# -- training ----------------------------------------------------------------------------------------------------
+def per_pixel_map_of(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Of a saved per-pixel model of transformers: the class with the greatest score, resized to the image."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    image_processor = MaskClsImageProcessor.from_pretrained(folder)
+
+    @torch.no_grad()
+    def class_map(image: Tensor) -> Tensor:
+        inputs = image_processor(image, return_tensors="pt")
+        pixels, is_image = inputs["pixel_values"], inputs["pixel_mask"][0].bool()
+        sizes = {
+            "padded_size": pixels.shape[-2:],
+            "valid_size": (int(is_image.any(1).sum()), int(is_image.any(0).sum())),
+            "target_size": image.shape[-2:],
+        }
+        return per_pixel_map(model(pixels).logits[0], **sizes)
+
+    return class_map
 
 
-def train(recipe: Recipe, data: Path, folder: Path, network: Callable[[], PreTrainedModel]) -> Path:
-    """Train the network by the recipe, or go on with it; the folder of the model."""
+# -- the models of one architecture ------------------------------------------------------------------------------
+
+
+def train_all(study: Study, architecture: str) -> dict[str, Path]:
+    """Folders of the models of all wanted methods, and of the per-pixel model that they come from."""
+    _, build = ARCHITECTURES[architecture]
+    folder = study.arguments.out / architecture
+    first = folder / "per_pixel"
+    recipe = study.load_recipe(PER_PIXEL)
+    train(recipe, study, first, lambda: build(recipe, study.data.id2label))
+    decoder = {name: value for name, value in recipe.model.config.items() if name in OF_DECODER}
+    start: dict[str, Callable[[], PreTrainedModel]] = {
+        "per_pixel_on": lambda: AutoModelForSemanticSegmentation.from_pretrained(first),
+        "fixed_on": lambda: from_per_pixel(first, matching="fixed", **decoder),
+        "bipartite_on": lambda: from_per_pixel(first, matching="bipartite", **decoder),
+    }
+    folders = {"per_pixel": first}
+    for method in study.methods:
+        folders[method.folder] = folder / method.folder
+        if method.folder in start:
+            train(fine_tuning(study, method), study, folder / method.folder, start[method.folder])
+        elif method.folder == "converted":
+            start["fixed_on"]().save_pretrained(folder / "converted")
+            processor = build_image_processor(study.recipe, **study.data.processor_fields())
+            processor.save_pretrained(folder / "converted")
+    return folders
+
+
+def fine_tuning(study: Study, method: Method) -> Recipe:
+    steps = study.arguments.fine_tune_steps or max(1, study.recipe.schedule.max_steps // 2)
+    rate = study.arguments.fine_tune_rate or 0.3 * study.recipe.optimizer.learning_rate
+    return study.load_recipe(*method.changes, f"schedule.max_steps={steps}", f"optimizer.learning_rate={rate}")
+
+
+def train(recipe: Recipe, study: Study, folder: Path, network: Callable[[], PreTrainedModel]) -> None:
+    """Train a network by the recipe, or go on with it, and save it in the folder."""
     if (folder / "model.safetensors").is_file():
-        return folder
-    run = prepare(recipe, data, model=network())
+        return
+    recipe.evaluation.every_steps = None  # the scores are those of the test split, at the end
+    torch.manual_seed(recipe.training.seed)
+    run = prepare(recipe, study.arguments.data, model=network())
     if recipe.model.kind == "per_pixel":
-        run.train_collator = PixelLabels(run.train_collator)
+        run.train_collator = PixelsAndLabels(run.train_collator)  # type: ignore[assignment]
     print(f"{folder}: training. {run.describe()}", flush=True)
     trainer = RecipeTrainer(run, training_arguments(run, folder))
     trainer.train(resume_from_checkpoint=bool(list_checkpoints(folder)))
     trainer.save_model()
     trainer.save_state()
-    return folder
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    for architecture in arguments.architecture:
-        study(architecture, arguments)
+# -- scores ------------------------------------------------------------------------------------------------------
 
 
-def study(architecture: str, arguments: argparse.Namespace):
-    changes = [*arguments.set, "evaluation.every_steps=null"]
-    first = load_recipe(arguments.recipe, [*changes, PER_PIXEL])
-    steps = arguments.fine_tune_steps or first.schedule.max_steps // 2
-    rate = arguments.fine_tune_rate or 0.3 * first.optimizer.learning_rate
-    second = [*changes, f"schedule.max_steps={steps}", f"optimizer.learning_rate={rate}"]
-    data = open_test_split(first, arguments)
-    folder = arguments.out / architecture
-    _, build = ARCHITECTURES[architecture]
+def measure_all(study: Study, folders: dict[str, Path]) -> dict[str, Scores]:
+    """Scores by method."""
+    scores = {}
+    for name, folder in folders.items():
+        class_map = per_pixel_map_of(folder) if name.startswith("per_pixel") else class_map_of(folder)
+        scores[name] = scores_of([measure(folder / f"test-{study.data.split}.npz", study.data, class_map)], study.data)
+    return scores
 
-    def fresh():
-        torch.manual_seed(first.training.seed)
-        return build(first, data.id2label)
 
-    per_pixel = train(first, arguments.data, folder / "per_pixel", fresh)
-    if not arguments.only or "per_pixel_on" in arguments.only:
-        recipe = load_recipe(arguments.recipe, [*second, PER_PIXEL])
-        train(recipe, arguments.data, folder / "per_pixel_on", lambda: AutoModelForSemanticSegmentation.from_pretrained(per_pixel))
+def unchanged_pixels(study: Study, folders: dict[str, Path]) -> float:
+    """Share of the test split's pixels whose class the conversion leaves as it was."""
+    file = folders["converted"] / f"unchanged-{study.data.split}.json"
+    if not file.is_file():
+        before, after = per_pixel_map_of(folders["per_pixel"]), class_map_of(folders["converted"])
+        equal = pixels = 0
+        for index in track(range(len(study.data)), "Comparing maps before and after the conversion"):
+            image = study.data[index]["image"].as_subclass(Tensor)
+            same = before(image) == after(image)
+            equal, pixels = equal + int(same.sum()), pixels + same.numel()
+        file.write_text(json.dumps(equal / pixels))
+    return json.loads(file.read_text())
+
+
+def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -> Iterator[str]:
+    """Markdown: scores, differences, and how many pixels the conversion leaves as they were."""
+    first = study.recipe.schedule.max_steps
+    second = fine_tuning(study, METHODS[1]).schedule.max_steps
+    columns = {
+        "million parameters": [f"{count_parameters(study.arguments.out / Path(*key)) / 1e6:.2f}" for key in found],
+        "steps": [f"{first} + {second}" if key[1].endswith("_on") else str(first) for key in found],
+    }
+    pairs = [((a, before), (a, after)) for a in study.arguments.architecture for before, after in DIFFERENCES]
+    results = {title(key): scores for key, scores in found.items()}
+    yield from score_table(results, columns)
+    yield ""
+    yield from difference_table(results, [(title(a), title(b)) for a, b in pairs if a in found and b in found])
+    for architecture, share in unchanged.items():
+        yield f"\nThe conversion of {title((architecture, ''))} leaves the class of {100 * share:.3f} % of the pixels."
+
+
+def title(key: Key) -> str:
+    architecture, folder = key
+    names = [method.name for method in METHODS if method.folder == folder]
+    return ", ".join(filter(None, [ARCHITECTURES[architecture][0], *names]))
+
+
+def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
+    study = parse(argv)
+    disable_progress_bar()  # of loading and saving
+    found: dict[Key, Scores] = {}
+    unchanged: dict[str, float] = {}
+    for architecture in study.arguments.architecture:
+        folders = train_all(study, architecture)
+        found |= {(architecture, name): scores for name, scores in measure_all(study, folders).items()}
+        if "converted" in folders:
+            unchanged[architecture] = unchanged_pixels(study, folders)
+    stem = study.arguments.out / "conversion"
+    results = {title(key): scores for key, scores in found.items()}
+    report(stem, table(study, found, unchanged), {"": results}, study.title)
+    summary = {"/".join(key): without_intervals(scores) for key, scores in found.items()}
+    facts = facts_of_run("convert_per_pixel.py", argv)
+    write_json(stem.with_suffix(".json"), {**facts, "unchanged_pixels": unchanged, "scores": summary})
+    return summary
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from rich.progress import track
 from torch import Tensor
 
 from maskcls_hf.data import SegmentationDataset, open_dataset
-from maskcls_hf.hub.scores import write_json
 from maskcls_hf.hub.speed import describe_device
+from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Bootstrap, GroundTruth, MeanIoU, PanopticQuality
 from maskcls_hf.training import Recipe, load_recipe
+from maskcls_hf.training.build import build_config
 
 SCORES = {"mean_iou": "mIoU", "pq": "PQ_st"}  # what the metrics call them, and the paper
 REPLICATES = 2000
@@ -43,6 +45,27 @@ class Method:
     folder: str
     changes: tuple[str, ...] = ()
 
+    def changed(self, *more: str) -> Method:
+        return replace(self, changes=(*self.changes, *more))
+
+
+@dataclass(frozen=True)
+class Study:
+    """The command line, the recipe that all methods share, the split that is scored, the methods that are wanted."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    data: SegmentationDataset
+    methods: list[Method]
+
+    def load_recipe(self, *changes: str) -> Recipe:
+        return load_recipe(self.arguments.recipe, [*self.arguments.set, *changes])
+
+    @property
+    def title(self) -> str:
+        images, steps = f"{len(self.data)} images", f"{self.recipe.schedule.max_steps} steps each"
+        return f"{self.recipe.name}, {self.data.split}: {images}, {steps}"
+
 
 # -- the command line --------------------------------------------------------------------------------------------
 
@@ -56,27 +79,36 @@ def study_parser(description: str | None, methods: Iterable[Method]) -> argparse
     parser.add_argument(
         "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="changes for all methods"
     )
-    parser.add_argument("--only", nargs="+", choices=[m.folder for m in methods], help="some of the methods")
+    names = [method.folder for method in methods]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="METHOD", help=f"some of {', '.join(names)}")
     return parser
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str] | None, methods: Iterable[Method]) -> argparse.Namespace:
-    """Arguments; whatever is wrong with the recipe of any method is said before the first training."""
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, which share the cores (1)")
+
+
+def begin(parser: argparse.ArgumentParser, methods: Iterable[Method], argv: list[str] | None) -> Study:
+    """Read the command line. What is wrong with data, recipe or a method is said here, before the first training."""
     arguments = parser.parse_args(argv)
+    wanted = [method for method in methods if not arguments.only or method.folder in arguments.only]
     try:
-        for method in (Method("", ""), *methods):
-            load_recipe(arguments.recipe, [*arguments.set, *method.changes])
+        recipe = load_recipe(arguments.recipe, arguments.set)
+        section = recipe.data
+        data = open_dataset(arguments.data, arguments.test_split, layout=section.layout, **section.options)
+        study = Study(arguments, recipe, data, wanted)
+        for method in wanted:
+            check_method(study, method)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
-    return arguments
+    return study
 
 
-def open_test_split(recipe: Recipe, arguments: argparse.Namespace) -> SegmentationDataset:
-    section = recipe.data
+def check_method(study: Study, method: Method) -> None:
     try:
-        return open_dataset(arguments.data, arguments.test_split, layout=section.layout, **section.options)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"--data {arguments.data}: {error}")
+        build_config(study.load_recipe(*method.changes), study.data.id2label)
+    except ValueError as error:
+        raise ValueError(f"{error} (method {method.folder}; --only leaves it out)") from error
 
 
 def facts_of_run(script: str, argv: list[str] | None) -> dict[str, str]:
@@ -91,29 +123,35 @@ def facts_of_run(script: str, argv: list[str] | None) -> dict[str, str]:
 # -- training ----------------------------------------------------------------------------------------------------
 
 
-def train(method: Method, folder: Path, arguments: argparse.Namespace, jobs: int = 1) -> Path:
-    """Train in a process of its own, or go on with it; the folder of the model."""
+def train(method: Method, folder: Path, arguments: argparse.Namespace) -> None:
+    """Train in a process of its own, or go on with it."""
     if (folder / "eval_results.json").is_file():
-        return folder
+        return
     command = [sys.executable, "-m", "maskcls_hf.cli", "train", "--recipe", arguments.recipe]
     command += ["--data", str(arguments.data), "--out", str(folder)]
     for change in (*arguments.set, *method.changes):
         command += ["--set", change]
     if any(folder.glob("checkpoint-*")):
         command.append("--resume")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     folder.mkdir(parents=True, exist_ok=True)
-    print(f"{method.name}: training, see {folder / 'train.log'}", flush=True)
-    with (folder / "train.log").open("a") as log:
+    log_file = folder / "train.log"
+    print(f"{method.name}: training, see {log_file}", flush=True)
+    with log_file.open("a") as log:
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
-    return folder
+        try:
+            subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=True)
+        except subprocess.CalledProcessError:
+            sys.exit(f"{method.name}: the training failed, see {log_file}")
 
 
-def train_all(runs: Mapping[Path, Method], arguments: argparse.Namespace, jobs: int) -> None:
-    """Train the method of each folder, `jobs` at a time."""
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(lambda run: train(run[1], run[0], arguments, jobs), runs.items()))
+def train_all(runs: Mapping[Path, Method], arguments: argparse.Namespace) -> Iterator[Path]:
+    """Train the method of each folder, `--jobs` at a time; gives the folders in their order, each once it is ready."""
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        trainings = {folder: pool.submit(train, method, folder, arguments) for folder, method in runs.items()}
+        for folder, training in trainings.items():
+            training.result()
+            yield folder
 
 
 # -- scores ------------------------------------------------------------------------------------------------------
@@ -125,6 +163,12 @@ def new_metrics(data: SegmentationDataset) -> dict[str, Any]:
         "mean_iou": MeanIoU(data.id2label, data.void_id),
         "pq": PanopticQuality(data.id2label, list(data.id2label)),
     }
+
+
+def class_map_of(folder: Path) -> Callable[[Tensor], Tensor]:
+    """Semantic inference (paper Section 3.4) with a saved model, loaded when the first image comes."""
+    load = cache(lambda: Predictor.from_pretrained(folder))
+    return lambda image: load()(image, task="semantic")["segmentation"]
 
 
 def measure(file: Path, data: SegmentationDataset, class_map: Callable[[Tensor], Tensor]) -> Measurements:
@@ -175,7 +219,7 @@ def with_interval(values: NDArray[np.float64], signed: bool = False) -> str:
     return f"{values[0]:{sign}.1f} ({low:{sign}.1f} to {high:{sign}.1f})"
 
 
-def score_table(results: Mapping[str, Scores], columns: Mapping[str, Sequence[str]] = {}) -> Iterator[str]:
+def score_table(results: Mapping[str, Scores], columns: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """Markdown, a line a method.
 
     Args:
@@ -229,11 +273,14 @@ def plot_scores(groups: Mapping[str, Mapping[str, Scores]], title: str, path: Pa
     pyplot.close(figure)
 
 
-def best_guesses(results: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
-    """Scores without intervals, for the record."""
-    return {method: {name: float(values[0]) for name, values in scores.items()} for method, scores in results.items()}
+def report(stem: Path, lines: Iterable[str], groups: Mapping[str, Mapping[str, Scores]], title: str) -> None:
+    """Print the table; write it as `stem`.md and the plot as `stem`.png."""
+    text = "\n".join(lines)
+    print(text)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    stem.with_suffix(".md").write_text(text + "\n")
+    plot_scores(groups, title, stem.with_suffix(".png"))
 
 
-def write_record(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, dict(content))
+def without_intervals(scores: Scores) -> dict[str, float]:
+    return {name: float(values[0]) for name, values in scores.items()}

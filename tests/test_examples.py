@@ -16,11 +16,22 @@ from typer.testing import CliRunner
 from checkpoints import picture, save_maskcls
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
+from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import GroundTruth
+from maskcls_hf.reference_maps import panoptic_winners
 from recipes import write_recipe
 from test_data import write_semantic
+from tiny import STAGES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+FOUR_STAGES = {
+    "model_type": "resnet",
+    "layer_type": "basic",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 16, 24, 32],
+    "depths": [1, 1, 1, 1],
+    "out_features": STAGES,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,34 +69,42 @@ def test_segment_image(checkpoint, tmp_path, monkeypatch):
         assert written.size == picture().size
 
 
-class TestCompare:
-    """Five tiny trainings in this process; the command line that compare.py builds is what runs."""
+@pytest.fixture
+def study(monkeypatch):
+    """Imports a study; what it would run in a process of its own runs here, and is counted in `started`."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    started = []
 
-    @pytest.fixture
-    def compare(self, monkeypatch):
-        pytest.importorskip("matplotlib")
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        module = importlib.import_module("compare")
-        started = []
+    def run_here(command, **options):
+        started.append(command)
+        assert command[1:3] == ["-m", "maskcls_hf.cli"]
+        result = CliRunner().invoke(app, command[3:])
+        assert result.exit_code == 0, result.output
 
-        def run_here(command, **options):
-            started.append(command)
-            assert command[1:3] == ["-m", "maskcls_hf.cli"]
-            result = CliRunner().invoke(app, command[3:])
-            assert result.exit_code == 0, result.output
-
-        monkeypatch.setattr(
-            module, "subprocess", SimpleNamespace(run=run_here, STDOUT=None)
-        )  # others may start processes
+    def load(name):
+        subprocess = SimpleNamespace(run=run_here, STDOUT=None)  # others may start processes
+        monkeypatch.setattr(importlib.import_module("studies"), "subprocess", subprocess)
+        module = importlib.import_module(name)
         module.started = started
         return module
 
-    def test_table_plot_and_numbers(self, compare, tmp_path, capsys):
+    return load
+
+
+def study_arguments(folder: Path, *changes: str, out: str = "out", **sections: dict) -> list[str]:
+    """Of a study with tiny data and a training of one step."""
+    if not (folder / "data").is_dir():
         for split in ("train", "val"):
-            write_semantic(tmp_path / "data", ((40, 48), (36, 40), (40, 40)), split)
-        changes = ["schedule.max_steps=1", "evaluation.every_steps=null", "evaluation.tasks=[semantic]"]
-        arguments = ["--recipe", str(write_recipe(tmp_path)), "--data", str(tmp_path / "data")]
-        arguments += ["--out", str(tmp_path / "out"), *(part for change in changes for part in ("--set", change))]
+            write_semantic(folder / "data", ((40, 48), (36, 40), (40, 40)), split)
+    changes = ("schedule.max_steps=1", "evaluation.every_steps=null", "evaluation.tasks=[semantic]", *changes)
+    arguments = ["--recipe", str(write_recipe(folder, **sections)), "--data", str(folder / "data")]
+    return [*arguments, "--out", str(folder / out), *(part for change in changes for part in ("--set", change))]
+
+
+class TestCompare:
+    def test_table_plot_and_numbers(self, study, tmp_path, capsys):
+        compare, arguments = study("compare"), study_arguments(tmp_path)
         summary = compare.main(arguments)
         assert list(summary) == ["per_pixel", "per_pixel_plus", "fixed", "bipartite_k", "bipartite_100"]
         assert all(0 <= score <= 100 for scores in summary.values() for score in scores.values())
@@ -102,27 +121,110 @@ class TestCompare:
         assert compare.main(arguments) == summary
         assert len(compare.started) == 5  # nothing is trained twice
 
-    def test_scores_of_all_images_are_those_of_the_metrics(self, compare, tmp_path):
+    def test_scores_of_all_images_are_those_of_the_metrics(self, study, tmp_path):
+        studies = study("studies")
         data = SegmentationFolder(write_semantic(tmp_path), "train")
-        metrics = compare.new_metrics(data)
-        rows = {name: [] for name in metrics}
+        metrics = studies.new_metrics(data)
         generator = torch.Generator().manual_seed(0)
-        for sample in data:
+        maps = [torch.randint(3, data[i]["image"].shape[-2:], generator=generator) for i in range(len(data))]
+        maps = [torch.where(found == 2, data.void_id, found) for found in maps]  # some pixels of no class
+        for sample, found in zip(data, maps, strict=True):
             truth = GroundTruth.from_sample(sample, data.void_id)
-            classes = torch.randint(2, truth.size, generator=generator)
-            segments = [{"id": label, "label_id": label} for label in classes.unique().tolist()]
-            rows["mean_iou"].append(metrics["mean_iou"].measure(classes, truth))
-            rows["pq"].append(metrics["pq"].measure(classes, segments, truth))
-        measurements = {name: torch.stack(values).numpy() for name, values in rows.items()}
-        scores = compare.replicates([measurements], data)
-        for name in compare.SCORES:
-            metrics[name].add(torch.stack(rows[name]))
+            segments = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
+            metrics["mean_iou"].add(metrics["mean_iou"].measure(found, truth)[None])
+            ids = torch.tensor([1, 2, 0])[found.clamp(max=2)]
+            metrics["pq"].add(metrics["pq"].measure(ids, segments, truth)[None])
+        remaining = iter(maps)
+        measured = studies.measure(tmp_path / "test.npz", data, lambda image: next(remaining))
+        scores = studies.scores_of([measured], data)
+        for name in metrics:
             assert scores[name][0] == pytest.approx(100 * metrics[name].compute()[name])
-            assert scores[name].shape == (1 + compare.REPLICATES,)
+            assert scores[name].shape == (1 + studies.REPLICATES,)
 
-    def test_bad_arguments(self, compare, tmp_path, capsys):
+    def test_bad_arguments(self, study, tmp_path, capsys):
+        compare = study("compare")
         with pytest.raises(SystemExit):
             compare.main(["--recipe", "no_such", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
         assert "No recipe 'no_such'" in capsys.readouterr().err
-        with pytest.raises(SystemExit, match="--data"):
+        with pytest.raises(SystemExit):
             compare.main(["--recipe", "camvid", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "out")])
+        assert f"{tmp_path / 'none'}" in capsys.readouterr().err
+
+
+class TestAblate:
+    METHODS = ("base", "fixed", "layers_1", "general")
+
+    def test_finished_runs_are_kept(self, study, tmp_path, capsys):
+        ablate = study("ablate")
+        results = ["--results", str(tmp_path / "kept" / "ablation.json"), "--only"]
+        found = ablate.main([*study_arguments(tmp_path), *results, *self.METHODS])
+        assert list(found) == ["fixed", "base", "layers_1", "general"]
+        assert len(ablate.started) == 3  # general inference is with the base model
+        table = (tmp_path / "kept" / "ablation.md").read_text()
+        assert f"{found['layers_1']['mean_iou'][0]:.1f} (" in table and table in capsys.readouterr().out
+        assert "Not run yet: N = 20; N = 50; N = 200." in table
+        assert (tmp_path / "kept" / "ablation.png").is_file()
+        config = json.loads((tmp_path / "out" / "layers_1" / "config.json").read_text())
+        assert (config["decoder_layers"], config["num_queries"], config["matching"]) == (1, 100, "bipartite")
+
+        elsewhere = study_arguments(tmp_path, out="elsewhere")  # where nothing is trained yet
+        again = ablate.main([*elsewhere, *results, *self.METHODS, "no_deep_supervision"])
+        assert len(ablate.started) == 4
+        assert again.pop("no_deep_supervision")["pq"].shape == (1 + ablate.RESAMPLES,)
+        assert list(again) == list(found)
+        content = json.loads((tmp_path / "kept" / "ablation.json").read_text())
+        assert "queries_20" in content["missing"] and "no_deep_supervision" not in content["missing"]
+        with pytest.raises(SystemExit):
+            ablate.main([*study_arguments(tmp_path, "training.seed=3"), *results, "base"])
+        assert "training.seed=3" in capsys.readouterr().err
+
+    def test_a_method_that_the_package_lacks(self, study, tmp_path, monkeypatch, capsys):
+        ablate = study("ablate")
+        unknown = ablate.variant("unknown", "unknown", "model.matching=no_such")
+        monkeypatch.setattr(ablate, "METHODS", (ablate.base, unknown))
+        with pytest.raises(SystemExit):
+            ablate.main(study_arguments(tmp_path))
+        assert "matching='no_such'" in (error := capsys.readouterr().err) and "--only" in error
+        assert not ablate.started
+
+    def test_general_inference(self, study, checkpoint):
+        ablate = study("ablate")
+        predictor = Predictor.from_pretrained(checkpoint)
+        image = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
+        outputs = predictor._outputs([image])
+        class_logits, mask_logits = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
+        sizes = {
+            "padded_size": tuple(outputs.padded_sizes[0].tolist()),
+            "valid_size": tuple(outputs.valid_sizes[0].tolist()),
+            "target_size": image.shape[-2:],
+        }
+        scores, queries = panoptic_winners(class_logits, mask_logits, threshold=0.0, **sizes)
+        expected = class_logits.argmax(-1)[queries][scores.argmax(0)]
+        assert len(expected.unique()) > 1
+        found = ablate.general_map_of(checkpoint, 255)(image)
+        assert (found == expected).float().mean() > 0.999  # ties by rounding
+        assert (found != predictor(image, task="semantic")["segmentation"]).any()
+
+
+class TestConvertPerPixel:
+    def test_table_plot_and_numbers(self, study, tmp_path, capsys):
+        convert_per_pixel = study("convert_per_pixel")
+        arguments = study_arguments(tmp_path, "training.ema_decay=null", model={"backbone_config": FOUR_STAGES})
+        arguments += ["--set", "image_processor.size_divisor=4", "--architecture", "upernet"]
+        summary = convert_per_pixel.main(arguments)
+        assert [key.split("/")[1] for key in summary] == [m.folder for m in convert_per_pixel.METHODS]
+        content = json.loads((tmp_path / "out" / "conversion.json").read_text())
+        assert content["unchanged_pixels"]["upernet"] > 0.99  # before any training
+        assert summary["upernet/converted"] == pytest.approx(summary["upernet/per_pixel"], abs=2)
+        configs = [
+            json.loads((tmp_path / "out" / "upernet" / name / "config.json").read_text())
+            for name in ("per_pixel_on", "fixed_on", "bipartite_on")
+        ]
+        assert [config["model_type"] for config in configs] == ["upernet", "maskcls", "maskcls"]
+        assert [config.get("matching") for config in configs] == [None, "fixed", "bipartite"]
+        table = (tmp_path / "out" / "conversion.md").read_text()
+        assert f"{summary['upernet/fixed_on']['mean_iou']:.1f} (" in table and table in capsys.readouterr().out
+        weights = tmp_path / "out" / "upernet" / "fixed_on" / "model.safetensors"
+        written = weights.stat().st_mtime_ns
+        assert convert_per_pixel.main(arguments) == summary
+        assert weights.stat().st_mtime_ns == written  # nothing is trained twice

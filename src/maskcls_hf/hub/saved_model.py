@@ -97,16 +97,8 @@ class SavedModel:
         return next(name for name in CONFIGS[str(self.model_type)].auto_classes if name != "AutoModel")
 
     def parameters(self) -> int | None:
-        """Their number, from the headers of the safetensors files; None without these."""
-        files = sorted(self.folder.glob("model*.safetensors"))
-        total = 0
-        for path in files:
-            with safe_open(path, "pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 (no mapping)
-                    if not name.endswith(BUFFERS):
-                        shape = tensors.get_slice(name).get_shape()
-                        total += math.prod(shape)
-        return total if files else None
+        """Their number; None without safetensors files."""
+        return count_parameters(self.folder)
 
     def recipe(self) -> Recipe | None:
         """Of the training that wrote the folder."""
@@ -122,6 +114,18 @@ class SavedModel:
         """Content of `trainer_state.json`: log, steps. Empty without one."""
         path = self.folder / "trainer_state.json"
         return _read_json(path) if path.is_file() else {}
+
+
+def count_parameters(folder: Path) -> int | None:
+    """Of a saved model of any kind, from the headers of its safetensors files; None without these."""
+    files = sorted(folder.glob("model*.safetensors"))
+    total = 0
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                if not name.endswith(BUFFERS):
+                    total += math.prod(tensors.get_slice(name).get_shape())
+    return total if files else None
 
 
 def read_recipe(path: str | Path) -> Recipe:
