@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import track
 from torch import Tensor
 from transformers import (
     AutoModelForSemanticSegmentation,
@@ -74,6 +73,7 @@ DIFFERENCES = (
     ("per_pixel_on", "bipartite_on"),
 )
 Key = tuple[str, str]  # architecture and method, as their folders are named
+UNCHANGED = "unchanged.json"  # beside a converted model
 OF_DECODER = ("hidden_size", "num_attention_heads", "decoder_layers", "decoder_ffn_dim", "dropout")
 
 
@@ -201,23 +201,29 @@ def measure_all(study: Study, folders: dict[str, Path]) -> dict[str, Scores]:
     """Scores by method."""
     scores = {}
     for name, folder in folders.items():
+        file, unchanged = folder / f"test-{study.data.split}.npz", folder / UNCHANGED
         class_map = per_pixel_map_of(folder) if name.startswith("per_pixel") else class_map_of(folder)
-        scores[name] = scores_of([measure(folder / f"test-{study.data.split}.npz", study.data, class_map)], study.data)
+        if name == "converted" and not unchanged.is_file():
+            file.unlink(missing_ok=True)
+            class_map = Compared(per_pixel_map_of(folders["per_pixel"]), class_map)
+        scores[name] = scores_of([measure(file, study.data, class_map)], study.data)
+        if isinstance(class_map, Compared):
+            write_json(unchanged, {"pixels": class_map.equal / class_map.pixels})
     return scores
 
 
-def unchanged_pixels(study: Study, folders: dict[str, Path]) -> float:
-    """Share of the test split's pixels whose class the conversion leaves as it was."""
-    file = folders["converted"] / f"unchanged-{study.data.split}.json"
-    if not file.is_file():
-        before, after = per_pixel_map_of(folders["per_pixel"]), class_map_of(folders["converted"])
-        equal = pixels = 0
-        for index in track(range(len(study.data)), "Comparing maps before and after the conversion"):
-            image = study.data[index]["image"].as_subclass(Tensor)
-            same = before(image) == after(image)
-            equal, pixels = equal + int(same.sum()), pixels + same.numel()
-        file.write_text(json.dumps(equal / pixels))
-    return json.loads(file.read_text())
+class Compared:
+    """The class maps of one model, and how many of their pixels have the class that another model gives them."""
+
+    def __init__(self, other: Callable[[Tensor], Tensor], class_map: Callable[[Tensor], Tensor]):
+        self.other, self.class_map = other, class_map
+        self.equal = self.pixels = 0
+
+    def __call__(self, image: Tensor) -> Tensor:
+        found = self.class_map(image)
+        self.equal += int((found == self.other(image)).sum())
+        self.pixels += found.numel()
+        return found
 
 
 def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -> Iterator[str]:
@@ -234,7 +240,7 @@ def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -
     yield ""
     yield from difference_table(results, [(title(a), title(b)) for a, b in pairs if a in found and b in found])
     for architecture, share in unchanged.items():
-        yield f"\nThe conversion of {title((architecture, ''))} leaves the class of {100 * share:.3f} % of the pixels."
+        yield f"\n{title((architecture, ''))}: {100 * share:.3f} % of the pixels have the same class before and after conversion."
 
 
 def title(key: Key) -> str:
@@ -252,7 +258,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
         folders = train_all(study, architecture)
         found |= {(architecture, name): scores for name, scores in measure_all(study, folders).items()}
         if "converted" in folders:
-            unchanged[architecture] = unchanged_pixels(study, folders)
+            unchanged[architecture] = json.loads((folders["converted"] / UNCHANGED).read_text())["pixels"]
     stem = study.arguments.out / "conversion"
     results = {title(key): scores for key, scores in found.items()}
     report(stem, table(study, found, unchanged), {"": results}, study.title)
