@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
-from maskcls_hf import MaskClsForUniversalSegmentation
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.segment import output_names, segmented
@@ -184,6 +184,15 @@ def test_convert_there_and_back(folders, tmp_path):
     with torch.no_grad():
         expected = maskcls_model()(pixel_values).masks_queries_logits
         torch.testing.assert_close(model(pixel_values).masks_queries_logits, expected)
+
+
+def test_convert_a_per_pixel_model(folders, tmp_path):
+    run("convert", folders.perpixel, tmp_path / "out", "--num-queries", 9)
+    model = MaskClsForUniversalSegmentation.from_pretrained(tmp_path / "out")
+    assert (model.config.num_queries, model.config.matching) == (9, "bipartite")
+    assert MaskClsImageProcessor.from_pretrained(tmp_path / "out").label_format == "segments"
+    result = run("convert", folders.maskcls, tmp_path / "out", "--num-queries", 9, code=1)
+    assert "--num-queries and --matching are for per-pixel models" in result.stderr
 
 
 def test_convert_refuses(folders, tmp_path):

@@ -43,7 +43,7 @@ def test_backbone_from_a_dict():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder'\]"),
+        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder', 'per_pixel'\]"),
         ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
         ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'fixed'\]"),
         ({"num_queries": 0}, "num_queries=0 must be an integer at least 1"),

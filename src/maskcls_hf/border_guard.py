@@ -12,14 +12,15 @@ class BorderGuard:
     """Forward pre-hooks on every layer of a backbone that mixes neighbouring cells.
 
     What enters a convolution is zero outside the image (for max pooling: the least value), as beyond the border of an
-    image that is not padded. Swin's windows do not attend to cells outside, those that fill up a window included.
-    Attention in backbones other than Swin is left alone.
+    image that is not padded. Swin's windows do not attend to cells outside, those that fill up a window included
+    (unless `attend_to_filling`, as transformers' Swin does). Attention in backbones other than Swin is left alone.
 
     `region` stays until the next forward pass: gradient checkpointing runs layers again in the backward pass.
     """
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module, attend_to_filling: bool = False):
         self.region: ValidRegion | None = None
+        self.attend_to_filling = attend_to_filling
         for module in backbone.modules():
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
                 module.register_forward_pre_hook(self.guard_convolution)
@@ -68,9 +69,10 @@ class WindowGuard:
         windows, shift_mask = inputs  # (B * number of windows, L, C), (number of windows, L, L), L = window ** 2
         region, (height, width) = self.border.region, self.size
         filling = (0, -width % self.window, 0, -height % self.window)
-        if region is None or (region.complete and not any(filling)):
+        attend_to_filling = self.border.attend_to_filling
+        if region is None or (region.complete and (attend_to_filling or not any(filling))):
             return None
-        inside = F.pad(region.mask_at(height, width), filling)  # (B, h, w) in whole windows
+        inside = F.pad(region.mask_at(height, width), filling, value=attend_to_filling)  # (B, h, w) in whole windows
         inside = inside.roll((-self.shift, -self.shift), (1, 2))
         inside = inside.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window)).transpose(2, 3)
         keys = inside.flatten(3).flatten(0, 2)  # (B * number of windows, L)

@@ -30,10 +30,19 @@ def with_rows(layer: Any, rows: list[int | None]) -> Any:
     elif isinstance(layer, nn.Conv2d):
         new = nn.Conv2d(layer.in_channels, len(rows), kernel_size=1)
     else:
-        new = nn.Embedding(len(rows), layer.embedding_dim)
+        new = type(layer)(len(rows), layer.embedding_dim)
     new.to(layer.weight.device, layer.weight.dtype)
     for index, row in enumerate(rows):
         if row is not None:
             for name, parameter in new.named_parameters():
                 parameter[index] = getattr(layer, name)[row]
+    return new
+
+
+@torch.no_grad()
+def with_columns(table: Any, columns: list[int | None]) -> Any:
+    """An embedding like `table` whose vectors have its `columns`; None: zero."""
+    new = type(table)(table.num_embeddings, len(columns)).to(table.weight.device, table.weight.dtype)
+    for index, column in enumerate(columns):
+        new.weight[:, index] = 0 if column is None else table.weight[:, column]
     return new

@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from .interchange_maskformer import MASKFORMER, config_from_maskformer
 
-PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder")
+PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder", "per_pixel")
 TRANSFORMER_DECODER_CHOICES = ("standard",)
 MATCHING_CHOICES = ("bipartite", "fixed")
 
@@ -21,7 +21,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             (paper Section 4.1).
         pixel_decoder (`str`, defaults to `"fpn"`):
             `"fpn"`, or `"fpn_encoder"` for the FPN over transformer encoder layers that the paper uses for COCO
-            panoptic with ResNets (Appendix A).
+            panoptic with ResNets (Appendix A), or `"per_pixel"`: `backbone_config` is that of a whole per-pixel model,
+            whose own decoder serves (`maskcls_hf.convert.from_per_pixel`).
         transformer_decoder (`str`, defaults to `"standard"`): the paper's, which is DETR's.
         num_queries (`int`, defaults to 100): N, the number of predicted segments (Section 4.1).
         hidden_size (`int`, defaults to 256): channels of the transformer decoder (Section 4.1, as DETR).
@@ -33,6 +34,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         dropout (`float`, defaults to 0.1): dropout of the transformer layers (as DETR).
         fpn_feature_size (`int`, defaults to 256): channels of the pixel decoder (Section 4.1).
         mask_feature_size (`int`, defaults to 256): C_E, channels of per-pixel and mask embeddings (Section 4.1).
+        mask_kernel_size (`int`, defaults to 3): kernel of the convolution that makes the per-pixel embeddings; odd.
+        mask_upsampling (`int`, defaults to 1): factor by which `"per_pixel"` upsamples its mask logits.
         deep_supervision (`bool`, defaults to `True`): the loss counts every decoder layer (Appendix A).
         attend_to_padding (`bool`, defaults to `False`):
             `True` gives the behaviour of the paper's code, which imported checkpoints were trained with: padding is
@@ -60,6 +63,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     dropout: float | int = 0.1
     fpn_feature_size: int = 256
     mask_feature_size: int = 256
+    mask_kernel_size: int = 3
+    mask_upsampling: int = 1
     deep_supervision: bool = True
     attend_to_padding: bool = False
     freeze_batch_norm: bool = False
@@ -85,6 +90,12 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_number(self, "dropout", minimum=0, maximum=1)
         for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm"):
             check_choice(self, name, (True, False))
+        if self.mask_kernel_size % 2 == 0:
+            raise ValueError(f"{type(self).__name__}: mask_kernel_size={self.mask_kernel_size} must be odd.")
+        if self.mask_upsampling > 1 and self.pixel_decoder != "per_pixel":
+            raise ValueError(
+                f"{type(self).__name__}: mask_upsampling={self.mask_upsampling} is for pixel_decoder='per_pixel' only."
+            )
         check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
             check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
@@ -105,6 +116,8 @@ class MaskClsConfig(SegmentationNetworkConfig):
         mask_weight (`float`, defaults to 20.0): lambda_focal of mask loss and matching cost (Section 4.1).
         dice_weight (`float`, defaults to 1.0): lambda_dice of mask loss and matching cost (Section 4.1).
         no_object_weight (`float`, defaults to 0.1): weight of "no object" inside the class loss (Section 4.1).
+        query_priors (`bool`, defaults to `False`): each query has learned class logits and a mask embedding of its own,
+            to which what the network says of an image is added. A converted per-pixel model keeps its classifier there.
         output_auxiliary_logits (`bool`, defaults to `False`): return the pairs of the inner decoder layers too.
 
     Example:
@@ -127,6 +140,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
+    query_priors: bool = False
     output_auxiliary_logits: bool = False
 
     @classmethod
@@ -142,7 +156,8 @@ class MaskClsConfig(SegmentationNetworkConfig):
         check_choice(self, "matching", MATCHING_CHOICES)
         for name in ("cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight"):
             check_number(self, name, minimum=0)
-        check_choice(self, "output_auxiliary_logits", (True, False))
+        for name in ("query_priors", "output_auxiliary_logits"):
+            check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(
                 f"{type(self).__name__}: matching='fixed' gives query k to class k, so num_queries={self.num_queries} "
@@ -152,7 +167,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
 
 POSITIVE_INTEGERS = (
     "num_queries", "hidden_size", "num_attention_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
-    "decoder_ffn_dim", "fpn_feature_size", "mask_feature_size",
+    "decoder_ffn_dim", "fpn_feature_size", "mask_feature_size", "mask_kernel_size", "mask_upsampling",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class PixelFeatures:
     mask_projection: nn.Conv2d  # the finest features -> per-pixel embeddings
     region: "ValidRegion | None"
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
+    upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
 
     def project(self) -> Tensor:
         """Make `per_pixel_embeddings`, if they are not there yet."""
@@ -33,7 +34,7 @@ class PixelFeatures:
         return self.per_pixel_embeddings
 
     def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
-        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w).
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled.
 
         Both the projection and the dot product are linear. Where no gradient is needed they become one convolution with
         N kernels an image, which is less work as long as N is not above C_E. Who needs the masks of several layers
@@ -51,8 +52,13 @@ class PixelFeatures:
                 images = zip(finest.split(1), kernels, biases, strict=True)
                 return torch.cat([F.conv2d(image, k, b, padding=projection.padding) for image, k, b in images])
 
-            return self._inside(dot).contiguous()
-        return torch.einsum("bne,behw->bnhw", mask_embeddings, self.project()).contiguous()
+            return self._upsampled(self._inside(dot))
+        return self._upsampled(torch.einsum("bne,behw->bnhw", mask_embeddings, self.project()))
+
+    def _upsampled(self, logits: Tensor) -> Tensor:
+        if self.upsampling > 1:
+            logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)
+        return logits.contiguous()
 
     def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the finest features; what is not image has no part in it, and repeats the border of the image."""

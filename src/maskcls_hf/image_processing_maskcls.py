@@ -48,6 +48,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Classes without instances (stuff): panoptic post-processing makes one segment of each.
     do_autocontrast (`bool`, *optional*, defaults to `False`):
         Stretch each channel of each image to the full range first; for microscopes and other dim images.
+    do_flip_channel_order (`bool`, *optional*, defaults to `False`):
+        Networks that were trained on BGR: red and blue change places.
     ignore_index (`int`, *optional*):
         transformers' name of `void_id`; where given, it sets `void_id`.
     do_reduce_labels (`bool`, *optional*):
@@ -61,6 +63,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_format: str
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
+    do_flip_channel_order: bool
     ignore_index: int | None
     do_reduce_labels: bool | None
 
@@ -93,6 +96,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_format = "segments"
     label_ids_to_fuse = None
     do_autocontrast = False
+    do_flip_channel_order = False
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
         """Also reads the older names in configs of transformers' MaskFormer."""
@@ -248,6 +252,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         image_mean: Any,
         image_std: Any,
         do_autocontrast: bool,
+        do_flip_channel_order: bool,
         **options: Any,
     ) -> Tensor:
         """(C, H, W) -> resized, rescaled, normalised (C, h, w) float32."""
@@ -266,7 +271,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             image = autocontrast(image)
         if do_resize:
             image = self.resize(image, size, resample)  # fastest as images lie in memory, channels last
-        image = image.contiguous()
+        image = (image.flip(0) if do_flip_channel_order else image).contiguous()
         image = self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
         return image.to(torch.float32)
 

@@ -60,6 +60,13 @@ class MLP(nn.Module):
         return self.layers[-1](features)
 
 
+class QueryTable(nn.Embedding):
+    """A learned vector for each query, zero at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 def sine_positions(features: Tensor, inside: Tensor | None, temperature: float = 10000.0) -> Tensor:
     """Sine position embeddings of a grid (DETR), normalised to 0..2 pi over each image: (B or 1, h * w, C).
 

@@ -14,8 +14,9 @@ from .border_guard import BorderGuard
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, ValidRegion
 from .interchange_maskformer import holds_maskformer, load_maskformer
-from .layers import XavierLinear
+from .layers import QueryTable, XavierLinear
 from .outputs import MaskClsModelOutput
+from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS
 from .transformer_decoders import DecoderOutput
 
@@ -73,6 +74,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             uniform_bias(module)
+        elif isinstance(module, QueryTable):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, nn.Conv2d):
@@ -94,10 +97,12 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.backbone = build_backbone(config.backbone_config)
+        is_converted = config.pixel_decoder == "per_pixel"
+        build = build_per_pixel_network if is_converted else build_backbone
+        self.backbone: Any = build(config.backbone_config)
         if config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
-        self.border_guard = BorderGuard(self.backbone)
+        self.border_guard = BorderGuard(self.backbone, attend_to_filling=is_converted)
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
 
     def train(self, mode: bool = True):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from transformers.utils.generic import can_return_tuple
 
-from .class_rows import kept_classes, set_classes, with_rows
+from .class_rows import kept_classes, set_classes, with_columns, with_rows
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, SegmentLogits
 from .criterion import MaskClsCriterion
@@ -171,10 +171,16 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         """
         kept = kept_classes(self.config.id2label, id2label)
         module = self.segmentation_module
-        module.class_predictor = with_rows(module.class_predictor, [*kept, self.config.num_labels])
+        outputs = [*kept, self.config.num_labels]
+        module.class_predictor = with_rows(module.class_predictor, outputs)
+        if self.config.query_priors:
+            module.class_priors = with_columns(module.class_priors, outputs)
         if self.config.matching == "fixed":
             decoder = self.model.transformer_decoder
             decoder.queries_embedder = with_rows(decoder.queries_embedder, kept)
+            if self.config.query_priors:
+                module.class_priors = with_rows(module.class_priors, kept)
+                module.mask_priors = with_rows(module.mask_priors, kept)
             self.config.num_queries = len(kept)
         set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)

@@ -23,7 +23,7 @@ class FPNPixelDecoder(nn.Module):
         self.outputs = nn.ModuleList(
             ConvNorm(c, size, kernel_size=3, relu=True) for c in [size] * (len(in_channels) - 1) + [top_channels]
         )
-        self.mask_projection = nn.Conv2d(size, config.mask_feature_size, kernel_size=3, padding=1)
+        self.mask_projection = mask_projection(config, size)
 
     def build_top(self, config, in_channels: int) -> int:
         """Make what runs on the coarsest feature map; returns its number of channels."""
@@ -79,4 +79,24 @@ class TransformerEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
-PIXEL_DECODERS = {"fpn": FPNPixelDecoder, "fpn_encoder": FPNEncoderPixelDecoder}
+class PerPixelDecoder(nn.Module):
+    """What is left to do where the backbone is a whole per-pixel network (per_pixel_networks.py): the projection."""
+
+    def __init__(self, config, in_channels: list[int]):
+        super().__init__()
+        self.context_channels = in_channels[-1]
+        self.upsampling = config.mask_upsampling
+        self.mask_projection = mask_projection(config, in_channels[0])
+
+    def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        finest, context = feature_maps
+        return PixelFeatures(context, [context, finest], self.mask_projection, region, upsampling=self.upsampling)
+
+
+def mask_projection(config, in_channels: int) -> nn.Conv2d:
+    """Finest features -> per-pixel embeddings."""
+    kernel_size = config.mask_kernel_size
+    return nn.Conv2d(in_channels, config.mask_feature_size, kernel_size, padding=kernel_size // 2)
+
+
+PIXEL_DECODERS = {"fpn": FPNPixelDecoder, "fpn_encoder": FPNEncoderPixelDecoder, "per_pixel": PerPixelDecoder}

@@ -1,4 +1,4 @@
-"""`maskcls convert`: checkpoints of other implementations to ours, and back."""
+"""`maskcls convert`: checkpoints of other implementations and per-pixel models to ours, and back."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
-from ..convert import save_as_transformers, save_from_original
+from ..configuration_maskcls import MaskClsConfig
+from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
 from ..image_processing_maskcls import MaskClsImageProcessor
+from ..interchange_maskformer import MASKFORMER
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from .console import console, fail
 
@@ -26,21 +29,36 @@ def convert(
         Path | None,
         typer.Option(help='Names of the classes, as JSON {"0": "name", ...}; for files of the paper\'s code.'),
     ] = None,
+    num_queries: Annotated[
+        int | None, typer.Option(help="Queries of a converted per-pixel model; one a class if not given.")
+    ] = None,
+    matching: Annotated[
+        str | None,
+        typer.Option(help="Matching of a converted per-pixel model: fixed with one query a class, else bipartite."),
+    ] = None,
 ) -> None:
-    """Convert a checkpoint: the paper's code or transformers' MaskFormer to this package, or this to MaskFormer.
+    """Convert a checkpoint: the paper's code, transformers' MaskFormer or a per-pixel model to this package, or this to
+    MaskFormer.
 
-    What the other side cannot represent is said; what would change the outputs is refused.
+    What the other side cannot represent is said; what would change the outputs is refused. A per-pixel model
+    (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that
+    starts with the same semantic map, to be fine-tuned.
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
     logging.disable_progress_bar()
     try:
+        per_pixel = not is_original(source) and model_type(source) not in (MaskClsConfig.model_type, MASKFORMER)
+        if not per_pixel and (num_queries is not None or matching is not None):
+            raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
         if labels is not None and (to_transformers or not is_original(source)):
             raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
         if to_transformers:
             save_as_transformers(source, out)
         elif is_original(source):
             save_from_original(source, out, **({} if labels is None else class_names(labels)))
+        elif per_pixel:
+            save_from_per_pixel(source, out, num_queries, matching)
         else:
             MaskClsForUniversalSegmentation.from_pretrained(source).save_pretrained(out)
             MaskClsImageProcessor.from_pretrained(source).save_pretrained(out)
@@ -51,6 +69,10 @@ def convert(
 
 def is_original(source: str) -> bool:
     return Path(source).suffix in (".pkl", ".pth")
+
+
+def model_type(source: str) -> str | None:
+    return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
 
 
 def class_names(path: Path) -> dict[str, Any]:

@@ -100,6 +100,10 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
         yield f"pixel_decoder={config.pixel_decoder!r}: MaskFormer has 'fpn' only."
     if config.transformer_decoder != "standard":
         yield f"transformer_decoder={config.transformer_decoder!r}: MaskFormer has 'standard' only."
+    if config.query_priors:
+        yield "query_priors=True: MaskFormer's queries have none."
+    if config.mask_kernel_size != 3:
+        yield f"mask_kernel_size={config.mask_kernel_size}: MaskFormer has 3 only."
     if config.fpn_feature_size % 32:
         yield f"fpn_feature_size={config.fpn_feature_size}: MaskFormer's group norms need a multiple of 32."
     backbone = config.backbone_config
