@@ -240,7 +240,8 @@ def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -
     yield ""
     yield from difference_table(results, [(title(a), title(b)) for a, b in pairs if a in found and b in found])
     for architecture, share in unchanged.items():
-        yield f"\n{title((architecture, ''))}: {100 * share:.3f} % of the pixels have the same class before and after conversion."
+        name = title((architecture, ""))
+        yield f"\n{name}: {100 * share:.3f} % of the test pixels have the same class before and after the conversion."
 
 
 def title(key: Key) -> str:
