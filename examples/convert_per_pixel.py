@@ -186,7 +186,7 @@ def train(recipe: Recipe, study: Study, folder: Path, network: Callable[[], PreT
     torch.manual_seed(recipe.training.seed)
     run = prepare(recipe, study.arguments.data, model=network())
     if recipe.model.kind == "per_pixel":
-        run.train_collator = PixelsAndLabels(run.train_collator)  # type: ignore[assignment]
+        run.train_collator = PixelsAndLabels(run.train_collator)
     print(f"{folder}: training. {run.describe()}", flush=True)
     trainer = RecipeTrainer(run, training_arguments(run, folder))
     trainer.train(resume_from_checkpoint=bool(list_checkpoints(folder)))

@@ -244,6 +244,14 @@ class TestPrepare:
         norm = next(m for m in run.model.model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
         assert not norm.weight.requires_grad
 
+    def test_a_network_is_trained_as_it_is(self, tmp_path, squares):
+        network = MaskClsForUniversalSegmentation(maskcls_config(num_labels=2))
+        before = network.segmentation_module.class_predictor.weight.clone()
+        run = prepare(load_recipe(write_recipe(tmp_path)), squares, model=network)
+        assert run.model is network and torch.equal(network.segmentation_module.class_predictor.weight, before)
+        trained = {id(weights) for group in run.optimizer.param_groups for weights in group["params"]}
+        assert trained == {id(weights) for weights in network.parameters()}
+
     def test_a_saved_image_processor_holds_where_the_recipe_says_nothing(self, tmp_path):
         recipe = load_recipe(write_recipe(tmp_path))
         build_image_processor(recipe, num_labels=3, do_autocontrast=True).save_pretrained(tmp_path)
