@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
         results = Results(path, study)
     except ValueError as error:
         parser.error(f"--results: {error}")
-    run_missing(study, results, facts_of_run("ablate.py", argv))
+    run_missing(study, results, facts_of_run("ablate.py", argv, study))
     found = {method: scores for method in METHODS if (scores := results.scores(method)) is not None}
     groups = {q.name: {m.name: found[m] for m in q.methods if m in found} for q in QUESTIONS}
     report(path.with_suffix(""), tables(found), {name: group for name, group in groups.items() if group}, study.title)

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     parameters = [SavedModel(folders[m, arguments.seeds[0]]).parameters() or 0 for m in methods]
     report(arguments.out / "comparison", table(results, parameters), {"": results}, study.title)
     summary = {m.folder: without_intervals(results[m.name]) for m in methods}
-    write_json(arguments.out / "comparison.json", {**facts_of_run("compare.py", argv), "scores": summary})
+    write_json(arguments.out / "comparison.json", {**facts_of_run("compare.py", argv, study), "scores": summary})
     return summary
 
 

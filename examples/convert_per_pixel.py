@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     results = {title(key): scores for key, scores in found.items()}
     report(stem, table(study, found, unchanged), {"": results}, study.title)
     summary = {"/".join(key): without_intervals(scores) for key, scores in found.items()}
-    facts = facts_of_run("convert_per_pixel.py", argv)
+    facts = facts_of_run("convert_per_pixel.py", argv, study)
     write_json(stem.with_suffix(".json"), {**facts, "unchanged_pixels": unchanged, "scores": summary})
     return summary
 

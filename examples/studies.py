@@ -111,10 +111,12 @@ def check_method(study: Study, method: Method) -> None:
         raise ValueError(f"{error} (method {method.folder}; --only leaves it out)") from error
 
 
-def facts_of_run(script: str, argv: list[str] | None) -> dict[str, str]:
-    """Command, date and machine, for the record."""
+def facts_of_run(script: str, argv: list[str] | None, study: Study) -> dict[str, str]:
+    """Command (the data by the name of its folder), date and machine, for the record."""
+    data = study.arguments.data
+    words = [data.name if word == str(data) else word for word in (sys.argv[1:] if argv is None else argv)]
     return {
-        "command": shlex.join(["python", f"examples/{script}", *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join(["python", f"examples/{script}", *words]),
         "date": str(date.today()),
         "machine": f"{describe_device(torch.device('cpu'))}, torch {torch.__version__}",
     }
