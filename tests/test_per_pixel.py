@@ -324,3 +324,12 @@ def test_an_adapter_is_told_all_that_it_lacks(monkeypatch):
 def test_every_family_is_tested():
     tested = {FAMILIES[name]().config.model_type for name in FAMILIES} - {"maskcls_perpixel"}
     assert tested == set(PER_PIXEL_NETWORKS) - {"smp"} and set(FAMILIES) > SQUARE_ONLY
+
+
+@pytest.mark.parametrize("family", ["segformer", "dpt"])
+def test_export(family):
+    model, pixel_values = converted(FAMILIES[family]()).eval(), images(family)
+    program = torch.export.export(model, (pixel_values,), strict=False)
+    with torch.no_grad():
+        wanted = model(pixel_values).masks_queries_logits
+        torch.testing.assert_close(program.module()(pixel_values).masks_queries_logits, wanted)

@@ -38,12 +38,13 @@ def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     code = snippets(README.read_text())
-    assert len(code) == 5
+    assert len(code) == 6
     for number, snippet in enumerate(code, start=1):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}
     assert (tmp_path / "runs" / "mine" / "final" / "modeling_maskcls.py").is_file()
     assert names["fresh"].config.num_labels == 2
+    assert names["one_query_a_class"].config.num_queries == 2
 
 
 def test_files_that_are_named_exist():
