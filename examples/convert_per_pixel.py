@@ -173,9 +173,13 @@ def train_all(study: Study, architecture: str) -> dict[str, Path]:
 
 
 def fine_tuning(study: Study, method: Method) -> Recipe:
-    steps = study.arguments.fine_tune_steps or max(1, study.recipe.schedule.max_steps // 2)
+    steps = second_steps(study)
     rate = study.arguments.fine_tune_rate or 0.3 * study.recipe.optimizer.learning_rate
     return study.load_recipe(*method.changes, f"schedule.max_steps={steps}", f"optimizer.learning_rate={rate}")
+
+
+def second_steps(study: Study) -> int:
+    return study.arguments.fine_tune_steps or max(1, study.recipe.schedule.max_steps // 2)
 
 
 def train(recipe: Recipe, study: Study, folder: Path, network: Callable[[], PreTrainedModel]) -> None:
@@ -228,8 +232,7 @@ class Compared:
 
 def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -> Iterator[str]:
     """Markdown: scores, differences, and how many pixels the conversion leaves as they were."""
-    first = study.recipe.schedule.max_steps
-    second = fine_tuning(study, METHODS[1]).schedule.max_steps
+    first, second = study.recipe.schedule.max_steps, second_steps(study)
     columns = {
         "million parameters": [f"{count_parameters(study.arguments.out / Path(*key)) / 1e6:.2f}" for key in found],
         "steps": [f"{first} + {second}" if key[1].endswith("_on") else str(first) for key in found],
@@ -241,7 +244,7 @@ def table(study: Study, found: dict[Key, Scores], unchanged: dict[str, float]) -
     yield from difference_table(results, [(title(a), title(b)) for a, b in pairs if a in found and b in found])
     for architecture, share in unchanged.items():
         name = title((architecture, ""))
-        yield f"\n{name}: {100 * share:.3f} % of the test pixels have the same class before and after the conversion."
+        yield f"\n{name}: {100 * share:.5f} % of the test pixels have the same class before and after the conversion."
 
 
 def title(key: Key) -> str:
@@ -262,10 +265,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             unchanged[architecture] = json.loads((folders["converted"] / UNCHANGED).read_text())["pixels"]
     stem = study.arguments.out / "conversion"
     results = {title(key): scores for key, scores in found.items()}
-    report(stem, table(study, found, unchanged), {"": results}, study.title)
+    report(stem, table(study, found, unchanged), {"": results}, f"{study.title}, then {second_steps(study)}")
+    missing = [method.folder for method in METHODS if method not in study.methods and method.folder != "per_pixel"]
     summary = {"/".join(key): without_intervals(scores) for key, scores in found.items()}
     facts = facts_of_run("convert_per_pixel.py", argv, study)
-    write_json(stem.with_suffix(".json"), {**facts, "unchanged_pixels": unchanged, "scores": summary})
+    write_json(
+        stem.with_suffix(".json"), {**facts, "unchanged_pixels": unchanged, "scores": summary, "missing": missing}
+    )
     return summary
 
 

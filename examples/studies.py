@@ -63,8 +63,7 @@ class Study:
 
     @property
     def title(self) -> str:
-        images, steps = f"{len(self.data)} images", f"{self.recipe.schedule.max_steps} steps each"
-        return f"{self.recipe.name}, {self.data.split}: {images}, {steps}"
+        return f"{self.recipe.name}, {self.data.split}: {len(self.data)} images, {self.recipe.schedule.max_steps} steps"
 
 
 # -- the command line --------------------------------------------------------------------------------------------
