@@ -57,8 +57,9 @@ class SegmentTargets:
         boxes = []
         for image, (pixels, number) in enumerate(zip(self.masks, self.numbers, strict=True)):
             counted = None if self.counted is None else self.counted[image]
-            size = pixels.new_tensor(pixels.shape[-2:]) if self.image_sizes is None else self.image_sizes[image]
-            corners = boxes_of_masks(pixels, number, counted) / size.flip(0).repeat(2)
+            own_size = torch.tensor(pixels.shape[-2:], device=pixels.device)
+            height_width = own_size if self.image_sizes is None else self.image_sizes[image]
+            corners = boxes_of_masks(pixels, number, counted) / height_width.flip(0).repeat(2)
             boxes.append(to_centres(corners.float()))
         return boxes
 
