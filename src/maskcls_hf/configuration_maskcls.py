@@ -126,8 +126,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         semantic_weight (`float`, defaults to 0.0): weight of the cross-entropy of a linear classifier on the per-pixel
             embeddings, a head that the model has above 0 only (Max-DeepLab, auxiliary losses; its code has 1).
         exclusive_masks (`bool`, defaults to `False`): the masks of an image share out each pixel, by a softmax over
-            the queries (Max-DeepLab). Mask logits are then its log-odds, so that their sigmoid is the
-            mask as ever.
+            the queries (Max-DeepLab). Mask logits are then its log-odds, so that their sigmoid is the mask as ever.
 
     Example:
 

@@ -16,11 +16,11 @@ class SegmentationModule(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        size = config.hidden_size
-        self.class_predictor = nn.Linear(size, config.num_labels + 1)
-        self.mask_embedder = MLP(size, size, config.mask_feature_size, num_layers=3)
+        self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
+        self.mask_embedder = MLP(config.hidden_size, config.hidden_size, config.mask_feature_size, num_layers=3)
         self.exclusive_masks = config.exclusive_masks
-        self.bbox_predictor = MLP(size, size, 4, num_layers=3) if config.matching == "box" else None
+        with_boxes = config.matching == "box"
+        self.bbox_predictor = MLP(config.hidden_size, config.hidden_size, 4, num_layers=3) if with_boxes else None
         with_semantics = config.semantic_weight > 0
         self.semantic_predictor = nn.Conv2d(config.mask_feature_size, config.num_labels, 1) if with_semantics else None
         self.looks_at_pixels = with_semantics or config.instance_discrimination_weight > 0
@@ -42,8 +42,8 @@ class SegmentationModule(nn.Module):
 
 
 def exclusive_logits(mask_logits: Tensor) -> Tensor:
-    """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab):
-    l_i - log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is."""
+    """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab): l_i -
+    log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is."""
     logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     largest, place = logits.max(1, keepdim=True)
     is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, place, True)
