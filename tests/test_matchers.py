@@ -60,6 +60,16 @@ def test_equals_the_papers_code(oracle, case):
         np.testing.assert_array_equal(assignments[i].segment_indices.numpy(), arrays[f"tgt_{i}"])
 
 
+@pytest.mark.parametrize("at_centres, mode", [(False, "nearest"), (True, "nearest-exact")])
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (32, 48), (40, 50)])
+def test_targets_are_resampled_as_torch_does(at_centres, mode, size):
+    masks, labels = torch.rand(3, 32, 48) > 0.5, torch.zeros(3, dtype=torch.int64)
+    counted = torch.rand(1, 32, 48) > 0.5
+    ours, _, looked_at = SegmentTargets([masks], [labels], counted).resampled(0, torch.Size(size), at_centres)
+    expected = torch.nn.functional.interpolate(torch.stack([*masks, counted[0]])[None].float(), size=size, mode=mode)
+    assert torch.equal(torch.cat([ours, looked_at[None]]), expected[0].flatten(1))
+
+
 @pytest.mark.parametrize("matching", BY_COST)
 @pytest.mark.parametrize("queries, number", [(5, 3), (3, 5), (4, 4), (4, 0)])
 def test_no_assignment_is_cheaper(queries, number, matching):

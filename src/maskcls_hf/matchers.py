@@ -63,12 +63,15 @@ class SegmentTargets:
             boxes.append(to_centres(corners.float()))
         return boxes
 
-    def resampled(self, image: int, size: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks (M, h * w), labels (M,), counted pixels (h * w,) of one image at a size (h, w), as float32."""
+    def resampled(self, image: int, size: torch.Size, at_centres: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks (M, h * w), labels (M,), counted pixels (h * w,) of one image at a size (h, w), as float32.
+
+        Of each cell the first pixel, as in the paper's code, or the one `at_centres`, where upsampling puts the cell.
+        """
         pixels = self.masks[image]
         height, width = pixels.shape[-2:]
-        rows = nearest_indices(height, size[0], pixels.device)[:, None]
-        columns = nearest_indices(width, size[1], pixels.device)
+        rows = nearest_indices(height, size[0], pixels.device, at_centres)[:, None]
+        columns = nearest_indices(width, size[1], pixels.device, at_centres)
         masks = every_mask(pixels[..., rows, columns], self.numbers[image]).flatten(1).float()
         counted = masks.new_ones(masks.shape[1]) if self.counted is None else self.counted[image][rows, columns]
         return masks, self.labels[image], counted.flatten().float()
@@ -193,6 +196,9 @@ class PQMatcher(BipartiteMatcher):
         super().__init__(config)
         self.weights = {"similarity": 1.0}
 
+    def of_image(self, targets: SegmentTargets, image: int, size: torch.Size) -> tuple[Tensor, ...]:
+        return targets.resampled(image, size, at_centres=True)
+
     def terms(
         self, layer: SegmentLogits, image: int, masks: Tensor, labels: Tensor, counted: Tensor
     ) -> dict[str, Tensor]:
@@ -243,6 +249,7 @@ def every_mask(pixels: Tensor, number: int) -> Tensor:
     return pixels if pixels.ndim == 3 else pixels == torch.arange(number, device=pixels.device).view(-1, 1, 1)
 
 
-def nearest_indices(full: int, cells: int, device: torch.device) -> Tensor:
-    """Index in 0..full-1 that nearest resampling to `cells` picks for each cell (floor, as torch's "nearest")."""
-    return torch.arange(cells, device=device) * full // cells
+def nearest_indices(full: int, cells: int, device: torch.device, at_centres: bool = False) -> Tensor:
+    """Index in 0..full-1 that nearest resampling to `cells` picks for each cell (floor, as torch's "nearest"; or
+    `at_centres`, as its "nearest-exact")."""
+    return (2 * torch.arange(cells, device=device) + at_centres) * full // (2 * cells)

@@ -1,7 +1,8 @@
 """Losses of Max-DeepLab (Wang et al., MaX-DeepLab, CVPR 2021): PQ-style loss and auxiliary losses.
 
-The functions are of one image, at the resolution of the mask logits, P = h * w pixels, with nearest-resampled segments,
-as in its code. Float masks (M, P), labels (M,) and `counted` (P,) are those of `SegmentTargets.resampled`.
+The functions are of one image, at the resolution of the mask logits, P = h * w pixels, as in its code. Float masks
+(M, P), labels (M,) and `counted` (P,) are those of `SegmentTargets.resampled`, at the centres of the cells: borders are
+then right without the losses of Eq. 1.
 """
 
 from collections import defaultdict
@@ -50,7 +51,7 @@ class MaxDeepLabLosses:
         size = layers[0].mask_logits.shape[-2:]
         losses: dict[str, list[Tensor]] = defaultdict(list)
         for image in range(len(targets.labels)):
-            resampled = targets.resampled(image, size)
+            resampled = targets.resampled(image, size, at_centres=True)
             for index, layer in enumerate(layers):
                 suffix = "" if index == len(layers) - 1 else f"_{index}"
                 for name, loss in self.of_layer(layer, image, *resampled, assignments[index][image]).items():
@@ -104,7 +105,6 @@ def pq_style_loss(
     Args:
         class_logits: (N, K + 1), "no object" last.
         mask_logits: (N, P).
-        labels: (M,).
     """
     queries, segments = pairs
     log_p = class_logits.log_softmax(-1)
