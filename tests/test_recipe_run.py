@@ -244,6 +244,15 @@ class TestPrepare:
         norm = next(m for m in run.model.model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
         assert not norm.weight.requires_grad
 
+    def test_fine_tuning_with_losses_that_the_saved_model_had_not(self, tmp_path, squares):
+        saved = MaskClsForUniversalSegmentation(maskcls_config(id2label=CLASSES))
+        saved.save_pretrained(tmp_path / "saved")
+        overrides = ["model.semantic_weight=0.5", "model.mask_id_weight=0.3"]
+        run = prepare(load_recipe(write_recipe(tmp_path), overrides), squares, model=tmp_path / "saved")
+        terms = run.model(**next(iter(run.loaders()[0]))).loss_dict
+        assert {"loss_semantic", "loss_mask_id"} <= terms.keys() and "loss_pq" not in terms
+        assert all(term.isfinite() for term in terms.values())
+
     def test_a_saved_image_processor_holds_where_the_recipe_says_nothing(self, tmp_path):
         recipe = load_recipe(write_recipe(tmp_path))
         build_image_processor(recipe, num_labels=3, do_autocontrast=True).save_pretrained(tmp_path)

@@ -22,7 +22,8 @@ from .recipe_values import CONFIGS, keys_of_section
 
 TRAINING_FIELDS = (
     "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
-    "dice_weight", "no_object_weight",
+    "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight", "instance_discrimination_weight",
+    "mask_id_weight", "semantic_weight",
 )  # fmt: skip
 
 Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
