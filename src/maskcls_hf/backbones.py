@@ -1,23 +1,35 @@
-"""The backbone: anything of transformers' AutoBackbone that gives a feature pyramid."""
+"""The backbone: anything of transformers' AutoBackbone with stages, or a plain ViT."""
 
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
+from .simple_feature_pyramid import SimpleFeaturePyramid, patch_size_of, prepared
+
 
 def build_backbone(config: PreTrainedConfig) -> Any:
-    """Backbone of a `backbone_config`, without weights.
+    """Backbone of a `backbone_config`, without weights: `.channels`, and `__call__(pixel_values).feature_maps`, finest
+    first.
+
+    A plain ViT (a `patch_size` and no stages; in timm the same stride everywhere) gets a [`SimpleFeaturePyramid`].
+    timm's ViTs take images of any size (`dynamic_img_size`); its other transformers only those of their own size.
 
     The paper's R101c is DeepLab's ResNet: a ResNet configuration with `stem_type="deep"`, a stem of three
     convolutions, and `last_stage_dilations=[1, 2, 4]`, the multi-grid of its last three blocks.
 
     Raises:
-        `ValueError`: the backbone gives fewer than two feature maps, or one of these two fields has a wrong value.
+        `ValueError`: a backbone with stages gives fewer than two feature maps, a plain ViT not its last one, or one of
+            these two fields has a wrong value.
     """
     if config._attn_implementation == "sdpa":
         config._attn_implementation = None  # asked of the whole model: the best that this backbone has
     backbone: Any = AutoBackbone.from_config(config)
+    patch_size = patch_size_of(backbone)
+    if patch_size is not None:
+        if config.model_type == "timm_backbone" and getattr(backbone._backbone.model, "dynamic_img_size", True) is False:
+            backbone = AutoBackbone.from_config(config, dynamic_img_size=True)
+        return SimpleFeaturePyramid(prepared(backbone), patch_size)
     if len(backbone.channels) < 2:
         raise ValueError(
             f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
