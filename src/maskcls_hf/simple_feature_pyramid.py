@@ -94,7 +94,8 @@ def prepared(vit: Any) -> Any:
         )
     if not getattr(config, "reshape_hidden_states", True):
         raise ValueError(f"backbone_config (model_type={config.model_type!r}) needs reshape_hidden_states=True.")
-    as_buffer(vit.embeddings, "mask_token")  # for pretraining only
+    for module in vit.modules():
+        as_buffer(module, "mask_token")  # for pretraining only
     if not getattr(config, "apply_layernorm", True) and hasattr(vit, "layernorm"):
         as_buffer(vit.layernorm, "weight")
         as_buffer(vit.layernorm, "bias")
