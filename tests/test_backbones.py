@@ -1,4 +1,4 @@
-"""Every kind of backbone through the same questions; then the simple feature pyramid of plain ViTs, and what is special."""
+"""Every kind of backbone through the same questions; then the simple feature pyramid of plain ViTs."""
 
 import copy
 from collections.abc import Callable, Collection, Iterable

@@ -27,13 +27,15 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     backbone: Any = AutoBackbone.from_config(config)
     patch_size = patch_size_of(backbone)
     if patch_size is not None:
-        if config.model_type == "timm_backbone" and getattr(backbone._backbone.model, "dynamic_img_size", True) is False:
+        of_timm = getattr(backbone, "_backbone", None)
+        if of_timm is not None and getattr(of_timm.model, "dynamic_img_size", None) is False:
             backbone = AutoBackbone.from_config(config, dynamic_img_size=True)
         return SimpleFeaturePyramid(prepared(backbone), patch_size)
     if len(backbone.channels) < 2:
         raise ValueError(
             f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
-            f"{len(backbone.channels)} feature map: list its stages in out_features, or in out_indices for timm."
+            f"{len(backbone.channels)} feature map: list its stages in out_features, or in out_indices for timm. (Only "
+            "a plain ViT, which has a patch_size and no stages, gets its pyramid from one map.)"
         )
     if config.model_type == "swin":
         # Its stages have norms of their own; this one's output is thrown away, and an unused parameter stops DDP.

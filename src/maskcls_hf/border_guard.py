@@ -73,8 +73,8 @@ class BorderGuard:
         return (features.masked_fill(outside[..., None] if rows == 1 else outside[:, None], 0.0),)
 
     def guard_squeeze(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """The module takes the mean over all cells and multiplies its input by what follows from it. The image is scaled
-        so that this mean is its own."""
+        """The module takes the mean over all cells and multiplies its input by what follows from it. The image is
+        scaled so that this mean is its own."""
         (features,) = inputs  # (B, C, h, w)
         outside = self.outside(*features.shape[-2:])
         if outside is None:

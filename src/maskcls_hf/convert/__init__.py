@@ -1,10 +1,14 @@
-"""Checkpoints of other implementations -> ours, and back."""
+"""Checkpoints of other implementations -> ours, and back; outputs of other models -> probability-mask pairs."""
 
 from .maskformer import processor_to_transformers, save_as_transformers, to_transformers
 from .original import from_original, save_from_original
+from .pairs import pairs_from_detections, pairs_from_detr, pairs_from_logits
 
 __all__ = [
     "from_original",
+    "pairs_from_detections",
+    "pairs_from_detr",
+    "pairs_from_logits",
     "processor_to_transformers",
     "save_as_transformers",
     "save_from_original",

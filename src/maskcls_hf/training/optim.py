@@ -18,8 +18,8 @@ def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, backbone_multiplier: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: the backbone learns at `backbone_multiplier` times the learning rate (paper
-    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings, tokens and position tables have no weight decay. The feature
-    pyramid over a plain ViT is new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
+    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings, tokens and position tables have no weight decay. The
+    feature pyramid over a plain ViT is new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
 
     Parameters that need no gradient are left out.
     """
