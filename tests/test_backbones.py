@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.backbones import build_backbone
 from maskcls_hf.training.build import load_backbone
@@ -69,6 +71,7 @@ PLAIN: dict[str, Callable[[], PreTrainedConfig]] = {
     "beit": lambda: BeitConfig(**VIT, intermediate_size=48, image_size=64),
     "vitdet": lambda: VitDetConfig(**VIT, image_size=64, pretrain_image_size=64),
 }
+ONE_SIZE = ("swin", "swinv2", "dinov2_with_registers", "vitdet")  # an exported program takes no other
 HEAVY = ("timm_resnet50", "timm_efficientnet")
 
 
@@ -172,13 +175,19 @@ def test_padding_is_not_seen(name):
 
 @each((*STAGED, *PLAIN), slow={*STAGED, *PLAIN} - {"timm_resnet18", "dinov2"})
 def test_exports(name):
-    """With a batch of any size; of the sizes of the image, see test_modeling.py."""
-    model = model_of(name)
-    inputs = {"pixel_values": torch.randn(2, 3, 64, 96), "pixel_mask": pixel_mask([(64, 96), (50, 70)], (64, 96))}
-    shapes = {key: {0: torch.export.Dim.DYNAMIC} for key in inputs}
-    other = {key: torch.cat([tensor, tensor[:1]]) for key, tensor in inputs.items()}
+    """With a batch and images of any size; DINOv2 with whole patches. Some code of transformers fixes the size."""
+    model, unit, any_size = model_of(name), 28 if name == "dinov2" else 32, torch.export.Dim.DYNAMIC
+    dynamic = {0: any_size} if name in ONE_SIZE else {0: any_size, 2: any_size, 3: any_size}
+    shapes = {"pixel_values": dynamic, "pixel_mask": {max(0, dim - 1): size for dim, size in dynamic.items()}}
+
+    def inputs(images: int, height: int, width: int) -> dict:
+        padded = height * unit, width * unit
+        mask = pixel_mask([padded, *[(unit + 5, unit + 7)] * (images - 1)], padded)
+        return {"pixel_values": torch.randn(images, 3, *padded), "pixel_mask": mask}
+
+    one, other = inputs(2, 2, 3), inputs(3, 2, 3) if name in ONE_SIZE else inputs(3, 3, 5)
     with torch.no_grad():
-        program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(model, (), one, dynamic_shapes=shapes, strict=False)
         expected, output = model(**other), program.module()(**other)
     for field in ("class_queries_logits", "masks_queries_logits"):
         torch.testing.assert_close(output[field], expected[field], atol=1e-4, rtol=1e-3)
@@ -355,6 +364,25 @@ class TestSimpleFeaturePyramid:
     def test_weights_of_timm_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="weights of timm are not loaded here"):
             load_backbone(model_of("timm_vit"), str(tmp_path))
+
+
+def steps_in_parallel(name: str, rank: int) -> list[float]:
+    torch.manual_seed(0)
+    parallel = torch.nn.parallel.DistributedDataParallel(model_of(name).train())
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-3)
+    torch.manual_seed(rank)
+    for _ in range(2):  # DDP notices in the second step what had no gradient in the first
+        optimizer.zero_grad()
+        parallel(**batch_of([(64, 96)], (64, 96))).loss.backward()
+        optimizer.step()
+    return [parameter.sum().item() for parameter in parallel.parameters()]
+
+
+@pytest.mark.slow
+@each(["dinov2", "dinov3_vit", "swinv2", "timm_mobilenetv3"])
+def test_trains_in_two_processes(name):
+    one, other = run_in_processes(partial(steps_in_parallel, name), 2)
+    assert one == other
 
 
 def test_a_swinv2_whose_windows_are_full_is_that_of_transformers():

@@ -108,9 +108,9 @@ def pairs_from_logits(
     The semantic map is the argmax of the logits resized bilinearly to the image. For this the mask logits are the
     logits plus a number that is the same for all classes of a pixel: that changes no argmax, and neither do bilinear
     resizing, which is linear, and the sigmoid, which is monotone. The number makes the winner's mask probability its
-    softmax probability, at most 0.998 (a mask logit of 6: nearer to 1 float32 could not tell classes apart). Logits that
-    differ by more than about 100 in one pixel are first multiplied by a number below 1, the same for a whole image, so
-    that no sigmoid is 0.
+    softmax probability, at most 0.998 (a mask logit of 6: nearer to 1 float32 could not tell classes apart). Where
+    logits of a pixel differ by about 100 or more, those of the image are first multiplied by a number below 1, so that
+    no sigmoid is 0.
 
     Every pair is surely of its class (probability 1): how sure the model is lies in its mask. Any other probability,
     the same for all pairs, would give the same semantic map.
