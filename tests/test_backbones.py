@@ -27,6 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.backbones import build_backbone
+from maskcls_hf.convert import to_transformers
 from maskcls_hf.training.build import load_backbone
 from maskcls_hf.training.optim import build_optimizer
 from tiny import STAGES, convnext, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
@@ -364,6 +365,18 @@ class TestSimpleFeaturePyramid:
     def test_weights_of_timm_are_refused(self, tmp_path):
         with pytest.raises(ValueError, match="weights of timm are not loaded here"):
             load_backbone(model_of("timm_vit"), str(tmp_path))
+
+
+def test_swinv2_trains_in_float16():
+    """Zeros fill up its windows; a cosine attention of transformers makes NaN of them."""
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = model_of("swinv2").train()(**batch_of([(64, 96), (50, 70)], (64, 96))).loss
+    assert loss.isfinite()
+
+
+def test_transformers_maskformer_has_no_pyramid_for_vits():
+    with pytest.raises(ValueError, match="MaskFormer has no feature pyramid for plain ViTs"):
+        to_transformers(model_of("dinov2"))
 
 
 def steps_in_parallel(name: str, rank: int) -> list[float]:

@@ -92,6 +92,7 @@ class WindowGuard:
     def __init__(self, border: BorderGuard, layer: Any):
         self.border = border
         self.window, self.shift = layer.window_size, layer.shift_size
+        self.compares_directions = type(layer).__name__ == "Swinv2Layer"
         self.size = (0, 0)
         layer.attention.register_forward_pre_hook(self.mask_keys)
 
@@ -108,6 +109,8 @@ class WindowGuard:
         inside = inside.roll((-self.shift, -self.shift), (1, 2))
         inside = inside.unflatten(2, (-1, self.window)).unflatten(1, (-1, self.window)).transpose(2, 3)
         keys = inside.flatten(3).flatten(0, 2)  # (B * number of windows, L)
+        if self.compares_directions:  # zeros, which fill up windows, have none: NaN in float16
+            windows = windows.masked_fill(~keys[:, :, None], 1.0)
         # Finite, so that windows without any image stay finite too.
         mask = torch.zeros_like(keys, dtype=windows.dtype).masked_fill(~keys, -1e4)[:, None]
         if shift_mask is None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput
 
 CELLS = (8, 4, 2, 1)  # of the levels along two patches
@@ -71,10 +72,15 @@ def patch_size_of(backbone: Any) -> tuple[int, int] | None:
     if config.model_type == "timm_backbone":
         strides = {stage["reduction"] for stage in backbone._backbone.feature_info.info}
         return (min(strides), min(strides)) if len(strides) == 1 else None
-    if not hasattr(config, "patch_size") or hasattr(config, "depths"):
+    if not is_plain_vit(config):
         return None
     patch_size = config.patch_size
     return (patch_size, patch_size) if isinstance(patch_size, int) else (patch_size[0], patch_size[1])
+
+
+def is_plain_vit(config: PreTrainedConfig) -> bool:
+    """Whether a configuration of transformers has patches and no stages; False for timm's, which do not say."""
+    return hasattr(config, "patch_size") and not hasattr(config, "depths")
 
 
 def prepared(vit: Any) -> Any:

@@ -16,6 +16,7 @@ from ..configuration_maskcls import MaskClsConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..simple_feature_pyramid import is_plain_vit
 
 logger = logging.get_logger(__name__)
 
@@ -103,6 +104,8 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
     if config.fpn_feature_size % 32:
         yield f"fpn_feature_size={config.fpn_feature_size}: MaskFormer's group norms need a multiple of 32."
     backbone = config.backbone_config
+    if is_plain_vit(backbone):
+        yield f"backbone_config.model_type={backbone.model_type!r}: MaskFormer has no feature pyramid for plain ViTs."
     stem_type = getattr(backbone, "stem_type", "basic")
     if stem_type != "basic":
         yield f"backbone_config.stem_type={stem_type!r}: transformers' ResNet has 'basic' only."
