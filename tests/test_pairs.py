@@ -21,12 +21,17 @@ from transformers import (
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_from_logits
+from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
 from maskcls_hf.post_processing import per_pixel_map
 from maskcls_hf.visual import draw_overlay, segment_colours
 from tiny import STAGES, pixel_mask
 
 PROCESSOR = MaskClsImageProcessor()
+SEGFORMER = SegformerConfig(
+    hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
+    num_labels=4,
+)  # fmt: skip
 NAMES = {0: "sky", 1: "road", 2: "car", 3: "tree"}
 
 
@@ -194,6 +199,12 @@ class TestDetections:
         assert 0 < expected["ap"] < 1
         assert {name: scores[name] for name in expected} == pytest.approx(expected, nan_ok=True)
 
+    def test_maps_of_another_size(self):
+        pairs = pairs_from_detections(DETECTIONS[:1], num_labels=4, image_sizes=[(80, 120)])
+        found = PROCESSOR.post_process_instance_segmentation(pairs, return_binary_maps=True)[0]["segmentation"]
+        expected = F.interpolate(DETECTIONS[0]["masks"], (80, 120), mode="bilinear")[:, 0] > 0.5
+        assert found.shape == expected.shape and (found != expected).float().mean() < 0.02
+
     def test_labels_that_start_at_0(self):
         shifted = [{**DETECTIONS[0], "labels": DETECTIONS[0]["labels"] - 1}]
         expected = pairs_from_detections(DETECTIONS[:1], num_labels=4)
@@ -257,11 +268,7 @@ class TestLogits:
 
     def test_a_segformer(self):
         torch.manual_seed(0)
-        config = SegformerConfig(
-            hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=16,
-            num_labels=4,
-        )  # fmt: skip
-        model = SegformerForSemanticSegmentation(config).eval()
+        model = SegformerForSemanticSegmentation(SEGFORMER).eval()
         processor = SegformerImageProcessor(size={"height": 64, "width": 64})
         images = [np.random.randint(0, 255, (50, 90, 3), dtype=np.uint8) for _ in range(2)]
         with torch.no_grad():
@@ -272,6 +279,22 @@ class TestLogits:
         assert len(expected[0].unique()) > 1
         for ours, theirs in zip(found, expected, strict=True):
             assert (ours != theirs).float().mean() < 1e-3  # ties
+
+    def test_a_model_that_returns_pairs_goes_to_the_predictor(self):
+        class Pairs(SegformerForSemanticSegmentation):
+            def forward(self, pixel_values, original_sizes, **others):
+                return pairs_from_logits(super().forward(pixel_values).logits, original_sizes)
+
+        torch.manual_seed(0)
+        predict = Predictor(Pairs(SEGFORMER), MaskClsImageProcessor(size={"height": 64, "width": 96}), tile=80)
+        for size in ((50, 70), (90, 120)):  # whole, and in tiles
+            image = np.random.randint(0, 255, (*size, 3), dtype=np.uint8)
+            for task, options in (
+                ("semantic", {}),
+                ("panoptic", {"mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}),
+            ):
+                result = predict(image, task, **options)
+                assert result["segmentation"].shape == size and result["segments_info"]
 
     def test_panoptic_segments_are_the_classes(self):
         logits = F.one_hot(torch.arange(4).repeat_interleave(25).view(1, 10, 10), 4).movedim(-1, 1) * 4.0

@@ -1,8 +1,8 @@
 """Outputs of other models -> probability-mask pairs, for the same post-processing, evaluator and viewer.
 
 Each function returns what `MaskClsForUniversalSegmentation` returns, so that it goes to
-`MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation` and to `maskcls_hf.metrics.Evaluator`.
-Sizes are (height, width).
+`MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation` and to `maskcls_hf.metrics.Evaluator`. A
+model whose `forward` returns it goes to `maskcls_hf.inference.Predictor`. Sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ def pairs_from_detr(
 
 
 def pairs_from_detections(
-    detections: Sequence[Mapping[str, Tensor]], num_labels: int, label_offset: int = 1
+    detections: Sequence[Mapping[str, Tensor]],
+    num_labels: int,
+    label_offset: int = 1,
+    image_sizes: Sequence[tuple[int, int]] | Tensor | None = None,
 ) -> MaskClsForUniversalSegmentationOutput:
     """Pairs of an instance segmenter such as torchvision's Mask R-CNN.
 
@@ -67,9 +70,10 @@ def pairs_from_detections(
 
     Args:
         detections: of each image `labels` (n,), `scores` (n,) from 0 to 1 and `masks` (n, 1, H, W) or (n, H, W),
-            probabilities at the size of the image. n may be 0. Other entries, such as `boxes`, are not read.
+            probabilities over the whole image. n may be 0. Other entries, such as `boxes`, are not read.
         num_labels: K, without the background.
         label_offset: label of class 0: 1 where 0 is the background (torchvision), 0 where there is none.
+        image_sizes: of the images, which maps will have. None: those of the masks, as torchvision gives them.
 
     Raises:
         ValueError: no image, a label outside the classes, a score or a mask outside 0 to 1, sizes that do not belong
@@ -84,8 +88,8 @@ def pairs_from_detections(
     device = images[0][2].device
     class_logits = torch.full((len(images), queries, num_labels + 1), NOTHING, device=device)
     class_logits[..., -1] = 0.0
-    outside = _logit(torch.zeros(()))
-    mask_logits = torch.full((len(images), queries, height, width), float(outside), device=device)
+    empty = float(_logit(torch.zeros(())))
+    mask_logits = torch.full((len(images), queries, height, width), empty, device=device)
     for i, (labels, scores, masks) in enumerate(images):
         places = torch.arange(len(labels), device=device)
         class_logits[i, places, labels] = scores.log().clamp(min=NOTHING)
@@ -96,7 +100,7 @@ def pairs_from_detections(
         masks_queries_logits=mask_logits,
         valid_sizes=sizes,
         padded_sizes=torch.tensor([[height, width]] * len(images)),
-        original_sizes=sizes,
+        original_sizes=sizes if image_sizes is None else _checked_sizes(image_sizes, len(images)),
     )
 
 
