@@ -13,7 +13,9 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     first.
 
     A plain ViT (a `patch_size` and no stages; in timm the same stride everywhere) gets a [`SimpleFeaturePyramid`].
-    timm's ViTs take images of any size (`dynamic_img_size`); its other transformers only those of their own size.
+    timm's ViTs take images of any size (`dynamic_img_size`); its other transformers, Hiera and ViTPose only those of
+    their own size. ConvNeXts do not see the rows and columns that their strides leave over: pad images to multiples of
+    32, as the image processor does.
 
     The paper's R101c is DeepLab's ResNet: a ResNet configuration with `stem_type="deep"`, a stem of three
     convolutions, and `last_stage_dilations=[1, 2, 4]`, the multi-grid of its last three blocks.
