@@ -16,6 +16,7 @@ from ..configuration_maskcls import MaskClsConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..simple_feature_pyramid import is_plain_vit
 
 MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
 
@@ -111,6 +112,8 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
     if config.exclusive_masks:
         yield "exclusive_masks=True: MaskFormer's masks do not exclude each other."
     backbone = config.backbone_config
+    if is_plain_vit(backbone):
+        yield f"backbone_config.model_type={backbone.model_type!r}: MaskFormer has no feature pyramid for plain ViTs."
     stem_type = getattr(backbone, "stem_type", "basic")
     if stem_type != "basic":
         yield f"backbone_config.stem_type={stem_type!r}: transformers' ResNet has 'basic' only."
