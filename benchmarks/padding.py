@@ -8,7 +8,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import ConvNextConfig, PreTrainedConfig, ResNetConfig, SwinConfig
+from transformers import (
+    ConvNextConfig,
+    ConvNextV2Config,
+    Dinov2Config,
+    PreTrainedConfig,
+    ResNetConfig,
+    SwinConfig,
+    Swinv2Config,
+)
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
 
@@ -17,6 +25,9 @@ BACKBONES = {
     "ResNet-50": ResNetConfig(out_features=STAGES),
     "ConvNeXt-T": ConvNextConfig(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=STAGES),
     "Swin-T": SwinConfig(out_features=STAGES),
+    "SwinV2-T": Swinv2Config(window_size=8, out_features=STAGES),
+    "ConvNeXtV2-T": ConvNextV2Config(hidden_sizes=[96, 192, 384, 768], depths=[3, 3, 9, 3], out_features=STAGES),
+    "ViT-S, patches of 16": Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=16),
 }
 SIZE, ALONE, PADDED = (200, 300), (224, 320), [(224, 416), (320, 320), (448, 640)]
 

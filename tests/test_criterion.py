@@ -7,18 +7,32 @@ import torch
 from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.contracts import SegmentLogits
+from maskcls_hf.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.criterion import count_items, per_pixel_loss
-from tiny import maskcls_config, pad_labels, pixel_mask, segments
+from tiny import MAX_DEEPLAB, maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
 
 
-def leaf_layers(batch: int, number: int = 2, size: tuple[int, int] = (8, 12)) -> list[SegmentLogits]:
-    return [
-        SegmentLogits(torch.randn(batch, 7, 6, requires_grad=True), (3 * torch.randn(batch, 7, *size)).requires_grad_())
-        for _ in range(number)
-    ]
+VARIANTS = {"bipartite": {}, "box": {"matching": "box"}, "max_deeplab": MAX_DEEPLAB}
+
+
+def leaf_layers(
+    batch: int, number: int = 2, size: tuple[int, int] = (8, 12), queries: int = 7, variant: str = "bipartite"
+) -> list[SegmentLogits]:
+    def layer() -> SegmentLogits:
+        boxes = torch.rand(batch, queries, 4) if variant == "box" else None
+        return SegmentLogits(torch.randn(batch, queries, 6), 3 * torch.randn(batch, queries, *size), boxes)
+
+    return [layer().map(torch.Tensor.requires_grad_) for _ in range(number)]
+
+
+def leaf_pixels(batch: int, size: tuple[int, int] = (8, 12)) -> PixelLogits:
+    return PixelLogits(torch.randn(batch, 4, *size, requires_grad=True), torch.randn(batch, 5, *size).requires_grad_())
+
+
+def tensors(layers: list[SegmentLogits], pixels: PixelLogits) -> list[torch.Tensor]:
+    return [tensor for part in (*layers, pixels) for tensor in part if tensor is not None]
 
 
 @needs_shared
@@ -50,18 +64,21 @@ def test_equals_the_papers_code(oracle, case):
         torch.testing.assert_close(layer.mask_logits.grad, arrays[f"grad_total_masks{suffix}"], atol=1e-7, rtol=1e-5)
 
 
-def test_void_and_padding_are_outside():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_void_and_padding_are_outside(variant):
     sizes, padded = [(32, 48), (20, 30)], (32, 48)
     masks, labels = segments(sizes, [3, 2])
-    layers, criterion = leaf_layers(2), MaskClsCriterion(maskcls_config())
+    layers, pixels = leaf_layers(2, variant=variant), leaf_pixels(2)
+    criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
     counted = pixel_mask(sizes, padded)
     counted[0, 5:9, 5:9] = 0  # void
-    before = criterion(layers, pad_labels(masks, padded), labels, counted)
+    before = criterion(layers, pad_labels(masks, padded), labels, counted, pixels=pixels)
     flipped = [torch.where(c == 0, ~m, m) for m, c in zip(pad_labels(masks, padded), counted, strict=True)]
-    after = criterion(layers, flipped, labels, counted)
+    after = criterion(layers, flipped, labels, counted, pixels=pixels)
     assert {name: term.item() for name, term in before.items()} == {name: term.item() for name, term in after.items()}
-    everything = criterion(layers, pad_labels(masks, padded), labels)
-    assert everything["loss_mask"].item() != pytest.approx(before["loss_mask"].item(), rel=1e-3)
+    everything = criterion(layers, flipped, labels, pixels=pixels)
+    other = [name for name, term in before.items() if everything[name].item() != pytest.approx(term.item(), rel=1e-3)]
+    assert {name for name in before if "cross_entropy" not in name} <= set(other)
 
 
 def as_map(masks: torch.Tensor) -> torch.Tensor:
@@ -72,48 +89,56 @@ def as_map(masks: torch.Tensor) -> torch.Tensor:
     return places
 
 
-@pytest.mark.parametrize("matching", ["bipartite", "fixed"])
+@pytest.mark.parametrize("variant", ["fixed", *VARIANTS])
 @pytest.mark.parametrize("with_padding", [True, False])
-def test_maps_of_places_give_the_loss_and_gradients_of_stacks(matching, with_padding):
+def test_maps_of_places_give_the_loss_and_gradients_of_stacks(variant, with_padding):
     sizes, padded = [(32, 48), (20, 30), (16, 16)], (32, 48)
     masks, _ = segments(sizes, [3, 2, 0])
     labels = [torch.tensor([4, 0, 2]), torch.tensor([1, 3]), torch.zeros(0, dtype=torch.int64)]
     maps = [as_map(m) for m in masks]
     stacks = [places == torch.arange(len(m)).view(-1, 1, 1) for places, m in zip(maps, masks, strict=True)]
     counted = pixel_mask(sizes, padded) if with_padding else None
-    config = maskcls_config(matching=matching, num_queries=5)
-    layers = [
-        SegmentLogits(torch.randn(3, 5, 6, requires_grad=True), torch.randn(3, 5, 8, 12, requires_grad=True))
-        for _ in range(2)
-    ]
+    config = maskcls_config(num_queries=5, **VARIANTS.get(variant, {"matching": variant}))
+    layers, pixels = leaf_layers(3, queries=5, variant=variant), leaf_pixels(3)
     results = []
     for targets in (stacks, maps):
-        copies = part(layers, slice(None))
+        own = part(layers, pixels, slice(None))
         criterion = MaskClsCriterion(config)
-        total = criterion.total(criterion(copies, targets, labels, counted))
+        total = criterion.total(criterion(own[0], targets, labels, counted, pixels=own[1]))
         total.backward()
-        results.append([total.detach(), *(tensor.grad for layer in copies for tensor in layer)])
+        results.append([total.detach(), *(tensor.grad for tensor in tensors(*own) if tensor.grad is not None)])
     for ours, expected in zip(*results, strict=True):
         assert torch.equal(ours, expected)
 
 
-def test_no_segments_give_a_finite_loss_and_zero_mask_terms():
-    layers, criterion = leaf_layers(2), MaskClsCriterion(maskcls_config())
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_segments_give_a_finite_loss_and_zero_mask_terms(variant):
+    layers, pixels = leaf_layers(2, variant=variant), leaf_pixels(2)
+    criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
     masks, labels = segments([(32, 48)] * 2, [0, 0])
-    terms = criterion(layers, masks, labels)
+    terms = criterion(layers, masks, labels, pixels=pixels)
     criterion.total(terms).backward()
-    assert terms["loss_mask"] == terms["loss_dice"] == 0 and terms["loss_cross_entropy"].isfinite()
-    assert all(layer.mask_logits.grad.abs().sum() == 0 for layer in layers)
+    of_class = [name for name in terms if name.startswith(("loss_cross_entropy", "loss_pq"))]
+    assert all(term.isfinite() and (term > 0) == (name in of_class) for name, term in terms.items())
+    looked_at = [tensor for layer in layers for tensor in layer[1:] if tensor is not None]
+    looked_at += pixels if variant == "max_deeplab" else ()
+    assert all(tensor.grad.abs().sum() == 0 for tensor in looked_at), "no gradient, but in the graph, as DDP needs"
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_computes_in_float32_whatever_comes_in(dtype):
-    layers = [SegmentLogits(*(t.detach().to(dtype) for t in layer)) for layer in leaf_layers(2)]
+def test_computes_in_float32_whatever_comes_in(dtype, variant):
+    def as_dtype(values, dtype):
+        return type(values)(*(None if value is None else value.detach().to(dtype) for value in values))
+
+    low = [as_dtype(layer, dtype) for layer in leaf_layers(2, variant=variant)]
+    pixels = as_dtype(leaf_pixels(2), dtype)
     masks, labels = segments([(32, 48)] * 2, [3, 2])
-    criterion = MaskClsCriterion(maskcls_config())
+    criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = criterion(layers, masks, labels)
-    exact = criterion([SegmentLogits(*(t.float() for t in layer)) for layer in layers], masks, labels)
+        terms = criterion(low, masks, labels, pixels=pixels)
+    full = [as_dtype(layer, torch.float32) for layer in low]
+    exact = criterion(full, masks, labels, pixels=as_dtype(pixels, torch.float32))
     assert all(term.dtype == torch.float32 for term in terms.values())
     assert {n: t.item() for n, t in terms.items()} == {n: t.item() for n, t in exact.items()}
 
@@ -122,6 +147,32 @@ def test_holds_no_tensors():
     criterion = MaskClsCriterion(maskcls_config())
     assert not isinstance(criterion, torch.nn.Module)
     assert not any(isinstance(value, torch.Tensor) for value in vars(criterion).values())
+
+
+def test_a_weight_counts_for_its_own_term_in_every_layer():
+    """`loss_mask` begins the name of `loss_mask_id`."""
+    criterion = MaskClsCriterion(maskcls_config(mask_weight=20, mask_id_weight=0.25, pq_weight=3))
+    terms = {"loss_mask": 1.0, "loss_mask_0": 2.0, "loss_mask_id": 4.0, "loss_mask_id_11": 8.0, "loss_pq_0": -1.0}
+    total = criterion.total({name: torch.tensor(value) for name, value in terms.items()})
+    assert total.item() == 20 * (1 + 2) + 0.25 * (4 + 8) - 3
+
+
+def test_losses_of_max_deeplab_come_only_with_a_weight():
+    (layer,), pixels = leaf_layers(1, number=1), leaf_pixels(1)
+    masks, labels = segments([(32, 48)], [2])
+    every = {"pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight"}
+    plain = {"loss_cross_entropy", "loss_mask", "loss_dice"}
+    assert MaskClsCriterion(maskcls_config())([layer], masks, labels).keys() == plain
+    for name in every:
+        terms = MaskClsCriterion(maskcls_config(**{name: 1.0}))([layer], masks, labels, pixels=pixels)
+        assert terms.keys() == plain | {f"loss_{name.removesuffix('_weight')}"}
+
+
+@pytest.mark.parametrize("weight", ["instance_discrimination_weight", "semantic_weight"])
+def test_a_loss_of_pixels_without_pixels_is_refused(weight):
+    masks, labels = segments([(32, 48)] * 2, [2, 0])
+    with pytest.raises(ValueError, match=f"{weight} needs"):
+        MaskClsCriterion(maskcls_config(**{weight: 1.0}))(leaf_layers(2), masks, labels)
 
 
 @pytest.mark.parametrize(
@@ -147,56 +198,66 @@ def test_labels_that_do_not_fit_are_refused(masks, labels, message):
         MaskClsCriterion(maskcls_config())(leaf_layers(2), masks, labels)
 
 
-def gradients(layers: list[SegmentLogits], rows: slice) -> list[np.ndarray]:
-    return [tensor.grad[rows].numpy() for layer in layers for tensor in layer]
+def gradients(layers: list[SegmentLogits], pixels: PixelLogits, rows: slice) -> list[np.ndarray]:
+    return [tensor.grad[rows].numpy() for tensor in tensors(layers, pixels) if tensor.grad is not None]
 
 
-def union_batch() -> tuple[list[SegmentLogits], list, list]:
+def union_batch(variant: str) -> tuple[list[SegmentLogits], PixelLogits, list, list]:
     torch.manual_seed(3)
     masks, labels = segments([(32, 48)] * 4, [3, 1, 0, 0])  # the second half has no segments
-    return leaf_layers(4), masks, labels
+    return leaf_layers(4, variant=variant), leaf_pixels(4), masks, labels
 
 
-def part(layers: list[SegmentLogits], rows: slice) -> list[SegmentLogits]:
-    return [SegmentLogits(*(t[rows].detach().clone().requires_grad_() for t in layer)) for layer in layers]
+def part(layers: list[SegmentLogits], pixels: PixelLogits, rows: slice) -> tuple[list[SegmentLogits], PixelLogits]:
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[rows].detach().clone().requires_grad_()
+
+    return [layer.map(leaf) for layer in layers], PixelLogits(*map(leaf, pixels))
 
 
-def test_accumulated_batches_equal_their_union():
-    layers, masks, labels = union_batch()
-    criterion = MaskClsCriterion(maskcls_config())
-    union = criterion.total(criterion(layers, masks, labels))
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_accumulated_batches_equal_their_union(variant):
+    layers, pixels, masks, labels = union_batch(variant)
+    criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
+    union = criterion.total(criterion(layers, masks, labels, pixels=pixels))
     union.backward()
     counts = count_items(labels[:2], 7) + count_items(labels[2:], 7)
     total = 0.0
     for rows in (slice(0, 2), slice(2, 4)):
-        own = part(layers, rows)
-        loss = criterion.total(criterion(own, masks[rows], labels[rows], num_items_in_batch=counts))
+        own = part(layers, pixels, rows)
+        loss = criterion.total(criterion(own[0], masks[rows], labels[rows], num_items_in_batch=counts, pixels=own[1]))
         loss.backward()
         total += loss.item()
-        for ours, theirs in zip(gradients(own, slice(None)), gradients(layers, rows), strict=True):
+        for ours, theirs in zip(gradients(*own, slice(None)), gradients(layers, pixels, rows), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-7)
     assert total == pytest.approx(union.item(), rel=1e-6)
 
 
-def loss_of_rank(rank: int) -> tuple[float, list[np.ndarray]]:
-    layers, masks, labels = union_batch()
-    rows = slice(2 * rank, 2 * rank + 2)
-    own, criterion = part(layers, rows), MaskClsCriterion(maskcls_config())
-    loss = criterion.total(criterion(own, masks[rows], labels[rows]))
-    loss.backward()
-    return loss.item(), gradients(own, slice(None))
+def losses_of_rank(rank: int) -> dict[str, tuple[float, list[np.ndarray]]]:
+    results = {}
+    for variant, fields in VARIANTS.items():
+        layers, pixels, masks, labels = union_batch(variant)
+        rows = slice(2 * rank, 2 * rank + 2)
+        own, criterion = part(layers, pixels, rows), MaskClsCriterion(maskcls_config(**fields))
+        loss = criterion.total(criterion(own[0], masks[rows], labels[rows], pixels=own[1]))
+        loss.backward()
+        results[variant] = loss.item(), gradients(*own, slice(None))
+    return results
 
 
 def test_two_processes_equal_one_on_the_union_batch():
-    layers, masks, labels = union_batch()
-    criterion = MaskClsCriterion(maskcls_config())
-    union = criterion.total(criterion(layers, masks, labels))
-    union.backward()
-    results = run_in_processes(loss_of_rank, 2)
-    assert np.mean([loss for loss, _ in results]) == pytest.approx(union.item(), rel=1e-6)
-    for rank, (_, grads) in enumerate(results):  # averaging over processes divides each gradient by 2
-        for ours, theirs in zip(grads, gradients(layers, slice(2 * rank, 2 * rank + 2)), strict=True):
-            np.testing.assert_allclose(ours / 2, theirs, atol=1e-7)
+    of_ranks = run_in_processes(losses_of_rank, 2)
+    for variant, fields in VARIANTS.items():
+        layers, pixels, masks, labels = union_batch(variant)
+        criterion = MaskClsCriterion(maskcls_config(**fields))
+        union = criterion.total(criterion(layers, masks, labels, pixels=pixels))
+        union.backward()
+        results = [of_rank[variant] for of_rank in of_ranks]
+        assert np.mean([loss for loss, _ in results]) == pytest.approx(union.item(), rel=1e-6)
+        for rank, (_, grads) in enumerate(results):  # averaging over processes divides each gradient by 2
+            rows = slice(2 * rank, 2 * rank + 2)
+            for ours, theirs in zip(grads, gradients(layers, pixels, rows), strict=True):
+                np.testing.assert_allclose(ours / 2, theirs, atol=1e-7)
 
 
 def test_per_pixel_loss_is_the_mean_over_labelled_pixels():

@@ -114,6 +114,12 @@ def test_every_kind_of_backbone_and_back(name, tmp_path):
     assert state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
 
 
+def test_heads_that_they_lack_stay_behind():
+    config = maskcls_config(matching="box", semantic_weight=1.0, attend_to_padding=True)
+    ours = randomised(MaskClsForUniversalSegmentation(config))
+    assert_same_logits(ours, to_transformers(ours))
+
+
 def test_configuration(folder):
     config = MaskClsConfig.from_pretrained(folder)
     assert isinstance(config, MaskClsConfig) and config.model_type == "maskcls"
@@ -287,6 +293,7 @@ def test_a_folder_becomes_theirs(tmp_path):
     [
         ({"pixel_decoder": "fpn_encoder"}, "pixel_decoder='fpn_encoder'"),
         ({"fpn_feature_size": 48}, "fpn_feature_size=48"),
+        ({"exclusive_masks": True}, "exclusive_masks=True"),
         ({"backbone_config": ResNetConfig(**DEEPLAB)}, "stem_type='deep'"),
         ({"backbone_config": ResNetConfig(**DEEPLAB, last_stage_dilations=[1, 2, 4])}, "last_stage_dilations"),
         (
@@ -317,9 +324,11 @@ def test_what_gets_lost_is_said():
     lost |= dict(matching="fixed", num_queries=5)
     kept = dict(attend_to_padding=True, deep_supervision=False)
     words = ("pixel_mask", "use_auxiliary_loss", "batch norms", "bipartite")
-    for fields, expected in ((lost, words), (kept, ())):
+    boxes = kept | dict(matching="box", semantic_weight=1.0, pq_weight=3.0)
+    words_of_boxes = ("bipartite", "pred_boxes", "pq_weight, semantic_weight.")
+    for fields, expected in ((lost, words), (kept, ()), (boxes, words_of_boxes)):
         model = MaskClsForUniversalSegmentation(maskcls_config(**fields))
         said = warnings_of(to_transformers, model)
-        assert [word for word in words if word in said] == list(expected)
+        assert [word for word in dict.fromkeys(words + words_of_boxes) if word in said] == list(expected)
     said = warnings_of(processor_to_transformers, MaskClsImageProcessor(label_ids_to_fuse=[1, 2]))
     assert "label_ids_to_fuse=[1, 2]" in said and "aspect ratio" in said

@@ -6,15 +6,29 @@ import logging
 import numpy as np
 import pytest
 import torch
+from torchvision.ops import box_convert, masks_to_boxes
+from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from conftest import needs_shared
 from maskcls_hf.contracts import SegmentLogits
-from maskcls_hf.matchers import BipartiteMatcher, FixedMatcher, SegmentTargets
+from maskcls_hf.matchers import MATCHERS, BipartiteMatcher, FixedMatcher, SegmentTargets
 from tiny import maskcls_config, segments
+
+BY_COST = ["bipartite", "box", "pq"]
 
 
 def logits(batch: int, queries: int, classes: int, size: tuple[int, int] = (8, 12)) -> SegmentLogits:
-    return SegmentLogits(torch.randn(batch, queries, classes + 1), 3 * torch.randn(batch, queries, *size))
+    shape = (batch, queries)
+    return SegmentLogits(torch.randn(*shape, classes + 1), 3 * torch.randn(*shape, *size), torch.rand(*shape, 4))
+
+
+def make_matcher(matching: str, **fields):
+    return MATCHERS[matching](maskcls_config(matching=matching, **fields))
+
+
+def costs(matcher, layer: SegmentLogits, targets: SegmentTargets) -> dict[str, torch.Tensor]:
+    """Of the first image."""
+    return matcher.terms(layer, 0, *matcher.of_image(targets, 0, layer.mask_logits.shape[-2:]))
 
 
 @needs_shared
@@ -46,15 +60,25 @@ def test_equals_the_papers_code(oracle, case):
         np.testing.assert_array_equal(assignments[i].segment_indices.numpy(), arrays[f"tgt_{i}"])
 
 
+@pytest.mark.parametrize("at_centres, mode", [(False, "nearest"), (True, "nearest-exact")])
+@pytest.mark.parametrize("size", [(8, 12), (7, 5), (32, 48), (40, 50)])
+def test_targets_are_resampled_as_torch_does(at_centres, mode, size):
+    masks, labels = torch.rand(3, 32, 48) > 0.5, torch.zeros(3, dtype=torch.int64)
+    counted = torch.rand(1, 32, 48) > 0.5
+    ours, _, looked_at = SegmentTargets([masks], [labels], counted).resampled(0, torch.Size(size), at_centres)
+    expected = torch.nn.functional.interpolate(torch.stack([*masks, counted[0]])[None].float(), size=size, mode=mode)
+    assert torch.equal(torch.cat([ours, looked_at[None]]), expected[0].flatten(1))
+
+
+@pytest.mark.parametrize("matching", BY_COST)
 @pytest.mark.parametrize("queries, number", [(5, 3), (3, 5), (4, 4), (4, 0)])
-def test_no_assignment_is_cheaper(queries, number):
+def test_no_assignment_is_cheaper(queries, number, matching):
     layer, size = logits(1, queries, 5), (32, 48)
     masks, labels = segments([size], [number])
     targets = SegmentTargets(masks, labels, torch.rand(1, *size) > 0.2)
-    matcher = BipartiteMatcher(maskcls_config(num_queries=queries))
+    matcher = make_matcher(matching, num_queries=queries)
     found = matcher([layer], targets)[0][0]
-    terms = matcher.terms(layer, 0, *targets.resampled(0, layer.mask_logits.shape[-2:]))
-    cost = sum(matcher.weights[term] * value for term, value in terms.items())  # (N, M)
+    cost = sum(matcher.weights[term] * value for term, value in costs(matcher, layer, targets).items())  # (N, M)
     pairs = min(queries, number)
     assert len(found.query_indices) == len(found.segment_indices) == pairs
     best = min(
@@ -65,35 +89,110 @@ def test_no_assignment_is_cheaper(queries, number):
     assert cost[found.query_indices, found.segment_indices].sum().item() == pytest.approx(best, abs=1e-5)
 
 
-def test_uncounted_pixels_do_not_matter():
+@pytest.mark.parametrize("matching", BY_COST)
+def test_uncounted_pixels_do_not_matter(matching):
     layer, size = logits(1, 6, 5), (32, 48)
     masks, labels = segments([size], [4])
     counted = torch.ones(1, *size, dtype=torch.bool)
     counted[:, :, 24:] = False
-    matcher = BipartiteMatcher(maskcls_config())
-    before = matcher.terms(layer, 0, *SegmentTargets(masks, labels, counted).resampled(0, (8, 12)))
+    matcher = make_matcher(matching)
+    before = costs(matcher, layer, SegmentTargets(masks, labels, counted))
     masks[0][:, :, 24:] = ~masks[0][:, :, 24:]
     layer.mask_logits[..., 6:] = 9.0
-    after = matcher.terms(layer, 0, *SegmentTargets(masks, labels, counted).resampled(0, (8, 12)))
+    after = costs(matcher, layer, SegmentTargets(masks, labels, counted))
     for term in before:
         torch.testing.assert_close(before[term], after[term])
 
 
-def test_all_layers_and_images_leave_the_device_in_one_transfer(monkeypatch):
+@pytest.mark.parametrize("matching", BY_COST)
+def test_all_layers_and_images_leave_the_device_in_one_transfer(matching, monkeypatch):
     transfers = []
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self.shape) or self)
     masks, labels = segments([(32, 48)] * 3, [2, 0, 3])
-    BipartiteMatcher(maskcls_config())([logits(3, 7, 5) for _ in range(4)], SegmentTargets(masks, labels))
+    make_matcher(matching)([logits(3, 7, 5) for _ in range(4)], SegmentTargets(masks, labels))
     assert transfers == [(4 * 7 * (2 + 0 + 3),)]
 
 
-@pytest.mark.parametrize("term, bad", [("class", "class_logits"), ("mask", "mask_logits")])
-def test_a_nan_cost_is_named(term, bad):
+@pytest.mark.parametrize(
+    "matching, term, bad",
+    [
+        ("bipartite", "class", "class_logits"),
+        ("bipartite", "mask", "mask_logits"),
+        ("box", "box", "boxes"),
+        ("pq", "similarity", "mask_logits"),
+    ],
+)
+def test_a_nan_cost_is_named(matching, term, bad):
     layers = [logits(2, 7, 5) for _ in range(3)]
     getattr(layers[1], bad)[1, 4] = float("nan")
     masks, labels = segments([(32, 48)] * 2, [2, 3])
     with pytest.raises(ValueError, match=f"The {term} cost of image 1 in decoder layer 1 of 3 is NaN for 3 of 21"):
-        BipartiteMatcher(maskcls_config())(layers, SegmentTargets(masks, labels))
+        make_matcher(matching)(layers, SegmentTargets(masks, labels))
+
+
+def test_a_nan_box_is_found_where_no_segment_has_a_box():
+    layer = logits(1, 7, 5)
+    layer.boxes[0, 4] = float("nan")
+    with pytest.raises(ValueError, match="The box cost of image 0"):
+        make_matcher("box")([layer], SegmentTargets([torch.zeros(1, 8, 8, dtype=torch.bool)], [torch.tensor([2])]))
+
+
+def test_similarity_is_the_probability_of_the_class_times_dice():
+    """Two queries and two segments on four pixels, by hand."""
+    masks = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [1, 0]]]).bool()
+    p = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.4, 0.4]])  # two classes and "no object"
+    m = torch.tensor([[0.75, 0.25, 0.5, 0.5], [0.125, 0.125, 0.5, 0.25]])
+    layer = SegmentLogits(p.log()[None], m.logit().view(1, 2, 2, 2))
+    targets = SegmentTargets([masks], [torch.tensor([0, 1])])
+    (cost,) = costs(make_matcher("pq", num_labels=2), layer, targets).values()
+    # Dice 2 |a b| / (|a| + |b|): query 0 has area 2 and overlaps 1 and 0.5; query 1 has area 1 and overlaps 0.25, 0.5.
+    dice = torch.tensor([[2 * 1 / (2 + 2), 2 * 0.5 / (2 + 1)], [2 * 0.25 / (1 + 2), 2 * 0.5 / (1 + 1)]])
+    torch.testing.assert_close(cost, -torch.tensor([[0.5, 0.25], [0.2, 0.4]]) * dice)
+    # The pairs (0, 0), (1, 1) have 0.25 + 0.2 in all, the pairs (0, 1), (1, 0) have 0.083 + 0.033.
+    pairs = make_matcher("pq", num_labels=2)([layer], targets)[0][0]
+    assert pairs.query_indices.tolist() == pairs.segment_indices.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("queries", [7, 3])
+def test_matching_by_boxes_equals_detrs(queries):
+    theirs = HungarianMatcher(class_cost=1, bbox_cost=5, giou_cost=2)
+    for _ in range(20):
+        layer = logits(2, queries, 5)
+        masks, labels = segments([(32, 48), (20, 30)], [4, 2])
+        targets = SegmentTargets(masks, labels)
+        boxes = [to_centres(masks_to_boxes(m) + torch.tensor([0, 0, 1, 1])) / size_of(m) for m in masks]
+        outputs = {"logits": layer.class_logits, "pred_boxes": layer.boxes}
+        annotations = [{"class_labels": c, "boxes": b} for c, b in zip(labels, boxes, strict=True)]
+        expected = theirs(outputs, annotations)
+        for pairs, (rows, columns) in zip(make_matcher("box")([layer], targets)[0], expected, strict=True):
+            assert torch.equal(pairs.query_indices, rows) and torch.equal(pairs.segment_indices, columns)
+
+
+def to_centres(corners: torch.Tensor) -> torch.Tensor:
+    return box_convert(corners, "xyxy", "cxcywh")
+
+
+def size_of(masks: torch.Tensor) -> torch.Tensor:
+    height, width = masks.shape[-2:]
+    return torch.tensor([width, height, width, height])
+
+
+def test_a_segment_without_pixels_is_matched_by_its_class():
+    layer = logits(1, 4, 5)
+    masks, _ = segments([(32, 48)], [2])
+    masks[0][1] = False
+    layer.class_logits[0, 2] = torch.tensor([0, 0, 0, 99.0, 0, 0])
+    targets = SegmentTargets(masks, [torch.tensor([0, 3])])
+    terms = costs(make_matcher("box"), layer, targets)
+    assert (terms["box"][:, 1] == 4).all() and (terms["giou"][:, 1] == 2).all()
+    pairs = make_matcher("box", cross_entropy_weight=50)([layer], targets)[0][0]
+    assert dict(zip(pairs.segment_indices.tolist(), pairs.query_indices.tolist(), strict=True))[1] == 2
+
+
+def test_matching_by_boxes_needs_boxes():
+    masks, labels = segments([(32, 48)], [2])
+    with pytest.raises(ValueError, match="needs predicted boxes"):
+        make_matcher("box")([logits(1, 7, 5)._replace(boxes=None)], SegmentTargets(masks, labels))
 
 
 def test_too_many_segments_are_said_once(caplog):

@@ -8,6 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsModel, PerPixelForSemanticSegmentation
 from tiny import (
+    MAX_DEEPLAB,
     bottleneck_resnet,
     convnext,
     maskcls_config,
@@ -182,6 +183,15 @@ class TestMaskClsPaddingSeen(ModelContract):
     fields = {"attend_to_padding": True}
 
 
+class TestMaskClsBox(ModelContract):
+    fields = {"matching": "box"}
+    logits = (*ModelContract.logits, "pred_boxes")
+
+
+class TestMaskClsMaxDeepLab(TracedContract):
+    fields = MAX_DEEPLAB
+
+
 class TestPerPixelBaseline(ModelContract):
     logits = ("logits",)
 
@@ -266,6 +276,90 @@ def test_loss_is_the_weighted_sum_of_its_terms_over_all_layers():
     assert sorted(model(**TestMaskCls().batch()).loss_dict) == ["loss_cross_entropy", "loss_dice", "loss_mask"]
 
 
+PLAIN_TERMS = ["loss_cross_entropy", "loss_mask", "loss_dice"]
+VARIANTS = {
+    "box": ({"matching": "box"}, [*PLAIN_TERMS, "loss_bbox", "loss_giou"], []),
+    "max_deeplab": (
+        MAX_DEEPLAB,
+        [*PLAIN_TERMS, "loss_pq", "loss_mask_id"],
+        ["loss_instance_discrimination", "loss_semantic"],
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("training", [True, False])
+def test_terms_of_the_loss(variant, training):
+    fields, of_layers, of_pixels = VARIANTS[variant]
+    model = MaskClsForUniversalSegmentation(maskcls_config(**fields)).train(training)
+    with torch.set_grad_enabled(training):
+        output = model(**TestMaskCls().batch())
+        model.config.deep_supervision = False
+        deepest = model(**TestMaskCls().batch())
+    layered = [f"{name}{layer}" for name in of_layers for layer in ("", "_0", "_1")]
+    assert sorted(output.loss_dict) == sorted(layered + of_pixels)
+    assert sorted(deepest.loss_dict) == sorted(of_layers + of_pixels)
+    assert all(term.isfinite() for term in output.loss_dict.values())
+
+
+def test_heads_come_with_their_settings_only():
+    plain = MaskClsForUniversalSegmentation(maskcls_config())
+    assert plain(torch.randn(1, 3, *PADDED)).get("pred_boxes") is None
+    names = plain.state_dict().keys()
+    for fields, head in (
+        ({"matching": "box"}, "segmentation_module.bbox_predictor."),
+        ({"semantic_weight": 1.0}, "segmentation_module.semantic_predictor."),
+        (MAX_DEEPLAB | {"semantic_weight": 0.0}, "none"),
+    ):
+        more = MaskClsForUniversalSegmentation(maskcls_config(**fields)).state_dict().keys()
+        assert names == {name for name in more if not name.startswith(head)}
+        assert any(name.startswith(head) for name in more) == (head != "none")
+
+
+def test_boxes_of_all_layers():
+    model = MaskClsForUniversalSegmentation(maskcls_config(matching="box")).eval()
+    output = model(**TestMaskCls().inputs(), output_auxiliary_logits=True)
+    boxes = [output.pred_boxes, *(inner["pred_boxes"] for inner in output.auxiliary_logits)]
+    assert len(boxes) == 3
+    for of_layer in boxes:
+        assert of_layer.shape == (2, 7, 4) and of_layer.min() > 0 and of_layer.max() < 1
+
+
+@pytest.mark.parametrize("attend_to_padding", [False, True])
+def test_boxes_are_relative_to_the_image_without_padding(attend_to_padding):
+    """A segment that fills the second image, 50 x 70 of 64 x 96, has the box of the whole image."""
+    config = maskcls_config(matching="box", attend_to_padding=attend_to_padding, num_queries=1)
+    model, batch = MaskClsForUniversalSegmentation(config).eval(), TestMaskCls().batch()
+    batch["mask_labels"] = [batch["mask_labels"][0][:0], batch["pixel_mask"][1:] != 0]
+    batch["class_labels"] = [torch.zeros(0, dtype=torch.int64), torch.tensor([2])]
+    output = model(**batch)
+    distance = (output.pred_boxes[1, 0] - torch.tensor([0.5, 0.5, 1, 1])).abs().sum()
+    torch.testing.assert_close(output.loss_dict["loss_bbox"], distance)
+
+
+def test_exclusive_masks_share_out_each_pixel():
+    model = MaskClsForUniversalSegmentation(maskcls_config(exclusive_masks=True)).eval()
+    free = MaskClsForUniversalSegmentation(maskcls_config()).eval()
+    free.load_state_dict(model.state_dict())
+    masks = model(**TestMaskCls().inputs()).masks_queries_logits.sigmoid()
+    torch.testing.assert_close(masks, free(**TestMaskCls().inputs()).masks_queries_logits.softmax(1))
+    torch.testing.assert_close(masks.sum(1), torch.ones(2, 16, 24))
+
+
+@pytest.mark.parametrize("fields", [{"matching": "box"}, {"matching": "pq"}, MAX_DEEPLAB])
+def test_training_lowers_the_loss(fields):
+    torch.manual_seed(0)
+    model = MaskClsForUniversalSegmentation(maskcls_config(dropout=0.0, **fields)).train()
+    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for _ in range(8):
+        output = model(**TestMaskCls().batch())
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        losses.append(output.loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_inner_layers_are_normed_like_the_last():
     model = MaskClsForUniversalSegmentation(maskcls_config()).eval()
     output = model(torch.randn(1, 3, *PADDED), output_hidden_states=True)
@@ -273,12 +367,18 @@ def test_inner_layers_are_normed_like_the_last():
         torch.testing.assert_close(embeddings.mean(-1), torch.zeros(1, 7), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("pixel_decoder", ["fpn", "fpn_encoder"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"pixel_decoder": name} for name in ("fpn", "fpn_encoder")),
+        *(fields for fields, _, _ in VARIANTS.values()),
+    ],
+)
 @pytest.mark.parametrize("backbone", [resnet, bottleneck_resnet, convnext, swin])
 @pytest.mark.parametrize("padded", [(64, 128), (128, 160)])
-def test_an_image_gives_the_same_alone_or_padded(pixel_decoder, backbone, padded):
+def test_an_image_gives_the_same_alone_or_padded(fields, backbone, padded):
     torch.manual_seed(0)
-    config = maskcls_config(backbone_config=backbone(), pixel_decoder=pixel_decoder)
+    config = maskcls_config(backbone_config=backbone(), **fields)
     model = MaskClsForUniversalSegmentation(config).eval()
     size, alone = (50, 70), (64, 96)
     masks, labels = segments([size], [3])
@@ -369,9 +469,10 @@ def unchanged(before: dict, model, changed: list[str]) -> bool:
     return all(torch.equal(before[n], p) for n, p in model.state_dict().items() if not any(c in n for c in changed))
 
 
-@pytest.mark.parametrize("matching", ["bipartite", "fixed"])
-def test_reset_classes_keeps_what_has_the_same_name(matching, tmp_path):
-    fields = {"matching": matching, "num_queries": 5 if matching == "fixed" else 7}
+@pytest.mark.parametrize(
+    "fields", [{"matching": "bipartite"}, {"matching": "fixed", "num_queries": 5}, {"matching": "box"}, MAX_DEEPLAB]
+)
+def test_reset_classes_keeps_what_has_the_same_name(fields, tmp_path):
     model = MaskClsForUniversalSegmentation(maskcls_config(id2label=OLD, **fields))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.reset_classes(NEW)
@@ -381,7 +482,11 @@ def test_reset_classes_keeps_what_has_the_same_name(matching, tmp_path):
         assert torch.equal(weight[row], old_weight[old_row]) and bias[row] == old_bias[old_row]
     assert not any(torch.equal(weight[1], row) for row in old_weight)
     changed = ["class_predictor"]
-    if matching == "fixed":
+    if fields.get("semantic_weight"):
+        changed.append("semantic_predictor")
+        semantic = model.segmentation_module.semantic_predictor.weight
+        assert torch.equal(semantic[[0, 2]], before["segmentation_module.semantic_predictor.weight"][[1, 4]])
+    if fields["matching"] == "fixed":
         changed.append("queries_embedder")
         queries = model.model.transformer_decoder.queries_embedder.weight
         assert torch.equal(queries[[0, 2]], before["model.transformer_decoder.queries_embedder.weight"][[1, 4]])

@@ -38,7 +38,7 @@ def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     code = snippets(README.read_text())
-    assert len(code) == 6
+    assert len(code) == 7
     for number, snippet in enumerate(code, start=1):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}

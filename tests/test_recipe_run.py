@@ -21,6 +21,7 @@ from maskcls_hf.training.build import build_config, build_image_processor, build
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
 from maskcls_hf.training.run_data import WholeSteps
+from per_pixel_models import segformer
 from recipes import BACKBONE, write_recipe, write_squares
 from test_data import write_semantic
 from tiny import maskcls_config, swin
@@ -252,6 +253,15 @@ class TestPrepare:
         trained = {id(weights) for group in run.optimizer.param_groups for weights in group["params"]}
         assert trained == {id(weights) for weights in network.parameters()}
 
+    def test_fine_tuning_with_losses_that_the_saved_model_had_not(self, tmp_path, squares):
+        saved = MaskClsForUniversalSegmentation(maskcls_config(id2label=CLASSES))
+        saved.save_pretrained(tmp_path / "saved")
+        overrides = ["model.semantic_weight=0.5", "model.mask_id_weight=0.3"]
+        run = prepare(load_recipe(write_recipe(tmp_path), overrides), squares, model=tmp_path / "saved")
+        terms = run.model(**next(iter(run.loaders()[0]))).loss_dict
+        assert {"loss_semantic", "loss_mask_id"} <= terms.keys() and "loss_pq" not in terms
+        assert all(term.isfinite() for term in terms.values())
+
     def test_a_saved_image_processor_holds_where_the_recipe_says_nothing(self, tmp_path):
         recipe = load_recipe(write_recipe(tmp_path))
         build_image_processor(recipe, num_labels=3, do_autocontrast=True).save_pretrained(tmp_path)
@@ -416,6 +426,21 @@ class TestCommand:
         assert result.exit_code == 0, result.output
         assert "mean_iou" in result.output
         assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def test_train_a_converted_per_pixel_model(self, tmp_path, squares):
+        segformer().save_pretrained(tmp_path / "per_pixel")
+        for command in (
+            ["convert", str(tmp_path / "per_pixel"), str(tmp_path / "masks"), "--num-queries", "8"],
+            [
+                "train",
+                *arguments(write_recipe(tmp_path, schedule={"max_steps": 1}), squares, tmp_path / "out"),
+                *("--model", str(tmp_path / "masks")),
+            ],
+        ):
+            result = CliRunner().invoke(app, command)
+            assert result.exit_code == 0, result.output
+        trained = MaskClsForUniversalSegmentation.from_pretrained(tmp_path / "out")
+        assert trained.config.id2label == CLASSES and trained.config.pixel_decoder == "per_pixel"
 
     def test_a_change_of_recipe_is_said_on_resume(self, tmp_path, squares, caplog):
         recipe = write_recipe(tmp_path, schedule={"max_steps": 1})

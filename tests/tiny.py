@@ -17,6 +17,15 @@ SIZES = {
     "fpn_feature_size": 32,
     "mask_feature_size": 16,
 }
+# What Max-DeepLab has of its own, with the weights of its code.
+MAX_DEEPLAB = {
+    "matching": "pq",
+    "pq_weight": 3.0,
+    "mask_id_weight": 0.3,
+    "instance_discrimination_weight": 1.0,
+    "semantic_weight": 1.0,
+    "exclusive_masks": True,
+}
 
 
 def resnet() -> ResNetConfig:

@@ -1,27 +1,43 @@
-"""The backbone: anything of transformers' AutoBackbone that gives a feature pyramid."""
+"""The backbone: anything of transformers' AutoBackbone with stages, or a plain ViT."""
 
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
+from .simple_feature_pyramid import SimpleFeaturePyramid, patch_size_of, prepared
+
 
 def build_backbone(config: PreTrainedConfig) -> Any:
-    """Backbone of a `backbone_config`, without weights.
+    """Backbone of a `backbone_config`, without weights: `.channels`, and `__call__(pixel_values).feature_maps`, finest
+    first.
+
+    A plain ViT (a `patch_size` and no stages; in timm the same stride everywhere) gets a [`SimpleFeaturePyramid`].
+    timm's ViTs take images of any size (`dynamic_img_size`); its other transformers, Hiera and ViTPose only those of
+    their own size. ConvNeXts do not see the rows and columns that their strides leave over: pad images to multiples of
+    32, as the image processor does.
 
     The paper's R101c is DeepLab's ResNet: a ResNet configuration with `stem_type="deep"`, a stem of three
     convolutions, and `last_stage_dilations=[1, 2, 4]`, the multi-grid of its last three blocks.
 
     Raises:
-        `ValueError`: the backbone gives fewer than two feature maps, or one of these two fields has a wrong value.
+        `ValueError`: a backbone with stages gives fewer than two feature maps, a plain ViT not its last one, or one of
+            these two fields has a wrong value.
     """
     if config._attn_implementation == "sdpa":
         config._attn_implementation = None  # asked of the whole model: the best that this backbone has
     backbone: Any = AutoBackbone.from_config(config)
+    patch_size = patch_size_of(backbone)
+    if patch_size is not None:
+        of_timm = getattr(backbone, "_backbone", None)
+        if of_timm is not None and getattr(of_timm.model, "dynamic_img_size", None) is False:
+            backbone = AutoBackbone.from_config(config, dynamic_img_size=True)
+        return SimpleFeaturePyramid(prepared(backbone), patch_size)
     if len(backbone.channels) < 2:
         raise ValueError(
             f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
-            f"{len(backbone.channels)} feature map: list its stages in out_features, or in out_indices for timm."
+            f"{len(backbone.channels)} feature map: list its stages in out_features, or in out_indices for timm. (Only "
+            "a plain ViT, which has a patch_size and no stages, gets its pyramid from one map.)"
         )
     if config.model_type == "swin":
         # Its stages have norms of their own; this one's output is thrown away, and an unused parameter stops DDP.

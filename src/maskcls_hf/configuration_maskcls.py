@@ -9,7 +9,12 @@ from .interchange_maskformer import MASKFORMER, config_from_maskformer
 
 PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder", "per_pixel")
 TRANSFORMER_DECODER_CHOICES = ("standard",)
-MATCHING_CHOICES = ("bipartite", "fixed")
+MATCHING_CHOICES = ("bipartite", "fixed", "box", "pq")
+# Terms of the matching cost and the fields of their weights.
+MATCHING_COSTS = {
+    "bipartite": {"class": "cross_entropy_weight", "mask": "mask_weight", "dice": "dice_weight"},
+    "box": {"class": "cross_entropy_weight", "box": "box_weight", "giou": "giou_weight"},
+}
 
 
 class SegmentationNetworkConfig(PreTrainedConfig):
@@ -17,8 +22,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
-            Any backbone of `AutoBackbone` that gives a feature pyramid; default: ResNet-50, all four stages
-            (paper Section 4.1).
+            Any backbone of `AutoBackbone` with stages, which `out_features` lists (timm's: `out_indices`), or a plain
+            ViT (DINOv2, DINOv3, timm's), of whose last map a pyramid is made; see `backbones.build_backbone`. Default:
+            ResNet-50, all four stages (paper Section 4.1).
         pixel_decoder (`str`, defaults to `"fpn"`):
             `"fpn"`, or `"fpn_encoder"` for the FPN over transformer encoder layers that the paper uses for COCO
             panoptic with ResNets (Appendix A), or `"per_pixel"`: `backbone_config` is that of a whole per-pixel model,
@@ -110,7 +116,9 @@ class MaskClsConfig(SegmentationNetworkConfig):
     Args:
         matching (`str`, defaults to `"bipartite"`):
             How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
-            k and `num_queries == num_labels` (paper Section 3.2).
+            k and `num_queries == num_labels` (paper Section 3.2); `"box"`, by predicted boxes as DETR, for which the
+            model gets a box head and the loss `box_weight` and `giou_weight` (the paper's ablation of matching);
+            `"pq"`, by the similarity of Max-DeepLab's PQ-style loss, class probability times Dice.
         cross_entropy_weight (`float`, defaults to 1.0): weight of the class loss, and of the class probability in
             the matching cost (Eq. 1).
         mask_weight (`float`, defaults to 20.0): lambda_focal of mask loss and matching cost (Section 4.1).
@@ -119,6 +127,20 @@ class MaskClsConfig(SegmentationNetworkConfig):
         query_priors (`bool`, defaults to `False`): each query has learned class logits and a mask embedding of its own,
             to which what the network says of an image is added. A converted per-pixel model keeps its classifier there.
         output_auxiliary_logits (`bool`, defaults to `False`): return the pairs of the inner decoder layers too.
+        box_weight (`float`, defaults to 5.0): weight of the L1 distance of boxes in loss and matching cost, with
+            `matching="box"` (as DETR).
+        giou_weight (`float`, defaults to 2.0): weight of 1 - GIoU in both (as DETR).
+        pq_weight (`float`, defaults to 0.0): weight of the PQ-style loss of Max-DeepLab (Wang et al., CVPR 2021), whose
+            code has 3. This one and the three below are off at 0. Max-DeepLab has them instead of the terms of Eq. 1,
+            that is with `cross_entropy_weight`, `mask_weight` and `dice_weight` of 0.
+        instance_discrimination_weight (`float`, defaults to 0.0): weight of the contrast of segments in the per-pixel
+            embeddings (Max-DeepLab, auxiliary losses; its code has 1).
+        mask_id_weight (`float`, defaults to 0.0): weight of the cross-entropy over the N masks at each pixel
+            (Max-DeepLab, auxiliary losses; its code has 0.3).
+        semantic_weight (`float`, defaults to 0.0): weight of the cross-entropy of a linear classifier on the per-pixel
+            embeddings, a head that the model has above 0 only (Max-DeepLab, auxiliary losses; its code has 1).
+        exclusive_masks (`bool`, defaults to `False`): the masks of an image share out each pixel, by a softmax over
+            the queries (Max-DeepLab). Mask logits are then its log-odds, so that their sigmoid is the mask as ever.
 
     Example:
 
@@ -142,6 +164,13 @@ class MaskClsConfig(SegmentationNetworkConfig):
     no_object_weight: float | int = 0.1
     query_priors: bool = False
     output_auxiliary_logits: bool = False
+    box_weight: float | int = 5.0
+    giou_weight: float | int = 2.0
+    pq_weight: float | int = 0.0
+    instance_discrimination_weight: float | int = 0.0
+    mask_id_weight: float | int = 0.0
+    semantic_weight: float | int = 0.0
+    exclusive_masks: bool = False
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -154,7 +183,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
     def check_fields(self) -> None:
         super().check_fields()
         check_choice(self, "matching", MATCHING_CHOICES)
-        for name in ("cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight"):
+        for name in WEIGHTS:
             check_number(self, name, minimum=0)
         for name in ("query_priors", "output_auxiliary_logits"):
             check_choice(self, name, (True, False))
@@ -163,12 +192,39 @@ class MaskClsConfig(SegmentationNetworkConfig):
                 f"{type(self).__name__}: matching='fixed' gives query k to class k, so num_queries={self.num_queries} "
                 f"must equal num_labels={self.num_labels}."
             )
+        matching_weights(self, self.matching)
+        check_choice(self, "exclusive_masks", (True, False))
+        if self.mask_upsampling > 1 and (self.semantic_weight or self.instance_discrimination_weight):
+            raise ValueError(
+                f"{type(self).__name__}: semantic_weight and instance_discrimination_weight are for masks as large as "
+                f"their embeddings, that is mask_upsampling=1, not {self.mask_upsampling}."
+            )
+        if self.exclusive_masks and self.num_queries < 2:
+            raise ValueError(
+                f"{type(self).__name__}: exclusive_masks=True shares out each pixel among the masks, so num_queries="
+                f"{self.num_queries} must be at least 2."
+            )
 
 
+WEIGHTS = (
+    "cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
+    "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
+)  # fmt: skip
 POSITIVE_INTEGERS = (
     "num_queries", "hidden_size", "num_attention_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
     "decoder_ffn_dim", "fpn_feature_size", "mask_feature_size", "mask_kernel_size", "mask_upsampling",
 )  # fmt: skip
+
+
+def matching_weights(config: PreTrainedConfig, matching: str) -> dict[str, float]:
+    """Weight of each term of the matching cost. Raises `ValueError` where all are 0: any match would do."""
+    costs = MATCHING_COSTS.get(matching, {})
+    weights = {term: getattr(config, name) for term, name in costs.items()}
+    if costs and not any(weights.values()):
+        raise ValueError(
+            f"{type(config).__name__}: matching={matching!r} needs a weight above 0 among {', '.join(costs.values())}."
+        )
+    return weights
 
 
 def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTrainedConfig:

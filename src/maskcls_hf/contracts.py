@@ -73,6 +73,24 @@ class SegmentLogits(NamedTuple):
 
     class_logits: Tensor  # (B, N, K + 1), "no object" last
     mask_logits: Tensor  # (B, N, h, w)
+    boxes: Tensor | None = None  # (B, N, 4) in 0..1, with a box head
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SegmentLogits":
+        """`function` of each tensor that is there."""
+        boxes = None if self.boxes is None else function(self.boxes)
+        return SegmentLogits(function(self.class_logits), function(self.mask_logits), boxes)
+
+    def as_output(self) -> dict[str, Tensor]:
+        """By the names of transformers' outputs."""
+        names = ("class_queries_logits", "masks_queries_logits", "pred_boxes")
+        return {name: tensor for name, tensor in zip(names, self, strict=True) if tensor is not None}
+
+
+class PixelLogits(NamedTuple):
+    """What auxiliary losses look at, once an image; None where no loss asks for it."""
+
+    embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w)
+    semantic_logits: Tensor | None = None  # (B, K, h, w)
 
 
 class Assignment(NamedTuple):

@@ -1,13 +1,17 @@
 """The loss: Eq. (1) of the paper over all decoder layers, and the per-pixel loss of the baselines."""
 
+from typing import NamedTuple
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contracts import Assignment, SegmentLogits
+from .box_ops import box_losses, has_box
+from .contracts import Assignment, PixelLogits, SegmentLogits
 from .mask_costs import paired_losses
 from .matchers import MATCHERS, SegmentTargets
+from .max_deeplab_losses import MaxDeepLabLosses
 
 
 class MaskClsCriterion:
@@ -15,12 +19,15 @@ class MaskClsCriterion:
 
     It holds no tensors. `criterion(layers, mask_labels, class_labels, pixel_mask)` gives the unweighted terms
     `loss_cross_entropy`, `loss_mask` (focal), `loss_dice` of the deepest layer and `..._0`, `..._1` of the inner
-    ones; `criterion.total(terms)` is their weighted sum. Everything is computed in float32.
+    ones; `criterion.total(terms)` is their weighted sum. Everything is computed in float32. Of layers with boxes there
+    are `loss_bbox` (L1) and `loss_giou` too, and where their weights are above 0 the losses of Max-DeepLab: `loss_pq`,
+    `loss_mask_id`, and without layers `loss_instance_discrimination` and `loss_semantic`.
 
-    The mask terms are divided by the number of ground-truth segments, the class term by the sum of its class
-    weights; both over the whole step. In training, counts are summed over processes and divided by their number,
-    so that averaged gradients are those of one process with the union of the batches. With `num_items_in_batch` (see
-    `count_items`) they are the counts of a step with several accumulated batches.
+    The terms of masks and boxes are divided by the number of ground-truth segments, the class term by the sum of its
+    class weights, those of Max-DeepLab by the number of images; all over the whole step. In training, counts are summed
+    over processes and divided by their number, so that averaged gradients are those of one process with the union of
+    the batches. With `num_items_in_batch` (see `count_items`) they are the counts of a step with several accumulated
+    batches.
     """
 
     def __init__(self, config):
@@ -31,7 +38,11 @@ class MaskClsCriterion:
             "loss_cross_entropy": config.cross_entropy_weight,
             "loss_mask": config.mask_weight,
             "loss_dice": config.dice_weight,
+            "loss_bbox": config.box_weight,
+            "loss_giou": config.giou_weight,
         }
+        self.max_deeplab = MaxDeepLabLosses(config)
+        self.weights |= self.max_deeplab.weights
 
     def __call__(
         self,
@@ -40,10 +51,13 @@ class MaskClsCriterion:
         class_labels: list[Tensor],
         pixel_mask: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        image_sizes: Tensor | None = None,
+        pixels: PixelLogits | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
-            layers: class logits (B, N, K + 1) and mask logits (B, N, h, w) of each layer, deepest last.
+            layers: class logits (B, N, K + 1), mask logits (B, N, h, w) and, with a box head, boxes (B, N, 4) of each
+                layer, deepest last.
             mask_labels: for each image a stack of masks (M, H, W), bool or 0/1; or, where segments do not overlap, a
                 map of integers (H, W), the place of each pixel's segment in class_labels and -1 in none. Smaller
                 ones are padded with nothing.
@@ -52,33 +66,42 @@ class MaskClsCriterion:
                 Non-zero where a pixel counts in matching and loss; None: all do, also void and padding, which are
                 then negatives, as in the paper's code.
             num_items_in_batch: what `count_items` gives for all batches of a step; None: this batch is the step.
+            image_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of each image without
+                padding, to which boxes are relative; None: those of its labels.
+            pixels: what `SegmentationModule.of_pixels` gives, for `loss_instance_discrimination` and `loss_semantic`.
 
         Raises:
             `ValueError`: labels that do not fit each other or the logits; NaN or infinite costs.
         """
         with torch.autocast(layers[0].mask_logits.device.type, enabled=False):
-            layers = [SegmentLogits(layer.class_logits.float(), layer.mask_logits.float()) for layer in layers]
-            targets = self.collect(layers[0], mask_labels, class_labels, pixel_mask)
-            segments, class_weight = self.normalizers(layers[0], targets, num_items_in_batch)
+            layers = [layer.map(Tensor.float) for layer in layers]
+            targets = self.collect(layers[0], mask_labels, class_labels, pixel_mask, image_sizes)
+            divisors = self.normalizers(layers[0], targets, num_items_in_batch)
+            assignments_of_layers = self.matcher(layers, targets)
             terms: dict[str, Tensor] = {}
-            for index, (layer, assignments) in enumerate(zip(layers, self.matcher(layers, targets), strict=True)):
+            for index, (layer, assignments) in enumerate(zip(layers, assignments_of_layers, strict=True)):
                 suffix = "" if index == len(layers) - 1 else f"_{index}"
                 focal, dice = self.mask_losses(layer.mask_logits, targets, assignments)
                 classes = self.class_loss(layer.class_logits, targets, assignments)
-                terms[f"loss_cross_entropy{suffix}"] = classes / class_weight
-                terms[f"loss_mask{suffix}"] = focal / segments
-                terms[f"loss_dice{suffix}"] = dice / segments
+                terms[f"loss_cross_entropy{suffix}"] = classes / divisors.class_weight
+                terms[f"loss_mask{suffix}"] = focal / divisors.segments
+                terms[f"loss_dice{suffix}"] = dice / divisors.segments
+                if layer.boxes is not None:
+                    distance, giou = self.box_losses(layer.boxes, targets, assignments)
+                    terms[f"loss_bbox{suffix}"] = distance / divisors.segments
+                    terms[f"loss_giou{suffix}"] = giou / divisors.segments
+            others = self.max_deeplab(layers, pixels, targets, assignments_of_layers)
+            terms |= {name: loss / divisors.images for name, loss in others.items()}
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Weighted sum of all terms (Eq. 1 with lambda_focal, lambda_dice)."""
-        weighted = [
-            self.weights[name] * term
-            for suffixed, term in terms.items()
-            for name in self.weights
-            if suffixed.startswith(name)
-        ]
-        return torch.stack(weighted).sum()
+
+        def without_layer(name: str) -> str:
+            base, _, layer = name.rpartition("_")
+            return base if layer.isdigit() else name
+
+        return torch.stack([self.weights[without_layer(name)] * term for name, term in terms.items()]).sum()
 
     def class_loss(self, class_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]) -> Tensor:
         """Weighted sum of the cross-entropies of all queries; unmatched ones should say "no object"."""
@@ -93,8 +116,7 @@ class MaskClsCriterion:
     ) -> tuple[Tensor, Tensor]:
         """Sums of focal and dice loss over the matched pairs, at the resolution of the targets."""
         device = mask_logits.device
-        images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)]).to(device)
-        queries = torch.cat([a.query_indices for a in assignments]).to(device)
+        images, queries = matched(assignments, device)
         predicted = mask_logits[images, queries]  # (M, h, w), M over all images
         if not len(images):
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
@@ -107,10 +129,19 @@ class MaskClsCriterion:
         focal, dice = paired_losses(predicted, wanted, counted)
         return focal.sum(), dice.sum()
 
+    def box_losses(
+        self, boxes: Tensor, targets: SegmentTargets, assignments: list[Assignment]
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of L1 distance and 1 - GIoU over the matched pairs; a segment without counted pixels adds nothing."""
+        chosen = zip(targets.boxes, assignments, strict=True)
+        wanted = torch.cat([of_image[a.segment_indices.to(boxes.device)] for of_image, a in chosen])
+        distance, giou = box_losses(boxes[matched(assignments, boxes.device)], wanted)
+        known = has_box(wanted)
+        return (distance * known).sum(), (giou * known).sum()
+
     def normalizers(
         self, layer: SegmentLogits, targets: SegmentTargets, num_items_in_batch: Tensor | int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Divisors of mask and class terms."""
+    ) -> "Divisors":
         num_queries = layer.class_logits.shape[1]
         counts = count_items(targets.labels, num_queries).to(layer.class_logits.device)
         processes = 1
@@ -124,7 +155,7 @@ class MaskClsCriterion:
         segments, matched, images = counts
         class_weight = matched + (images * num_queries - matched) * self.no_object_weight
         tiny = torch.finfo(counts.dtype).tiny  # no-object weight 0 and nothing matched: 0 / tiny = 0
-        return segments.clamp(min=1) / processes, class_weight.clamp(min=tiny) / processes
+        return Divisors(*(count / processes for count in (segments.clamp(min=1), class_weight.clamp(min=tiny), images)))
 
     def collect(
         self,
@@ -132,6 +163,7 @@ class MaskClsCriterion:
         mask_labels: list[Tensor],
         class_labels: list[Tensor],
         pixel_mask: Tensor | None,
+        image_sizes: Tensor | None,
     ) -> SegmentTargets:
         """Check the labels against the logits and each other; pad the masks to one size."""
         device, batch = layer.class_logits.device, layer.class_logits.shape[0]
@@ -147,8 +179,10 @@ class MaskClsCriterion:
                 )
         all_masks = [masks.to(device) if masks.ndim == 2 else masks.to(device) != 0 for masks in mask_labels]
         all_labels = [labels.to(device, torch.int64) for labels in class_labels]
+        if image_sizes is None:
+            image_sizes = torch.tensor([masks.shape[-2:] for masks in mask_labels], device=device)
         if pixel_mask is None:
-            return SegmentTargets(all_masks, all_labels)
+            return SegmentTargets(all_masks, all_labels, image_sizes=image_sizes)
         if len(pixel_mask) != batch or any(
             full < part for m in all_masks for full, part in zip(pixel_mask.shape[1:], m.shape[-2:], strict=True)
         ):
@@ -156,7 +190,22 @@ class MaskClsCriterion:
                 f"pixel_mask {tuple(pixel_mask.shape)} does not cover {batch} images with labels of "
                 f"{[tuple(m.shape[-2:]) for m in all_masks]} pixels."
             )
-        return SegmentTargets(pad_to(all_masks, *pixel_mask.shape[1:]), all_labels, pixel_mask.to(device) != 0)
+        counted = pixel_mask.to(device) != 0
+        return SegmentTargets(pad_to(all_masks, *pixel_mask.shape[1:]), all_labels, counted, image_sizes)
+
+
+class Divisors(NamedTuple):
+    """What the terms of the loss are divided by, over the whole step."""
+
+    segments: Tensor
+    class_weight: Tensor
+    images: Tensor
+
+
+def matched(assignments: list[Assignment], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Image and query of the matched pairs of all images (M,), (M,)."""
+    images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)])
+    return images.to(device), torch.cat([a.query_indices for a in assignments]).to(device)
 
 
 def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:

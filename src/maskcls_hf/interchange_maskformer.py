@@ -46,6 +46,8 @@ SWIN_FIELDS = (
     "initializer_range", "layer_norm_eps",
 )  # fmt: skip
 SWIN_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# Our heads that theirs lacks.
+OWN_HEADS = ("segmentation_module.bbox_predictor.", "segmentation_module.semantic_predictor.")
 # What computes something else than we do, unless it has this value.
 REQUIRED_VALUES = {
     "decoder_config.auxiliary_loss": False,  # their decoder then feeds normalised states to the next layer
@@ -168,9 +170,11 @@ def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = (
 
 
 def state_to_maskformer(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer."""
+    """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer, without those of
+    heads that it lacks."""
     modules = maskformer_modules(model.config.decoder_layers, model.config.backbone_config)
-    return {rename(name, modules): value for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    return {rename(name, modules): value for name, value in state.items() if not name.startswith(OWN_HEADS)}
 
 
 def has_no_counterpart(name: str) -> bool:

@@ -152,3 +152,15 @@ def pairwise_losses(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[T
     focal = (difference + if_outside.sum(1, keepdim=True)) / counted.sum().clamp(min=1)
     areas = (probabilities * counted).sum(1, keepdim=True) + targets.sum(1)
     return focal, 1 - (2 * overlap + 1) / (areas + 1)
+
+
+def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
+    """2 |a and b| / (|a| + |b|) in 0..1; 0 where both are empty. Nothing is added to the parts, unlike in the losses:
+    a mask beside a segment has a Dice of 0, however small they are."""
+    return 2 * overlap / areas.clamp(min=torch.finfo(areas.dtype).tiny)
+
+
+def pairwise_dice(probabilities: Tensor, masks: Tensor, counted: Tensor) -> Tensor:
+    """Dice (N, M) of N soft masks (N, P) with M segments (M, P)."""
+    probabilities, masks = probabilities * counted, masks * counted
+    return dice_coefficient(probabilities @ masks.T, probabilities.sum(1, keepdim=True) + masks.sum(1))

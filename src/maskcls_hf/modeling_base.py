@@ -82,6 +82,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.ConvTranspose2d):  # Kaiming too, for as many inputs as an output pixel has
+            inputs = module.in_channels * math.prod(module.kernel_size) / math.prod(module.stride)
+            init.uniform_(module.weight, -math.sqrt(3 / inputs), math.sqrt(3 / inputs))
+            if module.bias is not None:
+                init.zeros_(module.bias)
         elif isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)

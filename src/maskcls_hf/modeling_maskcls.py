@@ -135,20 +135,20 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:
-            fields["auxiliary_logits"] = [
-                {"class_queries_logits": layer.class_logits, "masks_queries_logits": layer.mask_logits}
-                for layer in layers[:-1]
-            ]
+            fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
+        sizes = image_sizes(pixel_values, pixel_mask)
         if mask_labels is not None and class_labels is not None:
             counted = self.counted_pixels(pixel_mask, void_mask)
             supervised = layers if self.config.deep_supervision else layers[-1:]
-            terms = self.criterion(supervised, mask_labels, class_labels, counted, num_items_in_batch)
+            pixels = self.segmentation_module.of_pixels(features)
+            terms = self.criterion(
+                supervised, mask_labels, class_labels, counted, num_items_in_batch, sizes["valid_sizes"], pixels
+            )
             fields |= {"loss": self.criterion.total(terms), "loss_dict": terms}
         return MaskClsForUniversalSegmentationOutput(
-            class_queries_logits=layers[-1].class_logits,
-            masks_queries_logits=layers[-1].mask_logits,
+            **layers[-1].as_output(),
             **fields,
-            **image_sizes(pixel_values, pixel_mask),
+            **sizes,
             original_sizes=original_sizes,
         )
 
@@ -163,8 +163,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
     def reset_classes(self, id2label: dict[int, str]) -> "MaskClsForUniversalSegmentation":
         """Give a loaded model other classes: a class of the same name keeps its weights, a new one starts fresh.
 
-        "No object" and everything but the class predictor stay (with fixed matching, where query k stands for class
-        k, the queries follow their classes).
+        "No object" and everything but the class predictor stay (a semantic head and, with fixed matching, where query
+        k stands for class k, the queries follow their classes).
 
         Raises:
             `ValueError`: ids that are not 0..K-1, or a name given twice.
@@ -173,6 +173,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         module = self.segmentation_module
         outputs = [*kept, self.config.num_labels]
         module.class_predictor = with_rows(module.class_predictor, outputs)
+        if module.semantic_predictor is not None:
+            module.semantic_predictor = with_rows(module.semantic_predictor, kept)
         if self.config.query_priors:
             module.class_priors = with_columns(module.class_priors, outputs)
         if self.config.matching == "fixed":

@@ -45,11 +45,13 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
         loss: weighted sum over all layers (Eq. 1), if labels were given.
         class_queries_logits: (B, N, K + 1), "no object" last.
         masks_queries_logits: (B, N, H/4, W/4).
-        auxiliary_logits: the same two of each inner decoder layer, if `output_auxiliary_logits`.
+        auxiliary_logits: the same two, and `pred_boxes` with a box head, of each inner decoder layer, if
+            `output_auxiliary_logits`.
         loss_dict: the unweighted terms of the loss, if labels were given.
         valid_sizes: (B, 2) height and width of each image inside the padded batch.
         padded_sizes: (B, 2) height and width of the batch.
         original_sizes: (B, 2) as given to `forward`; with the two above, all that post-processing needs to know.
+        pred_boxes: (B, N, 4) centre, width and height in 0..1 of the image without its padding, with a box head.
     """
 
     loss: Tensor | None = None
@@ -69,6 +71,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
     valid_sizes: Tensor | None = None
     padded_sizes: Tensor | None = None
     original_sizes: Tensor | None = None
+    pred_boxes: Tensor | None = None
 
 
 @dataclass

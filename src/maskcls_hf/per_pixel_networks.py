@@ -31,9 +31,8 @@ class PerPixelNetwork(nn.Module):
         super().__init__()
         self.network: Any = self.build(config)
         self.multiple = self.size_multiple(config)
+        self.channels = [classifier_of(type(self), self.network).in_channels, self.context_channels(config)]
         self.left_out = [self.classifier, *self.unused_parts(config)] + ([self.upsampling] if self.upsampling else [])
-        convolution = classifier_of(type(self), self.network)
-        self.channels = [convolution.in_channels, self.context_channels(config)]
         for path in self.left_out:
             parent, _, name = path.rpartition(".")
             setattr(self.network.get_submodule(parent), name, nn.Identity())

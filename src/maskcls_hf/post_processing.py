@@ -242,7 +242,7 @@ def instance_segments(
 
     Args:
         top_k: how many pairs are looked at; a query can be among them with several classes.
-        threshold: lowest score that is kept.
+        threshold: lowest score that is kept; never a score of 0.
         mask_threshold: a mask is where its probability is above this.
         as_map: return a map instead of the masks.
 
@@ -261,7 +261,8 @@ def instance_segments(
 
     num_labels = class_probs.shape[1] - 1
     pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
-    count = min(top_k, int((pair_scores >= threshold).sum()))  # the mask's factor can only lower a score
+    # The mask's factor can only lower a score. What has no probability at all is no instance, whatever the threshold.
+    count = min(top_k, int(((pair_scores >= threshold) & (pair_scores > 0)).sum()))
     pair_scores, pairs = pair_scores[:count].cpu(), pairs[:count]
     queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
 

@@ -1,12 +1,16 @@
-"""Checkpoints of other implementations -> ours, and back."""
+"""Checkpoints of other implementations -> ours, and back; outputs of other models -> probability-mask pairs."""
 
 from .maskformer import processor_to_transformers, save_as_transformers, to_transformers
 from .original import from_original, save_from_original
+from .pairs import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from .per_pixel import from_per_pixel, processor_from_per_pixel, save_from_per_pixel
 
 __all__ = [
     "from_original",
     "from_per_pixel",
+    "pairs_from_detections",
+    "pairs_from_detr",
+    "pairs_from_logits",
     "processor_from_per_pixel",
     "processor_to_transformers",
     "save_as_transformers",

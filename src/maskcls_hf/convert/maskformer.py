@@ -16,6 +16,9 @@ from ..configuration_maskcls import MaskClsConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..simple_feature_pyramid import is_plain_vit
+
+MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
 
 logger = logging.get_logger(__name__)
 
@@ -106,7 +109,11 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
         yield f"mask_kernel_size={config.mask_kernel_size}: MaskFormer has 3 only."
     if config.fpn_feature_size % 32:
         yield f"fpn_feature_size={config.fpn_feature_size}: MaskFormer's group norms need a multiple of 32."
+    if config.exclusive_masks:
+        yield "exclusive_masks=True: MaskFormer's masks do not exclude each other."
     backbone = config.backbone_config
+    if is_plain_vit(backbone):
+        yield f"backbone_config.model_type={backbone.model_type!r}: MaskFormer has no feature pyramid for plain ViTs."
     stem_type = getattr(backbone, "stem_type", "basic")
     if stem_type != "basic":
         yield f"backbone_config.stem_type={stem_type!r}: transformers' ResNet has 'basic' only."
@@ -127,5 +134,10 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
         yield "use_auxiliary_loss=False (here deep_supervision=True), because its forward fails with True."
     if config.matching != "bipartite":
         yield f"it trains with bipartite matching (here matching={config.matching!r})."
+    if config.matching == "box":
+        yield "it has no box head: pred_boxes is lost."
+    lost = [name for name in MAX_DEEPLAB_WEIGHTS if getattr(config, name)]
+    if lost:
+        yield f"it trains without the losses of {', '.join(lost)}."
     if config.freeze_batch_norm:
         yield "training changes its batch norms (here freeze_batch_norm=True)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,8 +23,11 @@ from .recipe_values import CONFIGS, keys_of_section
 
 TRAINING_FIELDS = (
     "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
-    "dice_weight", "no_object_weight",
+    "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight", "instance_discrimination_weight",
+    "mask_id_weight", "semantic_weight",
 )  # fmt: skip
+
+LAYER_OF_BACKBONE = re.compile(r"\.(layers?|stages)\.")
 
 Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
 MODELS: dict[str, Any] = {
@@ -78,7 +82,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
         OSError: no such checkpoint here or on the Hub.
         ValueError: it holds another architecture than `model.config.backbone_config`.
     """
-    backbone = model.model.backbone
+    backbone = getattr(model.model.backbone, "vit", model.model.backbone)
     advice = "Or train from scratch: --set model.backbone_checkpoint=null"
     if not isinstance(backbone, PreTrainedModel) or backbone.config.model_type == "timm_backbone":
         raise ValueError(
@@ -108,7 +112,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
     # Norms of the feature maps belong to backbones; the classifiers that they come from do not have them.
     absent = [name for name in report["missing_keys"] if "hidden_states_norms" not in name]
     result = backbone.load_state_dict(loaded.state_dict(), strict=False)
-    unused = [name for name in report["unexpected_keys"] if ".layers." in name or ".stages." in name]
+    unused = [name for name in report["unexpected_keys"] if LAYER_OF_BACKBONE.search(name)]
     unused += [name for name in result.unexpected_keys if not name.startswith("swin.layernorm.")]  # see build_backbone
     wrong = sorted({*absent, *result.missing_keys, *unused})
     if wrong:

@@ -10,14 +10,16 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
-POSITION_TABLES = ("relative_position_bias_table", "absolute_pos_embed", "position_embeddings")
+POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
+TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
 
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, backbone_multiplier: float = 1.0
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: the backbone learns at `backbone_multiplier` times the learning rate (paper
-    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings and position tables have no weight decay.
+    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings, tokens and position tables have no weight decay. The
+    feature pyramid over a plain ViT is new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
 
     Parameters that need no gradient are left out.
     """
@@ -28,8 +30,9 @@ def parameter_groups(
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            in_backbone = "backbone" in module_name.split(".")
-            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name.endswith(POSITION_TABLES)
+            parts = module_name.split(".")
+            in_backbone = "backbone" in parts and "feature_pyramid" not in parts
+            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name.endswith(POSITION_TABLES + TOKENS)
             key = (
                 learning_rate * (backbone_multiplier if in_backbone else 1.0),
                 0.0 if undecayed else weight_decay,
