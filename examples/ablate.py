@@ -48,41 +48,62 @@ def variant(name: str, folder: str, *changes: str) -> Method:
     return Method(name, folder, (*BASE, *changes))
 
 
-base = variant("base: bipartite matching by masks, N = 100, 6 layers, deep supervision", "base")
-fixed = variant("fixed matching, N = K", "fixed", "model.matching=fixed", "model.num_queries=num_labels")
+base = variant("base", "base")
+general = variant("general inference", "general")  # with the base model
+fixed = variant("fixed matching", "fixed", "model.matching=fixed", "model.num_queries=num_labels")
 bipartite_k = variant("bipartite matching, N = K", "bipartite_k", "model.num_queries=num_labels")
-boxes = variant("bipartite matching by boxes", "box", "model.matching=box")
-queries = [variant(f"N = {number}", f"queries_{number}", f"model.num_queries={number}") for number in (20, 50, 200)]
+boxes = variant("matching by boxes", "box", "model.matching=box")
+queries = {n: variant(f"{n} queries", f"queries_{n}", f"model.num_queries={n}") for n in (20, 50, 200)}
 one_layer = variant("1 decoder layer", "layers_1", "model.decoder_layers=1")
-last_layer = variant("loss of the last layer only", "no_deep_supervision", "model.deep_supervision=false")
-general = variant("base, general inference", "general")  # the same model
+last_layer = variant("no deep supervision", "no_deep_supervision", "model.deep_supervision=false")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A table: the runs that it compares, the pairs (before, after) whose difference answers it, the paper's answer
-    where it is known to the last digit."""
+    """A table: what it compares, by the names there; the pairs (before, after) whose difference answers it; what the
+    paper answers, where that is known to the last digit."""
 
     name: str
-    methods: tuple[Method, ...]
-    differences: tuple[tuple[Method, Method], ...]
+    methods: dict[str, Method]
+    differences: tuple[tuple[str, str], ...]
     paper: str = ""
 
 
 QUESTIONS = (
     Question(
         "Matching",
-        (fixed, bipartite_k, boxes, base),
-        ((fixed, bipartite_k), (bipartite_k, base), (boxes, base)),
+        {
+            "fixed, N = K": fixed,
+            "bipartite, N = K": bipartite_k,
+            "bipartite by boxes, N = 100": boxes,
+            "bipartite by masks, N = 100 (base)": base,
+        },
+        (
+            ("fixed, N = K", "bipartite, N = K"),
+            ("bipartite, N = K", "bipartite by masks, N = 100 (base)"),
+            ("bipartite by boxes, N = 100", "bipartite by masks, N = 100 (base)"),
+        ),
         "The paper: bipartite over fixed matching +0.5 mIoU on ADE20K; on COCO panoptic PQ 43.7 by boxes and 46.5 by "
         "masks.",
     ),
-    Question("Number of queries", (*queries[:2], base, queries[2]), tuple((base, other) for other in queries)),
-    Question("Decoder layers", (one_layer, base), ((one_layer, base),)),
-    Question("Deep supervision", (last_layer, base), ((last_layer, base),)),
-    Question("Inference (Section 3.4)", (general, base), ((general, base),)),
+    Question(
+        "Number of queries",
+        {"N = 20": queries[20], "N = 50": queries[50], "N = 100 (base)": base, "N = 200": queries[200]},
+        (("N = 100 (base)", "N = 20"), ("N = 100 (base)", "N = 50"), ("N = 100 (base)", "N = 200")),
+    ),
+    Question("Decoder layers", {"1": one_layer, "6 (base)": base}, (("1", "6 (base)"),)),
+    Question(
+        "Deep supervision",
+        {"loss of the last layer": last_layer, "loss of all layers (base)": base},
+        (("loss of the last layer", "loss of all layers (base)"),),
+    ),
+    Question(
+        "Inference of the base model (Section 3.4)",
+        {"general": general, "semantic": base},
+        (("general", "semantic"),),
+    ),
 )
-METHODS = tuple(dict.fromkeys(method for question in QUESTIONS for method in question.methods))
+METHODS = tuple(dict.fromkeys(method for question in QUESTIONS for method in question.methods.values()))
 
 
 # -- runs --------------------------------------------------------------------------------------------------------
@@ -170,12 +191,12 @@ def run_missing(study: Study, results: Results, facts: dict[str, str]) -> None:
 def tables(found: dict[Method, Scores]) -> Iterator[str]:
     """A section for each question, as Markdown."""
     for question in QUESTIONS:
-        results = {method.name: found[method] for method in question.methods if method in found}
-        missing = [method.name for method in question.methods if method not in found]
+        results = results_of(question, found)
+        missing = [name for name in question.methods if name not in results]
+        differences = [(before, after) for before, after in question.differences if {before, after} <= results.keys()]
         yield f"### {question.name}\n"
         yield from score_table(results, {})
         yield ""
-        differences = [(a.name, b.name) for a, b in question.differences if a in found and b in found]
         if differences:
             yield from difference_table(results, differences)
             yield ""
@@ -183,6 +204,10 @@ def tables(found: dict[Method, Scores]) -> Iterator[str]:
             yield f"Not run yet: {'; '.join(missing)}.\n"
         if question.paper:
             yield f"{question.paper}\n"
+
+
+def results_of(question: Question, found: dict[Method, Scores]) -> dict[str, Scores]:
+    return {name: found[method] for name, method in question.methods.items() if method in found}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Scores]:
@@ -197,8 +222,8 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
         parser.error(f"--results: {error}")
     run_missing(study, results, facts_of_run("ablate.py", argv, study))
     found = {method: scores for method in METHODS if (scores := results.scores(method)) is not None}
-    groups = {q.name: {m.name: found[m] for m in q.methods if m in found} for q in QUESTIONS}
-    report(path.with_suffix(""), tables(found), {name: group for name, group in groups.items() if group}, study.title)
+    groups = {question.name: results for question in QUESTIONS if len(results := results_of(question, found)) > 1}
+    report(path.with_suffix(""), tables(found), groups, study.title)
     return {method.folder: scores for method, scores in found.items()}
 
 
