@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +267,13 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     stem = study.arguments.out / "conversion"
     results = {title(key): scores for key, scores in found.items()}
     report(stem, table(study, found, unchanged), {"": results}, f"{study.title}, then {second_steps(study)}")
-    missing = [method.folder for method in METHODS if method not in study.methods and method.folder != "per_pixel"]
+    missing = [
+        "/".join(key) for key in product(ARCHITECTURES, [method.folder for method in METHODS]) if key not in found
+    ]
     summary = {"/".join(key): without_intervals(scores) for key, scores in found.items()}
     facts = facts_of_run("convert_per_pixel.py", argv, study)
-    write_json(
-        stem.with_suffix(".json"), {**facts, "unchanged_pixels": unchanged, "scores": summary, "missing": missing}
-    )
+    record = {**facts, "unchanged_pixels": unchanged, "scores": summary, "missing": missing}
+    write_json(stem.with_suffix(".json"), record)
     return summary
 
 
