@@ -254,7 +254,9 @@ def plot_scores(groups: Mapping[str, Mapping[str, Scores]], title: str, path: Pa
     for heading, results in groups.items():
         lines += [(heading, None)] if heading else []
         lines += list(results.items())
-    figure, axes = pyplot.subplots(1, len(SCORES), figsize=(10, 0.55 * len(lines) + 1.2), sharey=True)
+    figure, axes = pyplot.subplots(
+        1, len(SCORES), figsize=(10, 0.55 * len(lines) + 1.2), sharey=True, layout="constrained"
+    )
     rows = np.array([row for row, (_, scores) in enumerate(lines) if scores is not None])
     for axis, (name, label) in zip(axes, SCORES.items(), strict=True):
         values = np.stack([scores[name] for _, scores in lines if scores is not None])
