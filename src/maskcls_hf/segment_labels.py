@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_geometry import pad, resize_nearest
+from .image_geometry import pad, resize_nearest, zeros
 from .image_reading import integers, read_label_map, read_mask_stack
 from .runs import runs_of
 
@@ -94,7 +94,7 @@ class Annotation:
         classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         height, width = self.pixels.shape
-        masks = self.pixels.new_zeros((int(kept.sum()), *padded_size), dtype=torch.bool)
+        masks = zeros(int(kept.sum()), *padded_size, dtype=torch.bool, device=self.pixels.device)
         if len(masks):
             places = id_map.paint((kept.cumsum(0) - 1).clamp(min=0))
             masks[:, :height, :width].scatter_(0, places[None], id_map.paint(kept)[None])
