@@ -19,7 +19,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .image_geometry import padded_sizes, resized_size, zeros
-from .image_reading import autocontrast, image_list, image_to_tensor, open_image
+from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
@@ -298,7 +298,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     ) -> Tensor:
         """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given."""
         height, width = resized_size(_size(image), size)
-        return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
+        resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
+        return resized[: len(image)]
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:
