@@ -24,6 +24,7 @@ from conftest import SHARED, needs_shared
 from maskcls_hf import image_processing_maskcls
 from maskcls_hf.image_geometry import resize_nearest, resized_size
 from maskcls_hf.image_processing_maskcls import MaskClsImageProcessor
+from maskcls_hf.image_reading import image_to_tensor, with_fourth_byte
 from maskcls_hf.post_processing import panoptic_segments, per_pixel_map, semantic_map
 
 VOID = 255
@@ -992,3 +993,17 @@ def test_autocontrast_stretches_each_channel_of_dim_images(dtype, tmp_path):
     )
     processor.save_pretrained(tmp_path)
     assert MaskClsImageProcessor.from_pretrained(tmp_path).do_autocontrast
+
+
+@pytest.mark.parametrize("size", [(40, 60), (1, 1), (3000, 2000)])
+def test_an_rgb_image_is_read_where_it_lies(size):
+    """Its memory in Pillow has a fourth byte a pixel; large images lie in many pieces and are copied."""
+    array = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = image_to_tensor(Image.fromarray(array))
+    assert torch.equal(pixels, torch.from_numpy(array).permute(2, 0, 1))
+    whole = with_fourth_byte(pixels)
+    assert torch.equal(whole[:3], pixels) and (len(whole) == 4 or size != (40, 60))
+    others = [torch.from_numpy(array).permute(2, 0, 1), pixels.float(), pixels[:2]]
+    assert all(with_fourth_byte(other) is other for other in others)
+    edge = torch.zeros(7, dtype=torch.uint8).as_strided((3, 1, 2), (1, 8, 4))  # the last fourth byte is not there
+    assert with_fourth_byte(edge) is edge

@@ -18,8 +18,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .image_geometry import pad, padded_sizes, resized_size
-from .image_reading import autocontrast, image_list, image_to_tensor, open_image
+from .image_geometry import padded_sizes, resized_size, zeros
+from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
@@ -213,15 +213,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return_tensors: Any = None,
         **options: Any,
     ) -> BatchFeature:
-        resized = [self._network_pixels(image, f"image {i}", **options) for i, image in enumerate(images)]
+        resized = [self._resized(image, f"image {i}", **options) for i, image in enumerate(images)]
         sizes = [_size(image) for image in resized]
         padded = padded_sizes(sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
         data: dict[str, list[Tensor]] = {
-            "pixel_values": [pad(image, size) for image, size in zip(resized, padded, strict=True)],
-            "pixel_mask": [
-                pad(torch.ones(size, dtype=torch.int64, device=image.device), padded_size)
-                for image, size, padded_size in zip(resized, sizes, padded, strict=True)
-            ],
+            "pixel_values": [self._normalized(i, size, **options) for i, size in zip(resized, padded, strict=True)],
+            "pixel_mask": [pixel_mask(_size(i), size, i.device) for i, size in zip(resized, padded, strict=True)],
             "original_sizes": [torch.tensor(_size(image), device=image.device) for image in images],
         }
         if annotations is not None:
@@ -238,7 +235,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 data |= {name: [getattr(s, name) for s in segments] for name in Segments._fields}
         return _batch_feature(data, return_tensors)
 
-    def _network_pixels(
+    def _resized(
         self,
         image: Tensor,
         where: str,
@@ -247,7 +244,6 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         size: SizeDict,
         resample: Any,
         do_rescale: bool,
-        rescale_factor: float,
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
@@ -255,7 +251,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         do_flip_channel_order: bool,
         **options: Any,
     ) -> Tensor:
-        """(C, H, W) -> resized, rescaled, normalised (C, h, w) float32."""
+        """(C, H, W) -> (C, h, w), still on the scale and of the dtype that it came in."""
         for name, values in (("image_mean", image_mean), ("image_std", image_std)):
             if do_normalize and isinstance(values, (list, tuple)) and len(values) != len(image):
                 raise ValueError(
@@ -271,16 +267,46 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             image = autocontrast(image)
         if do_resize:
             image = self.resize(image, size, resample)  # fastest as images lie in memory, channels last
-        image = (image.flip(0) if do_flip_channel_order else image).contiguous()
-        image = self.rescale_and_normalize(image, do_rescale, rescale_factor, do_normalize, image_mean, image_std)
-        return image.to(torch.float32)
+        return image.flip(0) if do_flip_channel_order else image
+
+    def _normalized(
+        self,
+        image: Tensor,
+        padded_size: tuple[int, int],
+        *,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: Any,
+        image_std: Any,
+        **options: Any,
+    ) -> Tensor:
+        """(C, h, w) -> rescaled, normalised, padded with 0: (C, *padded_size) float32."""
+        padded = zeros(len(image), *padded_size, dtype=torch.float32, device=image.device)
+        inside = padded[:, : image.shape[1], : image.shape[2]]
+        inside.copy_(image)
+        if do_normalize:
+            scale = 1.0 / rescale_factor if do_rescale else 1.0
+            mean, std = (torch.tensor(values, device=image.device) * scale for values in (image_mean, image_std))
+            self.normalize(inside, mean, std, inplace=True)
+        elif do_rescale:
+            inside *= rescale_factor
+        return padded
 
     def resize(  # type: ignore[override]
         self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
     ) -> Tensor:
         """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given."""
         height, width = resized_size(_size(image), size)
-        return super().resize(image, SizeDict(height=height, width=width), resample, **kwargs)
+        resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
+        return resized[: len(image)]
+
+
+def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:
+    """1 inside, 0 in the padding: (*padded_size) int64."""
+    mask = zeros(*padded_size, dtype=torch.int64, device=device)
+    mask[: size[0], : size[1]] = 1
+    return mask
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -12,6 +12,11 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+try:
+    import pyarrow
+except ImportError:  # images are then copied
+    pyarrow = None
+
 
 def open_image(source: str | os.PathLike) -> Image.Image:
     """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read."""
@@ -151,7 +156,26 @@ def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
         image = image.convert("RGBA" if transparent else "RGB")
     elif to_rgb and "transparency" in image.info:
         image = image.convert("RGBA")
-    return torch.from_numpy(np.array(image))
+    in_place = _memory_of(image) if image.mode == "RGB" else None
+    return torch.from_numpy(np.array(image)) if in_place is None else in_place
+
+
+def _memory_of(image: Image.Image) -> Tensor | None:
+    """An RGB image (H, W, 3) without a copy, three of Pillow's four bytes a pixel; None where that cannot be had."""
+    try:
+        pixels = torch.from_dlpack(pyarrow.array(image).values)
+    except (AttributeError, TypeError, ValueError):  # no pyarrow, an older one or Pillow; memory in many pieces
+        return None
+    return pixels.view(image.height, image.width, 4)[..., :3]
+
+
+def with_fourth_byte(pixels: Tensor) -> Tensor:
+    """RGB as Pillow keeps it, four bytes a pixel: all four of them, of which resizing needs no copy. Else `pixels`."""
+    _, height, width = pixels.shape
+    as_in_pillow = len(pixels) == 3 and pixels.dtype == torch.uint8 and pixels.stride() == (1, 4 * width, 4)
+    if not as_in_pillow or pixels.untyped_storage().nbytes() < pixels.storage_offset() + 4 * height * width:
+        return pixels
+    return pixels.as_strided((4, height, width), pixels.stride())
 
 
 def _to_8_bit_scale(pixels: Tensor) -> Tensor:

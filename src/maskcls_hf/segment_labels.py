@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_geometry import pad, resize_nearest
+from .image_geometry import pad, resize_nearest, zeros
 from .image_reading import integers, read_label_map, read_mask_stack
 from .runs import runs_of
 
@@ -94,11 +94,19 @@ class Annotation:
         classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         height, width = self.pixels.shape
-        masks = self.pixels.new_zeros((int(kept.sum()), *padded_size), dtype=torch.bool)
-        if len(masks):
-            places = id_map.paint((kept.cumsum(0) - 1).clamp(min=0))
-            masks[:, :height, :width].scatter_(0, places[None], id_map.paint(kept)[None])
-        return Segments(masks, classes[kept], pad(id_map.paint(classes == _VOID), padded_size))
+        number, device = int(kept.sum()), self.pixels.device
+        # One more mask takes the pixels of no segment, where there are any.
+        masks = zeros(number + int(number < len(kept)), *padded_size, dtype=torch.bool, device=device)
+        if number:
+            places = id_map.paint((kept.cumsum(0) - 1).masked_fill(~kept, number))
+            masks[:, :height, :width].scatter_(0, places[None], True)
+        return Segments(masks[:number], classes[kept], self._void_of(id_map, classes, padded_size))
+
+    def _void_of(self, id_map: IdMap, classes: Tensor, padded_size: tuple[int, int]) -> Tensor:
+        void = classes == _VOID
+        if not void.any():
+            return zeros(*padded_size, dtype=torch.bool, device=void.device)
+        return pad(id_map.paint(void), padded_size)
 
     def segment_map(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
@@ -109,8 +117,8 @@ class Annotation:
         classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         places = id_map.paint((kept.cumsum(0) - 1).masked_fill(~kept, -1).int())
-        void = id_map.paint(classes == _VOID)
-        return Segments(pad(places, padded_size, -1), classes[kept], pad(void, padded_size))
+        void = self._void_of(id_map, classes, padded_size)
+        return Segments(pad(places, padded_size, -1), classes[kept], void)
 
     def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """Without the masks that have no pixel. A mask labelled void marks void where no segment covers it."""

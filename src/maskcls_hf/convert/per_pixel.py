@@ -42,8 +42,11 @@ def from_per_pixel(
     classifier as its mask embedding, whatever the image. Its mask logits are then the scores of class k (less the mean
     over all classes, which changes no argmax), and as all queries are equally sure of their class, the class of a pixel
     is the one with the greatest score. The remaining queries start with "no object" and an empty mask. The transformer
-    decoder is new; what it says is added to that start and is zero at first. (PerPixelBaseline+ keeps its own; with
-    more queries than classes its map changes a little, because its queries attend to each other.)
+    decoder is new; what it says is added to that start and is zero at first.
+
+    The maps are the same at the size of the network's input. Where they are then resized to that of the image, sums of
+    probabilities are, not scores, which moves a border by a pixel here and there. Of PerPixelBaseline+, which keeps its
+    transformer, they are the same with one query a class; more change them, because its queries attend to each other.
 
     Args:
         model_or_path (`nn.Module` or `str` or `Path`):
