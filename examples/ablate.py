@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> dict[str, Scores]:
         parser.error(f"--results: {error}")
     run_missing(study, results, facts_of_run("ablate.py", argv, study))
     found = {method: scores for method in METHODS if (scores := results.scores(method)) is not None}
-    groups = {question.name: results for question in QUESTIONS if len(results := results_of(question, found)) > 1}
+    groups = {question.name: results for question in QUESTIONS if (results := results_of(question, found))}
     report(path.with_suffix(""), tables(found), groups, study.title)
     return {method.folder: scores for method, scores in found.items()}
 
