@@ -78,7 +78,8 @@ def from_per_pixel(
         raise ValueError("A model with one class has no classes to tell apart: train it with two, one of background.")
     fields["matching"] = matching or ("fixed" if fields["num_queries"] == given.num_labels else "bipartite")
     convert = from_baseline if given.model_type == PerPixelConfig.model_type else from_network
-    return convert(source, given, fields).to(next(source.parameters()).dtype).train(source.training)
+    weight = next(source.parameters())
+    return convert(source, given, fields).to(weight.device, weight.dtype).train(source.training)
 
 
 def load(path: str | Path) -> Any:
@@ -132,7 +133,7 @@ def from_network(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) 
     seen = torch.eye(channels * kernel_size**2).view(-1, channels, kernel_size, kernel_size)
     projection.weight.copy_(torch.cat([seen, torch.zeros_like(seen[:1])]))
     projection.bias.zero_()[-1] = 1
-    start_queries(model, classifier.weight.flatten(1), classifier.bias)
+    start_queries(model, classifier.weight, classifier.bias)
     return model
 
 
@@ -180,7 +181,7 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
     has_transformer = config.transformer_module
     shared["mask_feature_size"] += 0 if has_transformer else 1
     model = MaskClsForUniversalSegmentation(MaskClsConfig(**(shared | fields)))
-    state = source.state_dict()
+    state = {name: value.cpu() for name, value in source.state_dict().items()}
     if has_transformer:
         name = "model.transformer_decoder.queries_embedder.weight"
         rest = model.model.transformer_decoder.queries_embedder.weight[config.num_labels :]
@@ -195,8 +196,7 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         state[f"{name}.weight"] = torch.cat([weight, torch.zeros_like(weight[:1])])
         state[f"{name}.bias"] = torch.cat([bias, torch.ones_like(bias[:1])])
-        weight, bias = state.pop("classifier.weight"), state.pop("classifier.bias")
-        start_queries(model, weight.flatten(1), bias)
+        start_queries(model, state.pop("classifier.weight"), state.pop("classifier.bias"))
     result = model.load_state_dict(state, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
     return model
@@ -206,11 +206,11 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
 
 
 def start_queries(
-    model: MaskClsForUniversalSegmentation, rows: Tensor | None = None, biases: Tensor | None = None
+    model: MaskClsForUniversalSegmentation, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> None:
-    """Query k: class k, and as mask row k of a classifier, rows (K, C_E - 1) and biases (K,); None: masks of its own.
+    """Query k: class k, and as mask row k of a classifier, weight (K, ...) and bias (K,); None: masks of its own.
 
-    The other queries: no object, and where there are rows an empty mask.
+    The other queries: no object, and where there is a classifier an empty mask.
     """
     module, num_labels = model.segmentation_module, model.config.num_labels
     module.class_predictor.weight.zero_()
@@ -219,12 +219,13 @@ def start_queries(
     certain = math.log(CLASS_PROBABILITY / (1 - CLASS_PROBABILITY) * num_labels)
     for query, logits in enumerate(module.class_priors.weight):
         logits[min(query, num_labels)] = certain
-    if rows is None:
+    if weight is None:
         return
     last = module.mask_embedder.layers[-1]
     last.weight.zero_()
     last.bias.zero_()
-    biases = torch.zeros_like(rows[:, 0]) if biases is None else biases
+    rows = weight.flatten(1).cpu()
+    biases = torch.zeros_like(rows[:, 0]) if bias is None else bias.cpu()
     embeddings = torch.cat([rows, biases[:, None]], dim=1)
     module.mask_priors.weight[:num_labels] = embeddings - embeddings.mean(0)  # sigmoids saturate less
     module.mask_priors.weight[num_labels:, -1] = math.log(EMPTY_MASK_PROBABILITY / (1 - EMPTY_MASK_PROBABILITY))
