@@ -191,7 +191,9 @@ def measure(file: Path, data: SegmentationDataset, class_map: Callable[[Tensor],
         rows["mean_iou"].append(metrics["mean_iou"].measure(found, truth))
         rows["pq"].append(metrics["pq"].measure(ids, segments, truth))
     measurements = {name: torch.stack(values).double().numpy() for name, values in rows.items()}
-    np.savez_compressed(file, **measurements)
+    partial = file.with_suffix(".part.npz")
+    np.savez_compressed(partial, **measurements)
+    partial.replace(file)  # never half a file
     return measurements
 
 
