@@ -31,6 +31,11 @@ class SmpConfig(PreTrainedConfig):
     encoder_name: str = "resnet18"
 
 
+def create(config: Any) -> Any:
+    """The per-pixel model of a configuration, untrained."""
+    return smp.create_model(config.architecture, config.encoder_name, encoder_weights=None, classes=config.num_labels)
+
+
 class SmpNetwork(PerPixelNetwork):
     """Encoder and decoder of a model of smp; its head is taken apart."""
 
@@ -38,10 +43,7 @@ class SmpNetwork(PerPixelNetwork):
     upsampling = "segmentation_head.1"
 
     def build(self, config: Any) -> nn.Module:
-        """Without weights: those of the encoder are part of the model that is converted."""
-        return smp.create_model(
-            config.architecture, config.encoder_name, encoder_weights=None, classes=config.num_labels
-        )
+        return create(config)
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings at the resolution of the decoder, context from the encoder's last stage."""
@@ -70,9 +72,7 @@ def main(argv: list[str] | None = None) -> None:
 
     names = {label: f"class {label}" for label in range(arguments.classes)}
     config = SmpConfig(architecture=arguments.architecture, encoder_name=arguments.encoder, id2label=names)
-    per_pixel: Any = smp.create_model(
-        arguments.architecture, arguments.encoder, encoder_weights=None, classes=arguments.classes
-    )
+    per_pixel = create(config)
     if arguments.weights:
         per_pixel.load_state_dict(torch.load(arguments.weights, map_location="cpu", weights_only=True))
     model = from_per_pixel(per_pixel, num_queries=arguments.queries, config=config)

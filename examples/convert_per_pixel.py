@@ -37,6 +37,7 @@ from maskcls_hf.convert import from_per_pixel
 from maskcls_hf.data.sample import void_id_of
 from maskcls_hf.hub.saved_model import count_parameters
 from maskcls_hf.hub.scores import write_json
+from maskcls_hf.modeling_base import image_sizes
 from maskcls_hf.post_processing import per_pixel_map
 from maskcls_hf.training import Recipe, prepare
 from maskcls_hf.training.build import build_image_processor
@@ -134,12 +135,9 @@ def per_pixel_map_of(folder: Path) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def class_map(image: Tensor) -> Tensor:
         inputs = image_processor(image, return_tensors="pt")
-        pixels, is_image = inputs["pixel_values"], inputs["pixel_mask"][0].bool()
-        sizes = {
-            "padded_size": pixels.shape[-2:],
-            "valid_size": (int(is_image.any(1).sum()), int(is_image.any(0).sum())),
-            "target_size": image.shape[-2:],
-        }
+        pixels = inputs["pixel_values"]
+        height, width = image_sizes(pixels, inputs["pixel_mask"])["valid_sizes"][0].tolist()
+        sizes = {"padded_size": pixels.shape[-2:], "valid_size": (height, width), "target_size": image.shape[-2:]}
         return per_pixel_map(model(pixels).logits[0], **sizes)
 
     return class_map

@@ -185,7 +185,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         check_choice(self, "matching", MATCHING_CHOICES)
         for name in WEIGHTS:
             check_number(self, name, minimum=0)
-        for name in ("query_priors", "output_auxiliary_logits"):
+        for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
             check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(
@@ -193,7 +193,6 @@ class MaskClsConfig(SegmentationNetworkConfig):
                 f"must equal num_labels={self.num_labels}."
             )
         matching_weights(self, self.matching)
-        check_choice(self, "exclusive_masks", (True, False))
         if self.mask_upsampling > 1 and (self.semantic_weight or self.instance_discrimination_weight):
             raise ValueError(
                 f"{type(self).__name__}: semantic_weight and instance_discrimination_weight are for masks as large as "

@@ -93,6 +93,11 @@ class PixelLogits(NamedTuple):
     semantic_logits: Tensor | None = None  # (B, K, h, w)
 
 
+def layer_suffix(index: int, layers: int) -> str:
+    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others."""
+    return "" if index == layers - 1 else f"_{index}"
+
+
 class Assignment(NamedTuple):
     """Which query explains which ground-truth segment of one image (sigma of paper Section 3.2)."""
 

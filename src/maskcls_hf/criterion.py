@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .box_ops import box_losses, has_box
-from .contracts import Assignment, PixelLogits, SegmentLogits
+from .contracts import Assignment, PixelLogits, SegmentLogits, layer_suffix
 from .mask_costs import paired_losses
 from .matchers import MATCHERS, SegmentTargets
 from .max_deeplab_losses import MaxDeepLabLosses
@@ -80,7 +80,7 @@ class MaskClsCriterion:
             assignments_of_layers = self.matcher(layers, targets)
             terms: dict[str, Tensor] = {}
             for index, (layer, assignments) in enumerate(zip(layers, assignments_of_layers, strict=True)):
-                suffix = "" if index == len(layers) - 1 else f"_{index}"
+                suffix = layer_suffix(index, len(layers))
                 focal, dice = self.mask_losses(layer.mask_logits, targets, assignments)
                 classes = self.class_loss(layer.class_logits, targets, assignments)
                 terms[f"loss_cross_entropy{suffix}"] = classes / divisors.class_weight
@@ -116,7 +116,7 @@ class MaskClsCriterion:
     ) -> tuple[Tensor, Tensor]:
         """Sums of focal and dice loss over the matched pairs, at the resolution of the targets."""
         device = mask_logits.device
-        images, queries = matched(assignments, device)
+        images, queries = matched_queries(assignments, device)
         predicted = mask_logits[images, queries]  # (M, h, w), M over all images
         if not len(images):
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
@@ -135,7 +135,7 @@ class MaskClsCriterion:
         """Sums of L1 distance and 1 - GIoU over the matched pairs; a segment without counted pixels adds nothing."""
         chosen = zip(targets.boxes, assignments, strict=True)
         wanted = torch.cat([of_image[a.segment_indices.to(boxes.device)] for of_image, a in chosen])
-        distance, giou = box_losses(boxes[matched(assignments, boxes.device)], wanted)
+        distance, giou = box_losses(boxes[matched_queries(assignments, boxes.device)], wanted)
         known = has_box(wanted)
         return (distance * known).sum(), (giou * known).sum()
 
@@ -202,7 +202,7 @@ class Divisors(NamedTuple):
     images: Tensor
 
 
-def matched(assignments: list[Assignment], device: torch.device) -> tuple[Tensor, Tensor]:
+def matched_queries(assignments: list[Assignment], device: torch.device) -> tuple[Tensor, Tensor]:
     """Image and query of the matched pairs of all images (M,), (M,)."""
     images = torch.cat([torch.full_like(a.query_indices, i) for i, a in enumerate(assignments)])
     return images.to(device), torch.cat([a.query_indices for a in assignments]).to(device)

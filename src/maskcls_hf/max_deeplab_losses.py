@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .contracts import Assignment, PixelLogits, SegmentLogits
+from .contracts import Assignment, PixelLogits, SegmentLogits, layer_suffix
 from .mask_costs import dice_coefficient
 from .matchers import SegmentTargets
 
@@ -53,7 +53,7 @@ class MaxDeepLabLosses:
         for image in range(len(targets.labels)):
             resampled = targets.resampled(image, size, at_centres=True)
             for index, layer in enumerate(layers):
-                suffix = "" if index == len(layers) - 1 else f"_{index}"
+                suffix = layer_suffix(index, len(layers))
                 for name, loss in self.of_layer(layer, image, *resampled, assignments[index][image]).items():
                     losses[f"{name}{suffix}"].append(loss)
             for name, loss in self.of_pixels(pixels or PixelLogits(), image, *resampled).items():

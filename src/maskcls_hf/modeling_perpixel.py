@@ -6,6 +6,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_perpixel import PerPixelConfig
+from .contracts import layer_suffix
 from .criterion import per_pixel_loss, pixels_of_step
 from .layers import MLP
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
@@ -87,10 +88,11 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
                 f"{ignore_index}). Check label_offset and void_id of the image processor."
             )
         pixels = pixels_of_step(labels, ignore_index, num_items_in_batch)
-        suffixes = [f"_{index}" for index in range(len(layers) - 1)] + [""]
         return {
-            f"loss_cross_entropy{suffix}": per_pixel_loss(logits, labels, ignore_index, pixels)
-            for suffix, logits in zip(suffixes, layers, strict=True)
+            f"loss_cross_entropy{layer_suffix(index, len(layers))}": per_pixel_loss(
+                logits, labels, ignore_index, pixels
+            )
+            for index, logits in enumerate(layers)
         }
 
     def reset_classes(self, id2label: dict[int, str]) -> "PerPixelForSemanticSegmentation":

@@ -100,13 +100,7 @@ class Annotation:
         if number:
             places = id_map.paint((kept.cumsum(0) - 1).masked_fill(~kept, number))
             masks[:, :height, :width].scatter_(0, places[None], True)
-        return Segments(masks[:number], classes[kept], self._void_of(id_map, classes, padded_size))
-
-    def _void_of(self, id_map: IdMap, classes: Tensor, padded_size: tuple[int, int]) -> Tensor:
-        void = classes == _VOID
-        if not void.any():
-            return zeros(*padded_size, dtype=torch.bool, device=void.device)
-        return pad(id_map.paint(void), padded_size)
+        return Segments(masks[:number], classes[kept], _void_of(id_map, classes, padded_size))
 
     def segment_map(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
@@ -117,7 +111,7 @@ class Annotation:
         classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0
         places = id_map.paint((kept.cumsum(0) - 1).masked_fill(~kept, -1).int())
-        void = self._void_of(id_map, classes, padded_size)
+        void = _void_of(id_map, classes, padded_size)
         return Segments(pad(places, padded_size, -1), classes[kept], void)
 
     def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
@@ -174,6 +168,14 @@ class IdMap(NamedTuple):
         """A value for each id (I,) -> that of each pixel (H, W)."""
         pixels = np.repeat(values.cpu().numpy()[self.id_of_run], self.lengths)
         return torch.from_numpy(pixels).view(self.shape).to(values.device)
+
+
+def _void_of(id_map: IdMap, classes: Tensor, padded_size: tuple[int, int]) -> Tensor:
+    """True where the ids, of the given classes (I,), are void: (*padded_size) bool."""
+    void = classes == _VOID
+    if not void.any():
+        return zeros(*padded_size, dtype=torch.bool, device=void.device)
+    return pad(id_map.paint(void), padded_size)
 
 
 def _as_map(segments: Segments) -> Segments:

@@ -186,10 +186,8 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
         name = "model.transformer_decoder.queries_embedder.weight"
         rest = model.model.transformer_decoder.queries_embedder.weight[config.num_labels :]
         state[name] = torch.cat([state[name], rest.to(state[name].dtype)])
-        embedder = {
-            key.removeprefix("mask_embedder."): state.pop(key) for key in list(state) if key.startswith("mask_")
-        }
-        model.segmentation_module.mask_embedder.load_state_dict(embedder)
+        model.segmentation_module.mask_embedder.load_state_dict(source.mask_embedder.state_dict())
+        state = {key: value for key, value in state.items() if not key.startswith("mask_embedder.")}
         start_queries(model)
     else:
         name = "model.pixel_decoder.mask_projection"  # one more embedding, of ones, for the classifier's bias
@@ -248,9 +246,7 @@ def processor_from_per_pixel(processor: Any, **options: Any) -> MaskClsImageProc
         processor = AutoImageProcessor.from_pretrained(processor)
     theirs = processor.to_dict()
     if theirs["image_processor_type"] == MaskClsImageProcessor.__name__:
-        names = MaskClsImageProcessor.valid_kwargs.__annotations__ | dict.fromkeys(PROCESSOR_OPTIONS)
-        kept = {name: theirs[name] for name in names if theirs.get(name) is not None}
-        return MaskClsImageProcessor(**(kept | {"label_format": "segments"} | options))
+        return MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)
     kept = {name: theirs[name] for name in PROCESSOR_OPTIONS if theirs.get(name) is not None}
     kept.setdefault("do_normalize", False)
     if theirs.get("keep_aspect_ratio") and set(kept.get("size", {})) == {"height", "width"}:
