@@ -24,6 +24,7 @@ from maskcls_hf.data import MaskClsCollator
 from maskcls_hf.data.sample import VOID
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth
+from maskcls_hf.runs import Runs
 from maskcls_hf.training import MaskClsTrainer
 from tiny import perpixel_config
 
@@ -165,7 +166,7 @@ class TestAgainstOtherCode:
             for place, i in enumerate(present):
                 places[ids == i] = place
             crowd = torch.zeros(len(present), dtype=torch.bool)
-            truth = GroundTruth(torch.ones(len(present), dtype=torch.int64), crowd, places)
+            truth = GroundTruth(torch.ones(len(present), dtype=torch.int64), crowd, Runs.of(places.numpy()))
             score.add(score.measure_maps([maps], [truth]))
         scores = score.compute()
         assert 0.1 < scores["f1"] < 1 and scores["f1"] == pytest.approx(scores["rq_things"])

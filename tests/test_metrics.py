@@ -23,6 +23,7 @@ from maskcls_hf.metrics import (
     per_class_markdown,
     per_class_table,
 )
+from maskcls_hf.runs import Runs
 
 
 def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[int] = ()) -> dict:
@@ -38,17 +39,17 @@ def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[in
 class TestGroundTruth:
     def test_map_of_classes(self):
         truth = GroundTruth.from_sample(sample(torch.tensor([[[3, 255, 1, 1]]], dtype=torch.uint8)))
-        assert truth.labels.tolist() == [1, 3] and truth.segment_map.tolist() == [[1, VOID, 0, 0]]
+        assert truth.labels.tolist() == [1, 3] and truth.places.tolist() == [[1, VOID, 0, 0]]
         assert truth.semantic().tolist() == [[3, 255, 1, 1]]
         many = torch.tensor([[[300, 65535, 255]]], dtype=torch.int32)
-        assert GroundTruth.from_sample(sample(many)).segment_map.tolist() == [[1, VOID, 0]]
+        assert GroundTruth.from_sample(sample(many)).places.tolist() == [[1, VOID, 0]]
 
     def test_map_of_segments(self):
         pixels = torch.tensor([[[900, 0, 7, 5, 70000]]], dtype=torch.int32)
         classes = {70000: 1, 0: None, 7: 0, 5: VOID, 900: 1, 8: 4}
         truth = GroundTruth.from_sample(sample(pixels, classes, crowd_ids=[7]))
         assert truth.labels.tolist() == [1, 0, 1] and truth.crowd.tolist() == [False, True, False]
-        assert truth.segment_map.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
+        assert truth.places.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
         assert truth.semantic(254).tolist() == [[1, 254, 254, 254, 1]]
         assert truth.masks.long().argmax(-1)[:, 0].tolist() == [4, 2, 0]
 
@@ -140,7 +141,7 @@ class TestMeanIoU:
     def test_void_and_crowd_of_annotations_do_not_count(self):
         metric = MeanIoU({0: "a", 1: "b"})
         truth = GroundTruth(
-            torch.tensor([1, 0]), torch.tensor([False, True]), torch.tensor([[0, 1, VOID, NO_SEGMENT]]).int()
+            torch.tensor([1, 0]), torch.tensor([False, True]), Runs.of(np.array([[0, 1, VOID, NO_SEGMENT]]))
         )
         assert metric.measure(torch.tensor([[1, 1, 1, 0]]), truth).tolist() == [[0, 1]] * 3
 

@@ -24,6 +24,7 @@ from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_fro
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
 from maskcls_hf.post_processing import per_pixel_map
+from maskcls_hf.runs import Runs
 from maskcls_hf.visual import draw_overlay, segment_colours
 from tiny import STAGES, pixel_mask
 
@@ -323,7 +324,7 @@ def ground_truth(size: tuple[int, int], boxes: list[tuple[int, int, int, int]], 
     segment_map = torch.full(size, -1)
     for place, mask in enumerate(stack):
         segment_map[mask] = place
-    return GroundTruth(torch.tensor(labels), torch.zeros(len(labels), dtype=torch.bool), segment_map=segment_map)
+    return GroundTruth(torch.tensor(labels), torch.zeros(len(labels), dtype=torch.bool), Runs.of(segment_map.numpy()))
 
 
 @pytest.mark.parametrize("kind", ["detr", "detections", "logits"])

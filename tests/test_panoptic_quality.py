@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 
 from maskcls_hf.data.sample import VOID
 from maskcls_hf.metrics import NO_SEGMENT, GroundTruth, PanopticQuality
+from maskcls_hf.runs import Runs
 from panoptic_cases import DATA, FIGURES, REAL, Case, Segmentation, figures, panopticapi, random_case, real_case
 
 EXPECTED = json.loads(FIGURES.read_text())
@@ -87,7 +88,7 @@ class TestEqualsPanopticapi:
 def truth(rows: list[list[int]], labels: list[int], crowd: list[int] = ()) -> GroundTruth:
     are_crowd = torch.zeros(len(labels), dtype=torch.bool)
     are_crowd[list(crowd)] = True
-    return GroundTruth(torch.tensor(labels, dtype=torch.int64), are_crowd, torch.tensor(rows, dtype=torch.int32))
+    return GroundTruth(torch.tensor(labels, dtype=torch.int64), are_crowd, Runs.of(np.array(rows)))
 
 
 def predicted(rows: list[list[int]], labels: dict[int, int]) -> tuple:
@@ -172,7 +173,7 @@ class TestWrongInput:
             PanopticQuality({0: "a", 1: "b"}).measure(*segmentation, truth([[0, 0]], [0]))
 
     def test_annotation(self):
-        with pytest.raises(ValueError, match="places outside the 1 segments"):
+        with pytest.raises(ValueError, match="places outside its 1 segments"):
             counts(*predicted([[1, 1]], {1: 0}), truth([[0, 1]], [0]))
 
     def test_classes(self):

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, image_reading
 from maskcls_hf.data import (
     VOID,
     CocoInstances,
@@ -33,6 +33,7 @@ from maskcls_hf.data import (
     open_dataset,
 )
 from maskcls_hf.data.coco_files import Packed
+from maskcls_hf.data.files import read_coloured_ids
 from maskcls_hf.metrics import GroundTruth
 from maskcls_hf.training.run_data import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
@@ -285,6 +286,26 @@ def write_panoptic(root: Path, content: dict | None = None, ids: np.ndarray | No
     coloured(own_ids if ids is None else ids).save(root / "train" / "panoptic" / "7.png")
     (root / "train" / "panoptic.json").write_text(json.dumps(content or own))
     return root
+
+
+class TestReadColouredIds:
+    @pytest.mark.parametrize("in_place", [True, False])
+    def test_every_source(self, in_place, tmp_path, monkeypatch):
+        if not in_place:
+            monkeypatch.setattr(image_reading, "_memory_of", lambda image: None)
+        ids = np.random.default_rng(0).integers(0, 2**24, (HEIGHT, WIDTH), dtype=np.int32)
+        colours = ids.view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+        coloured(ids).save(tmp_path / "ids.png")
+        # Pillow keeps four bytes a pixel; here the fourth has all values
+        four_bytes = colours + np.arange(WIDTH, dtype=np.uint8)[:, None] * np.uint8([0, 0, 0, 1])
+        in_memory = Image.frombytes("RGB", (WIDTH, HEIGHT), four_bytes.tobytes(), "raw", "RGBX")
+        for source in (tmp_path / "ids.png", in_memory, colours[..., :3]):
+            found = read_coloured_ids(source, "ids")
+            assert found.dtype == torch.int32 and np.array_equal(found.numpy(), ids)
+
+    def test_other_modes(self):
+        with pytest.raises(ValueError, match=r"ids has shape \(2, 2, 4\) \(RGBA\)"):
+            read_coloured_ids(Image.new("RGBA", (2, 2)), "ids")
 
 
 class TestCocoPanoptic:

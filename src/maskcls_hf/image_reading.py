@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,20 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     return integers(label_map, where)
 
 
+def ids_of_colours(image: Image.Image | np.ndarray, where: str) -> Tensor:
+    """RGB image or array (H, W, 3) -> ids (H, W) int32, R + 256 G + 65536 B."""
+    if isinstance(image, Image.Image) and image.mode == "RGB" and sys.byteorder == "little":
+        in_place = _memory_of(image)
+        if in_place is not None:
+            return in_place.view(torch.int32)[..., 0] & 0xFFFFFF
+    colours = np.asarray(image)
+    if colours.ndim != 3 or colours.shape[-1] != 3:
+        mode = getattr(image, "mode", "array")
+        raise ValueError(f"{where} has shape {colours.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return torch.from_numpy(red | green << 8 | blue << 16)
+
+
 def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:
     """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside."""
     if isinstance(stack, (list, tuple)):
@@ -157,16 +172,16 @@ def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
     elif to_rgb and "transparency" in image.info:
         image = image.convert("RGBA")
     in_place = _memory_of(image) if image.mode == "RGB" else None
-    return torch.from_numpy(np.array(image)) if in_place is None else in_place
+    return torch.from_numpy(np.array(image)) if in_place is None else in_place[..., :3]
 
 
 def _memory_of(image: Image.Image) -> Tensor | None:
-    """An RGB image (H, W, 3) without a copy, three of Pillow's four bytes a pixel; None where that cannot be had."""
+    """An RGB image (H, W, 4) without a copy, where the fourth byte says nothing; None where that cannot be had."""
     try:
         pixels = torch.from_dlpack(pyarrow.array(image).values)
     except (AttributeError, TypeError, ValueError):  # no pyarrow, an older one or Pillow; memory in many pieces
         return None
-    return pixels.view(image.height, image.width, 4)[..., :3]
+    return pixels.view(image.height, image.width, 4)
 
 
 def with_fourth_byte(pixels: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,30 +18,58 @@ def as_array(values: Tensor | NDArray | Sequence[float], dtype: type | None = No
     return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=dtype)
 
 
-def runs_of(*maps: Ids) -> tuple[tuple[Ids, ...], NDArray[np.int64]]:
-    """Runs of pixels, row after row, in which no map changes.
+class Runs(NamedTuple):
+    """A map as runs of equal pixels, row after row."""
 
-    Args:
-        maps: (H, W) each.
+    shape: tuple[int, int]  # H, W
+    starts: NDArray[np.int64]  # (R,) the first pixel of each, rising from 0
+    values: Ids  # (R,)
+
+    @classmethod
+    def of(cls, pixels: Ids) -> Runs:
+        """Of a map (H, W)."""
+        height, width = pixels.shape
+        flat = pixels.reshape(-1)
+        is_first = np.empty(flat.size, dtype=np.bool_)
+        is_first[:1] = True
+        np.not_equal(flat[1:], flat[:-1], out=is_first[1:])
+        starts = _places_of_few(is_first)
+        return cls((height, width), starts, flat[starts])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Pixels of each (R,)."""
+        return _lengths(self.starts, self.shape)
+
+    def look_up(self, table: NDArray) -> Runs:
+        """Each value, a place in a table, becomes what stands there."""
+        return self._replace(values=table[self.values])
+
+    def map(self) -> NDArray:
+        """(H, W)."""
+        return np.repeat(self.values, self.lengths).reshape(self.shape)
+
+
+def overlay(first: Runs, second: Runs) -> tuple[Ids, Ids, NDArray[np.int64]]:
+    """Two maps of one size as pieces of runs in which neither changes.
 
     Returns:
-        The value of every map in each run (R,), and the pixels of each run (R,).
+        The values of both in each piece, and its pixels: (P,) each.
     """
-    flat = [ids.reshape(-1) for ids in maps]
-    size = flat[0].size
-    if size == 0:
-        return tuple(flat), np.zeros(0, dtype=np.int64)
-    is_first = np.empty(size, dtype=np.bool_)
-    is_first[0] = True
-    changes = is_first[1:]
-    np.not_equal(flat[0][1:], flat[0][:-1], out=changes)
-    for ids in flat[1:]:
-        np.logical_or(changes, ids[1:] != ids[:-1], out=changes)
-    starts = _places_of_few(is_first)
+    starts = np.concatenate([first.starts, second.starts])
+    order = np.argsort(starts, kind="stable")  # which merges sorted stretches
+    of_first = np.cumsum(order < len(first.starts)) - 1
+    of_second = np.arange(len(order)) - of_first - 1
+    pixels = _lengths(starts[order], first.shape)
+    pieces = np.flatnonzero(pixels)  # none where both change at once: the next one has the pixels
+    return first.values[of_first[pieces]], second.values[of_second[pieces]], pixels[pieces]
+
+
+def _lengths(starts: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.int64]:
     lengths = np.empty_like(starts)
     np.subtract(starts[1:], starts[:-1], out=lengths[:-1])
-    lengths[-1] = size - starts[-1]
-    return tuple(ids[starts] for ids in flat), lengths
+    lengths[-1:] = math.prod(shape) - starts[-1:]
+    return lengths
 
 
 def _places_of_few(flags: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .image_geometry import pad, resize_nearest, zeros
 from .image_reading import integers, read_label_map, read_mask_stack
-from .runs import runs_of
+from .runs import Runs
 
 # What a pixel can be instead of a class. Neither value can come out of the arithmetic on labels.
 _VOID = -1
@@ -151,23 +151,20 @@ class Annotation:
 
 
 class IdMap(NamedTuple):
-    """A map of ids (H, W) as runs of equal pixels, which are far fewer than pixels."""
+    """A map of ids (H, W), of which what is done for each id is not done for each pixel."""
 
-    shape: torch.Size
     ids: Tensor  # (I,), rising
-    id_of_run: np.ndarray  # (R,), its place among them
-    lengths: np.ndarray  # (R,)
+    runs: Runs  # places among the ids
 
     @classmethod
     def of(cls, pixels: Tensor) -> IdMap:
-        (values,), lengths = runs_of(pixels.cpu().numpy())
-        ids, id_of_run = np.unique(values, return_inverse=True)
-        return cls(pixels.shape, torch.from_numpy(ids).to(pixels.device), id_of_run, lengths)
+        runs = Runs.of(pixels.cpu().numpy())
+        ids, places = np.unique(runs.values, return_inverse=True)
+        return cls(torch.from_numpy(ids).to(pixels.device), runs._replace(values=places))
 
     def paint(self, values: Tensor) -> Tensor:
         """A value for each id (I,) -> that of each pixel (H, W)."""
-        pixels = np.repeat(values.cpu().numpy()[self.id_of_run], self.lengths)
-        return torch.from_numpy(pixels).view(self.shape).to(values.device)
+        return torch.from_numpy(self.runs.look_up(values.cpu().numpy()).map()).to(values.device)
 
 
 def _void_of(id_map: IdMap, classes: Tensor, padded_size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..image_reading import image_to_tensor, read_label_map
+from ..image_reading import ids_of_colours, image_to_tensor, read_label_map
+from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -42,19 +43,12 @@ def read_map(source: Any, where: str = "") -> Tensor:
 def read_coloured_ids(source: Any, where: str = "") -> Tensor:
     """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
     where = where or str(source)
-    image = decoded(source, where)
-    colours = np.asarray(image)
-    if colours.ndim != 3 or colours.shape[-1] != 3:
-        mode = getattr(image, "mode", "array")
-        raise ValueError(f"{where} has shape {colours.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
-    return read_label_map(colours.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32), where)
+    return ids_of_colours(decoded(source, where), where)
 
 
 def unique_ids(ids: Tensor) -> list[int]:
     """The values of a map of ids, rising: of its runs, which are far fewer than its pixels."""
-    values = ids.flatten().numpy()
-    starts = np.flatnonzero(values[1:] != values[:-1])
-    return np.unique(np.concatenate([values[:1], values[starts + 1]])).tolist()
+    return np.unique(Runs.of(ids.numpy()).values).tolist()
 
 
 def decoded(source: Any, where: str) -> Any:

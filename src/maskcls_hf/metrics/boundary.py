@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ..runs import runs_of
+from ..runs import Runs, as_array, overlay
 from .ground_truth import GroundTruth
-from .mean_iou import SemanticCounts, check_ids, maps_of_pair
+from .mean_iou import SemanticCounts, check_ids, check_sizes
 
 _NONE = -1
 
@@ -41,14 +41,15 @@ class BoundaryIoU(SemanticCounts):
 
     def measure(self, prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> Tensor:
         """Counts (3, K) of the boundary pixels of one image; arguments and errors of `MeanIoU.measure`."""
-        predicted, true = maps_of_pair(prediction, target, self.void_id)
+        check_sizes(prediction, target)
+        predicted = as_array(prediction)
+        true = as_array(target.semantic(self.void_id) if isinstance(target, GroundTruth) else target)
         void = true == self.void_id
         check_ids(predicted[~void], "Prediction", len(self.names), self.void_id)
         check_ids(true[~void], "Target", len(self.names))
         distance = max(1, round(self.width * math.hypot(*true.shape)))
-        maps = [self._boundary(ids, void, distance) for ids in (predicted, true)]
-        (of_prediction, of_target), pixels = runs_of(*maps)
-        return self.counts(of_prediction, of_target, pixels)
+        boundaries = [Runs.of(self._boundary(ids, void, distance)) for ids in (predicted, true)]
+        return self.counts(*overlay(*boundaries))
 
     def _boundary(self, ids: NDArray, void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:
         """Map (H, W) with the class of boundary pixels, `_NONE` elsewhere.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.sample import VOID, Sample, void_value
-from ..runs import count, places_in, runs_of
+from ..runs import Runs, places_in
 
 NO_SEGMENT = -2  # place of pixels that are annotated as part of no segment, such as the background of COCO instances
 
@@ -23,7 +23,7 @@ class GroundTruth:
     Args:
         labels: class of each segment (M,) int64.
         crowd: (M,) bool, True for crowd regions.
-        segment_map: (H, W) of any signed integers, the place of each pixel's segment in `labels`, `VOID` where it is
+        runs: of a map (H, W) of any signed integers: the place of each pixel's segment in `labels`, `VOID` where it is
             unlabelled, `NO_SEGMENT` where it is in none. None where segments overlap.
         stack: (M, H, W) bool, where segments overlap.
         void: (H, W) bool, unlabelled pixels of a stack. None: there are none.
@@ -34,7 +34,7 @@ class GroundTruth:
 
     labels: Tensor
     crowd: Tensor
-    segment_map: Tensor | None = None
+    runs: Runs | None = None
     stack: Tensor | None = None
     void: Tensor | None = None
     name: str = ""
@@ -55,14 +55,15 @@ class GroundTruth:
             if classes is None:
                 raise ValueError(f"{name}: a stack of masks needs instance_id_to_semantic_id, its classes by place.")
             return cls._of_stack(pixels, classes, sample)
-        (ids,), pixels_of_runs = runs_of(pixels[0].numpy())
+        runs = Runs.of(pixels[0].numpy())
         if classes is None:
             void_id = void_value(pixels) if void_id is None else void_id
-            classes = {i: VOID if i == void_id else i for i in np.unique(ids).tolist()}
+            classes = {i: VOID if i == void_id else i for i in np.unique(runs.values).tolist()}
         known = list(classes)
-        place_of_run = places_in(ids, known)
-        is_there = count(place_of_run, pixels_of_runs, len(known) + 1) > 0
-        if is_there[-1] and (missing := set(ids[place_of_run == len(known)].tolist()) - {void_id}):
+        place_of_run = places_in(runs.values, known)
+        is_there = np.zeros(len(known) + 1, dtype=np.bool_)
+        is_there[place_of_run] = True
+        if is_there[-1] and (missing := set(runs.values[place_of_run == len(known)].tolist()) - {void_id}):
             raise ValueError(f"{name}: the map holds ids {sorted(missing)[:5]} that instance_id_to_semantic_id lacks.")
         places = np.full(len(known) + 1, VOID, dtype=np.min_scalar_type(-len(known) - 2))
         kept: list[int] = []
@@ -72,9 +73,9 @@ class GroundTruth:
             elif label != VOID and is_there[place]:
                 places[place] = len(kept)
                 kept.append(i)
-        segment_map = torch.from_numpy(np.repeat(places[place_of_run], pixels_of_runs).reshape(pixels.shape[1:]))
         labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64)
-        return cls(labels, _are_crowd(kept, crowd_ids), segment_map=segment_map, name=name, areas=_areas(kept, sample))
+        runs = runs._replace(values=places[place_of_run])
+        return cls(labels, _are_crowd(kept, crowd_ids), runs, name=name, areas=_areas(kept, sample))
 
     @classmethod
     def _of_stack(cls, masks: Tensor, classes: Mapping[int, int | None], sample: Sample) -> GroundTruth:
@@ -87,27 +88,27 @@ class GroundTruth:
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        pixels = self.stack if self.segment_map is None else self.segment_map
-        assert pixels is not None
-        return pixels.shape[-2], pixels.shape[-1]
+        if self.runs is not None:
+            return self.runs.shape
+        assert self.stack is not None
+        return self.stack.shape[-2], self.stack.shape[-1]
 
     @cached_property
     def masks(self) -> Tensor:
         """(M, H, W) bool."""
         if self.stack is not None:
             return self.stack
-        assert self.segment_map is not None
-        return self.segment_map == torch.arange(len(self.labels)).view(-1, 1, 1)
+        return self.places == torch.arange(len(self.labels)).view(-1, 1, 1)
 
     @cached_property
     def places(self) -> Tensor:
-        """`segment_map`, of a stack too.
+        """(H, W), the place of each pixel's segment, `VOID` or `NO_SEGMENT`.
 
         Raises:
             ValueError: segments overlap.
         """
-        if self.segment_map is not None:
-            return self.segment_map
+        if self.runs is not None:
+            return torch.from_numpy(self.runs.map())
         if bool((self.masks.sum(0) > 1).any()):
             raise ValueError(f"{self.name}: segments overlap, so panoptic quality is not defined.")
         places = torch.full(self.size, NO_SEGMENT, dtype=torch.int32)
@@ -117,16 +118,23 @@ class GroundTruth:
             places[mask] = place
         return places
 
+    def semantic_runs(self, void_id: int = 255) -> Runs:
+        """`semantic` as runs; where the segments are runs themselves, a class may go on in the next one."""
+        if self.runs is None:
+            return Runs.of(self.semantic(void_id).numpy())
+        labels = torch.where(self.crowd, void_id, self.labels)
+        of_places = torch.cat([labels, labels.new_full((2,), void_id)])  # the last two: NO_SEGMENT and VOID
+        return self.runs.look_up(of_places.numpy())
+
     def semantic(self, void_id: int = 255) -> Tensor:
         """Class of each pixel (H, W) int64; `void_id` in no segment and in crowds.
 
         Raises:
             ValueError: segments of different classes overlap.
         """
+        if self.runs is not None:
+            return torch.from_numpy(self.semantic_runs(void_id).map())
         labels = torch.where(self.crowd, void_id, self.labels)
-        if self.segment_map is not None:
-            of_places = torch.cat([labels, labels.new_full((2,), void_id)])  # the last two: NO_SEGMENT and VOID
-            return of_places[self.segment_map.long()]
         target = torch.full(self.size, void_id, dtype=torch.int64)
         for mask, label in zip(self.masks, labels.tolist(), strict=True):
             if bool(((target[mask] != void_id) & (target[mask] != label)).any()):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import void_id_of
-from ..runs import Ids, as_array, count, runs_of
+from ..runs import Ids, Runs, as_array, count, overlay
 from .ground_truth import GroundTruth
 from .summed import SummedMetric, check_contiguous
 
@@ -35,12 +35,9 @@ class SemanticCounts(SummedMetric):
     def counts(self, predicted: Ids, true: Ids, pixels: NDArray[np.int64]) -> Tensor:
         """Classes and pixels of runs (R,) -> (3, K); ids outside the classes are of no class."""
         number = len(self.names)
-        counts = []
-        for ids, counted in ((true, predicted == true), (true, slice(None)), (predicted, slice(None))):
-            ids, weights = ids[counted], pixels[counted]
-            known = (ids >= 0) & (ids < number)
-            counts.append(count(ids[known], weights[known], number))
-        return torch.from_numpy(np.stack(counts))
+        predicted, true = (np.where((ids >= 0) & (ids < number), ids, number) for ids in (predicted, true))
+        right = np.where(predicted == true, true, number)
+        return torch.from_numpy(np.stack([count(ids, pixels, number + 1)[:-1] for ids in (right, true, predicted)]))
 
     @staticmethod
     def iou(sums: Tensor) -> Tensor:
@@ -66,8 +63,9 @@ class MeanIoU(SemanticCounts):
         Raises:
             ValueError: the sizes differ, or an id lies outside the classes.
         """
-        predicted_ids, true_ids = maps_of_pair(prediction, target, self.void_id)
-        (predicted, true), pixels = runs_of(predicted_ids, true_ids)
+        check_sizes(prediction, target)
+        true_runs = target.semantic_runs(self.void_id) if isinstance(target, GroundTruth) else Runs.of(as_array(target))
+        predicted, true, pixels = overlay(Runs.of(as_array(prediction)), true_runs)
         counted = true != self.void_id
         predicted, true, pixels = predicted[counted], true[counted], pixels[counted]
         check_ids(predicted, "Prediction", len(self.names), self.void_id)
@@ -93,13 +91,11 @@ class MeanIoU(SemanticCounts):
         return super().compute() | {f"iou_{name}": scores["iou"] for name, scores in self.per_class().items()}
 
 
-def maps_of_pair(prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray, void_id: int) -> tuple[Ids, Ids]:
-    """Predicted and true class ids (H, W), of one size."""
-    predicted = as_array(prediction)
-    true = as_array(target.semantic(void_id) if isinstance(target, GroundTruth) else target)
-    if predicted.shape != true.shape or true.ndim != 2:
-        raise ValueError(f"Prediction {predicted.shape} and target {true.shape} must be maps of one size.")
-    return predicted, true
+def check_sizes(prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> None:
+    """Raises a `ValueError` unless both are maps (H, W) of one size."""
+    predicted, true = tuple(prediction.shape), target.size if isinstance(target, GroundTruth) else tuple(target.shape)
+    if predicted != true or len(true) != 2:
+        raise ValueError(f"Prediction {predicted} and target {true} must be maps of one size.")
 
 
 def check_ids(ids: Ids, name: str, num_labels: int, void_id: int | None = None) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import VOID
-from ..runs import as_array, count, places_in, runs_of
+from ..runs import Runs, as_array, count, overlay, places_in
 from .ground_truth import GroundTruth
 from .summed import SummedMetric, check_contiguous
 
@@ -59,10 +59,10 @@ class PanopticQuality(SummedMetric):
                 segments, or a class is unknown.
         """
         name = ground_truth.name
-        predicted, true = as_array(segmentation), as_array(ground_truth.places)
-        if predicted.shape != true.shape:
+        predicted = as_array(segmentation)
+        if predicted.shape != ground_truth.size:
             raise ValueError(
-                f"{name}: the prediction is {predicted.shape}, the annotation {true.shape} (height, width)."
+                f"{name}: the prediction is {predicted.shape}, the annotation {ground_truth.size} (height, width)."
             )
         ids = [int(info["id"]) for info in segments_info]
         if len(set(ids)) < len(ids):
@@ -70,16 +70,22 @@ class PanopticQuality(SummedMetric):
         predicted_labels = np.array([info["label_id"] for info in segments_info], dtype=np.int64)
         true_labels = as_array(ground_truth.labels)
         self._check_labels(predicted_labels, true_labels, name)
-        (predicted_ids, true_places), pixels = runs_of(predicted, true)
-        if true_places.size and not -2 <= true_places.min() <= true_places.max() < len(true_labels):
-            raise ValueError(f"{name}: segment_map holds places outside the {len(true_labels)} segments.")
-        rows = places_in(predicted_ids, ids)
+        found, true = Runs.of(predicted), ground_truth.runs
+        if true is None:
+            true = Runs.of(as_array(ground_truth.places))
+        if true.values.size and not -2 <= true.values.min() <= true.values.max() < len(true_labels):
+            raise ValueError(f"{name}: the annotation holds places outside its {len(true_labels)} segments.")
+        rows = places_in(found.values, ids)
+        unknown = found.values[(rows == len(ids)) & (found.values > 0)]
+        if unknown.size:
+            some = np.unique(unknown)[:5].tolist()
+            raise ValueError(f"{name}: the predicted map holds ids {some} that segments_info lacks.")
         columns = len(true_labels) + 2  # segments, NO_SEGMENT, VOID: places -2 and -1 are the last two columns
-        keys = rows * columns + true_places.astype(np.int64) % columns
-        overlaps = count(keys, pixels, (len(ids) + 1) * columns).reshape(-1, columns)
+        of_rows, of_columns, pixels = overlay(
+            found._replace(values=rows * columns), true._replace(values=true.values.astype(np.int64) % columns)
+        )
+        overlaps = count(of_rows + of_columns, pixels, (len(ids) + 1) * columns).reshape(-1, columns)
         areas = overlaps.sum(1)  # (P + 1,)
-        if areas[-1] and len(unknown := np.unique(predicted_ids[(rows == len(ids)) & (predicted_ids > 0)])):
-            raise ValueError(f"{name}: the predicted map holds ids {unknown[:5].tolist()} that segments_info lacks.")
         if not areas[:-1].all():
             missing = [i for i, area in zip(ids, areas, strict=False) if area == 0]
             raise ValueError(f"{name}: segments_info has ids {missing[:5]} that the map lacks.")

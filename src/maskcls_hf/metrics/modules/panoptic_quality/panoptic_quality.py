@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from maskcls_hf.metrics import GroundTruth, PanopticQuality
-from maskcls_hf.runs import runs_of
+from maskcls_hf.runs import Runs
 
 _DESCRIPTION = """
 Panoptic quality (PQ), its factors segmentation quality (SQ, the mean IoU of matched segments) and recognition quality
@@ -85,7 +85,7 @@ class PanopticQualityModule(evaluate.Metric):
             truth = GroundTruth(
                 labels=torch.tensor([info["label_id"] for info in infos], dtype=torch.int64),
                 crowd=torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
-                segment_map=torch.from_numpy(np.array(reference["segmentation"]).astype(np.int32) - 1),
+                runs=Runs.of(np.array(reference["segmentation"]).astype(np.int32) - 1),
                 name=f"image {number}",
             )
             metric.update(np.array(prediction["segmentation"]), prediction["segments_info"], truth)
@@ -104,14 +104,14 @@ def _numbered(image, name=None):
     known = [int(info["id"]) for info in infos]
     if len(set(known)) < len(known):
         raise ValueError(f"segments_info names an id twice: {sorted(known)}.")
-    (of_runs,), lengths = runs_of(ids)
+    runs = Runs.of(ids)
     number = dict(zip(known, range(1, len(known) + 1), strict=True))
-    present = np.unique(of_runs)
+    present = np.unique(runs.values)
     unknown = [i for i in present.tolist() if i not in number and i > 0]
     if name and unknown:
         raise ValueError(f"{name}: the map holds ids {unknown[:5]} that segments_info lacks.")
     numbers = np.array([number.get(i, 0) for i in present.tolist()], dtype=np.uint16)
-    segmentation = np.repeat(numbers[np.searchsorted(present, of_runs)], lengths).reshape(ids.shape)
+    segmentation = runs._replace(values=numbers[np.searchsorted(present, runs.values)]).map()
     records = [
         {"id": number[int(info["id"])], "label_id": int(info["label_id"]), "iscrowd": int(info.get("iscrowd", 0))}
         for info in infos
