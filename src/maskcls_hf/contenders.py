@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 
-def can_win(least: Tensor, most: Tensor) -> Tensor:
-    """Bounds of C scores at some places (C, P) -> (C, P) bool."""
-    return most >= least.amax(0)
-
-
 def contenders(least: Tensor, most: Tensor) -> Tensor:
-    """Bounds of C scores at some places (C, y, x) -> (C,) bool: who can win at any of them.
+    """Bounds of C scores at some places (C, y, x) -> (C,) bool: who can win at any of them."""
+    return leads(least, most).flatten(1).amax(1) >= 0
 
-    As `can_win(...).any()` over the places; a maximum of floats takes a fifth of the time of that."""
-    return (most - least.amax(0)).flatten(1).amax(1) >= 0
+
+def leads(least: Tensor, most: Tensor) -> Tensor:
+    """Bounds of C scores at some places (C, y, x) -> how far each can be ahead there (C, y, x); below 0 it cannot win.
+
+    Of floats torch finds the maximum over places faster than it compares them.
+    """
+    return most - least.amax(0)
 
 
 def corner_bounds(values: Tensor) -> tuple[Tensor, Tensor]:

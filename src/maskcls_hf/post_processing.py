@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contenders import can_win, contenders, corner_bounds, draw_greatest, indices_by_place
-from .resizing import MapFrame, Size, Tile
+from .contenders import contenders, corner_bounds, draw_greatest, indices_by_place, leads
+from .resizing import MapFrame, Size, Tile, TileGrid
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -124,15 +124,11 @@ def _map_of_greatest(
             all_scores[:, tile.rows.target, tile.columns.target] = scores
         return segmentation, all_scores
 
-    least, most = (scores_of(bound, all_classes) for bound in tiles.bounds(maps))  # (K, tiles)
-    for tile, classes in zip(tiles, indices_by_place(can_win(least, most)), strict=True):
-        window = tile.window(maps)
-        if len(classes) > 1:
-            classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(window)))]
+    for tile, classes in _contended_tiles(maps, tiles, lambda bound: scores_of(bound, all_classes)):
         if len(classes) == 1:
             segmentation[tile.target] = classes
             continue
-        logits = tile.at_padded_size(window)
+        logits = tile.at_padded_size(tile.window(maps))
         if resize == "scores":
             scores = scores_of(logits, classes)
             left = contenders(*corner_bounds(scores))
@@ -142,6 +138,16 @@ def _map_of_greatest(
             scores = scores_of(tile.at_target_size(logits), classes)
         draw_greatest(segmentation[tile.target], scores, classes)
     return segmentation
+
+
+def _contended_tiles(
+    maps: Tensor, tiles: TileGrid, scores_of: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[Tile, Tensor]]:
+    """Each tile, and which scores can be the greatest in it by their bounds between the cells of `maps`."""
+    for rows in tiles.rows:
+        least, most = (scores_of(bound) for bound in corner_bounds(maps[:, rows.source]))
+        can_win = tiles.extremes(torch.amax, leads(least, most)) >= 0
+        yield from zip(tiles.in_row(rows), indices_by_place(can_win), strict=True)
 
 
 @in_float32
@@ -197,31 +203,37 @@ def panoptic_segments(
         segment = segments.setdefault((label, None if fuse else query), new)
         segment.update(score=max(segment["score"], score), area=segment["area"] + won)
         segment_ids[query] = segment["id"]
-    return segment_ids.to(winners.device)[winners], list(segments.values())
+    segmentation = segment_ids.to(winners.device).index_select(0, winners.flatten()).view(frame.target)
+    return segmentation, list(segments.values())
 
 
 def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> tuple[Tensor, Tensor]:
     """Of n queries with class scores (n,) the index that a pixel goes to (H, W), and the areas (n,) of their own masks:
     where their logit is at least `mask_logit`."""
-    winners = torch.empty(frame.target, dtype=torch.int64, device=mask_logits.device)
+    winners = torch.empty(frame.target, dtype=torch.int32, device=mask_logits.device)
     tiles = frame.tiles(len(scores), mask_logits.device)
-    least, most = tiles.bounds(mask_logits)  # (n, tiles)
-    contend = can_win(*(bound.sigmoid() * scores[:, None] for bound in (least, most)))
-    crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
-    settled = ((contend.sum(0) == 1) & ~crossed.any(0)).tolist()
-    own_areas = (least >= mask_logit).long() @ tiles.areas().to(least.device)  # without tiles that are crossed
-    by_tile = zip(tiles, indices_by_place(contend | crossed), settled, crossed.T, strict=True)
-    for tile, queries, is_settled, is_crossed in by_tile:
-        if is_settled:
-            winners[tile.target] = queries
-            continue
-        logits = tile.window(mask_logits)[queries]
-        for enlarge in (tile.at_padded_size, tile.at_target_size):
-            left = contenders(*corner_bounds(logits.sigmoid() * scores[queries, None, None])) | is_crossed[queries]
+    own_areas = torch.zeros(len(scores), dtype=torch.int64, device=mask_logits.device)
+    weights = scores[:, None, None]
+    for rows in tiles.rows:
+        bounds = corner_bounds(mask_logits[:, rows.source])
+        can_win = tiles.extremes(torch.amax, leads(*(bound.sigmoid() * weights for bound in bounds))) >= 0  # (n, T)
+        least, most = tiles.extremes(torch.amin, bounds[0]), tiles.extremes(torch.amax, bounds[1])
+        crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
+        settled = ((can_win.sum(0) == 1) & ~crossed.any(0)).tolist()
+        in_row = tiles.in_row(rows)
+        areas = torch.tensor([tile.area for tile in in_row], device=own_areas.device)
+        own_areas += ((least >= mask_logit) * areas).sum(1)  # without tiles that are crossed
+        by_tile = zip(in_row, indices_by_place(can_win | crossed), settled, crossed.T, strict=True)
+        for tile, queries, is_settled, is_crossed in by_tile:
+            if is_settled:
+                winners[tile.target] = queries
+                continue
+            logits = tile.at_padded_size(tile.window(mask_logits)[queries])
+            left = contenders(*corner_bounds(logits.sigmoid() * weights[queries])) | is_crossed[queries]
             left = left.nonzero()[:, 0]
-            queries, logits = queries[left], enlarge(logits[left])
-        own_areas[queries] += (logits >= mask_logit).sum((1, 2)) * is_crossed[queries]
-        draw_greatest(winners[tile.target], logits.sigmoid() * scores[queries, None, None], queries)
+            queries, logits = queries[left], tile.at_target_size(logits[left])
+            own_areas.index_add_(0, queries, (logits >= mask_logit).sum((1, 2)) * is_crossed[queries])
+            draw_greatest(winners[tile.target], logits.sigmoid() * weights[queries], queries)
     return winners, own_areas
 
 
@@ -292,10 +304,12 @@ def instance_segments(
 def _masks_in_tiles(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Iterator[tuple[Tile, Tensor, Tensor]]:
     """Each tile where masks can have pixels, the indices of these masks (k,), and their logits in it (k, H, W)."""
     tiles = frame.tiles(len(mask_logits), mask_logits.device)
-    _, most = tiles.bounds(mask_logits)
-    for tile, present in zip(tiles, indices_by_place(most > mask_logit), strict=True):
-        if len(present):
-            yield tile, present, tile.at_target_size(tile.at_padded_size(tile.window(mask_logits)[present]))
+    for rows in tiles.rows:
+        _, most = corner_bounds(mask_logits[:, rows.source])
+        is_present = tiles.extremes(torch.amax, most) > mask_logit
+        for tile, present in zip(tiles.in_row(rows), indices_by_place(is_present), strict=True):
+            if len(present):
+                yield tile, present, tile.at_target_size(tile.at_padded_size(tile.window(mask_logits)[present]))
 
 
 def _binary_masks(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:

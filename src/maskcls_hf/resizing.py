@@ -6,8 +6,9 @@ window of the logits, so what is computed for it stays in a core's cache, whatev
 """
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -103,26 +104,24 @@ class Tile(NamedTuple):
 class TileGrid:
     """The tiles of a target, row by row."""
 
-    rows: list[TileAxis]
-    columns: list[TileAxis]
+    rows: tuple[TileAxis, ...]
+    columns: tuple[TileAxis, ...]
 
     def __iter__(self) -> Iterator[Tile]:
         return (Tile(rows, columns) for rows in self.rows for columns in self.columns)
 
-    def bounds(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the greatest value (C, T) that maps (C, h, w) can have in each of the T tiles.
+    def in_row(self, rows: TileAxis) -> list[Tile]:
+        return [Tile(rows, columns) for columns in self.columns]
 
-        Interpolation is convex: these are the extremes of the cells that a tile depends on.
-        """
-        least = torch.stack([maps[:, axis.source].amin(1) for axis in self.rows], 1)  # (C, rows of tiles, w)
-        most = torch.stack([maps[:, axis.source].amax(1) for axis in self.rows], 1)
-        least = torch.stack([least[..., axis.source].amin(-1) for axis in self.columns], 2)
-        most = torch.stack([most[..., axis.source].amax(-1) for axis in self.columns], 2)
-        return least.flatten(1), most.flatten(1)
-
-    def areas(self) -> Tensor:
-        """Pixels of each tile (T,)."""
-        return torch.tensor([tile.area for tile in self])
+    def extremes(self, extreme: Callable[[Tensor, int], Tensor], bounds: Tensor) -> Tensor:
+        """`torch.amin` or `torch.amax` in each tile of a row (C, T), of the bounds (C, y, x) that `corner_bounds` makes
+        of the cells that the row depends on."""
+        of_columns = extreme(bounds, 1)
+        last = of_columns.shape[1] - 1
+        parts = [slice(min(axis.source.start, last), axis.source.stop - 1) for axis in self.columns]
+        return torch.stack(
+            [extreme(of_columns[:, part.start : max(part.stop, part.start + 1)], 1) for part in parts], 1
+        )
 
 
 @dataclass(frozen=True)
@@ -152,16 +151,21 @@ class MapFrame:
         else:
             values_of_row = channels * max(self.target[1], self.valid[1]) * max(1, self.valid[0] / self.target[0])
             edges = [max(1, int(DEVICE_VALUES / max(values_of_row, 1))), self.target[1]]
-        return TileGrid(*(self._tile_axes(axis, edge, device) for axis, edge in enumerate(edges)))
+        lengths = zip(self.logits, self.padded, self.valid, self.target, strict=True)
+        return TileGrid(*(_tile_axes(*of_axis, edge, device) for of_axis, edge in zip(lengths, edges, strict=True)))
 
-    def _tile_axes(self, axis: int, edge: int, device: torch.device) -> list[TileAxis]:
-        tiles = []
-        for start in range(0, self.target[axis], edge):
-            target = slice(start, min(start + edge, self.target[axis]))
-            to_target = Interpolation.between(self.valid[axis], self.target[axis], target, device)
-            to_padded = Interpolation.between(self.logits[axis], self.padded[axis], to_target.window, device)
-            tiles.append(TileAxis(target, to_padded, to_target))
-        return tiles
+
+@lru_cache(maxsize=32)  # of the last image sizes: making them takes 2 % of the time of a map
+def _tile_axes(
+    logits: int, padded: int, valid: int, target: int, edge: int, device: torch.device
+) -> tuple[TileAxis, ...]:
+    tiles = []
+    for start in range(0, target, edge):
+        pixels = slice(start, min(start + edge, target))
+        to_target = Interpolation.between(valid, target, pixels, device)
+        to_padded = Interpolation.between(logits, padded, to_target.window, device)
+        tiles.append(TileAxis(pixels, to_padded, to_target))
+    return tuple(tiles)
 
 
 def _checked_size(size: Size, name: str) -> tuple[int, int]:
