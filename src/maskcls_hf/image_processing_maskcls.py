@@ -18,7 +18,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
-from .image_geometry import padded_sizes, resized_size, zeros
+from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
@@ -282,8 +282,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         **options: Any,
     ) -> Tensor:
         """(C, h, w) -> rescaled, normalised, padded with 0: (C, *padded_size) float32."""
-        padded = zeros(len(image), *padded_size, dtype=torch.float32, device=image.device)
-        inside = padded[:, : image.shape[1], : image.shape[2]]
+        padded, inside = padding(image.shape, padded_size, dtype=torch.float32, device=image.device)
         inside.copy_(image)
         if do_normalize:
             scale = 1.0 / rescale_factor if do_rescale else 1.0
@@ -304,8 +303,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:
     """1 inside, 0 in the padding: (*padded_size) int64."""
-    mask = zeros(*padded_size, dtype=torch.int64, device=device)
-    mask[: size[0], : size[1]] = 1
+    mask, inside = padding(size, padded_size, dtype=torch.int64, device=device)
+    inside.fill_(1)
     return mask
 
 
