@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_transforms import get_size_with_aspect_ratio
@@ -58,15 +57,14 @@ def _multiple(length: int, divisor: int) -> int:
 
 def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """(..., H, W) -> (..., *size): the value under each pixel's centre, exact for every dtype."""
+    if labels.shape[-2:] == tuple(size):
+        return labels
     rows, columns = (
-        (2 * torch.arange(length, device=labels.device) + 1) * source // (2 * length)  # centres, in half pixels
+        torch.arange(1, 2 * length, 2, device=labels.device) * source // (2 * length)  # centres, in half pixels
         for length, source in zip(size, labels.shape[-2:], strict=True)
     )
-    if labels.shape[-2] != size[0]:
-        labels = labels.index_select(-2, rows)
-    if labels.shape[-1] != size[1]:
-        labels = labels.gather(-1, columns.expand(*labels.shape[:-1], -1))  # a sixth of index_select's time here
-    return labels
+    # along rows torch.gather takes a sixth of the time of index_select
+    return labels.index_select(-2, rows).gather(-1, columns.expand(*labels.shape[:-2], size[0], -1))
 
 
 def pad(pixels: Tensor, padded_size: tuple[int, int], fill: int = 0) -> Tensor:
@@ -86,10 +84,3 @@ def padding(
     padded[..., height:, :] = fill
     padded[..., :height, width:] = fill
     return padded, padded[..., :height, :width]
-
-
-def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As torch.zeros; on a CPU memory that nothing is written to takes neither time nor space."""
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, dtype=str(dtype).removeprefix("torch.")))

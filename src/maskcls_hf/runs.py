@@ -41,14 +41,6 @@ class Runs(NamedTuple):
         """Pixels of each (R,)."""
         return _lengths(self.starts, self.shape)
 
-    def rows(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The first and the last row of each value 0..number - 1, all of which occur (number,)."""
-        width = self.shape[1]
-        first, last = np.full(number, self.shape[0]), np.zeros(number, dtype=np.int64)
-        np.minimum.at(first, self.values, self.starts // width)
-        np.maximum.at(last, self.values, (self.starts + self.lengths - 1) // width)
-        return first, last
-
     def look_up(self, table: NDArray) -> Runs:
         """Each value, a place in a table, becomes what stands there."""
         return self._replace(values=table[self.values])
