@@ -65,7 +65,9 @@ def test_paired_losses_and_gradients_stay_finite_at_extreme_logits():
         assert torch.stack(losses).isfinite().all() and gradient.isfinite().all()
 
 
-def test_pairwise_losses_are_the_paired_losses_of_every_pair():
+@pytest.mark.parametrize("slice_size", [1, 28, 2**18])
+def test_pairwise_losses_are_the_paired_losses_of_every_pair(slice_size, monkeypatch):
+    monkeypatch.setattr(mask_costs, "CPU_SLICE", slice_size)
     logits, targets = 3 * torch.randn(4, 6, 8, dtype=torch.float64), torch.rand(3, 6, 8) > 0.6
     counted = torch.rand(6, 8) > 0.3
     costs = pairwise_losses(logits.flatten(1), targets.flatten(1).double(), counted.flatten().double())

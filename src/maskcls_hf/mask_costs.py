@@ -143,15 +143,24 @@ def _strips(pixels: int, of_strip: int, cells: int, like: Tensor) -> list[_Strip
 
 def pairwise_losses(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Mean focal loss and dice loss of N masks with M segments: (N, P), (M, P), (P,) floats -> (N, M), (N, M)."""
+    targets = targets * counted
+    step = max(1, (CPU_SLICE if logits.device.type == "cpu" else DEVICE_SLICE) // max(1, len(logits)))
+    slices = zip(logits.split(step, 1), targets.split(step, 1), counted.split(step), strict=True)
+    sums_of_slices = zip(*(_pairwise_sums(*part) for part in slices), strict=True)
+    difference, overlap, outside, area = (torch.stack(sums).sum(0) for sums in sums_of_slices)
+    focal = (difference + outside[:, None]) / counted.sum().clamp(min=1)
+    return focal, 1 - (2 * overlap + 1) / (area[:, None] + targets.sum(1) + 1)
+
+
+def _pairwise_sums(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Over pixels: how much more the focal loss is inside a segment than outside, and the overlap, (N, M) each; the
+    focal loss where nothing is inside, and the area of the masks, (N,) each. `targets` are 0 where nothing counts."""
     probabilities = logits.sigmoid()
     surprise = F.softplus(-logits)  # -log(p); -log(1 - p) is the logit more
     if_inside = FOCAL_ALPHA * (1 - probabilities) ** FOCAL_GAMMA * surprise  # (N, P)
     if_outside = (1 - FOCAL_ALPHA) * probabilities**FOCAL_GAMMA * (surprise + logits) * counted
-    targets = targets * counted
     difference, overlap = torch.stack([if_inside - if_outside, probabilities]) @ targets.T
-    focal = (difference + if_outside.sum(1, keepdim=True)) / counted.sum().clamp(min=1)
-    areas = (probabilities * counted).sum(1, keepdim=True) + targets.sum(1)
-    return focal, 1 - (2 * overlap + 1) / (areas + 1)
+    return difference, overlap, if_outside.sum(1), (probabilities * counted).sum(1)
 
 
 def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
