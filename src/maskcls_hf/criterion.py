@@ -122,9 +122,10 @@ class MaskClsCriterion:
             return predicted.sum(), predicted.sum()  # zero, and still part of the graph
         height, width = (max(pixels.shape[axis] for pixels in targets.masks) for axis in (-2, -1))
         padded = SegmentTargets(pad_to(targets.masks, height, width), targets.labels)
-        wanted = torch.cat(
-            [padded.chosen(image, a.segment_indices.to(device)) for image, a in enumerate(assignments)]
-        )  # (M, H, W)
+        wanted = torch.empty(len(images), height, width, dtype=torch.bool, device=device)
+        of_images = wanted.split([len(a.segment_indices) for a in assignments])
+        for image, (a, masks) in enumerate(zip(assignments, of_images, strict=True)):
+            padded.write_chosen(image, a.segment_indices.to(device), masks)
         counted = None if targets.counted is None else targets.counted[images]
         focal, dice = paired_losses(predicted, wanted, counted)
         return focal.sum(), dice.sum()
@@ -226,7 +227,13 @@ def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
 
 def pad_to(masks: list[Tensor], height: int, width: int) -> list[Tensor]:
     """Stacks (M, h, w) or maps (h, w) -> height x width, with no segment at the bottom and on the right."""
-    return [F.pad(m, (0, width - m.shape[-1], 0, height - m.shape[-2]), value=0 if m.ndim == 3 else -1) for m in masks]
+
+    def padded(pixels: Tensor) -> Tensor:
+        bottom, right = height - pixels.shape[-2], width - pixels.shape[-1]
+        # without padding F.pad makes a copy
+        return F.pad(pixels, (0, right, 0, bottom), value=0 if pixels.ndim == 3 else -1) if bottom or right else pixels
+
+    return [padded(pixels) for pixels in masks]
 
 
 def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:

@@ -76,10 +76,13 @@ class SegmentTargets:
         counted = masks.new_ones(masks.shape[1]) if self.counted is None else self.counted[image][rows, columns]
         return masks, self.labels[image], counted.flatten().float()
 
-    def chosen(self, image: int, segments: Tensor) -> Tensor:
-        """Masks (n, H, W) bool of the segments at the given places (n,) of one image."""
+    def write_chosen(self, image: int, segments: Tensor, masks: Tensor) -> None:
+        """Masks of the segments at the given places (n,) of one image, into (n, H, W) bool."""
         pixels = self.masks[image]
-        return pixels[segments] if pixels.ndim == 3 else pixels == segments.view(-1, 1, 1)
+        if pixels.ndim == 3:
+            torch.index_select(pixels, 0, segments, out=masks)
+        else:
+            torch.eq(pixels, segments.to(pixels.dtype).view(-1, 1, 1), out=masks)
 
 
 class CostsNotFinite(ValueError, FloatingPointError):
