@@ -33,7 +33,7 @@ class Interpolation(NamedTuple):
         """How `positions` of an axis of `out_size` follow from one of `size`; where sizes are equal, they are it."""
         if size == out_size:
             return cls(positions)
-        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
+        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32, device="cpu") + 0.5
         source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
         lower = source.long()
         upper, weight = (lower + 1).clamp(max=size - 1), source - lower
@@ -41,7 +41,7 @@ class Interpolation(NamedTuple):
         lower, upper = lower - window.start, upper - window.start
         if device.type != "cpu":
             return cls(window, taps=(lower.to(device), upper.to(device), weight.to(device)))
-        matrix = torch.zeros(len(weight), window.stop - window.start)
+        matrix = weight.new_zeros(len(weight), window.stop - window.start)
         matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
         matrix.scatter_add_(1, upper[:, None], weight[:, None])
         return cls(window, matrix=matrix)
@@ -117,11 +117,11 @@ class TileGrid:
         """`torch.amin` or `torch.amax` in each tile of a row (C, T), of the bounds (C, y, x) that `corner_bounds` makes
         of the cells that the row depends on."""
         of_columns = extreme(bounds, 1)
-        last = of_columns.shape[1] - 1
-        parts = [slice(min(axis.source.start, last), axis.source.stop - 1) for axis in self.columns]
-        return torch.stack(
-            [extreme(of_columns[:, part.start : max(part.stop, part.start + 1)], 1) for part in parts], 1
-        )
+        of_tiles = []
+        for axis in self.columns:
+            first = min(axis.source.start, of_columns.shape[1] - 1)
+            of_tiles.append(extreme(of_columns[:, first : max(first + 1, axis.source.stop - 1)], 1))
+        return torch.stack(of_tiles, 1)
 
 
 @dataclass(frozen=True)
