@@ -297,8 +297,6 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     ) -> Tensor:
         """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given."""
         height, width = resized_size(_size(image), size)
-        if (height, width) == _size(image):
-            return image
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
 

@@ -116,8 +116,14 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     return integers(label_map, where)
 
 
-def ids_of_colours(image: Image.Image | np.ndarray, where: str) -> Tensor:
-    """RGB image or array (H, W, 3) -> ids (H, W) int32, R + 256 G + 65536 B."""
+def coloured_ids(colours: np.ndarray) -> np.ndarray:
+    """(..., 3) -> (...) int32, R + 256 G + 65536 B, as in COCO panoptic files."""
+    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    return red + 256 * green + 65536 * blue
+
+
+def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
+    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels."""
     if isinstance(image, Image.Image) and image.mode == "RGB" and sys.byteorder == "little":
         in_place = _memory_of(image)
         if in_place is not None:
@@ -126,8 +132,7 @@ def ids_of_colours(image: Image.Image | np.ndarray, where: str) -> Tensor:
     if colours.ndim != 3 or colours.shape[-1] != 3:
         mode = getattr(image, "mode", "array")
         raise ValueError(f"{where} has shape {colours.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
-    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
-    return torch.from_numpy(red | green << 8 | blue << 16)
+    return torch.from_numpy(coloured_ids(colours))
 
 
 def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:

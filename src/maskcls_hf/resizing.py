@@ -8,7 +8,6 @@ window of the logits, so what is computed for it stays in a core's cache, whatev
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,7 +32,7 @@ class Interpolation(NamedTuple):
         """How `positions` of an axis of `out_size` follow from one of `size`; where sizes are equal, they are it."""
         if size == out_size:
             return cls(positions)
-        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32, device="cpu") + 0.5
+        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
         source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
         lower = source.long()
         upper, weight = (lower + 1).clamp(max=size - 1), source - lower
@@ -41,7 +40,7 @@ class Interpolation(NamedTuple):
         lower, upper = lower - window.start, upper - window.start
         if device.type != "cpu":
             return cls(window, taps=(lower.to(device), upper.to(device), weight.to(device)))
-        matrix = weight.new_zeros(len(weight), window.stop - window.start)
+        matrix = torch.zeros(len(weight), window.stop - window.start)
         matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
         matrix.scatter_add_(1, upper[:, None], weight[:, None])
         return cls(window, matrix=matrix)
@@ -104,11 +103,11 @@ class Tile(NamedTuple):
 class TileGrid:
     """The tiles of a target, row by row."""
 
-    rows: tuple[TileAxis, ...]
-    columns: tuple[TileAxis, ...]
+    rows: list[TileAxis]
+    columns: list[TileAxis]
 
     def __iter__(self) -> Iterator[Tile]:
-        return (Tile(rows, columns) for rows in self.rows for columns in self.columns)
+        return (tile for rows in self.rows for tile in self.in_row(rows))
 
     def in_row(self, rows: TileAxis) -> list[Tile]:
         return [Tile(rows, columns) for columns in self.columns]
@@ -151,21 +150,16 @@ class MapFrame:
         else:
             values_of_row = channels * max(self.target[1], self.valid[1]) * max(1, self.valid[0] / self.target[0])
             edges = [max(1, int(DEVICE_VALUES / max(values_of_row, 1))), self.target[1]]
-        lengths = zip(self.logits, self.padded, self.valid, self.target, strict=True)
-        return TileGrid(*(_tile_axes(*of_axis, edge, device) for of_axis, edge in zip(lengths, edges, strict=True)))
+        return TileGrid(*(self._tile_axes(axis, edge, device) for axis, edge in enumerate(edges)))
 
-
-@lru_cache(maxsize=32)  # of the last image sizes: making them takes 2 % of the time of a map
-def _tile_axes(
-    logits: int, padded: int, valid: int, target: int, edge: int, device: torch.device
-) -> tuple[TileAxis, ...]:
-    tiles = []
-    for start in range(0, target, edge):
-        pixels = slice(start, min(start + edge, target))
-        to_target = Interpolation.between(valid, target, pixels, device)
-        to_padded = Interpolation.between(logits, padded, to_target.window, device)
-        tiles.append(TileAxis(pixels, to_padded, to_target))
-    return tuple(tiles)
+    def _tile_axes(self, axis: int, edge: int, device: torch.device) -> list[TileAxis]:
+        tiles = []
+        for start in range(0, self.target[axis], edge):
+            target = slice(start, min(start + edge, self.target[axis]))
+            to_target = Interpolation.between(self.valid[axis], self.target[axis], target, device)
+            to_padded = Interpolation.between(self.logits[axis], self.padded[axis], to_target.window, device)
+            tiles.append(TileAxis(target, to_padded, to_target))
+        return tiles
 
 
 def _checked_size(size: Size, name: str) -> tuple[int, int]:

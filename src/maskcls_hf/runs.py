@@ -41,6 +41,11 @@ class Runs(NamedTuple):
         """Pixels of each (R,)."""
         return _lengths(self.starts, self.shape)
 
+    def numbered(self) -> tuple[Ids, Runs]:
+        """The values, rising (I,), and the map of their places among these."""
+        values = np.unique(self.values)
+        return values, self._replace(values=np.searchsorted(values, self.values))
+
     def look_up(self, table: NDArray) -> Runs:
         """Each value, a place in a table, becomes what stands there."""
         return self._replace(values=table[self.values])

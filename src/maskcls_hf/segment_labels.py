@@ -151,10 +151,8 @@ class IdMap(NamedTuple):
 
     @classmethod
     def of(cls, pixels: Tensor) -> IdMap:
-        runs = Runs.of(pixels.cpu().numpy())
-        ids = np.unique(runs.values)
-        places = np.searchsorted(ids, runs.values)
-        return cls(torch.from_numpy(ids).to(pixels.device), runs._replace(values=places))
+        ids, runs = Runs.of(pixels.cpu().numpy()).numbered()
+        return cls(torch.from_numpy(ids).to(pixels.device), runs)
 
     def masks(self, kept: Tensor, padded_size: tuple[int, int]) -> Tensor:
         """The masks of the kept ids (I,): (number kept, *padded_size) bool."""

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..image_reading import ids_of_colours, image_to_tensor, read_label_map
+from ..image_reading import image_to_tensor, read_coloured_map, read_label_map
 from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -43,7 +43,7 @@ def read_map(source: Any, where: str = "") -> Tensor:
 def read_coloured_ids(source: Any, where: str = "") -> Tensor:
     """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
     where = where or str(source)
-    return ids_of_colours(decoded(source, where), where)
+    return read_coloured_map(decoded(source, where), where)
 
 
 def unique_ids(ids: Tensor) -> list[int]:

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ...image_reading import image_to_tensor, open_image, read_label_map
+from ...image_reading import coloured_ids, image_to_tensor, open_image, read_coloured_map, read_label_map
 from ..files import EXIF_ORIENTATION, TURNED
-from .segments import coloured_ids
 
 Find = Callable[[str, str, Path | str | None], None]  # kind, message, file
 
@@ -118,11 +117,7 @@ def read_panoptic_map(path: Path, find: Find) -> np.ndarray | None:
     if image.mode != "RGB":
         find("grey_panoptic", f"mode {image.mode}, {len(image.getbands())} channels", path)
         return None
-    try:
-        return read_label_map(coloured_ids(np.asarray(image)), path.name).numpy()
-    except ValueError as error:
-        find("unreadable_label", str(error), path)
-        return None
+    return read_coloured_map(image, path.name).numpy()
 
 
 def _palette(image: Image.Image, ids: np.ndarray) -> dict[int, tuple[int, ...]]:

@@ -56,11 +56,6 @@ class Blob(NamedTuple):
     box: tuple[int, int, int, int]
 
 
-def coloured_ids(colours: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> (...) int32, R + 256 G + 65536 B."""
-    return colours.astype(np.int32) @ np.array([1, 256, 65536], dtype=np.int32)
-
-
 def blobs(ids: np.ndarray) -> dict[int, Blob]:
     """Area and box of every id of a map (H, W), from its runs within rows."""
     if not ids.size:

@@ -5,6 +5,7 @@ import evaluate
 import numpy as np
 import torch
 
+from maskcls_hf.image_reading import coloured_ids
 from maskcls_hf.metrics import GroundTruth, PanopticQuality
 from maskcls_hf.runs import Runs
 
@@ -100,18 +101,17 @@ def _numbered(image, name=None):
     """
     ids, infos = np.asarray(image["segmentation"]), image["segments_info"]
     if ids.ndim == 3:
-        ids = ids.astype(np.int64) @ [1, 256, 65536]
+        ids = coloured_ids(ids)
     known = [int(info["id"]) for info in infos]
     if len(set(known)) < len(known):
         raise ValueError(f"segments_info names an id twice: {sorted(known)}.")
-    runs = Runs.of(ids)
+    present, runs = Runs.of(ids).numbered()
     number = dict(zip(known, range(1, len(known) + 1), strict=True))
-    present = np.unique(runs.values)
     unknown = [i for i in present.tolist() if i not in number and i > 0]
     if name and unknown:
         raise ValueError(f"{name}: the map holds ids {unknown[:5]} that segments_info lacks.")
     numbers = np.array([number.get(i, 0) for i in present.tolist()], dtype=np.uint16)
-    segmentation = runs._replace(values=numbers[np.searchsorted(present, runs.values)]).map()
+    segmentation = runs.look_up(numbers).map()
     records = [
         {"id": number[int(info["id"])], "label_id": int(info["label_id"]), "iscrowd": int(info.get("iscrowd", 0))}
         for info in infos
