@@ -33,7 +33,7 @@ SIZE, ALONE, PADDED = (200, 300), (224, 320), [(224, 416), (320, 320), (448, 640
 
 
 def logits(model: MaskClsForUniversalSegmentation, image: Tensor, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Class logits, and mask logits of the cells inside the image; beside an image of the padded size, if it is more."""
+    """Class logits, and mask logits of the cells inside the image, alone or beside one of the padded size."""
     (height, width), images = SIZE, 1 if padded == ALONE else 2
     pixel_values = torch.randn(images, 3, *padded, generator=torch.Generator().manual_seed(0))
     pixel_mask = torch.ones(images, *padded, dtype=torch.int64)
