@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..training import TRAINING_ERRORS, list_recipes, load_recipe
+from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
-from .console import console, fail
+from .console import complain, console, fail
 
 
 def print_recipes(wanted: bool) -> None:
@@ -46,6 +46,8 @@ def train(
     `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
     train ...`.
 
+    Ctrl-C or SIGTERM ends the step and writes a checkpoint (exit code 130 or 143); a second one ends at once.
+
     Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
     """
     try:
@@ -60,6 +62,9 @@ def train(
         )
     except TRAINING_ERRORS as error:
         fail(error)
+    except TrainingStopped as stopped:
+        complain(str(stopped))
+        raise typer.Exit(stopped.exit_code) from None
     table = Table("score", "", box=None)
     for name, value in scores.items():
         if name.startswith("eval_"):

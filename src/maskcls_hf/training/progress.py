@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..writing import write_json
 from .time_budget import TimeBudget
 
 WINDOW = 50  # steps that speed and remaining time are measured over
@@ -187,11 +187,15 @@ class TrainingLog:
         self.entries.append(entry)
         return entry
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether a value of this name was logged after `step` steps."""
+        return any(entry["step"] == step and name in entry for entry in self.entries)
+
     def save(self, folder: str | Path) -> None:
         """Write FOLDER/trainer_state.json."""
         step = self.entries[-1]["step"] if self.entries else 0
         state = {"global_step": step, "max_steps": self.max_steps, "log_history": self.entries}
-        (Path(folder) / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+        write_json(Path(folder) / "trainer_state.json", state, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}
