@@ -13,7 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+try:
+    from safetensors import SafetensorError
+except ImportError:
+    SafetensorError = OSError  # type: ignore[misc, assignment]
 
 WRITING = ".writing"  # folder in a folder: what is not yet whole
 WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")

@@ -15,7 +15,7 @@ from ..writing import replacing, saving_model
 from .checkpoints import NoGoodCheckpoint, checkpoint_to_resume, rng_free, rotate, saving, verify
 from .divergence import check_weights
 from .processes import own_class
-from .unpickling import load_tensors, tensors_only
+from .unpickling import tensors_only
 
 TRAINER_STATE_NAME = "trainer_state.json"  # as Trainer names it
 CALLBACKS, EMA = "callbacks.pt", "ema.pt"
@@ -159,15 +159,15 @@ class CheckpointingTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with nullcontext() if checkpoint is None else tensors_only(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        states = load_tensors(Path(checkpoint) / CALLBACKS)
-        for name, callback in self._stateful():
-            if name in states:
-                callback.load_state_dict(states[name])
-        self._load_ema(checkpoint)
+        with tensors_only(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            states = torch.load(Path(checkpoint) / CALLBACKS, weights_only=True)
+            for name, callback in self._stateful():
+                if name in states:
+                    callback.load_state_dict(states[name])
+            self._load_ema(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         with nullcontext() if checkpoint is None else tensors_only(checkpoint):
@@ -178,7 +178,7 @@ class CheckpointingTrainer(Trainer):
         _require_whole(best)
         with tensors_only(best):
             super()._load_best_model()
-        self._load_ema(best)
+            self._load_ema(best)
 
     def _load_ema(self, checkpoint: str) -> None:
         if self.ema is None:
@@ -186,7 +186,7 @@ class CheckpointingTrainer(Trainer):
         file = Path(checkpoint) / EMA
         if not file.is_file():
             raise NoGoodCheckpoint(f"{file} is missing: the checkpoint is of a training without averaged weights.")
-        self.ema.load_state_dict(load_tensors(file))
+        self.ema.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
 
     def _stateful(self) -> list[tuple[str, Any]]:
         callbacks = self.callback_handler.callbacks

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from ..checkpoint_manifest import MANIFEST, sha256, verify
 from ..writing import WRITING, CannotWrite, sync, write_json, written
-from .unpickling import NoGoodCheckpoint, load_tensors, tensors_only
+from .unpickling import NoGoodCheckpoint, tensors_only
 
 logger = logging.get_logger(__name__)
 
@@ -219,10 +219,10 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         )
     with tensors_only(folder):
         accelerator.load_state(str(folder))
-    states = load_tensors(file)
-    random.setstate(states["random_state"])
-    np.random.set_state(states["numpy_random_seed"])
-    torch.set_rng_state(states["torch_manual_seed"])
+        states = torch.load(file, weights_only=True)
+        random.setstate(states["random_state"])
+        np.random.set_state(states["numpy_random_seed"])
+        torch.set_rng_state(states["torch_manual_seed"])
 
 
 def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -34,6 +35,8 @@ METADATA_NAMES = {
 }
 METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
+_one_thread = threading.RLock()  # the environment is of all threads
+
 
 class NoGoodCheckpoint(RuntimeError):
     """A training was to go on, but no checkpoint of it is whole."""
@@ -47,34 +50,36 @@ def tensors_only(folder: str | Path) -> Iterator[None]:
     Raises:
         NoGoodCheckpoint: a file of the checkpoint `folder` holds more, or is broken.
     """
-    before = get_safe_globals()
-    set_before = {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
-    os.environ[FORCE] = "1"
     try:
-        for path in sorted(Path(folder).rglob(METADATA)):
-            _check_metadata(path)
-        with safe_globals(NUMPY):
+        with _forced():
+            for path in sorted(Path(folder).rglob(METADATA)):
+                _check_metadata(path)
             yield
-    except pickle.UnpicklingError as error:
-        raise NoGoodCheckpoint(_message(folder, str(error))) from error
     except NoGoodCheckpoint:
         raise
-    except RuntimeError as error:  # broken archives, tensors of other sizes
-        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    except pickle.UnpicklingError as error:
+        raise NoGoodCheckpoint(_message(folder, str(error))) from error
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:  # broken files, states of other sizes
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {what}") from error
     except BaseException as error:
         if type(error).__name__ != "CheckpointException":  # of torch.distributed.checkpoint; no Exception
             raise
         raise NoGoodCheckpoint(_message(folder, str(error))) from error
-    finally:
-        add_safe_globals([item for item in before if item not in get_safe_globals()])
-        del os.environ[FORCE]
-        os.environ.update({name: value for name, value in set_before.items() if value is not None})
 
 
-def load_tensors(path: Path) -> Any:
-    """A file of a checkpoint, on the CPU; see [`tensors_only`]."""
-    with tensors_only(path.parent):
-        return torch.load(path, map_location="cpu", weights_only=True)
+@contextmanager
+def _forced() -> Iterator[None]:
+    with _one_thread:
+        allowed, set_before = get_safe_globals(), {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
+        os.environ[FORCE] = "1"
+        try:
+            with safe_globals(NUMPY):
+                yield
+        finally:
+            add_safe_globals([item for item in allowed if item not in get_safe_globals()])
+            del os.environ[FORCE]
+            os.environ.update({name: value for name, value in set_before.items() if value is not None})
 
 
 def _message(folder: str | Path, error: str) -> str:
