@@ -133,7 +133,9 @@ def written(what: str, folder: str | Path, scratch: Path | None = None) -> Itera
 def _reason(error: Exception, folder: Path, scratch: Path | None) -> str | None:
     """Why it was not written; None for an error about something else, such as a file that is read."""
     if isinstance(error, OSError):
-        if isinstance(error.filename, (str, os.PathLike)):
+        if (
+            isinstance(error.filename, (str, os.PathLike)) and error.errno not in DISK_ERRORS
+        ):  # of a copy it is the source
             file, folder = Path(os.path.realpath(error.filename)), Path(os.path.realpath(folder))
             if not file.is_relative_to(folder) and not folder.is_relative_to(file):
                 return None

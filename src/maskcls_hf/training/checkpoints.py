@@ -6,6 +6,7 @@ is written last, then the folder gets its name. What a killed process leaves beh
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers.utils import logging
 
 from ..checkpoint_manifest import MANIFEST, sha256, verify
-from ..writing import WRITING, CannotWrite, sync, write_json, written
+from ..writing import WRITING, CannotWrite, sync, written
 from .unpickling import NoGoodCheckpoint, tensors_only
 
 logger = logging.get_logger(__name__)
@@ -113,7 +114,8 @@ def _write_manifest(folder: Path) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
     manifest = folder / MANIFEST
-    write_json(manifest, {"files": entries}, indent=1)
+    manifest.write_text(json.dumps({"files": entries}, indent=1))
+    sync(manifest)
     sync(folder)
 
 
