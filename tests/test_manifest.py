@@ -87,7 +87,7 @@ class TestDamagedManifest:
         content = (folder / MANIFEST).read_bytes()
         whole = 0
         for place in range(len(content)):
-            for bit in range(8):
+            for bit in (0, 3, 5):
                 changed = bytearray(content)
                 changed[place] ^= 1 << bit
                 (folder / MANIFEST).write_bytes(changed)
@@ -95,7 +95,7 @@ class TestDamagedManifest:
                 if problem is None:
                     whole += 1
                     assert content[place : place + 1].isspace()
-        assert whole < 0.02 * 8 * len(content)
+        assert whole < 0.02 * 3 * len(content)
 
     @pytest.mark.parametrize(
         ("name", "is_loaded"),

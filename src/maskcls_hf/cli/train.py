@@ -8,7 +8,8 @@ from rich.table import Table
 
 from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
-from .console import complain, console, fail
+from ..training.stopping import end
+from .console import console, fail
 
 
 def print_recipes(wanted: bool) -> None:
@@ -63,8 +64,7 @@ def train(
     except TRAINING_ERRORS as error:
         fail(error)
     except TrainingStopped as stopped:
-        complain(str(stopped))
-        raise typer.Exit(stopped.exit_code) from None
+        end(stopped)
     table = Table("score", "", box=None)
     for name, value in scores.items():
         if name.startswith("eval_"):

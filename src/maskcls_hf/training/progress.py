@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -57,6 +58,7 @@ class TrainingProgress:
             self._task = self._bar.add_task("Training", total=self.max_steps, completed=step, text="")
             self._evaluation = self._bar.add_task("Evaluating", visible=False, text="")
             self._bar.start()
+            atexit.register(self.stop)  # an error ends the training: the terminal gets its cursor back
         self.resume_clock()
 
     def resume_clock(self) -> None:
@@ -90,6 +92,7 @@ class TrainingProgress:
             self._bar.update(self._evaluation, completed=done, total=total, visible=done != total)
 
     def stop(self) -> None:
+        atexit.unregister(self.stop)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -163,12 +163,17 @@ def _end_with_parent() -> None:
 
 
 def end(stopped: TrainingStopped) -> NoReturn:
-    """End a script: a line on standard error, and the exit code."""
-    print(stopped, file=sys.stderr, flush=True)
+    """End a script: a line on standard error, by the main process, and the exit code."""
+    if _is_main():
+        print(stopped, file=sys.stderr, flush=True)
     sys.exit(stopped.exit_code)
 
 
 def _say(text: str) -> None:
-    """By the main process; not with `print`, which a handler may have interrupted."""
-    if os.environ.get("RANK", "0") == "0":
+    """Not with `print`, which a handler may have interrupted."""
+    if _is_main():
         os.write(2, text.encode())
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
