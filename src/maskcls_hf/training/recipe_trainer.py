@@ -68,23 +68,10 @@ def train(
         DivergenceError: the loss became NaN or infinite.
         TrainingStopped: a KeyboardInterrupt, by a signal.
     """
-    with stop_signals() as stop:
-        return _train(recipe, data, Path(out), stop, model, resume, accumulate, tensorboard)
-
-
-def _train(
-    recipe: Recipe,
-    data: str | Path,
-    out: Path,
-    stop: StopSignals,
-    model: str | Path | None,
-    resume: bool,
-    accumulate: int,
-    tensorboard: bool,
-) -> dict[str, float]:
+    out = Path(out)
     logging.disable_progress_bar()  # of saving and loading weights; there is a bar of the training
     processes = PartialState(cpu=on_cpu()).num_processes
-    with training_in(out):
+    with stop_signals() as stop, training_in(out):
         check_output(recipe, out, resume, tensorboard)
         run = prepare(recipe, data, model=model, processes=processes, accumulate=accumulate)
         trainer = RecipeTrainer(run, training_arguments(run, out, tensorboard), stop)
