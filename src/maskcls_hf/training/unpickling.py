@@ -20,9 +20,10 @@ from torch.serialization import add_safe_globals, get_safe_globals, safe_globals
 
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 # numpy's arrays and numbers: its random numbers, and scores that are logged.
+_MAKERS = {"_reconstruct": np.empty(0).__reduce_ex__(2)[0], "scalar": np.float64(0).__reduce__()[0]}
 NUMPY: list[Any] = [
-    np.empty(0).__reduce_ex__(2)[0],
-    np.float64(0).__reduce__()[0],
+    # `numpy.core` before numpy 2, `numpy._core` since
+    *((maker, f"numpy.{core}.multiarray.{name}") for name, maker in _MAKERS.items() for core in ("core", "_core")),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(kind)) for kind in ("uint32", "int64", "int32", "float32", "float64", "bool")},
