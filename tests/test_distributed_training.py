@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
+import re
 import tempfile
 import time
 from functools import cache
@@ -24,6 +26,7 @@ from maskcls_hf.training import MaskClsTrainer
 from maskcls_hf.training.checkpoints import saving
 from maskcls_hf.training.divergence import DivergenceError, check_finite
 from maskcls_hf.training.processes import items_of_step, share_buffers
+from maskcls_hf.writing import CannotWrite
 from resumable import Squares
 from tiny import maskcls_config, perpixel_config, segments
 
@@ -181,6 +184,7 @@ class Processes:
             "diverged": diverge_on_one(rank),
             "buffers": shared_buffers(rank),
             "saved": self.save_late(rank),
+            "unwritten": self.fail_to_save_on_one(rank),
             "scores": scores(2),
         }
 
@@ -190,6 +194,15 @@ class Processes:
             time.sleep(0.5 * rank)
             (folder / str(rank)).write_text("a")
         return sorted(os.listdir(self.folder / "checkpoint-1"))
+
+    def fail_to_save_on_one(self, rank: int) -> str:
+        try:
+            with saving(self.folder / "checkpoint-2", Accelerator(cpu=True)):
+                if rank == 1:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+        except CannotWrite as error:
+            return str(error)
+        return "written"
 
 
 def diverge_on_one(rank: int) -> list[str]:
@@ -263,6 +276,12 @@ class TestProcesses:
 
     def test_a_checkpoint_waits_for_all(self, processes):
         assert [result["saved"] for result in processes["results"]] == [["0", "1", "manifest.json"]] * 2
+
+    def test_all_learn_of_what_one_could_not_write(self, processes):
+        for result in processes["results"]:
+            assert re.fullmatch(
+                "The checkpoint checkpoint-2 could not be .*: No space left on device.", result["unwritten"]
+            )
 
 
 def test_counts():

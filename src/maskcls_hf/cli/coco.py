@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from scipy import ndimage
 
 from ..inference.predictor import Task
 from ..visual.drawing import Colour, colour_map, distinct_colours
+from ..writing import write_json
 from .segmenter import SegmentedImage
 
 
@@ -108,4 +108,4 @@ class CocoRecords:
 
     def write(self, path: Path) -> None:
         content = dict(images=self.images, annotations=self.annotations, categories=self.categories)
-        path.write_text(json.dumps(content))
+        write_json(path, content)

@@ -14,6 +14,7 @@ from ..convert import save_as_transformers, save_from_original, save_from_per_pi
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import MASKFORMER
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..writing import saving_model
 from .console import console, fail
 
 
@@ -53,15 +54,16 @@ def convert(
             raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
         if labels is not None and (to_transformers or not is_original(source)):
             raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
-        if to_transformers:
-            save_as_transformers(source, out)
-        elif is_original(source):
-            save_from_original(source, out, **({} if labels is None else class_names(labels)))
-        elif per_pixel:
-            save_from_per_pixel(source, out, num_queries, matching)
-        else:
-            MaskClsForUniversalSegmentation.from_pretrained(source).save_pretrained(out)
-            MaskClsImageProcessor.from_pretrained(source).save_pretrained(out)
+        with saving_model(out) as folder:
+            if to_transformers:
+                save_as_transformers(source, folder)
+            elif is_original(source):
+                save_from_original(source, folder, **({} if labels is None else class_names(labels)))
+            elif per_pixel:
+                save_from_per_pixel(source, folder, num_queries, matching)
+            else:
+                MaskClsForUniversalSegmentation.from_pretrained(source).save_pretrained(folder)
+                MaskClsImageProcessor.from_pretrained(source).save_pretrained(folder)
     except (OSError, ValueError) as error:
         fail(error)
     console.print(f"Written to {escape(str(out))}.", soft_wrap=True)

@@ -1,6 +1,5 @@
 """`maskcls validate`: a doctor for labels; a table for people, a JSON file for programs."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from ..data.open_dataset import LAYOUTS
 from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
+from ..writing import write_json
 from .console import complain, fail, progress_bar
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -85,7 +85,10 @@ def validate(
             fail(error)
     show(report, Console())
     if json_file is not None:
-        json_file.write_text(json.dumps(report.to_dict(), indent=1))
+        try:
+            write_json(json_file, report.to_dict(), indent=1)
+        except OSError as error:
+            fail(error)
     if report.count("error") or (strict and report.count("warning")):
         raise typer.Exit(1)
 

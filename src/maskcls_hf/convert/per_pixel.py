@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
 from transformers.utils import logging
 
+from ..checkpoint_manifest import require_whole
 from ..configuration_maskcls import MaskClsConfig, SegmentationNetworkConfig
 from ..configuration_perpixel import PerPixelConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
@@ -84,6 +85,7 @@ def from_per_pixel(
 
 def load(path: str | Path) -> Any:
     """The per-pixel model at `path`, a folder or a name on the Hub."""
+    require_whole(path)
     model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
     if model_type == PerPixelConfig.model_type:
         return PerPixelForSemanticSegmentation.from_pretrained(path)
@@ -272,7 +274,7 @@ def save_from_per_pixel(
     try:
         processor = processor_from_per_pixel(path)
     except OSError:
-        logger.warning(f"{path} has no image processor; {out} gets none.")
+        logger.warning(f"{path} has no image processor, and so the converted model gets none.")
     else:
         processor.save_pretrained(out)
     model.save_pretrained(out)

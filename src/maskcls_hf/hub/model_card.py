@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from ..writing import write_text
 from .card_facts import CardFacts, TrainingData
 from .card_text import card_text
 from .curves import draw_curves
@@ -98,7 +99,7 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
     )
     card = ModelCard(f"---\n{metadata(facts, options.tags).to_yaml()}\n---\n\n{GENERATED}\n\n{card_text(facts)}")
     path = out / CARD
-    path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
+    write_text(path, f"{str(card).rstrip()}\n")
     return path
 
 

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..inference.predictor import MODELS
+from ..writing import write_text, written
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 
@@ -94,7 +95,7 @@ def stage(
     options = replace(card or CardOptions(), repo_id=repo_id)
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
-    with removed_if_it_fails(out):
+    with removed_if_it_fails(out), written("The model", out):
         model = load_checked(saved)
         if not options.without_weights:
             model.save_pretrained(out)
@@ -126,7 +127,7 @@ def handwritten_card(folder: Path) -> str | None:
 
 def copy_card(text: str, folder: Path, out: Path) -> None:
     """A card, and the pictures that it shows."""
-    (out / CARD).write_text(text, encoding="utf-8")
+    write_text(out / CARD, text)
     for name in local_pictures(text):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / CARD} shows {name}, which is not in {folder}.")

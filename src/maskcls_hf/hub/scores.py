@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
+from .. import writing
 from ..metrics import per_class_markdown
 
 
@@ -205,4 +206,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             return {key: without_nan(entry) for key, entry in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")
+    writing.write_json(path, without_nan(content), indent=2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..checkpoint_manifest import CONFIG_FILES, require_whole
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..image_reading import image_list
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
@@ -86,6 +87,7 @@ class Predictor:
             ValueError: no model there, or one of another kind.
         """
         name = os.fspath(name)
+        require_whole(name, CONFIG_FILES)
         model_type = model_type_of(name)
         if model_type not in MODELS:
             raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")

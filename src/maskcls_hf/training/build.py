@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..checkpoint_manifest import CONFIG_FILES, require_whole
 from ..data.sample import void_id_of
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..modeling_base import MaskClsPreTrainedModel
@@ -89,6 +90,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
             f"model.backbone_checkpoint={checkpoint!r}: weights of timm are not loaded here, only those of "
             f"transformers' backbones. {advice}"
         )
+    require_whole(checkpoint)
     try:
         model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
         if model_type != backbone.config.model_type:
@@ -144,6 +146,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
+    require_whole(folder, CONFIG_FILES)
     model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     kind = "per_pixel" if model_type == CONFIGS["per_pixel"].model_type else "mask_classification"
     if kind != recipe.model.kind:
