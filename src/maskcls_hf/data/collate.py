@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import naming
 from .sample import VOID, Sample, void_value
 
 
@@ -38,6 +39,10 @@ class MaskClsCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         names = ", ".join(sample["name"] for sample in samples)
+        with naming(names):
+            return self._batch(samples, names)
+
+    def _batch(self, samples: Sequence[Sample], names: str) -> dict[str, Any]:
         semantic = [sample["instance_id_to_semantic_id"] is None for sample in samples]
         if any(semantic) and not all(semantic):
             raise ValueError(f"A batch holds semantic maps or instance maps, not both: images {names}.")

@@ -87,7 +87,7 @@ class MaskAP:
         if np.isnan(of_scores).any():
             wrong = np.flatnonzero(np.isnan(of_scores)).tolist()
             raise ValueError(f"{ground_truth.name}: the scores of instances {wrong} are NaN.")
-        true = self._records(ground_truth.masks, as_array(ground_truth.labels), ground_truth.size)
+        true = self._records(_true_masks(ground_truth), as_array(ground_truth.labels), ground_truth.size)
         found = self._records(masks, of_labels, ground_truth.size)
         for place, record in true.items():
             record["iscrowd"] = int(ground_truth.crowd[place])
@@ -164,10 +164,13 @@ class MaskAP:
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
         """
         rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+        order = np.argsort(rows[:, CLASS], kind="stable")
+        ends = np.searchsorted(rows[order, CLASS], list(self.names), side="right")
+        of_class = [rows[order[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
         evaluation = COCOeval(iouType="segm")
         params = evaluation.params
         params.imgIds, params.catIds, params.maxDets = [0], list(self.names), [max(len(rows), 1)]
-        evaluation.evalImgs = [record for label in self.names for record in self._joined(rows[rows[:, CLASS] == label])]
+        evaluation.evalImgs = [record for rows_of_class in of_class for record in self._joined(rows_of_class)]
         evaluation._paramsEval = params
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
@@ -194,6 +197,16 @@ class MaskAP:
     def unpack(self, fields: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Bit fields (D,) -> (area ranges, IoU thresholds, D)."""
         return _unpack(fields, self.areas * self.thresholds).reshape(self.areas, self.thresholds, -1)
+
+
+def _true_masks(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    """Run lengths of all true segments, of which those without a pixel take no memory."""
+    empty = coco_mask.encode(np.zeros(ground_truth.size, dtype=np.uint8, order="F"))
+    masks = [dict(empty) for _ in ground_truth.labels]
+    for place in ground_truth.visible:
+        mask = as_array(ground_truth.masks_of([place])[0])
+        masks[place] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return masks
 
 
 def _run_lengths(masks: Masks, places: list[int], size: tuple[int, int]) -> list[dict[str, Any]]:

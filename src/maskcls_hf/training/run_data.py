@@ -10,6 +10,8 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
+from ..data.errors import naming
+from ..data.sample import without_absent
 from .recipe import Recipe
 
 
@@ -83,6 +85,8 @@ class Cropped(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.crop(self.dataset[index])
+        sample = self.dataset[index]
+        with naming(sample["name"]):
+            sample = without_absent(self.crop(sample))
         sample.pop("areas", None)  # of the whole image
         return sample
