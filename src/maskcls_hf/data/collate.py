@@ -109,7 +109,8 @@ def _classes_without_crowd(sample: Sample) -> dict[int, int | None]:
 
 def _as_stack(pixels: Tensor, classes: dict[int, int | None]) -> tuple[Tensor, Tensor]:
     """A map of ids (1, H, W) or a stack (M, H, W) -> the stack of what has a class or is void, and its labels."""
-    kept = [segment for segment, label in classes.items() if label is not None]
+    there = set(classes) if pixels.dtype == torch.bool else set(pixels.unique().tolist())
+    kept = [segment for segment, label in classes.items() if label is not None and segment in there]
     labels = torch.tensor([classes[segment] for segment in kept], dtype=torch.int64)
     if pixels.dtype == torch.bool:
         return pixels[kept], labels

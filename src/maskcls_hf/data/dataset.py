@@ -131,6 +131,11 @@ class SegmentationDataset(Classes, Dataset[Sample]):
                 image, targets = self._cache[index]
             return as_sample(image, targets, self.names[index])
 
+    def targets(self, index: int) -> Targets:
+        """Annotation of an image, without its pixels."""
+        with naming(self.names[index]):
+            return self._read_targets(index, image_size(self.image_path(index)))
+
     def _read(self, index: int) -> tuple[Tensor, Targets]:
         image = read_image(self.image_path(index))
         size = image.shape[-2], image.shape[-1]

@@ -92,6 +92,9 @@ class SegmentationTable(SegmentationDataset):
         images = self.dataset.select_columns([self._rows.image_column])
         return [self._rows.image_size(row, f"row {index}") for index, row in enumerate(images)]
 
+    def targets(self, index: int) -> Targets:
+        return self._read(index)[1]
+
     def _read(self, index: int) -> tuple[Tensor, Targets]:
         return self._rows.read(self.dataset[index], f"row {index}")
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
 from ..data.errors import naming
+from ..data.occurrence import told_of_classes
 from ..data.sample import without_absent
 from .recipe import Recipe
+
+logger = logging.get_logger(__name__)
 
 
 def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -39,6 +44,10 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
             f"{len(names[0])} and {len(names[1])}, {differing}."
         )
     _check_tasks(recipe, train)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for split, data in {section.train_split: train, section.eval_split: evaluation}.items():
+            if told := told_of_classes(data, split):
+                logger.warning(told)
     return train, evaluation
 
 

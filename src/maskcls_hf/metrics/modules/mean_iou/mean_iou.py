@@ -17,7 +17,7 @@ Args:
     predictions (`list` of integer arrays of shape `(height, width)`, or of PIL images with one channel):
         Predicted class ids. `ignore_index` is no class: the pixel is a miss.
     references (likewise):
-        True class ids; pixels of `ignore_index`, which may be negative, don't count. Sizes may differ between images.
+        True class ids; pixels of `ignore_index` don't count. Sizes may differ between images.
     num_labels (`int`):
         Number of classes; their ids are 0..num_labels-1. Other ids are errors.
     ignore_index (`int`):
@@ -114,11 +114,14 @@ class MeanIoU(evaluate.Metric):
 
 
 def _class_map(image, name):
-    """Ids in 16 bits, which `datasets` stores without loss as PNG; in 32 bits, as TIFF, where there are others."""
+    """Ids in 16 bits, which `datasets` stores without loss as PNG."""
     ids = np.asarray(image)
     if ids.ndim != 2 or ids.dtype.kind not in "iub":
         raise ValueError(f"{name}: a class map has integers of shape (height, width), got {ids.shape} of {ids.dtype}.")
     smallest, largest = int(ids.min(initial=0)), int(ids.max(initial=0))
-    if not -(2**31) <= smallest <= largest < 2**31:
-        raise ValueError(f"{name}: class ids go from {smallest} to {largest}, which are to lie below 2^31.")
-    return ids.astype(np.uint16 if 0 <= smallest <= largest < 2**16 else np.int32)
+    if not 0 <= smallest <= largest < 2**16:
+        raise ValueError(
+            f"{name}: ids go from {smallest} to {largest}, class maps hold 0..65535. Of unlabelled pixels marked "
+            f"otherwise: np.where(ids == {smallest if smallest < 0 else largest}, 255, ids) and ignore_index=255."
+        )
+    return ids.astype(np.uint16)
