@@ -149,27 +149,39 @@ class MaskAP:
     def compute(self) -> dict[str, float]:
         """`ap` (mean over IoU 0.50:0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and `ar`, the mean
         recall over IoU 0.50:0.95. NaN without true instances, 0 without predicted ones."""
-        precision, recall = self.accumulated()
+        precision, recall = self.accumulated(self._labels_there())
         return summary(precision, recall)
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Scores of each class, by its name."""
-        precision, recall = self.accumulated()
-        return {name: summary(precision[:, :, [k]], recall[:, [k]]) for k, name in enumerate(self.names.values())}
+        there = self._labels_there()
+        precision, recall = self.accumulated(there)
+        place = {label: [k] for k, label in enumerate(there)}
+        return {
+            name: summary(precision[:, :, place.get(label, [])], recall[:, place.get(label, [])])
+            for label, name in self.names.items()
+        }
 
-    def accumulated(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _labels_there(self) -> list[int]:
+        """Classes of which there is an instance, true or predicted: there can be far more classes than these."""
+        return sorted({int(label) for rows in self._rows for label in rows[:, CLASS].unique().tolist()})
+
+    def accumulated(self, labels: Sequence[int] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Precision (IoU thresholds, recalls, classes, areas) and recall (IoU thresholds, classes, areas) by
-        pycocotools; -1 where there is no true instance.
+        pycocotools; -1 where there is no true instance. `labels`: of these classes; None: of all.
 
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
         """
         rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+        labels = list(self.names) if labels is None else list(labels)
+        if not labels:
+            return -np.ones((self.thresholds, 1, 0, self.areas)), -np.ones((self.thresholds, 0, self.areas))
         order = np.argsort(rows[:, CLASS], kind="stable")
-        ends = np.searchsorted(rows[order, CLASS], list(self.names), side="right")
+        ends = np.searchsorted(rows[order, CLASS], labels, side="right")
         of_class = [rows[order[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
         evaluation = COCOeval(iouType="segm")
         params = evaluation.params
-        params.imgIds, params.catIds, params.maxDets = [0], list(self.names), [max(len(rows), 1)]
+        params.imgIds, params.catIds, params.maxDets = [0], labels, [max(len(rows), 1)]
         evaluation.evalImgs = [record for rows_of_class in of_class for record in self._joined(rows_of_class)]
         evaluation._paramsEval = params
         with contextlib.redirect_stdout(io.StringIO()):

@@ -61,6 +61,8 @@ class GroundTruth:
             void_id = void_value(pixels) if void_id is None else void_id
             classes = {i: VOID if i == void_id else i for i in np.unique(runs.values).tolist()}
         known = list(classes)
+        if far := [i for i in known if not -(2**63) <= i < 2**63]:
+            raise ValueError(f"{name}: segment ids {far[:5]} have more than 64 bits.")
         place_of_run = places_in(runs.values, known)
         is_there = np.zeros(len(known) + 1, dtype=np.bool_)
         is_there[place_of_run] = True
