@@ -143,6 +143,7 @@ class TestSegmentationFolder:
             ({"void_values": [70000]}, "Label values lie in 0..65535, got 70000"),
             ({"void_values": [1]}, r"Label values 1 are classes and void at once"),
             ({"instances": "no"}, "instances='no': needs true or false"),
+            ({"background": "sky"}, "background='sky' names class 0 of instance maps"),
             ({"image_folder": "{nothing}/images"}, "nothing"),
         ],
     )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.segment import outcomes
-from maskcls_hf.data.files import image_size, read_image, read_map
+from maskcls_hf.data.files import image_size, read_coloured_ids, read_image, read_map
 from maskcls_hf.data.validation.files import read_class_map, read_picture
 from maskcls_hf.image_reading import MAX_PIXELS
 
@@ -163,6 +163,9 @@ class TestStoredValues:
             with pytest.raises(ValueError, match="a.png.* is a JPEG"):
                 read_map(source, "a.png")
         assert "JPEG" in str(self.finding(tmp_path / "a.png"))
+        Image.new("RGB", (9, 9)).save(tmp_path / "b.png", "JPEG")
+        with pytest.raises(ValueError, match=r"b\.png: .* is a JPEG"):
+            read_coloured_ids(tmp_path / "b.png")
 
     @staticmethod
     def finding(path: Path) -> tuple[str, ...]:

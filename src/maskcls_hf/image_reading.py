@@ -272,8 +272,7 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     kind = "array"
     if isinstance(label_map, Image.Image):
         kind = f"image of mode {label_map.mode!r}"
-        if label_map.format in LOSSY:
-            raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
+        _refuse_lossy(label_map, where)
         label_map = _stored_values(label_map)
     if not isinstance(label_map, Tensor):
         label_map = np.asarray(label_map)
@@ -293,6 +292,11 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     return integers(label_map, where)
 
 
+def _refuse_lossy(image: Image.Image, where: str) -> None:
+    if image.format in LOSSY:
+        raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
+
+
 def coloured_ids(colours: np.ndarray) -> np.ndarray:
     """(..., 3) -> (...) int32, R + 256 G + 65536 B, as in COCO panoptic files."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
@@ -300,7 +304,9 @@ def coloured_ids(colours: np.ndarray) -> np.ndarray:
 
 
 def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
-    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels."""
+    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels, or a JPEG."""
+    if isinstance(image, Image.Image):
+        _refuse_lossy(image, where)
     if isinstance(image, Image.Image) and image.mode == "RGB" and sys.byteorder == "little":
         in_place = _memory_of(image)
         if in_place is not None:

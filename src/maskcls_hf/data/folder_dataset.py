@@ -171,6 +171,10 @@ class SegmentationFolder(LabelMapDataset):
                     "only background from one class of things: name that one class."
                 )
             names = {0: background, 1: next(iter(names.values()))}
+        elif background != "background":
+            raise ValueError(
+                f"background={background!r} names class 0 of instance maps; {labels} holds maps of classes."
+            )
         super().__init__(pair_files(images, labels), names, () if has_instances else {*void, *no_classes}, cache)
         self._void_instances = void
         if has_instances:

@@ -145,7 +145,9 @@ RULES: dict[str, Rule] = {
         "Images with every pixel unlabelled", "Nothing is learned from them: remove or annotate them."
     ),
     "no_segments": _note("Images without an instance", "Right for true negatives; else annotate them."),
-    "empty_segment": _warning("Segments without a pixel", "Remove them; they are skipped."),
+    "empty_segment": _warning(
+        "Segments without a pixel", "Remove them: training skips them, and scores count them as not found."
+    ),
     "tiny_segment": _note("Segments of under 10 pixels", "Often slips of the annotation tool. Look at a few."),
     "vanishing": _warning(
         "Segments that vanish at training resolution",
