@@ -259,7 +259,7 @@ class TestCauses:
         monkeypatch.setenv(MAX_PIXELS, "600")
         assert problems(tmp_path / "a.png") == []
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.finfo(np.float32).min])
     def test_nan_and_infinity(self, tmp_path, value):
         pixels = np.full((8, 9), 100, np.float32)
         pixels[3, 3] = value

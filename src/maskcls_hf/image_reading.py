@@ -26,6 +26,7 @@ except ImportError:  # images are then copied
 MAX_PIXELS = "MASKCLS_MAX_IMAGE_PIXELS"  # environment variable
 ONE_PICTURE = ("MPO", "PSD")  # previews, depth or layers come after the picture
 LOSSY = ("JPEG", "MPO")
+NO_DATA = 1e30  # larger numbers mark pixels without data, such as the largest of float32 in maps of the earth
 STARTS = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the file: run `git lfs pull`",
     b"<!DOCTYPE": "it is a web page: the download failed",
@@ -417,11 +418,13 @@ def _to_8_bit_scale(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint16:
         return pixels.to(torch.float32) / 257
     if pixels.is_floating_point():
-        if wrong := int((~torch.isfinite(pixels)).sum()):
+        pixels = pixels.to(torch.float32)
+        if wrong := int((~(pixels.abs() <= NO_DATA)).sum()):
             raise ValueError(
-                f"the image holds NaN or infinity at {wrong} of {pixels.numel()} values: replace them, such as by 0."
+                f"the image holds NaN or infinity at {wrong} of {pixels.numel()} values (or numbers beyond "
+                f"{NO_DATA:g}): replace them, such as by 0."
             )
-        return pixels.to(torch.float32)
+        return pixels
     if pixels.dtype != torch.uint8:
         low, high = int(pixels.min()), int(pixels.max())
         if low < 0 or high > 255:

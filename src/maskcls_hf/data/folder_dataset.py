@@ -156,7 +156,7 @@ class SegmentationFolder(LabelMapDataset):
         self.root, self.split = Path(root), split
         require_folder(self.root, "data set")
         images = below(self.root, image_folder, split)
-        if "{split}/" in image_folder and split:
+        if "{split}/" in str(image_folder) and split:
             require_folder(self.root / split, "split", available=_folders(self.root))
         require_folder(images, "image", available=_folders(self.root))
         labels = below(self.root, label_folder, split) if label_folder else _only_label_folder(images.parent)
@@ -197,6 +197,8 @@ class SegmentationFolder(LabelMapDataset):
 
 def below(root: Path, pattern: str, split: str | None) -> Path:
     """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"A folder is a text such as 'images/{{split}}', got {pattern!r}.")
     return root / pattern.replace("{split}", split or "").strip("/")
 
 
