@@ -77,6 +77,13 @@ class TestSeveralPictures:
         for name in ("overviews.tif", "phone.jpg", "one.gif"):
             assert problems(tmp_path / name) == []
 
+    def test_a_smaller_copy_first(self, tmp_path):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            file.write(np.full((32, 32), 7, np.uint8), subfiletype=1)
+            file.write(np.full((64, 64), 7, np.uint8))
+        assert len(problems(tmp_path / "a.tif")) == 5
+        assert all("its first page is a smaller copy" in text for text in problems(tmp_path / "a.tif"))
+
     @pytest.mark.parametrize("is_big", [False, True])
     def test_pages_that_follow_each_other_forever(self, tmp_path, is_big):
         path = tmp_path / "a.tif"

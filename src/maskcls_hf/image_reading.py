@@ -102,10 +102,14 @@ def _check_whole(image: Any) -> None:
     if image.format == "TIFF":
         tags = image.tag_v2
         # 1: a smaller copy, 4: a mask of transparency
-        pages = sum(
-            WIDTH in tag and not (tag.get(SUBFILE, (0,))[0] & 5 or tag.get(OLD_SUBFILE, (0,))[0] == 2)
+        are_pictures = [
+            not (tag.get(SUBFILE, (0,))[0] & 5 or tag.get(OLD_SUBFILE, (0,))[0] == 2)
             for tag in _tiff_directories(image.fp)
-        )
+            if WIDTH in tag
+        ]
+        pages = sum(are_pictures)
+        if pages and not are_pictures[0]:
+            raise ValueError("its first page is a smaller copy or a mask of another one: save that one as a file.")
         if pages <= 1 and tags.get(PHOTOMETRIC, 0) in (0, 1, 3) and tags.get(BANDS, 1) > len(image.getbands()):
             raise ValueError(f"it is {_tiff_kind(image.fp)}, of which Pillow gives the first. {_TIFF_ADVICE}")
     else:
