@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
+from maskcls_hf.data.errors import told_of_workers
 from maskcls_hf.training import (
     TRAINING_ERRORS,
     LossMeans,
@@ -36,7 +37,7 @@ from maskcls_hf.training import (
     stop_signals,
 )
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
-from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
+from maskcls_hf.training.divergence import check_finite, check_weights, evaluation_after, forward_pass
 from maskcls_hf.training.output import training_in
 from maskcls_hf.training.processes import items_of_step, own_class, share_buffers, warn_if_not_sharded
 from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
@@ -45,6 +46,7 @@ from maskcls_hf.writing import saving_model
 from train_trainer import parse_arguments
 
 
+@told_of_workers()
 def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, stop: StopSignals) -> dict[str, float]:
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     train_loader, eval_loader = (rng_free(accelerator.prepare(loader), settings.seed) for loader in run.loaders())
@@ -102,7 +104,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
         if saves or step % settings.log_steps == 0:
             report({**means.pop(accelerator), **rest})
         if every is not None and step % every == 0 and not stops:
-            report(scores := evaluate(run, model, eval_loader, accelerator, stop))
+            report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))
         if not saves and stop.agreed(accelerator.device) and step % settings.log_steps:
             report({**means.pop(accelerator), **rest})  # no mean spans a checkpoint
         if saves or stop.agreed(accelerator.device):
@@ -111,7 +113,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
         progress.resume_clock()
 
     if not scores:
-        report(scores := evaluate(run, model, eval_loader, accelerator, stop))
+        report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))
     progress.stop()
     if stop.agreed(accelerator.device):
         raise stop.stopped()
@@ -138,7 +140,9 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int) -> Iterator[list[d
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator, stop: StopSignals) -> dict[str, float]:
+def evaluate(
+    run: Run, model: Any, loader: DataLoader, accelerator: Accelerator, out: Path, step: int, stop: StopSignals
+) -> dict[str, float]:
     """Scores; none if a signal has come in between."""
     network, losses = accelerator.unwrap_model(model), []
     model.eval()
@@ -149,7 +153,8 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator,
                 break
             truth = batch.pop("ground_truth")
             items = items_of_step([batch], network.config, accelerator)
-            outputs = model(**batch, num_items_in_batch=items)
+            with forward_pass(evaluation_after(step, truth), out):
+                outputs = model(**batch, num_items_in_batch=items)
             measured = run.evaluator.measure(outputs, truth)
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}
             measured = accelerator.pad_across_processes(measured, dim=1, pad_index=-100)

@@ -33,7 +33,7 @@ class CocoInstances(CocoDataset):
     Layouts: SPLIT/instances.json with SPLIT/images; annotations/instances_SPLIT.json with SPLIT or images/SPLIT;
     SPLIT/_annotations.coco.json with the images beside it. Masks are polygons, run lengths or compressed run
     lengths, drawn by pycocotools on access. Where they overlap the targets are a stack of masks, else a map with the
-    place of each instance in the json, from 1. An instance whose mask has no pixel is in neither.
+    place of each instance in the json, from 1. An instance whose mask has no pixel is no target, and not found.
 
     Args:
         root: folder of the data.
@@ -108,11 +108,13 @@ class CocoInstances(CocoDataset):
         if ids is None:
             stack = decoded_stack(masks, self._sizes[index])
             classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
-            if self._background is not None:
+            background = ~stack.any(0, keepdim=True)
+            if self._background is not None and bool(background.any()):  # without a pixel it is nothing to be found
                 classes[len(masks)] = self._background
-                stack = torch.cat([stack, ~stack.any(0, keepdim=True)])
+                stack = torch.cat([stack, background])
             return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
-        classes = {0: self._background} | {place: i.label for place, i in enumerate(instances, start=1)}
+        classes = {0: self._background} if bool((ids == 0).any()) else {}
+        classes |= {place: i.label for place, i in enumerate(instances, start=1)}
         return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ class Sample(TypedDict):
         segmentation_map: a map of ids (1, H, W), uint8 or int32; or, where segments overlap, a stack (M, H, W) bool.
         instance_id_to_semantic_id: id of a segment (in a stack its place, from 0) -> class in 0..K-1, `VOID` for
             unlabelled pixels, None for no segment. None instead of a dict: the ids are classes, and the data set's
-            `void_id` marks unlabelled pixels.
+            `void_id` marks unlabelled pixels. A segment without a pixel is no target, but scores count it as not found.
         crowd_ids: ids of crowd regions: many instances in one. Training sees them as void, scores as COCO does.
         name: of the image, for messages and results.
         areas: id -> pixels of a segment as the file states them, by which COCO tells small, medium and large apart.
@@ -33,6 +33,27 @@ class Sample(TypedDict):
     crowd_ids: list[int]
     name: str
     areas: NotRequired[dict[int, float]]
+
+
+def without_absent(sample: Sample) -> Sample:
+    """The same without the segments that have no pixel, such as those outside of a crop: scores would miss them."""
+    pixels, classes = sample["segmentation_map"].as_subclass(torch.Tensor), sample["instance_id_to_semantic_id"]
+    if classes is None:
+        return sample
+    if pixels.dtype == torch.bool:
+        kept = pixels.flatten(1).any(1).nonzero()[:, 0].tolist()
+        pixels, place_of = pixels[kept], {old: new for new, old in enumerate(kept)}
+    else:
+        place_of = {segment: segment for segment in pixels.unique().tolist()}
+    found: Any = {
+        **sample,
+        "segmentation_map": tv_tensors.Mask(pixels),
+        "instance_id_to_semantic_id": {place_of[i]: label for i, label in classes.items() if i in place_of},
+        "crowd_ids": [place_of[i] for i in sample["crowd_ids"] if i in place_of],
+    }
+    if "areas" in sample:
+        found["areas"] = {place_of[i]: area for i, area in sample["areas"].items() if i in place_of}
+    return found
 
 
 def void_value(class_map: Tensor) -> int:

@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
 from ..checkpoint_manifest import MODEL_FILES
+from ..data.errors import told_of_workers
 from ..writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
@@ -33,6 +34,7 @@ logger = logging.get_logger(__name__)
 TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
 
 
+@told_of_workers()
 def train(
     recipe: Recipe,
     data: str | Path,
