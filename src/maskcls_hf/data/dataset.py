@@ -10,9 +10,12 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
+from transformers.utils import logging
 
-from .files import image_size, read_image
-from .sample import Sample, void_id_of
+from .files import image_size, read_image, unique_ids
+from .sample import VOID, Sample, void_id_of
+
+logger = logging.get_logger(__name__)
 
 Kind = Literal["semantic", "instance", "panoptic"]
 
@@ -93,6 +96,9 @@ class SegmentationDataset(Classes, Dataset[Sample]):
     names: list[str]
     """Name of each image."""
 
+    expects_things = False
+    """Only segments of things are worth learning: what is left is a background."""
+
     @abstractmethod
     def image_path(self, index: int) -> Path:
         """File of an image."""
@@ -112,6 +118,28 @@ class SegmentationDataset(Classes, Dataset[Sample]):
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each image, from the headers of the files."""
         return [image_size(self.image_path(index)) for index in range(len(self))]
+
+    def nothing_to_learn(self) -> str | None:
+        """Why there is nothing to learn from the annotations; None: there is. Files are read until something is found.
+
+        Raises:
+            FileNotFoundError, ValueError: what is wrong with a file that is read.
+        """
+        return None if any(self._teaches(index) for index in range(len(self))) else nothing_in(len(self), self.kind)
+
+    def _teaches(self, index: int) -> bool:
+        """Whether a pixel of an image belongs to a class, or to a segment that is no crowd."""
+        targets = self._read_targets(index, image_size(self.image_path(index)))
+        if targets.classes is None:
+            return bool((targets.pixels != self.void_id).any())
+        worth = {
+            segment
+            for segment, label in targets.classes.items()
+            if label not in (None, VOID) and not (self.expects_things and label in self.stuff_ids)
+        } - set(targets.crowd_ids)
+        if targets.pixels.ndim == 3:
+            return any(bool(targets.pixels[segment].any()) for segment in worth)
+        return not worth.isdisjoint(unique_ids(targets.pixels))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -136,6 +164,27 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         return image, targets
 
 
+def nothing_in(images: int, kind: Kind, annotations: int = 0, crowds: int = 0) -> str:
+    """What is said of images in which there is nothing to learn, by the number of their annotations."""
+    if kind == "semantic":
+        return f"all pixels of {images} images are unlabelled"
+    if not annotations:
+        return f"no segment of any class in {images} images"
+    if crowds == annotations:
+        return (
+            f"all {annotations} segments are crowd regions, which are not learned: set iscrowd to 0 where each is one "
+            "object (CVAT exports brush masks as crowds)"
+        )
+    without = f"{annotations - crowds} have no pixel, or all polygon points in 0..1 (they must be pixels)"
+    return f"no segment of {annotations} can be learned: " + (f"{crowds} are crowd regions, " * bool(crowds)) + without
+
+
+def warn_of_nothing(data: SegmentationDataset, where: str) -> None:
+    """Says that scores on the data would mean nothing, if so."""
+    if nothing := data.nothing_to_learn():
+        logger.warning(f"{where}: there is nothing to find, so that scores say nothing: {nothing}.")
+
+
 def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
     """The sample of an image (3, H, W); what can change of the targets is a copy."""
     pixels = targets.pixels if targets.pixels.ndim == 3 else targets.pixels[None]
@@ -153,15 +202,18 @@ def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
 
 def check_sizes(pixels: Tensor, image: Tensor, annotation: str, image_name: str) -> None:
     """ValueError that names both unless annotation (..., H, W) and image (3, H, W) have one size."""
-    height, width = pixels.shape[-2:]
-    expected = image.shape[-2:]
-    if (height, width) == tuple(expected):
+    check_size((pixels.shape[-2], pixels.shape[-1]), (image.shape[-2], image.shape[-1]), annotation, image_name)
+
+
+def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str, image_name: str) -> None:
+    """As [`check_sizes`], of sizes (height, width)."""
+    if size == expected:
         return
     message = (
-        f"{annotation} is {width} x {height} pixels (width x height), its image {image_name} "
+        f"{annotation} is {size[1]} x {size[0]} pixels (width x height), its image {image_name} "
         f"{expected[1]} x {expected[0]}."
     )
-    if (width, height) == tuple(expected):
+    if size == expected[::-1]:
         message += " The two are turned against each other: the EXIF orientation of images and label maps is applied."
     raise ValueError(message)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import with_split
 from ..folder_dataset import LABEL_FOLDERS, below
 from ..open_dataset import LAYOUTS
 
@@ -53,16 +54,28 @@ def _candidates(root: Path, layout: str, options: Mapping[str, Any]) -> Iterator
     kind = layout.removeprefix("coco_")
     if kind == layout:
         return
+    if pattern := options.get("annotations"):
+        if "{split}" in pattern:
+            before, behind = pattern.split("{split}", 1)
+            found = (str(path.relative_to(root)) for path in root.glob(f"{before}*{behind}"))
+            yield from (name.removeprefix(before).removesuffix(behind) for name in found)
+        return
     yield from (path.stem.removeprefix(f"{kind}_") for path in (root / "annotations").glob(f"{kind}_*.json"))
     for path in root.glob(f"{kind}_*.json"):
         # the sample data of panopticapi has panoptic_coco_categories.json, too: a split has maps
         if kind == "instances" or path.with_suffix("").is_dir():
             yield path.stem.removeprefix(f"{kind}_")
+    for path in (*root.glob("annotations/*.json"), *root.glob("*.json")):  # train.json, beside labels.json and others
+        images = root / path.stem, root / "images" / path.stem
+        if path.stem.startswith(FIRST) or any(folder.is_dir() for folder in images):
+            yield path.stem
 
 
 def _is_split(root: Path, layout: str, split: str | None, options: Mapping[str, Any]) -> bool:
     if layout == "folder" and options.get("image_folder"):
         return bool(split) and below(root, options["image_folder"], split).is_dir()
+    if layout.startswith("coco_") and (pattern := options.get("annotations")):
+        return bool(split) == ("{split}" in pattern) and (root / with_split(pattern, split)).is_file()
     return LAYOUTS[layout].found(root, split)
 
 
