@@ -341,7 +341,7 @@ class TestCocoPanoptic:
                 lambda c: c["annotations"].append(c["annotations"][0]),
                 r"image 7 has several panoptic annotations, also 7\.png",
             ),
-            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: sky"),
+            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: 'sky'"),
             (lambda c: c["annotations"][0].update(file_name="8.png"), "No folder with 8.png"),
         ],
     )

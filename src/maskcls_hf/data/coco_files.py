@@ -207,7 +207,7 @@ def choose_json(root: Path, split: str | None, kind: CocoKind, annotations: str 
     if len(found) > 1:
         several = ", ".join(str(path.relative_to(root)) for path in found)
         raise ValueError(
-            f"{root}, split {split}, has several files of COCO {kind}: {several}. Choose with annotations."
+            f"{root}, split {split}, has several files of COCO {kind}: {several}. Choose by the option annotations."
         )
     return found[0]
 
@@ -229,15 +229,13 @@ def find_image_folder(
     if given:
         return root / with_split(given, split)
     own = json_path.stem.removeprefix(f"{kind}_")  # such as train2017
-    split_folders = [root / split / "images", root / "images" / split, root / split] if split else []
-    folders = [
-        json_path.parent / "images",
-        *split_folders,
-        root / "images",
-        root / "input_images",
-        json_path.parent,
-        *([root / own, root / "images" / own] if own != kind else ()),
-    ]
+    folders = [json_path.parent / "images"]
+    if split:
+        folders += [root / split / "images", root / "images" / split, root / split]
+    folders += [root / "images", root / "input_images", json_path.parent]
+    for name in (own, own.rstrip("0123456789")):
+        if name not in ("", kind):
+            folders += [root / name, root / "images" / name]
     return _first_with(root, folders, names, f"image of {json_path}", "image_folder")
 
 

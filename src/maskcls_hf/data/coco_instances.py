@@ -17,7 +17,7 @@ from .sample import VOID
 
 # Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
 FARTHEST = 1e5  # pixels; of a polygon's points
-LONGEST = 1e5  # pixels; of a polygon's outline, on images of fewer than four times as many
+LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
 PARTS = 64  # polygons that are merged at once
 
 RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
@@ -148,7 +148,6 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
         return _checked_run_lengths(segmentation, size, where)
     if not isinstance(segmentation, list) or not segmentation:
         raise ValueError(f"{where} has no segmentation (a box only?), got {shown(segmentation)}.")
-    longest = max(LONGEST, height * width / 4)
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(
@@ -159,19 +158,30 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
             raise ValueError(
                 f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
             )
-        if (max(polygon) - min(polygon)) * len(polygon) > 2 * longest and (length := _length(polygon)) > longest:
-            raise ValueError(
-                f"{where}: a polygon of {len(polygon) // 2} points is {length:.0f} pixels long, too much for an image "
-                f"of {width} x {height}."
-            )
+    _check_length(segmentation, size, where)
     parts = coco_mask.frPyObjects(segmentation, height, width)
     while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
         parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
     return coco_mask.merge(parts)
 
 
+def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
+    """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
+    height, width = size
+    longest, longest_of_all = max(LONGEST, height * width / 4), max(10 * LONGEST, 2 * height * width)
+    lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
+    if max(lengths) <= longest and sum(lengths) <= longest_of_all:
+        return
+    lengths = [_length(polygon) for polygon in polygons]
+    if max(lengths) > longest or sum(lengths) > longest_of_all:
+        raise ValueError(
+            f"{where}: {len(polygons)} polygons with {sum(map(len, polygons)) // 2} points have outlines of "
+            f"{sum(lengths):.0f} pixels, too much for an image of {width} x {height}."
+        )
+
+
 def _length(polygon: list[float]) -> float:
-    """Pixels on the outline, by which pycocotools takes memory."""
+    """Pixels on the outline."""
     points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
     return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
@@ -186,14 +196,19 @@ def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
 def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
     own_size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
-        raise ValueError(f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width).")
+        turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
+        raise ValueError(
+            f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width){turned}."
+        )
     pixels = size[0] * size[1]
     if isinstance(counts, list):
         if not all(type(count) is int or type(count) is float and count.is_integer() for count in counts):
             raise ValueError(f"{where}: run lengths have counts that are no whole numbers: {shown(counts)}.")
         if min(counts, default=0) < 0 or sum(counts) != pixels:
             negative = ", some negative" if min(counts, default=0) < 0 else ""
-            raise ValueError(f"{where}: run lengths cover {sum(counts)} pixels{negative}, the image has {pixels}.")
+            raise ValueError(
+                f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
+            )
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from .files import shown, text_line
+from .files import class_name, has_controls, shown
 
 CocoKind = Literal["instances", "panoptic"]
 Report = Callable[[str, str, Any], None]  # rule of `validate`, message, the image or map that it is about
@@ -14,6 +14,7 @@ KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
 MOST_SEGMENTS = 2**24  # of the colours that are their ids
 WHOLE = "a whole number"
+UNREAD = object()
 
 
 class Field(NamedTuple):
@@ -26,6 +27,12 @@ def _whole(value: Any) -> int:
     if type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not int:  # nor a bool, which counts as an int
+        raise ValueError
+    return value
+
+
+def _file_name(value: Any) -> str:
+    if has_controls(class_name(value)):
         raise ValueError
     return value
 
@@ -69,11 +76,11 @@ def _list(value: Any) -> list[Any]:
     return value
 
 
-ID, FILE_NAME = Field(_id, "a whole number or a text"), Field(text_line, "the name of a file")
+ID, FILE_NAME = Field(_id, "a whole number or a text"), Field(_file_name, "the name of a file")
 SIDE, CATEGORY_ID = Field(_side, "a number of pixels from 1"), Field(_whole, WHOLE)
 FLAG, NUMBER = Field(_flag, "0 or 1", optional=True), Field(_number, "a number", optional=True)
 IMAGE = {"id": ID, "file_name": FILE_NAME, "height": SIDE, "width": SIDE}
-CATEGORY = {"id": CATEGORY_ID, "name": Field(text_line, "a name"), "isthing": FLAG}
+CATEGORY = {"id": CATEGORY_ID, "name": Field(class_name, "a name"), "isthing": FLAG}
 ANNOTATION: dict[CocoKind, dict[str, Field]] = {
     "instances": {
         "id": ID._replace(optional=True), "image_id": ID, "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
@@ -106,7 +113,7 @@ class CocoContent:
     """The records that nothing is wrong with.
 
     Args:
-        content: of the json; None: it could not be read.
+        content: of the json; `UNREAD`: it could not be read, as is known already.
         kind: of file.
         report: is told what is wrong: the rule of `validate`, a message that names record and field, and the image or
             map that it is about (None: the json). It may raise.
@@ -127,10 +134,10 @@ class CocoContent:
         self.annotations: dict[int | str, list[dict[str, Any]]] = {}
         # ids of refused records, as text: that others refer to them is no further fault
         self._refused: dict[str, set[str]] = {key: set() for key in KEYS}
-        if content is None:
+        if content is UNREAD:
             return
         if type(content) is not dict:
-            report("bad_json", f"holds a {type(content).__name__}, no object with {', '.join(KEYS)}", None)
+            report("bad_json", f"is {shown(content)}, no object with {', '.join(KEYS)}", None)
             return
         if lacking := [key for key in KEYS if type(content.get(key)) is not list]:
             report("bad_json", f"lacks {', '.join(lacking)} (lists), so this is no COCO annotation file", None)
@@ -147,17 +154,16 @@ class CocoContent:
         else:
             self._read_panoptic(lists["annotations"])
 
-    def _checked(self, key: str, records: list[Any], fields: Mapping[str, Field]) -> Iterator[tuple[str, Any]]:
-        """Complete records, with what to call them."""
+    def _checked(self, key: str, records: list[Any], fields: Mapping[str, Field]) -> Iterator[tuple[int, Any]]:
+        """Complete records, with their places."""
         for place, record in enumerate(records):
-            where = f"{key}[{place}]"
-            identity = record.get("id") if type(record) is dict else None
             if wrong := wrong_field(record, fields):
-                self._refused[key].add(str(identity))
-                named = "" if identity is None else f" (id {shown(identity)})"
-                self._report("bad_record", f"{where}{named} {wrong}{self._other_kind(key, record)}", None)
+                own_id = record.get("id") if type(record) is dict else None
+                self._refused[key].add(str(own_id) if isinstance(own_id, (str, int, float)) else "")
+                where = _place(key, place, own_id)
+                self._report("bad_record", f"{where} {wrong}{self._other_kind(key, record)}", None)
                 continue
-            yield where if identity is None else f"{where} (id {shown(identity)})", record
+            yield place, record
 
     def _other_kind(self, key: str, record: Any) -> str:
         if key != "annotations" or type(record) is not dict or ("segments_info" in record) == (self.kind == "panoptic"):
@@ -168,35 +174,45 @@ class CocoContent:
 
     def _read_categories(self, records: list[Any]) -> None:
         label_of: dict[str, int] = {}
-        for where, record in self._checked("categories", records, CATEGORY):
+        for place, record in self._checked("categories", records, CATEGORY):
             label, name = record["id"], record["name"]
             if label in self.class_names:
-                self._report("double_id", f"{where} is {name!r}, but {self.class_names[label]!r} has this id too", None)
+                self._report(
+                    "double_id",
+                    f"categories[{place}], {shown(name)}, has id {label}, as {shown(self.class_names[label])} has",
+                    None,
+                )
                 continue
             if name in label_of:
-                self._report("same_class_name", f"{name!r} is category {label_of[name]} and {label}", None)
+                self._report("same_class_name", f"{shown(name)} is category {label_of[name]} and {label}", None)
             label_of.setdefault(name, label)
             self.class_names[label] = name
             if self.kind == "panoptic" and record.get("isthing") is None:
-                self._report("missing_isthing", f"categories without isthing: {name} (id {label})", None)
+                self._report("missing_isthing", f"categories without isthing: {shown(name)} (id {label})", None)
             elif self.kind == "panoptic" and not record["isthing"]:
                 self.stuff.append(label)
 
     def _read_images(self, records: list[Any]) -> None:
         id_of: dict[str, int | str] = {}
-        for where, record in self._checked("images", records, IMAGE):
+        for place, record in self._checked("images", records, IMAGE):
             image_id, name = record["id"], record["file_name"]
             height, width = record["height"], record["width"]
             if height * width >= MOST_PIXELS:
                 self._refused["images"].add(str(image_id))
-                self._report("bad_record", f"{where} has height {height} and width {width}, 2^31 pixels or more", None)
+                self._report(
+                    "bad_record",
+                    f"{_place('images', place, image_id)} has height {height} and width {width}, 2^31 pixels or more",
+                    None,
+                )
                 continue
             if image_id in self.images:
                 other = self.images[image_id]["file_name"]
-                self._report("double_id", f"several images have one id: {where} {name} and {other}", name)
+                self._report("double_id", f"several images have one id, {shown(image_id)}: {name} and {other}", name)
                 continue
             if name in id_of:
-                self._report("same_name", f"images {id_of[name]!r} and {image_id!r} are of one file, {name}", name)
+                self._report(
+                    "same_name", f"images {shown(id_of[name])} and {shown(image_id)} are of one file, {name}", name
+                )
             id_of.setdefault(name, image_id)
             self.images[image_id] = record
 
@@ -213,9 +229,9 @@ class CocoContent:
 
     def _read_instances(self, records: list[Any]) -> None:
         ids: set[Any] = set()
-        for where, record in self._checked("annotations", records, ANNOTATION["instances"]):
+        for place, record in self._checked("annotations", records, ANNOTATION["instances"]):
             own_id, image_id = record.get("id"), record["image_id"]
-            name = where if own_id is None else f"annotation {shown(own_id)}"
+            name = f"annotation {own_id}" if type(own_id) is int else _place("annotations", place, own_id)
             if not self._is_listed(name, image_id, "images", self.images, "orphan_annotation", None):
                 continue
             file = self.images[image_id]["file_name"]
@@ -228,9 +244,11 @@ class CocoContent:
             self.annotations[image_id].append(record)
 
     def _read_panoptic(self, records: list[Any]) -> None:
-        for where, record in self._checked("annotations", records, ANNOTATION["panoptic"]):
+        for place, record in self._checked("annotations", records, ANNOTATION["panoptic"]):
             image_id, file = record["image_id"], record["file_name"]
-            if not self._is_listed(f"{where}, {file},", image_id, "images", self.images, "orphan_annotation", None):
+            if not self._is_listed(
+                f"annotations[{place}], {file},", image_id, "images", self.images, "orphan_annotation", None
+            ):
                 continue
             if self.annotations[image_id]:
                 self._report(
@@ -265,6 +283,10 @@ class CocoContent:
             else:
                 annotation["dropped"].append(own_id)
         annotation["segments_info"] = list(good.values())
+
+
+def _place(key: str, place: int, own_id: Any) -> str:
+    return f"{key}[{place}]" if own_id is None else f"{key}[{place}] (id {shown(own_id)})"
 
 
 def _as_number(label: Any) -> Any:

@@ -132,13 +132,18 @@ def shown(value: Any) -> str:
     return "null" if value is None else reprlib.repr(value)
 
 
-def text_line(value: Any) -> str:
-    """The value itself. ValueError: it is no text, blank, or has control characters, which a terminal would obey."""
+def class_name(value: Any) -> str:
+    """The value itself. ValueError: it is no text, a blank one, or one that no file can hold."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{shown(value)} is no text, or a blank one")
-    if not value.isprintable() and any(unicodedata.category(character) in CONTROL for character in value):
-        raise ValueError(f"{shown(value)} has control characters")
+    if any(unicodedata.category(character) == "Cs" for character in value):
+        raise ValueError(f"{shown(value)} has half characters (surrogates)")
     return value
+
+
+def has_controls(text: str) -> bool:
+    """Whether there are characters in a text that a terminal would obey, or that end a line."""
+    return not text.isprintable() and any(unicodedata.category(character) in CONTROL for character in text)
 
 
 def with_split(pattern: str, split: str | None) -> str:
@@ -194,7 +199,7 @@ def checked_names(names: Iterable[tuple[Any, Any]], where: str) -> dict[int, str
         if label in checked:
             raise ValueError(f"{where} names class {label} twice: {shown(checked[label])} and {shown(name)}.")
         try:
-            checked[label] = text_line(name)
+            checked[label] = class_name(name)
         except ValueError as error:
             raise ValueError(f"{where}: the name of class {label}: {error}.") from None
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import torch
 from torch import Tensor
 
 from .dataset import SegmentationDataset, Targets
-from .files import pair_files, read_class_names, read_json, read_map, require_folder, some
+from .files import (
+    checked_names,
+    pair_files,
+    read_class_names,
+    read_json,
+    read_map,
+    require_folder,
+    shown,
+    some,
+    with_split,
+)
 
 LABEL_FOLDERS = ("labels", "semantic", "instances")
 VOID_VALUES = (255, 65535)  # void in label files unless a class has the id
@@ -163,16 +174,25 @@ class SegmentationFolder(LabelMapDataset):
 
 def below(root: Path, pattern: str, split: str | None) -> Path:
     """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
-    return root / pattern.format(split=split or "").strip("/")
+    return root / with_split(pattern, split).strip("/")
 
 
 def class_names_of(root: Path, id2label: Mapping[int, str] | str | Path | None) -> tuple[dict[int, str], list[int]]:
     """Names of the classes by label value, and values named as no class (in Mapillary's config.json)."""
-    if id2label is None and not (root / "labels.json").is_file() and (root / "config.json").is_file():
-        labels = read_json(root / "config.json")["labels"]
-        names = {value: label["readable"] for value, label in enumerate(labels) if label["evaluate"]}
-        return names, sorted(set(range(len(labels))) - set(names))
-    return read_class_names(root / "labels.json" if id2label is None else id2label), []
+    path = root / "config.json"
+    if id2label is not None or (root / "labels.json").is_file() or not path.is_file():
+        return read_class_names(root / "labels.json" if id2label is None else id2label), []
+    content = read_json(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, list):
+        raise ValueError(f"{path} has no list of labels as Mapillary's, and there is no {root / 'labels.json'}.")
+    for place, label in enumerate(labels):
+        if not isinstance(label, dict) or not isinstance(label.get("evaluate"), bool) or "readable" not in label:
+            raise ValueError(
+                f"{path}: labels[{place}] is {shown(label)}, with no readable and evaluate (true or false)."
+            )
+    names = checked_names(((i, label["readable"]) for i, label in enumerate(labels) if label["evaluate"]), str(path))
+    return names, sorted(set(range(len(labels))) - set(names))
 
 
 def _only_label_folder(folder: Path) -> Path:
@@ -224,9 +244,14 @@ class Ade20k(SegmentationFolder):
 
 def names_of_table(path: Path) -> dict[int, str]:
     """Tab-separated lines of label value, four numbers and names; the first name where no other class has it."""
-    rows = [line.split("\t") for line in path.read_text().splitlines()[1:] if line.strip()]
-    if not rows or any(len(row) < 2 or not row[0].strip().isdigit() for row in rows):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+    rows = [line.split("\t") for line in lines if line.strip()]
+    if not rows or any(len(row) < 2 or not row[0].strip().isdecimal() for row in rows):
         raise ValueError(f"{path} is not a table with the columns Idx, ..., Name, divided by tabs.")
-    names = {int(row[0]): row[-1].strip() for row in rows}
-    first = [name.split(",")[0] for name in names.values()]
-    return {i: name.split(",")[0] if first.count(name.split(",")[0]) == 1 else name for i, name in names.items()}
+    names = checked_names(((int(row[0]), row[-1].strip()) for row in rows), str(path))
+    first = {label: name.split(",")[0] for label, name in names.items()}
+    times = Counter(first.values())
+    return {label: first[label] if times[first[label]] == 1 else name for label, name in names.items()}

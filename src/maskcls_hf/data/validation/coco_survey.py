@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from ..coco_files import NamedFiles, choose_json, find_image_folder
 from ..coco_instances import is_relative, run_lengths
-from ..coco_records import CocoContent, CocoKind
+from ..coco_records import UNREAD, CocoContent, CocoKind
 from ..files import IMAGE_SUFFIXES, read_json, require_folder, shown
 from .files import Find, Picture, compare_sizes
 from .segments import Blob, ImageLabels, Segment, area_differs, box_differs, vanished_masks
@@ -44,13 +44,14 @@ class CocoSurvey(Survey):
     def _add_items(self, content: CocoContent, folder: NamedFiles | None) -> None: ...
 
     def _content(self) -> Any:
-        """Of the json; None and a finding where it cannot be read."""
+        """Of the json; `UNREAD` and a finding where it cannot be read."""
         try:
-            self.json_path = choose_json(self.root, self.split, self.json_kind, self.options.get("annotations"))
-            return read_json(self.json_path)
+            path = choose_json(self.root, self.split, self.json_kind, self.options.get("annotations"))
+            self.json_path = path
+            return read_json(path)
         except (OSError, ValueError) as error:
-            self.find("bad_json", str(error), self.json_path)
-            return None
+            self.find("bad_json", str(error), self.json_path if self.json_path.is_file() else None)
+            return UNREAD
 
     def _report(self, rule: str, message: str, file: str | None) -> None:
         self.find(rule, message, file or self.json_path)

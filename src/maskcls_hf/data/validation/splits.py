@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..coco_files import find_jsons
 from ..files import with_split
 from ..folder_dataset import LABEL_FOLDERS, below
 from ..open_dataset import LAYOUTS
@@ -17,17 +18,26 @@ def find_splits(root: Path, layout: str | None, options: Mapping[str, Any]) -> t
     """Layout and its splits, training first. A split of the folder layout may lack images or labels; (None, [])
     where nothing is known."""
     for name in [layout] if layout else LAYOUTS:
-        splits = sorted({s for s in _candidates(root, name, options) if _is_split(root, name, s, options)}, key=_rank)
+        splits = {s for s in _candidates(root, name, options) if _is_split(root, name, s, options)}
         if splits:
+            splits = _with_files_of_their_own(root, name, splits, options)
             parts = {split for split in _candidates(root, name, options) if _is_part(root, name, split)}
             return name, [*sorted({*splits, *parts}, key=_rank)]
         if _is_split(root, name, None, options):
             return name, [None]
     for name in [layout] if layout else LAYOUTS:
-        splits = sorted({s for s in _candidates(root, name, options) if _is_part(root, name, s)}, key=_rank)
+        splits = {s for s in _candidates(root, name, options) if _is_part(root, name, s)}
         if splits or _is_part(root, name, None):
-            return name, [*splits] or [None]
+            return name, [*sorted(splits, key=_rank)] or [None]
     return layout, []
+
+
+def _with_files_of_their_own(root: Path, layout: str, splits: set[str], options: Mapping[str, Any]) -> set[str]:
+    """Without "train" where that is the json of "train2017"."""
+    if not layout.startswith("coco_") or options.get("annotations"):
+        return splits
+    kind: Any = layout.removeprefix("coco_")
+    return set({tuple(find_jsons(root, split, kind)): split for split in sorted(splits, key=len)}.values())
 
 
 def layout_of(root: Path, splits: list[str | None], options: Mapping[str, Any]) -> str | None:
