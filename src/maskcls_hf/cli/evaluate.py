@@ -14,7 +14,6 @@ from rich.table import Table
 from transformers.utils import logging
 
 from ..data import SegmentationDataset, open_dataset
-from ..data.dataset import warn_of_nothing
 from ..hub.scores import write_json
 from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data
@@ -107,7 +106,6 @@ def evaluate(
     try:
         check_options(json_file, crop, middle, scale, flip, multi_scale)
         dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
-        warn_of_nothing(dataset, f"{data}, split {split}")
         predictor = Predictor.from_pretrained(
             model,
             choose_device(device),

@@ -6,7 +6,6 @@ import glob
 import os
 import pickle
 import unicodedata
-from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .coco_records import CocoContent, CocoKind
-from .dataset import Kind, SegmentationDataset, check_size, nothing_in
+from .dataset import Kind, SegmentationDataset, check_size
 from .files import read_json, require_folder, shown, some, with_split
 
 TOLERATED = ("double_annotation_id", "same_class_name")  # what is no error for `validate` either
@@ -75,16 +74,6 @@ class CocoDataset(SegmentationDataset):
 
     def sizes(self) -> list[tuple[int, int]]:
         return list(self._sizes)
-
-    @abstractmethod
-    def crowds(self, index: int) -> list[bool]:
-        """Of each annotation of an image: whether it is a crowd."""
-
-    def nothing_to_learn(self) -> str | None:
-        crowds = [self.crowds(index) for index in range(len(self))]
-        if any(not all(found) and self._teaches(index) for index, found in enumerate(crowds)):
-            return None
-        return nothing_in(len(self), self.kind, sum(map(len, crowds)), sum(map(sum, crowds)))
 
     def record(self, index: int) -> str:
         """The record of an image, for messages."""

@@ -55,8 +55,6 @@ class CocoInstances(CocoDataset):
         ValueError: the json is broken; or (on access) an image, polygon or mask. The message names file and id.
     """
 
-    expects_things = True
-
     def __init__(
         self,
         root: str | Path,
@@ -97,9 +95,6 @@ class CocoInstances(CocoDataset):
     def annotation(self, index: int) -> str:
         return self.record(index)
 
-    def crowds(self, index: int) -> list[bool]:
-        return [instance.crowd for instance in self.instances(index)]
-
     def run_lengths(self, index: int) -> list[RunLengths]:
         """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
         return [self._mask(index, instance) for instance in self.instances(index)]
@@ -107,13 +102,6 @@ class CocoInstances(CocoDataset):
     def _mask(self, index: int, instance: Instance) -> RunLengths:
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
-
-    def _teaches(self, index: int) -> bool:
-        return any(
-            coco_mask.area(self._mask(index, instance)) and not is_relative(instance.segmentation, self._sizes[index])
-            for instance in self.instances(index)
-            if not instance.crowd
-        )
 
     def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
         self.check_record(index, size)

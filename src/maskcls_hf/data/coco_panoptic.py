@@ -79,9 +79,6 @@ class CocoPanoptic(CocoDataset):
         """Segments of an image, in the order of the json."""
         return [Segment(*fields) for fields in self._segments[index]]
 
-    def crowds(self, index: int) -> list[bool]:
-        return [segment.crowd for segment in self.segments(index)]
-
     def map_path(self, index: int) -> Path:
         return self.map_folder / self.map_names[index]
 

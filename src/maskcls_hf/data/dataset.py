@@ -10,12 +10,9 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from transformers.utils import logging
 
-from .files import image_size, read_image, unique_ids
-from .sample import VOID, Sample, void_id_of
-
-logger = logging.get_logger(__name__)
+from .files import image_size, read_image
+from .sample import Sample, void_id_of
 
 Kind = Literal["semantic", "instance", "panoptic"]
 
@@ -96,9 +93,6 @@ class SegmentationDataset(Classes, Dataset[Sample]):
     names: list[str]
     """Name of each image."""
 
-    expects_things = False
-    """Only segments of things are worth learning: what is left is a background."""
-
     @abstractmethod
     def image_path(self, index: int) -> Path:
         """File of an image."""
@@ -118,28 +112,6 @@ class SegmentationDataset(Classes, Dataset[Sample]):
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each image, from the headers of the files."""
         return [image_size(self.image_path(index)) for index in range(len(self))]
-
-    def nothing_to_learn(self) -> str | None:
-        """Why there is nothing to learn from the annotations; None: there is. Files are read until something is found.
-
-        Raises:
-            FileNotFoundError, ValueError: what is wrong with a file that is read.
-        """
-        return None if any(self._teaches(index) for index in range(len(self))) else nothing_in(len(self), self.kind)
-
-    def _teaches(self, index: int) -> bool:
-        """Whether a pixel of an image belongs to a class, or to a segment that is no crowd."""
-        targets = self._read_targets(index, image_size(self.image_path(index)))
-        if targets.classes is None:
-            return bool((targets.pixels != self.void_id).any())
-        worth = {
-            segment
-            for segment, label in targets.classes.items()
-            if label not in (None, VOID) and not (self.expects_things and label in self.stuff_ids)
-        } - set(targets.crowd_ids)
-        if targets.pixels.ndim == 3:
-            return any(bool(targets.pixels[segment].any()) for segment in worth)
-        return not worth.isdisjoint(unique_ids(targets.pixels))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -162,27 +134,6 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         targets = self._read_targets(index, size)
         check_sizes(targets.pixels, image, self.annotation(index), str(self.image_path(index)))
         return image, targets
-
-
-def nothing_in(images: int, kind: Kind, annotations: int = 0, crowds: int = 0) -> str:
-    """What is said of images in which there is nothing to learn, by the number of their annotations."""
-    if kind == "semantic":
-        return f"all pixels of {images} images are unlabelled"
-    if not annotations:
-        return f"no segment of any class in {images} images"
-    if crowds == annotations:
-        return (
-            f"all {annotations} segments are crowd regions, which are not learned: set iscrowd to 0 where each is one "
-            "object (CVAT exports brush masks as crowds)"
-        )
-    without = f"{annotations - crowds} have no pixel, or all polygon points in 0..1 (they must be pixels)"
-    return f"no segment of {annotations} can be learned: " + (f"{crowds} are crowd regions, " * bool(crowds)) + without
-
-
-def warn_of_nothing(data: SegmentationDataset, where: str) -> None:
-    """Says that scores on the data would mean nothing, if so."""
-    if nothing := data.nothing_to_learn():
-        logger.warning(f"{where}: there is nothing to find, so that scores say nothing: {nothing}.")
 
 
 def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:

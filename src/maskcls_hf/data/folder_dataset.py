@@ -163,7 +163,7 @@ class SegmentationFolder(LabelMapDataset):
             names = {0: background, 1: next(iter(names.values()))}
         super().__init__(pair_files(images, labels), names, {*void_values, *no_classes}, cache)
         if has_instances:
-            self.kind, self.has_instances, self.stuff_ids, self.expects_things = "panoptic", True, [0], True
+            self.kind, self.has_instances, self.stuff_ids = "panoptic", True, [0]
 
     def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
         if not self.has_instances:

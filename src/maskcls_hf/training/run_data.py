@@ -10,7 +10,6 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
-from ..data.dataset import warn_of_nothing
 from .recipe import Recipe
 
 
@@ -19,8 +18,8 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
 
     Raises:
         FileNotFoundError: no such data or split.
-        ValueError: the splits differ in their classes, there is nothing to learn in the training split, the recipe's
-            options do not fit the layout, or what the recipe evaluates is not in the data.
+        ValueError: the splits differ in their classes, the recipe's options do not fit the layout, or what the
+            recipe evaluates is not in the data.
     """
     section = recipe.data
     try:
@@ -38,9 +37,6 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
             f"{len(names[0])} and {len(names[1])}, {differing}."
         )
     _check_tasks(recipe, train)
-    if nothing := train.nothing_to_learn():
-        raise ValueError(f"{root}, split {section.train_split}: there is nothing to learn: {nothing}.")
-    warn_of_nothing(evaluation, f"{root}, split {section.eval_split}")
     return train, evaluation
 
 

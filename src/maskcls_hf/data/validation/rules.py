@@ -134,10 +134,6 @@ RULES: dict[str, Rule] = {
         "Images with every pixel unlabelled", "Nothing is learned from them: remove or annotate them."
     ),
     "no_segments": _note("Images without an instance", "Right for true negatives; else annotate them."),
-    "nothing_to_learn": _warning(
-        "A split in which there is nothing to learn",
-        "Annotate the images, or correct the export; a split like this can be neither trained on nor scored.",
-    ),
     "empty_segment": _warning("Segments without a pixel", "Draw them anew, or remove them; they are skipped."),
     "relative_polygon": _warning(
         "Polygons in parts of the image", "Points are pixels: multiply x by the width of the image, y by its height."

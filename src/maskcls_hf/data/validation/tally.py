@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..dataset import nothing_in
 from ..files import some
 from .files import Find, Picture, read_picture
 from .report import ClassCount, Report, SplitReport
@@ -33,7 +32,6 @@ class Tally:
     def __init__(self, report: Report):
         self.report = report
         self.values: set[int] = set()
-        self.learned: dict[str | None, set[int]] = {}  # split -> labels of segments that are no crowds
         self._palette: dict[int, tuple[tuple[int, ...], str]] = {}
         self._digests: dict[bytes, tuple[str | None, str]] = {}
 
@@ -50,7 +48,6 @@ class Tally:
         split.void_pixels += found.labels.void
         split.segments.append(len(found.labels.segments))
         split.crowds += sum(segment.crowd for segment in found.labels.segments)
-        self.learned.setdefault(split.name, set()).update(s.label for s in found.labels.segments if not s.crowd)
         for segment in found.labels.segments:
             count = split.classes.setdefault(segment.label, ClassCount())
             count.segments += 1
@@ -130,26 +127,11 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
     for split in report.splits:
         if split.crowds:
             found.append(Finding("crowd", f"{split.crowds} of {sum(split.segments)} segments", split.name))
-    found += filter(None, (_nothing_to_learn(tally, survey) for survey in surveys))
     if surveys and report.kind == "semantic" and (shifted := shift(surveys[0], tally.values)):
         found.append(Finding("off_by_one", shifted))
     if report.layout == "folder" and len(report.class_names) > 1 and tally.values == {0, 255}:
         found.append(Finding("mask_255", f"the files have no other values than {some(sorted(tally.values))}"))
     _compare_splits(report)
-
-
-def _nothing_to_learn(tally: Tally, survey: Survey) -> Finding | None:
-    labels = tally.learned.get(survey.split)
-    if labels is None or labels - (survey.stuff if survey.expects_things else set()):
-        return None
-    split = next(split for split in tally.report.splits if split.name == survey.split)
-    things = [label for label in split.classes if not (survey.expects_things and label in survey.stuff)]
-    empty = sum(
-        f.split == split.name and f.kind in ("empty_segment", "relative_polygon") for f in tally.report.findings
-    )
-    segments = sum(split.classes[label].segments for label in things) + empty
-    message = nothing_in(len(split.segments), survey.kind, segments, split.crowds)
-    return Finding("nothing_to_learn", message, split.name)
 
 
 def shift(survey: Survey, values: set[int]) -> str | None:
