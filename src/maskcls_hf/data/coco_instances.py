@@ -110,11 +110,13 @@ class CocoInstances(CocoDataset):
         if ids is None:
             stack = decoded_stack(masks, self._sizes[index])
             classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
-            if self._background is not None:
+            background = ~stack.any(0, keepdim=True)
+            if self._background is not None and bool(background.any()):  # without a pixel it is nothing to be found
                 classes[len(masks)] = self._background
-                stack = torch.cat([stack, ~stack.any(0, keepdim=True)])
+                stack = torch.cat([stack, background])
             return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
-        classes = {0: self._background} | {place: i.label for place, i in enumerate(instances, start=1)}
+        classes = {0: self._background} if bool((ids == 0).any()) else {}
+        classes |= {place: i.label for place, i in enumerate(instances, start=1)}
         return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .errors import naming
 from .files import image_size, read_image
 from .sample import Sample, void_id_of
 
@@ -120,13 +122,19 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        if self._cache is None:
-            image, targets = self._read(index)
-        else:
-            if index not in self._cache:
-                self._cache[index] = self._read(index)
-            image, targets = self._cache[index]
-        return as_sample(image, targets, self.names[index])
+        with naming(self.names[index]):
+            if self._cache is None:
+                image, targets = self._read(index)
+            else:
+                if index not in self._cache:
+                    self._cache[index] = self._read(index)
+                image, targets = self._cache[index]
+            return as_sample(image, targets, self.names[index])
+
+    def targets(self, index: int) -> Targets:
+        """Annotation of an image, without its pixels."""
+        with naming(self.names[index]):
+            return self._read_targets(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:
         image = read_image(self.image_path(index))
@@ -174,7 +182,8 @@ def _distinct_names(class_names: Mapping[int, str]) -> dict[int, str]:
     names = [class_names[label] for label in sorted(class_names)]
     if not names:
         raise ValueError("No class is named.")
+    times = Counter(names)
     return {
-        place: name if names.count(name) == 1 else f"{name} ({label})"
+        place: name if times[name] == 1 else f"{name} ({label})"
         for place, (label, name) in enumerate(zip(sorted(class_names), names, strict=True))
     }

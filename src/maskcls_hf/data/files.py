@@ -9,21 +9,20 @@ import re
 import reprlib
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from ..image_reading import image_to_tensor, read_coloured_map, read_label_map
+from ..image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
 from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
 
 
@@ -36,8 +35,8 @@ def read_image(source: Any, where: str = "") -> Tensor:
     image = decoded(source, where)
     try:
         return image_to_tensor(image)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # as of what decodes it
+        raise ValueError(f"{where}: {str(error) or type(error).__name__}") from error
 
 
 def read_map(source: Any, where: str = "") -> Tensor:
@@ -57,38 +56,44 @@ def unique_ids(ids: Tensor) -> list[int]:
     return np.unique(Runs.of(ids.numpy()).values).tolist()
 
 
+def int32_ids(ids: Tensor, where: str) -> Tensor:
+    """A map of ids (H, W) as int32; ValueError where they do not fit."""
+    if ids.dtype == torch.int64 and ids.numel() and not -(2**31) <= int(ids.min()) <= int(ids.max()) < 2**31:
+        raise ValueError(f"{where} holds ids from {int(ids.min())} to {int(ids.max())}, which are to lie below 2^31.")
+    return ids.int()
+
+
 def decoded(source: Any, where: str) -> Any:
-    """A path or a record of bytes and path as PIL image; anything else as it is."""
-    if isinstance(source, dict):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
+    """A path, the bytes of a file or a record of bytes and path as PIL image; anything else as it is."""
+    source = _file_of(source)
     if source is None:
         raise ValueError(f"{where} is empty.")
-    if not isinstance(source, (str, Path, io.BytesIO)):
-        return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+    if isinstance(source, (str, Path, io.BytesIO)):
+        return _opened_as(open_image, source, where)
+    return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+
+
+def _file_of(source: Any) -> Any:
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _opened_as(read: Callable[[Any], Any], source: Any, where: str) -> Any:
     try:
-        with Image.open(source) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # decoders raise errors of many types for broken files
+        return read(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where}: no file {source}." if str(source) != where else f"No file {where}."
+        ) from error
+    except ValueError as error:
         raise ValueError(f"{where} cannot be read as an image: {error}") from error
 
 
 def image_size(source: Any, where: str = "") -> tuple[int, int]:
     """Height and width of an image, upright by its EXIF orientation, from the header alone."""
     where = where or str(source)
-    if isinstance(source, dict):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
-    try:
-        with Image.open(source) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # as above
-        raise ValueError(f"{where} cannot be read as an image: {error}") from error
-    return (width, height) if turned else (height, width)
+    return _opened_as(size_in_header, _file_of(source), where)
 
 
 def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
@@ -116,8 +121,7 @@ def _by_stem(folder: Path, suffixes: Sequence[str], kind: str) -> dict[str, Path
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
-        stems = [path.stem for path in paths]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        twice = sorted(stem for stem, number in Counter(path.stem for path in paths).items() if number > 1)
         raise ValueError(f"{kind} of the same name in {folder}: {some(twice)}.")
     return found
 

@@ -80,14 +80,19 @@ def open_dataset(
     """
     root = Path(root)
     require_folder(root, "data set")
-    if layout is None:
-        layout = find_layout(root, split)
+    was_found = layout is None
+    layout = find_layout(root, split) if layout is None else layout
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     try:
         return LAYOUTS[layout].reader(root, split, cache=cache, **options)
     except TypeError as error:
         raise TypeError(f"Layout {layout} of {root}: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        if not (was_found and layout == "ade20k"):  # data of other sets lies in folders of these names too
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error} (Layout {layout} was found by looking at the names of the folders.)") from error
 
 
 def find_layout(root: Path, split: str | None) -> str:

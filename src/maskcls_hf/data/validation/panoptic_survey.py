@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,6 @@ class CocoPanopticSurvey(CocoSurvey):
         return labels
 
     def _check_stuff(self, labels: ImageLabels, find: Find) -> None:
-        stuff = [s.label for s in labels.segments if s.label in self.stuff and not s.crowd]
-        if twice := sorted({label for label in stuff if stuff.count(label) > 1}):
-            find("stuff_twice", some([f"{self.name_of(label)} ({stuff.count(label)})" for label in twice]), None)
+        stuff = Counter(s.label for s in labels.segments if s.label in self.stuff and not s.crowd)
+        if twice := sorted(label for label, times in stuff.items() if times > 1):
+            find("stuff_twice", some([f"{self.name_of(label)} ({stuff[label]})" for label in twice]), None)
