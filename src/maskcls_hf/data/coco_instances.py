@@ -9,11 +9,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from transformers.utils import logging
 
 from .coco_files import CocoDataset, Packed, choose_json, find_image_folder, read_coco
+from .coco_records import CocoContent, is_number
 from .dataset import Targets
 from .files import shown
 from .sample import VOID
+
+logger = logging.get_logger(__name__)
 
 # Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
 FARTHEST = 1e5  # pixels; of a polygon's points
@@ -81,6 +85,10 @@ class CocoInstances(CocoDataset):
         super().__init__(root, path, content, folder, names, kind, stuff, cache)
         self._background: int | None = {"negatives": None, "void": VOID, "class": 0}[background]
         self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
+        if _all_relative(content):
+            logger.warning(
+                f"{path}: all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
+            )
 
     def _instance(self, annotation: Any) -> tuple:
         """As a plain tuple: fewer bytes."""
@@ -118,6 +126,15 @@ class CocoInstances(CocoDataset):
         classes = {0: self._background} if bool((ids == 0).any()) else {}
         classes |= {place: i.label for place, i in enumerate(instances, start=1)}
         return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+
+
+def _all_relative(content: CocoContent) -> bool:
+    """Whether there are polygons, and all of them lie in 0..1."""
+    of_image = zip(content.images.values(), content.annotations.values(), strict=True)
+    pairs = ((image, annotation) for image, found in of_image for annotation in found)
+    return any(content.annotations.values()) and all(
+        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+    )
 
 
 def _crowd_and_areas(instances: Iterable[tuple[int, Instance]]) -> tuple[list[int], dict[int, float]]:
@@ -178,9 +195,12 @@ def _length(polygon: list[float]) -> float:
 
 def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
-    if not isinstance(segmentation, list) or max(size) <= 2:
+    if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
         return False
-    return all(min(polygon) >= 0 and max(polygon) <= 1 for polygon in segmentation)
+    return all(
+        isinstance(polygon, list) and polygon and all(is_number(number) and 0 <= number <= 1 for number in polygon)
+        for polygon in segmentation
+    )
 
 
 def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:

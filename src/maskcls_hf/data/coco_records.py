@@ -220,7 +220,7 @@ class CocoContent:
         """Whether `label` is the id of a record of `key`, which `what` refers to."""
         if label in listed:
             return True
-        if str(label) not in self._refused[key]:
+        if listed and str(label) not in self._refused[key]:
             kind = {"images": "image", "categories": "category"}[key]
             other = next((other for other in (str(label), _as_number(label)) if other in listed), None)
             hint = "" if other is None else f": there {shown(other)} is a {'text' if type(other) is str else 'number'}"

@@ -139,7 +139,9 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
     _compare_splits(report)
     for split, survey in zip(report.splits, surveys, strict=True):
         if split.checked == split.images and split.name in tally.learned:
-            message = nothing_to_learn(tally.learned[split.name], survey.classes, survey.stuff, survey.kind)
+            message = nothing_to_learn(
+                tally.learned[split.name], survey.classes, survey.stuff, survey.kind, split.crowds > 0
+            )
             found += [Finding("nothing_to_learn", message, split.name)] if message else []
 
 
