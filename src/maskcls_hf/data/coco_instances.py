@@ -72,6 +72,8 @@ class CocoInstances(CocoDataset):
     ):
         if background not in ("negatives", "void", "class"):
             raise ValueError(f'background={background!r}: needs "negatives", "void" or "class".')
+        if not isinstance(background_name, str) or not background_name:
+            raise ValueError(f"background_name={background_name!r}: needs a text.")
         root = Path(root)
         path = choose_json(root, split, "instances", annotations)
         content = read_coco(path, "instances")

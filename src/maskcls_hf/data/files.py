@@ -151,7 +151,9 @@ def has_controls(text: str) -> bool:
 
 
 def with_split(pattern: str, split: str | None) -> str:
-    """`"annotations/{split}.json"` -> the path of a split."""
+    """`"annotations/{split}.json"` -> the path of a split. ValueError: it is no text."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"{shown(pattern)} is no path of files or folders, such as 'images/{{split}}'.")
     return pattern.replace("{split}", split or "")
 
 

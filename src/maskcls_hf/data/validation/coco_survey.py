@@ -63,7 +63,7 @@ class CocoSurvey(Survey):
             folder = find_folder(self.root, self.split, self.json_path, *names)
             require_folder(folder, kind)
             return NamedFiles(self.root, folder)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.find("missing_folder", str(error), self.json_path)
             return None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from ..files import with_split
 from ..folder_dataset import LABEL_FOLDERS, below
 from ..open_dataset import LAYOUTS
 
-FIRST = ("train", "training", "val", "validation", "test")
+FIRST = ("train", "training", "val", "valid", "validation", "test")
 
 
 def find_splits(root: Path, layout: str | None, options: Mapping[str, Any]) -> tuple[str | None, list[str | None]]:
@@ -57,7 +59,7 @@ def _rank(split: str) -> tuple[int, str]:
 def _candidates(root: Path, layout: str, options: Mapping[str, Any]) -> Iterator[str]:
     """Names that can be splits."""
     pattern = {"cityscapes": "leftImg8bit/{split}", "ade20k": "images/{split}"}.get(layout)
-    pattern = options.get("image_folder") or pattern or "{split}"
+    pattern = str(options.get("image_folder") or pattern or "{split}")
     if "{split}" in pattern:
         folder = root / pattern.split("{split}")[0]
         yield from (path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else ()
@@ -65,10 +67,7 @@ def _candidates(root: Path, layout: str, options: Mapping[str, Any]) -> Iterator
     if kind == layout:
         return
     if pattern := options.get("annotations"):
-        if "{split}" in pattern:
-            before, behind = pattern.split("{split}", 1)
-            found = (str(path.relative_to(root)) for path in root.glob(f"{before}*{behind}"))
-            yield from (name.removeprefix(before).removesuffix(behind) for name in found)
+        yield from _splits_of(str(root / str(pattern)))
         return
     yield from (path.stem.removeprefix(f"{kind}_") for path in (root / "annotations").glob(f"{kind}_*.json"))
     for path in root.glob(f"{kind}_*.json"):
@@ -77,14 +76,24 @@ def _candidates(root: Path, layout: str, options: Mapping[str, Any]) -> Iterator
             yield path.stem.removeprefix(f"{kind}_")
     for path in (*root.glob("annotations/*.json"), *root.glob("*.json")):  # train.json, beside labels.json and others
         images = root / path.stem, root / "images" / path.stem
-        if path.stem.startswith(FIRST) or any(folder.is_dir() for folder in images):
+        if re.fullmatch(f"({'|'.join(FIRST)})[0-9]*", path.stem) or any(folder.is_dir() for folder in images):
             yield path.stem
+
+
+def _splits_of(pattern: str) -> Iterator[str]:
+    """What `{split}` can be in the path of a file."""
+    split = re.escape("{split}")
+    form = re.escape(pattern).replace(split, "(.+)", 1).replace(split, r"\1")
+    for path in glob.glob("*".join(map(glob.escape, pattern.split("{split}")))):
+        if (match := re.fullmatch(form, path)) and match.groups():
+            yield match[1]
 
 
 def _is_split(root: Path, layout: str, split: str | None, options: Mapping[str, Any]) -> bool:
     if layout == "folder" and options.get("image_folder"):
-        return bool(split) and below(root, options["image_folder"], split).is_dir()
+        return bool(split) and below(root, str(options["image_folder"]), split).is_dir()
     if layout.startswith("coco_") and (pattern := options.get("annotations")):
+        pattern = str(pattern)
         return bool(split) == ("{split}" in pattern) and (root / with_split(pattern, split)).is_file()
     return LAYOUTS[layout].found(root, split)
 

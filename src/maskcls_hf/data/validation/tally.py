@@ -137,8 +137,9 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
     if surveys and report.layout == "folder" and 255 in tally.values:
         found += _meaning_of_255(surveys[0], tally.values)
     _compare_splits(report)
+    wrong = {finding.split for finding in found if finding.severity == "error"}  # what is refused is not learned either
     for split, survey in zip(report.splits, surveys, strict=True):
-        if split.checked == split.images and split.name in tally.learned:
+        if split.checked == split.images and split.name in tally.learned and split.name not in wrong:
             message = nothing_to_learn(
                 tally.learned[split.name], survey.classes, survey.stuff, survey.kind, split.crowds > 0
             )
