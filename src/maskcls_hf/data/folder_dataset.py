@@ -223,11 +223,12 @@ def class_names_of(root: Path, id2label: Mapping[int, str] | str | Path | None) 
     content = read_json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, list):
-        raise ValueError(f"{path} has no list of labels as Mapillary's, and there is no {root / 'labels.json'}.")
+        raise ValueError(f"{path} is not Mapillary's, with a list of labels, and there is no {root / 'labels.json'}.")
     for place, label in enumerate(labels):
         if not isinstance(label, dict) or not isinstance(label.get("evaluate"), bool) or "readable" not in label:
             raise ValueError(
-                f"{path}: labels[{place}] is {shown(label)}, with no readable and evaluate (true or false)."
+                f"{path} is not Mapillary's, with readable and evaluate (true or false) of each of its labels: "
+                f"labels[{place}] is {shown(label)}. Or write {root / 'labels.json'}."
             )
     names = checked_names(((i, label["readable"]) for i, label in enumerate(labels) if label["evaluate"]), str(path))
     return names, sorted(set(range(len(labels))) - set(names))
