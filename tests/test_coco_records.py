@@ -246,6 +246,13 @@ def test_files_that_are_no_coco_json(tmp_path, content, message):
     assert said is None if message is None else message in said
 
 
+def test_a_mask_that_is_nested_too_deeply(tmp_path):
+    nested = GOOD.replace(json.dumps(SQUARE).encode(), b"[" * 900 + b"]" * 900)
+    said = str(refusal(write(tmp_path, content=nested)))
+    assert "instances.json: a segmentation is nested too deeply" in said
+    assert ["annotation 7" in finding.message for finding in errors(tmp_path)] == [True]
+
+
 def test_a_key_that_stands_twice_in_many(tmp_path):
     (tmp_path / "a.json").write_text("{" + ",".join(f'"{i}": 1' for i in range(50000)) + ', "7": 1}')
     start = time.process_time()

@@ -86,7 +86,10 @@ class CocoInstances(CocoDataset):
         kind: Literal["panoptic", "instance"] = "panoptic" if background == "class" else "instance"
         super().__init__(root, path, content, folder, names, kind, stuff, cache)
         self._background: int | None = {"negatives": None, "void": VOID, "class": 0}[background]
-        self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
+        try:
+            self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
+        except RecursionError:
+            raise ValueError(f"{path}: a segmentation is nested too deeply; `maskcls validate` names it.") from None
         if _all_relative(content):
             logger.warning(
                 f"{path}: all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."

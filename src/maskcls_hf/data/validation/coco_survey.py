@@ -30,12 +30,10 @@ class CocoSurvey(Survey):
         self.json_path = root / f"{self.json_kind}.json"
         content = CocoContent(self._content(), self.json_kind, self._report)
         self.classes, self.stuff = content.class_names, set(content.stuff)
+        names = [image["file_name"] for image in content.images.values()]
+        given = self.options.get("image_folder")
         folder = self._folder(
-            "image",
-            find_image_folder,
-            self.json_kind,
-            [image["file_name"] for image in content.images.values()],
-            self.options.get("image_folder"),
+            "image", names, lambda: find_image_folder(root, split, self.json_path, self.json_kind, names, given)
         )
         self._add_items(content, folder)
         self._note_unlisted(folder, {self._name(item) for item in self.items}, "image")
@@ -56,11 +54,12 @@ class CocoSurvey(Survey):
     def _report(self, rule: str, message: str, file: str | None) -> None:
         self.find(rule, message, file or self.json_path)
 
-    def _folder(self, kind: str, find_folder: Callable[..., Path], *names: Any) -> NamedFiles | None:
-        if not names[-2]:
+    def _folder(self, kind: str, names: list[str], find_folder: Callable[[], Path]) -> NamedFiles | None:
+        """Folder of the files of these names; None, and a finding, where it is not there."""
+        if not names:
             return None
         try:
-            folder = find_folder(self.root, self.split, self.json_path, *names)
+            folder = find_folder()
             require_folder(folder, kind)
             return NamedFiles(self.root, folder)
         except (OSError, ValueError) as error:
@@ -76,12 +75,12 @@ class CocoSurvey(Survey):
         except ValueError as error:
             self.find("bad_record", f"file_name {error}", self.json_path)
         except FileNotFoundError as error:
-            self.find(rule, message.format(error), file or folder.folder / name)
+            self.find(rule, f"{message} {error}", file or folder.folder / name)
         return None
 
     def _image_path(self, record: Any, folder: NamedFiles | None) -> Path | None:
         shown_folder = self.shown(folder.folder) if folder else ""
-        message = f"listed as image {shown(record['id'])}, but not in {shown_folder}: {{}}"
+        message = f"listed as image {shown(record['id'])}, but not in {shown_folder}:"
         return self._path(record["file_name"], folder, "label_without_image", message, None)
 
     def _name(self, item: Item) -> str:

@@ -23,14 +23,15 @@ class CocoPanopticSurvey(CocoSurvey):
 
     def _add_items(self, content: CocoContent, folder: NamedFiles | None) -> None:
         names = [annotation["file_name"] for found in content.annotations.values() for annotation in found]
-        maps = self._folder("map", find_map_folder, names, self.options.get("map_folder"))
+        given = self.options.get("map_folder")
+        maps = self._folder("map", names, lambda: find_map_folder(self.root, self.split, self.json_path, names, given))
         for image_id, record in content.images.items():
             image = self._image_path(record, folder)
             annotation = next(iter(content.annotations[image_id]), None)
             label = None
             if annotation is not None:
                 where = image or record["file_name"]
-                label = self._path(annotation["file_name"], maps, "image_without_label", "no map {}", where)
+                label = self._path(annotation["file_name"], maps, "image_without_label", "no map", where)
             self.items.append(Item(image, label, (record, annotation)))
         if maps is not None and (folder is None or maps.folder != folder.folder):
             self._note_unlisted(maps, {item.label.name for item in self.items if item.label is not None}, "map")
