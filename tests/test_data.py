@@ -381,6 +381,13 @@ class TestSegmentationFolder:
         found = [finding for finding in validate_dataset(root, workers=1).findings if finding.severity == "error"]
         assert [(finding.kind, finding.message) for finding in found] == [("bad_class_names", str(error.value))]
 
+    def test_classes_of_one_name_stay_apart(self, tmp_path):
+        root = write_semantic(tmp_path)
+        names = {0: "cat", 1: "cat", 2: "cat (0)", 3: "dog"}
+        data = SegmentationFolder(root, "train", id2label=names)
+        assert data.id2label == {0: "cat (0) (0)", 1: "cat (1)", 2: "cat (0) (2)", 3: "dog"}
+        assert data.model_fields()["label2id"] == {name: label for label, name in data.id2label.items()}
+
     @pytest.mark.parametrize("names", [{0: "a\nb"}, {0: "\x1b[31mred"}, {"0": "car [moving]"}, {np.int64(0): "sky"}])
     def test_names_may_hold_any_characters(self, names):
         assert read_class_names(names) == {0: next(iter(names.values()))}

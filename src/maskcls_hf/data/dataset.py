@@ -179,11 +179,10 @@ def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str
 
 def _distinct_names(class_names: Mapping[int, str]) -> dict[int, str]:
     """Names by class; one that several classes share gets the file's id behind it."""
-    names = [class_names[label] for label in sorted(class_names)]
-    if not names:
+    if not class_names:
         raise ValueError("No class is named.")
-    times = Counter(names)
-    return {
-        place: name if times[name] == 1 else f"{name} ({label})"
-        for place, (label, name) in enumerate(zip(sorted(class_names), names, strict=True))
-    }
+    labels = sorted(class_names)
+    names = [class_names[label] for label in labels]
+    while len(times := Counter(names)) < len(names):  # again where "cat (1)" is a name of its own
+        names = [name if times[name] == 1 else f"{name} ({label})" for label, name in zip(labels, names, strict=True)]
+    return dict(enumerate(names))
