@@ -22,7 +22,7 @@ from maskcls_hf.data.coco_instances import run_lengths
 from maskcls_hf.data.coco_records import MOST_PIXELS
 from maskcls_hf.data.files import read_json
 from maskcls_hf.data.occurrence import told_of_classes
-from maskcls_hf.data.validation import RULES, Finding, validate_dataset
+from maskcls_hf.data.validation import Finding, validate_dataset
 
 HEIGHT, WIDTH = 48, 64
 SQUARE = [5, 5, 25, 5, 25, 25, 5, 25]
@@ -457,8 +457,12 @@ class TestNothingToLearn:
         assert len(warnings) == 1 and "all polygons lie in 0..1" in warnings[0]
         assert "relative_polygon" in {finding.kind for finding in validate_dataset(root, workers=1).findings}
 
-    def test_classes_of_one_name_are_a_note(self, tmp_path):
-        root = write(tmp_path, content=put(content_of("instances"), ("categories", 1, "name"), "cat"))
-        assert open_dataset(root, "train").id2label == {0: "cat (1)", 1: "cat (2)"}
-        assert [finding.kind for finding in validate_dataset(root, workers=1).findings] == ["same_class_name"]
-        assert RULES["same_class_name"].severity == "note"
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("cat", "same_class_name"), ("a\nb", "control_characters"), ("\x1b[31m", "control_characters")]
+)
+def test_odd_names_of_classes_are_notes(tmp_path, name, kind):
+    root = write(tmp_path, content=put(content_of("instances"), ("categories", 1, "name"), name))
+    assert refusal(root) is None
+    (found,) = validate_dataset(root, workers=1).findings
+    assert (found.kind, found.severity) == (kind, "note") and found.message.isprintable()

@@ -17,7 +17,7 @@ from .coco_records import CocoContent, CocoKind
 from .dataset import Kind, SegmentationDataset, check_size
 from .files import read_json, require_folder, shown, some, with_split
 
-TOLERATED = ("double_annotation_id", "same_class_name")  # what is no error for `validate` either
+TOLERATED = ("double_annotation_id",)  # no error for `validate` either
 NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
 
 

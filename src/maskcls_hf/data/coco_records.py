@@ -173,7 +173,6 @@ class CocoContent:
         return ", so this is a panoptic file (layout coco_panoptic)"
 
     def _read_categories(self, records: list[Any]) -> None:
-        label_of: dict[str, int] = {}
         for place, record in self._checked("categories", records, CATEGORY):
             label, name = record["id"], record["name"]
             if label in self.class_names:
@@ -183,9 +182,6 @@ class CocoContent:
                     None,
                 )
                 continue
-            if name in label_of:
-                self._report("same_class_name", f"{shown(name)} is category {label_of[name]} and {label}", None)
-            label_of.setdefault(name, label)
             self.class_names[label] = name
             if self.kind == "panoptic" and record.get("isthing") is None:
                 self._report("missing_isthing", f"categories without isthing: {shown(name)} (id {label})", None)

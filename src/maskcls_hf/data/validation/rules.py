@@ -143,6 +143,9 @@ RULES: dict[str, Rule] = {
     "same_class_name": _note(
         "Classes of one name", "They get their id behind the name; join or rename them if they are one."
     ),
+    "control_characters": _note(
+        "Class names with control characters", "They are trained with, and shown as \\n or \\x1b. Better rename them."
+    ),
     "classes_differ": _error("The splits have different classes", "Give all splits the same categories and ids."),
     # segments
     "all_void": _warning(
