@@ -383,6 +383,10 @@ class TestFiles:
         assert refusal(root, split, layout=f"coco_{kind}", **options) is None
         report = validate_dataset(root, layout=f"coco_{kind}", options=options, workers=1)
         assert [found.name for found in report.splits] == [split] and report.ok, report.findings
+        for option in list(options):  # as a recipe's options can be
+            wrong = {**options, option: 5}
+            assert "got 5" in str(refusal(root, split, layout=f"coco_{kind}", **wrong))
+            assert errors(root, f"coco_{kind}", **wrong)
         options["image_folder"] = "nowhere"
         assert "No image folder" in str(refusal(root, split, layout=f"coco_{kind}", **options))
         assert [finding.kind for finding in errors(root, f"coco_{kind}", **options)] == ["missing_folder"]

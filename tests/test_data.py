@@ -144,6 +144,7 @@ class TestSegmentationFolder:
             ({"void_values": [70000]}, "Label values lie in 0..65535, got 70000"),
             ({"void_values": [1]}, r"Label values 1 are classes and void at once"),
             ({"instances": "no"}, "instances='no': needs true or false"),
+            ({"background": "sky"}, "background='sky' names class 0 of instance maps"),
             ({"image_folder": "{nothing}/images"}, "nothing"),
         ],
     )
@@ -585,7 +586,7 @@ class Failing:
         self.error = error
 
     def __call__(self, *arguments, **options):
-        raise self.error("no luck")
+        raise self.error("no luck: 0 left")
 
 
 class TestErrorsOfLoaderWorkers:
@@ -605,7 +606,7 @@ class TestErrorsOfLoaderWorkers:
         else:
             collate = MaskClsCollator(Failing(ZeroDivisionError))
             collate.image_processor.void_id = 255
-        batches = iter(DataLoader(data, num_workers=workers, collate_fn=collate))
+        batches = iter(DataLoader(data, 2, num_workers=workers, collate_fn=collate))
         with pytest.raises((ValueError, FileNotFoundError)) as error:
             list(batches)
         if workers:  # else Python's cleaning up waits seconds for them
@@ -615,8 +616,8 @@ class TestErrorsOfLoaderWorkers:
         expected = {
             "label": "train/labels/0.png holds label values 9",
             "missing": "train/images/0.png",
-            "transform": "image 0: KeyError: 'no luck'",
-            "collator": "image 0: ZeroDivisionError: no luck",
+            "transform": "image 0: KeyError: 'no luck: 0 left'",
+            "collator": "image 0, 1: ZeroDivisionError: no luck: 0 left",
         }
         assert expected[place] in message
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.segment import outcomes
-from maskcls_hf.data.files import image_size, read_image, read_map
+from maskcls_hf.data.files import image_size, read_coloured_ids, read_image, read_map
 from maskcls_hf.data.validation.files import read_class_map, read_picture
 from maskcls_hf.image_reading import MAX_PIXELS
 
@@ -163,6 +163,9 @@ class TestStoredValues:
             with pytest.raises(ValueError, match="a.png.* is a JPEG"):
                 read_map(source, "a.png")
         assert "JPEG" in str(self.finding(tmp_path / "a.png"))
+        Image.new("RGB", (9, 9)).save(tmp_path / "b.png", "JPEG")
+        with pytest.raises(ValueError, match=r"b\.png: .* is a JPEG"):
+            read_coloured_ids(tmp_path / "b.png")
 
     @staticmethod
     def finding(path: Path) -> tuple[str, ...]:
@@ -256,7 +259,7 @@ class TestCauses:
         monkeypatch.setenv(MAX_PIXELS, "600")
         assert problems(tmp_path / "a.png") == []
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.finfo(np.float32).min])
     def test_nan_and_infinity(self, tmp_path, value):
         pixels = np.full((8, 9), 100, np.float32)
         pixels[3, 3] = value

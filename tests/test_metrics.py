@@ -80,6 +80,14 @@ def random_maps(seed: int, num_labels: int, void_id: int = 255) -> tuple[torch.T
 
 
 class TestMeanIoU:
+    @pytest.mark.parametrize(("value", "message"), [(math.nan, "is a map of float32"), (7, r"holds class ids \[7\]")])
+    def test_ids_that_are_none_are_said(self, value, message):
+        good, bad = torch.zeros((2, 2), dtype=torch.int64), torch.full((2, 2), value)
+        for metric in (MeanIoU({0: "a", 1: "b"}), BoundaryIoU({0: "a", 1: "b"})):
+            for prediction, target, name in ((bad, good, "Prediction"), (good, bad, "Target")):
+                with pytest.raises(ValueError, match=f"{name} {message}"):
+                    metric.measure(prediction, target)
+
     def test_equals_brute_force(self):
         metric = MeanIoU({i: f"class{i}" for i in range(4)})
         predictions, targets = random_maps(0, 4)

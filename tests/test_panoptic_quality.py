@@ -166,6 +166,7 @@ class TestWrongInput:
             (predicted([[1, 1]], {1: 0, 5: 0}), r"ids \[5\] that the map lacks"),
             (predicted([[1, 1]], {1: 2}), r"predicted segments have classes \[2\] outside 0..1"),
             ((torch.tensor([[1, 1]]), [{"id": 1, "label_id": 0}] * 2), "an id twice"),
+            ((torch.tensor([[1, torch.nan]]), [{"id": 1, "label_id": 0}]), r"ids \[nan\] that segments_info lacks"),
         ],
     )
     def test_prediction(self, segmentation: tuple, message: str):

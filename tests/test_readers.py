@@ -556,6 +556,10 @@ class TestSegmentationTable:
             with pytest.raises(ValueError, match="column 'image' of row 0"):
                 next(iter(data))
 
+    def test_an_option_of_instances_alone(self):
+        with pytest.raises(ValueError, match="background='negatives' is of instance maps: segments_column"):
+            SegmentationTable(semantic_table(), id2label=NAMES, background="negatives")
+
     def test_the_mode_of_a_column_is_kept(self):
         """As `datasets` itself gives the images."""
         ids, picture = Image.fromarray(np.eye(6, 15, dtype=np.uint8)), Image.new("RGBA", (15, 6), (200, 0, 0, 10))

@@ -23,6 +23,7 @@ from maskcls_hf.data.validation.files import voc_colours
 from maskcls_hf.data.validation.segments import blobs, vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
 from maskcls_hf.metrics import Evaluator, GroundTruth
+from recipes import write_recipe
 
 HEIGHT, WIDTH = 32, 48
 NAMES = {0: "sky", 1: "road", 2: "car"}
@@ -497,6 +498,16 @@ class TestClasses:
         save(tmp_path / "train/images/a.png", np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
         save(tmp_path / "train/instances/a.png", np.arange(600, dtype=np.uint16).reshape(20, 30))
         assert "mask_255" not in {finding.kind for finding in validate_dataset(tmp_path, workers=1).findings}
+
+
+@pytest.mark.parametrize("option", ["image_folder", "label_folder"])
+def test_options_of_another_type_are_a_sentence(folder, tmp_path_factory, option):
+    recipe = write_recipe(tmp_path_factory.mktemp("recipe"), data={"options": {option: 5}})
+    for command in (["validate", str(folder), "-r", str(recipe)], ["train", "-r", str(recipe), "-d", str(folder)]):
+        out = ["-o", str(folder / "out")] if command[0] == "train" else []
+        result = CliRunner().invoke(app, [*command, *out])
+        assert result.exit_code == 1 and "A folder is a text such as 'images/{split}', got 5" in result.output
+        assert not result.exception or isinstance(result.exception, SystemExit)
 
 
 class TestNothingToLearn:

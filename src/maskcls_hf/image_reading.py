@@ -26,6 +26,7 @@ except ImportError:  # images are then copied
 MAX_PIXELS = "MASKCLS_MAX_IMAGE_PIXELS"  # environment variable
 ONE_PICTURE = ("MPO", "PSD")  # previews, depth or layers come after the picture
 LOSSY = ("JPEG", "MPO")
+NO_DATA = 1e30  # larger numbers mark pixels without data, such as the largest of float32 in maps of the earth
 STARTS = {
     b"version https://git-lfs": "it is a pointer of Git LFS, not the file: run `git lfs pull`",
     b"<!DOCTYPE": "it is a web page: the download failed",
@@ -272,8 +273,7 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     kind = "array"
     if isinstance(label_map, Image.Image):
         kind = f"image of mode {label_map.mode!r}"
-        if label_map.format in LOSSY:
-            raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
+        _refuse_lossy(label_map, where)
         label_map = _stored_values(label_map)
     if not isinstance(label_map, Tensor):
         label_map = np.asarray(label_map)
@@ -293,6 +293,11 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     return integers(label_map, where)
 
 
+def _refuse_lossy(image: Image.Image, where: str) -> None:
+    if image.format in LOSSY:
+        raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
+
+
 def coloured_ids(colours: np.ndarray) -> np.ndarray:
     """(..., 3) -> (...) int32, R + 256 G + 65536 B, as in COCO panoptic files."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
@@ -300,7 +305,9 @@ def coloured_ids(colours: np.ndarray) -> np.ndarray:
 
 
 def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
-    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels."""
+    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels, or a JPEG."""
+    if isinstance(image, Image.Image):
+        _refuse_lossy(image, where)
     if isinstance(image, Image.Image) and image.mode == "RGB" and sys.byteorder == "little":
         in_place = _memory_of(image)
         if in_place is not None:
@@ -411,11 +418,13 @@ def _to_8_bit_scale(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint16:
         return pixels.to(torch.float32) / 257
     if pixels.is_floating_point():
-        if wrong := int((~torch.isfinite(pixels)).sum()):
+        pixels = pixels.to(torch.float32)
+        if wrong := int((~(pixels.abs() <= NO_DATA)).sum()):
             raise ValueError(
-                f"the image holds NaN or infinity at {wrong} of {pixels.numel()} values: replace them, such as by 0."
+                f"the image holds NaN or infinity at {wrong} of {pixels.numel()} values (or numbers beyond "
+                f"{NO_DATA:g}): replace them, such as by 0."
             )
-        return pixels.to(torch.float32)
+        return pixels
     if pixels.dtype != torch.uint8:
         low, high = int(pixels.min()), int(pixels.max())
         if low < 0 or high > 255:

@@ -31,7 +31,7 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, *occurrence = (0, key) if isinstance(key, int) else key
         sample = self.dataset[index]
-        with naming(sample["name"]):
+        with naming(sample["name"], often_named=False):
             return self.transform(sample, (self.seed, epoch, index, *occurrence))
 
 

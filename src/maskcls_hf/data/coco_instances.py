@@ -42,7 +42,7 @@ class CocoInstances(CocoDataset):
     annotations/SPLIT.json or SPLIT.json with SPLIT or images/SPLIT; SPLIT/_annotations.coco.json with the images
     beside it. Masks are polygons, run lengths or compressed run lengths, drawn by pycocotools on access. Where they
     overlap the targets are a stack of masks, else a map with the place of each instance in the json, from 1. An
-    instance whose mask has no pixel is in neither.
+    instance whose mask has no pixel is no target, and not found.
 
     Args:
         root: folder of the data.

@@ -18,8 +18,12 @@ class DataError(ValueError):
 
 
 @contextmanager
-def naming(image: str) -> Iterator[None]:
-    """Whatever fails inside names the image: ValueError and OSError as they are, where they do, else a `DataError`."""
+def naming(image: str, often_named: bool = True) -> Iterator[None]:
+    """Whatever fails inside names the image: ValueError and OSError as they are, where they do, else a `DataError`.
+
+    Args:
+        often_named: the errors mostly say the name themselves; False: where they seem to, it is by chance.
+    """
     try:
         yield
     except DataError:
@@ -27,7 +31,7 @@ def naming(image: str) -> Iterator[None]:
     except Exception as error:
         is_known = isinstance(error, (OSError, ValueError))
         message = str(error) if is_known else f"{type(error).__name__}: {error}".removesuffix(": ")
-        if image not in message:
+        if not often_named or image not in message:
             message = f"image {image}: {message}"
         elif is_known and get_worker_info() is None:
             raise

@@ -153,7 +153,7 @@ def has_controls(text: str) -> bool:
 def with_split(pattern: str, split: str | None) -> str:
     """`"annotations/{split}.json"` -> the path of a split. ValueError: it is no text."""
     if not isinstance(pattern, str):
-        raise ValueError(f"{shown(pattern)} is no path of files or folders, such as 'images/{{split}}'.")
+        raise ValueError(f"A folder is a text such as 'images/{{split}}', got {shown(pattern)}.")
     return pattern.replace("{split}", split or "")
 
 

@@ -168,7 +168,7 @@ class SegmentationFolder(LabelMapDataset):
         self.root, self.split = Path(root), split
         require_folder(self.root, "data set")
         images = below(self.root, image_folder, split)
-        if "{split}/" in image_folder and split:
+        if "{split}/" in str(image_folder) and split:
             require_folder(self.root / split, "split", available=_folders(self.root))
         require_folder(images, "image", available=_folders(self.root))
         labels = below(self.root, label_folder, split) if label_folder else _only_label_folder(images.parent)
@@ -183,6 +183,10 @@ class SegmentationFolder(LabelMapDataset):
                     "only background from one class of things: name that one class."
                 )
             names = {0: background, 1: next(iter(names.values()))}
+        elif background != "background":
+            raise ValueError(
+                f"background={background!r} names class 0 of instance maps; {labels} holds maps of classes."
+            )
         super().__init__(pair_files(images, labels), names, () if has_instances else {*void, *no_classes}, cache)
         self._void_instances = void
         if has_instances:

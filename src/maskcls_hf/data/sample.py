@@ -20,7 +20,7 @@ class Sample(TypedDict):
         segmentation_map: a map of ids (1, H, W), uint8 or int32; or, where segments overlap, a stack (M, H, W) bool.
         instance_id_to_semantic_id: id of a segment (in a stack its place, from 0) -> class in 0..K-1, `VOID` for
             unlabelled pixels, None for no segment. None instead of a dict: the ids are classes, and the data set's
-            `void_id` marks unlabelled pixels.
+            `void_id` marks unlabelled pixels. A segment without a pixel is no target, but scores count it as not found.
         crowd_ids: ids of crowd regions: many instances in one. Training sees them as void, scores as COCO does.
         name: of the image, for messages and results.
         areas: id -> pixels of a segment as the file states them, by which COCO tells small, medium and large apart.

@@ -177,6 +177,10 @@ class RowReader:
     ):
         if background not in ("void", "negatives"):
             raise ValueError(f'background={background!r}: needs "void" or "negatives".')
+        if background != "void" and segments_column is None:
+            raise ValueError(
+                f"background={background!r} is of instance maps: segments_column says which classes they have."
+            )
         self.image_column, self.label_column, self.segments_column = image_column, label_column, segments_column
         self.class_of_label = classes.class_of_label
         self.background = VOID if background == "void" else None

@@ -99,6 +99,8 @@ def check_sizes(prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDA
 
 
 def check_ids(ids: Ids, name: str, num_labels: int, void_id: int | None = None) -> None:
+    if ids.dtype.kind not in "iub":
+        raise ValueError(f"{name} is a map of {ids.dtype}, class ids are integers.")
     wrong = (ids < 0) | (ids >= num_labels)
     if void_id is not None:
         wrong &= ids != void_id

@@ -76,7 +76,7 @@ class PanopticQuality(SummedMetric):
         if true.values.size and not -2 <= true.values.min() <= true.values.max() < len(true_labels):
             raise ValueError(f"{name}: the annotation holds places outside its {len(true_labels)} segments.")
         rows = places_in(found.values, ids)
-        unknown = found.values[(rows == len(ids)) & (found.values > 0)]
+        unknown = found.values[(rows == len(ids)) & ~(found.values <= 0)]  # NaN too
         if unknown.size:
             some = np.unique(unknown)[:5].tolist()
             raise ValueError(f"{name}: the predicted map holds ids {some} that segments_info lacks.")

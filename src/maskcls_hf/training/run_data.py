@@ -95,7 +95,7 @@ class Cropped(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
-        with naming(sample["name"]):
+        with naming(sample["name"], often_named=False):
             sample = without_absent(self.crop(sample))
         sample.pop("areas", None)  # of the whole image
         return sample

@@ -112,7 +112,11 @@ def read_panoptic_map(path: Path, find: Find) -> np.ndarray | None:
     if image.mode != "RGB":
         find("grey_panoptic", f"mode {image.mode}, {len(image.getbands())} channels", path)
         return None
-    return read_coloured_map(image, path.name).numpy()
+    try:
+        return read_coloured_map(image, path.name).numpy()
+    except ValueError as error:
+        find("unreadable_label", str(error).removeprefix(f"{path.name}: "), path)
+        return None
 
 
 def _palette(image: Image.Image, ids: np.ndarray) -> dict[int, tuple[int, ...]]:

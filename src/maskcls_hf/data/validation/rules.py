@@ -152,7 +152,10 @@ RULES: dict[str, Rule] = {
         "Images with every pixel unlabelled", "Nothing is learned from them: remove or annotate them."
     ),
     "no_segments": _note("Images without an instance", "Right for true negatives; else annotate them."),
-    "empty_segment": _warning("Segments without a pixel", "Draw them anew, or remove them; they are skipped."),
+    "empty_segment": _warning(
+        "Segments without a pixel",
+        "Draw them anew, or remove them: training skips them, and scores count them as not found.",
+    ),
     "relative_polygon": _warning(
         "Polygons in parts of the image", "Points are pixels: multiply x by the width of the image, y by its height."
     ),

@@ -137,7 +137,8 @@ def _record(info, where):
     found = {}
     for field in _INFO:
         value = given.get(field)
-        if not isinstance(value, (Integral, np.bool_)) or (field == "iscrowd" and value not in (0, 1)):
+        is_number = isinstance(value, (Integral, np.bool_)) and -(2**63) <= value < 2**63
+        if not is_number or (field == "iscrowd" and value not in (0, 1)):
             needed = "label_id (or category_id)" if field == "label_id" else field
             raise ValueError(f"{where}: {needed} is {value!r}, not a number as needed: {info}.")
         found[field] = int(value)
