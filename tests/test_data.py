@@ -25,6 +25,7 @@ from maskcls_hf.data import (
     open_dataset,
 )
 from maskcls_hf.data.errors import DataError, told_of_workers
+from maskcls_hf.data.files import read_class_names
 from maskcls_hf.data.sample import VOID, void_value
 from maskcls_hf.data.validation import validate_dataset
 from maskcls_hf.metrics import GroundTruth
@@ -335,6 +336,63 @@ class TestSegmentationFolder:
         assert data.id2label == {0: "Left"}
         assert data[0]["segmentation_map"].unique().tolist() == [0, 255]
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"model_type": "maskcls"}, "is not Mapillary's, with a list of labels, and there is no"),
+            ({"labels": [5]}, r"is not Mapillary's, with readable and evaluate .*: labels\[0\] is 5"),
+            ({"labels": [{"readable": "Left"}]}, r"is not Mapillary's, .*: labels\[0\] is \{'readable'"),
+            ({"labels": [{"readable": None, "evaluate": True}]}, "the name of class 0: null is no text"),
+        ],
+    )
+    def test_a_config_that_is_not_mapillarys(self, tmp_path, content, message):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").unlink()
+        (root / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message) as error:
+            SegmentationFolder(root, "train")
+        assert "config.json" in str(error.value)
+        assert [f.kind for f in validate_dataset(root, workers=1).findings if f.severity == "error"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"0": {"name": "sky"}}', r"the name of class 0: \{'name': 'sky'\} is no text"),
+            ('{"0": null}', "the name of class 0: null is no text"),
+            ('{"0": 5}', "the name of class 0: 5 is no text"),
+            ('{"0": " "}', "the name of class 0: ' ' is no text, or a blank one"),
+            ('{"0": "\\ud800"}', "half characters"),
+            ('{"sky": 0}', "the key 'sky' is no label id"),
+            ('{"0.5": "sky"}', "the key '0.5' is no label id"),
+            ('{"1_0": "sky"}', "the key '1_0' is no label id"),
+            ('{"1": "sky", "01": "road"}', "names class 1 twice: 'sky' and 'road'"),
+            ('{"0": "sky", "0": "road"}', "the key '0' stands twice"),
+            ('["sky"]', r"is \['sky'\], not a JSON object like"),
+            ("null", "is null, not a JSON object"),
+            ("{}", "names no classes"),
+            ("[" * 100000 + "]" * 100000, "is nested too deeply"),
+        ],
+    )
+    def test_names_of_classes_are_checked(self, tmp_path, content, message):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").write_text(content)
+        with pytest.raises(ValueError, match=message) as error:
+            SegmentationFolder(root, "train")
+        assert "labels.json" in str(error.value)
+        found = [finding for finding in validate_dataset(root, workers=1).findings if finding.severity == "error"]
+        assert [(finding.kind, finding.message) for finding in found] == [("bad_class_names", str(error.value))]
+
+    def test_classes_of_one_name_stay_apart(self, tmp_path):
+        root = write_semantic(tmp_path)
+        names = {0: "cat", 1: "cat", 2: "cat (0)", 3: "dog"}
+        data = SegmentationFolder(root, "train", id2label=names)
+        assert data.id2label == {0: "cat (0) (0)", 1: "cat (1)", 2: "cat (0) (2)", 3: "dog"}
+        assert data.model_fields()["label2id"] == {name: label for label, name in data.id2label.items()}
+
+    @pytest.mark.parametrize("names", [{0: "a\nb"}, {0: "\x1b[31mred"}, {"0": "car [moving]"}, {np.int64(0): "sky"}])
+    def test_names_may_hold_any_characters(self, names):
+        assert read_class_names(names) == {0: next(iter(names.values()))}
+
     @needs_shared
     @pytest.mark.parametrize(
         ("name", "images", "classes"),
@@ -384,6 +442,22 @@ class TestAde20k:
         assert data[0]["segmentation_map"][0, 0, ::4].tolist() == [255, 0, 2]
         assert data.stuff_ids == [0, 1, 2, 3]
 
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            (b"Idx\tName\n1\twall\n1\tsky\n", "names class 1 twice: 'wall' and 'sky'"),
+            (b"Idx\tName\n1\t \n", "the name of class 1: '' is no text, or a blank one"),
+            (b"Idx\tName\n\xc2\xb2\twall\n", "is not a table with the columns"),
+            (b"Idx\tName\n1\tw\xe9\n", "cannot be read as text"),
+        ],
+    )
+    def test_a_table_that_is_none(self, tmp_path, table, message):
+        root = write_ade20k(tmp_path)
+        (root / "objectInfo150.txt").write_bytes(table)
+        with pytest.raises(ValueError, match=message) as error:
+            open_dataset(root, "training")
+        assert "objectInfo150.txt" in str(error.value)
+
     def test_names_must_come_from_somewhere(self, tmp_path):
         root = write_ade20k(tmp_path, names=False)
         with pytest.raises(FileNotFoundError, match="names the classes"):
@@ -411,7 +485,7 @@ class TestAde20k:
         root = write_ade20k(tmp_path)
         path = root / "objectInfo150.txt"
         path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
-        with pytest.raises(ValueError, match=r"objectInfo150\.txt names a label value twice"):
+        with pytest.raises(ValueError, match=r"objectInfo150\.txt names class 1 twice"):
             open_dataset(root, "training")
 
 

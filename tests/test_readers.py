@@ -166,8 +166,8 @@ class TestCocoInstances:
             ({"size": [30, 20], "counts": [600]}, r"size \[30, 20\], the image is \[20, 30\]"),
             ({"size": [20, 30], "counts": [10, 20]}, "cover 30 pixels, the image has 600"),
             ({"size": [20, 30], "counts": [700, -100]}, "cover 600 pixels"),
-            ({"size": [20, 30], "counts": "abc"}, "the image has 600"),
-            ({"size": [20, 30], "counts": "\u00ff0"}, "cover -1 pixels"),
+            ({"size": [20, 30], "counts": "abc"}, "not COCO's compressed run lengths: 'abc'"),
+            ({"size": [20, 30], "counts": "\u00ff0"}, "not COCO's compressed run lengths"),
             ({"size": [20, 30]}, "without counts"),
         ],
     )
@@ -182,10 +182,10 @@ class TestCocoInstances:
         ("change", "message"),
         [
             (lambda c: c.pop("categories"), "lacks categories"),
-            (lambda c: c["images"][0].pop("height"), "images has no height"),
+            (lambda c: c["images"][0].pop("height"), r"images\[0\] \(id 7\) has no height"),
             (lambda c: c["images"][1].update(id=7), "several images have one id"),
             (lambda c: c["annotations"][0].update(image_id=8), "annotation 100 is of image 8"),
-            (lambda c: c["annotations"][0].update(category_id=1), "categories 1 of annotations"),
+            (lambda c: c["annotations"][0].update(category_id=1), "annotation 100 is of category 1, which"),
             (lambda c: (c["images"].clear(), c["annotations"].clear()), "No folder with|lists no images"),
         ],
     )
@@ -328,11 +328,20 @@ class TestCocoPanoptic:
         ("change", "message"),
         [
             (lambda c: c["annotations"][0]["segments_info"].pop(), r"7\.png has 1 segment ids that .* not list: 5"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "share an id, or have id 0"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4), "categories 4 of annotations"),
+            (
+                lambda c: c["annotations"][0]["segments_info"][0].update(id=0),
+                r"7\.png: segments_info\[0\] has id 0, which is void",
+            ),
+            (
+                lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4),
+                r"7\.png: segments_info\[0\] is of category 4, which",
+            ),
             (lambda c: c["annotations"][0].pop("segments_info"), "no segments_info, so this is no panoptic file"),
-            (lambda c: c["annotations"].append(c["annotations"][0]), "none or several: 7.png"),
-            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: sky"),
+            (
+                lambda c: c["annotations"].append(c["annotations"][0]),
+                r"image 7 has several panoptic annotations, also 7\.png",
+            ),
+            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: 'sky'"),
             (lambda c: c["annotations"][0].update(file_name="8.png"), "No folder with 8.png"),
         ],
     )

@@ -548,7 +548,7 @@ class TestNothingToLearn:
     def test_crowds_alone(self, coco):
         edit_json(coco / "train/instances.json", lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
         assert "nothing_to_learn" in {f.kind for f in validate_dataset(coco, workers=1).findings}
-        assert "no pixel is labelled" in self.told(coco)
+        assert "all segments are crowd regions" in self.told(coco)
 
     def test_of_a_large_set_a_part_is_looked_at(self, folder, monkeypatch):
         monkeypatch.setattr(occurrence, "LOOKED_AT", 1)

@@ -161,26 +161,28 @@ def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
 
 def check_sizes(pixels: Tensor, image: Tensor, annotation: str, image_name: str) -> None:
     """ValueError that names both unless annotation (..., H, W) and image (3, H, W) have one size."""
-    height, width = pixels.shape[-2:]
-    expected = image.shape[-2:]
-    if (height, width) == tuple(expected):
+    check_size((pixels.shape[-2], pixels.shape[-1]), (image.shape[-2], image.shape[-1]), annotation, image_name)
+
+
+def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str, image_name: str) -> None:
+    """As [`check_sizes`], of sizes (height, width)."""
+    if size == expected:
         return
     message = (
-        f"{annotation} is {width} x {height} pixels (width x height), its image {image_name} "
+        f"{annotation} is {size[1]} x {size[0]} pixels (width x height), its image {image_name} "
         f"{expected[1]} x {expected[0]}."
     )
-    if (width, height) == tuple(expected):
+    if size == expected[::-1]:
         message += " The two are turned against each other: the EXIF orientation of images and label maps is applied."
     raise ValueError(message)
 
 
 def _distinct_names(class_names: Mapping[int, str]) -> dict[int, str]:
     """Names by class; one that several classes share gets the file's id behind it."""
-    names = [class_names[label] for label in sorted(class_names)]
-    if not names:
+    if not class_names:
         raise ValueError("No class is named.")
-    times = Counter(names)
-    return {
-        place: name if times[name] == 1 else f"{name} ({label})"
-        for place, (label, name) in enumerate(zip(sorted(class_names), names, strict=True))
-    }
+    labels = sorted(class_names)
+    names = [class_names[label] for label in labels]
+    while len(times := Counter(names)) < len(names):  # again where "cat (1)" is a name of its own
+        names = [name if times[name] == 1 else f"{name} ({label})" for label, name in zip(labels, names, strict=True)]
+    return dict(enumerate(names))

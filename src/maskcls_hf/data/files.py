@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import operator
+import re
+import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +23,7 @@ from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
 
 
 def read_image(source: Any, where: str = "") -> Tensor:
@@ -126,14 +131,53 @@ def some(names: Sequence[Any], limit: int = 5) -> str:
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
+def shown(value: Any) -> str:
+    """A value of a file in a message: short, on one line, and a text other than a number."""
+    return "null" if value is None else reprlib.repr(value)
+
+
+def class_name(value: Any) -> str:
+    """The value itself. ValueError: it is no text, a blank one, or one that no file can hold."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{shown(value)} is no text, or a blank one")
+    if any(unicodedata.category(character) == "Cs" for character in value):
+        raise ValueError(f"{shown(value)} has half characters (surrogates)")
+    return value
+
+
+def has_controls(text: str) -> bool:
+    """Whether there are characters in a text that a terminal would obey, or that end a line."""
+    return not text.isprintable() and any(unicodedata.category(character) in CONTROL for character in text)
+
+
+def with_split(pattern: str, split: str | None) -> str:
+    """`"annotations/{split}.json"` -> the path of a split. ValueError: it is no text."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"A folder is a text such as 'images/{{split}}', got {shown(pattern)}.")
+    return pattern.replace("{split}", split or "")
+
+
 def read_json(path: Path) -> Any:
     """Raises FileNotFoundError or ValueError, with the path."""
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if not content or content.isspace():
+            raise ValueError("the file is empty")
+        return json.loads(content, object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise FileNotFoundError(f"No file {path}.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:  # also of the encoding
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return found
 
 
 def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
@@ -145,10 +189,32 @@ def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
         if not path.is_file():
             raise FileNotFoundError(f'No {path}: it names the classes, like {{"0": "sky", "1": "road"}}.')
         content = read_json(path)
-    try:
-        class_names = {int(label): str(name) for label, name in content.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{where} is not a JSON object like {{"0": "sky", "1": "road"}}: {error}') from error
-    if not class_names:
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{where} is {shown(content)}, not a JSON object like {{"0": "sky", "1": "road"}}.')
+    if not content:
         raise ValueError(f"{where} names no classes.")
-    return class_names
+    return checked_names(content.items(), where)
+
+
+def checked_names(names: Iterable[tuple[Any, Any]], where: str) -> dict[int, str]:
+    """Names by label id, from pairs of both. ValueError: an id is no number or stands twice, a name is no text."""
+    checked: dict[int, str] = {}
+    for key, name in names:
+        if (label := _label_id(key)) is None:
+            raise ValueError(f'{where}: the key {shown(key)} is no label id, as in {{"0": "sky", "1": "road"}}.')
+        if label in checked:
+            raise ValueError(f"{where} names class {label} twice: {shown(checked[label])} and {shown(name)}.")
+        try:
+            checked[label] = class_name(name)
+        except ValueError as error:
+            raise ValueError(f"{where}: the name of class {label}: {error}.") from None
+    return checked
+
+
+def _label_id(key: Any) -> int | None:
+    if isinstance(key, str):
+        return int(key) if re.fullmatch(r"-?[0-9]{1,18}", key) else None
+    try:
+        return None if isinstance(key, bool) else operator.index(key)
+    except TypeError:
+        return None

@@ -13,7 +13,19 @@ import torch
 from torch import Tensor
 
 from .dataset import SegmentationDataset, Targets
-from .files import int32_ids, pair_files, read_class_names, read_json, read_map, require_folder, some, unique_ids
+from .files import (
+    checked_names,
+    int32_ids,
+    pair_files,
+    read_class_names,
+    read_json,
+    read_map,
+    require_folder,
+    shown,
+    some,
+    unique_ids,
+    with_split,
+)
 from .sample import VOID
 
 LABEL_FOLDERS = ("labels", "semantic", "instances")
@@ -197,9 +209,7 @@ class SegmentationFolder(LabelMapDataset):
 
 def below(root: Path, pattern: str, split: str | None) -> Path:
     """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
-    if not isinstance(pattern, str):
-        raise ValueError(f"A folder is a text such as 'images/{{split}}', got {pattern!r}.")
-    return root / pattern.replace("{split}", split or "").strip("/")
+    return root / with_split(pattern, split).strip("/")
 
 
 def holds_instances(labels: Path, instances: Any) -> bool:
@@ -211,18 +221,21 @@ def holds_instances(labels: Path, instances: Any) -> bool:
 
 def class_names_of(root: Path, id2label: Mapping[int, str] | str | Path | None) -> tuple[dict[int, str], list[int]]:
     """Names of the classes by label value, and values named as no class (in Mapillary's config.json)."""
-    if id2label is None and not (root / "labels.json").is_file() and (root / "config.json").is_file():
-        content = read_json(root / "config.json")
-        try:
-            labels = content["labels"]
-            names = {value: str(label["readable"]) for value, label in enumerate(labels) if label["evaluate"]}
-        except (KeyError, TypeError) as error:
+    path = root / "config.json"
+    if id2label is not None or (root / "labels.json").is_file() or not path.is_file():
+        return read_class_names(root / "labels.json" if id2label is None else id2label), []
+    content = read_json(path)
+    labels = content.get("labels") if isinstance(content, dict) else None
+    if not isinstance(labels, list):
+        raise ValueError(f"{path} is not Mapillary's, with a list of labels, and there is no {root / 'labels.json'}.")
+    for place, label in enumerate(labels):
+        if not isinstance(label, dict) or not isinstance(label.get("evaluate"), bool) or "readable" not in label:
             raise ValueError(
-                f"{root / 'config.json'} is not Mapillary's, with readable and evaluate of each of its labels, and "
-                "there is no labels.json."
-            ) from error
-        return names, sorted(set(range(len(labels))) - set(names))
-    return read_class_names(root / "labels.json" if id2label is None else id2label), []
+                f"{path} is not Mapillary's, with readable and evaluate (true or false) of each of its labels: "
+                f"labels[{place}] is {shown(label)}. Or write {root / 'labels.json'}."
+            )
+    names = checked_names(((i, label["readable"]) for i, label in enumerate(labels) if label["evaluate"]), str(path))
+    return names, sorted(set(range(len(labels))) - set(names))
 
 
 def _only_label_folder(folder: Path) -> Path:
@@ -290,13 +303,13 @@ def ade20k_names(root: Path, id2label: Mapping[int, str] | str | Path | None) ->
 def names_of_table(path: Path) -> dict[int, str]:
     """Tab-separated lines of label value, four numbers and names; the first name where no other class has it."""
     try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:] if line.strip()]
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+        raise ValueError(f"{path} cannot be read as text: {error}") from error
+    rows = [line.split("\t") for line in lines if line.strip()]
     if not rows or any(len(row) < 2 or not row[0].strip().isdecimal() for row in rows):
         raise ValueError(f"{path} is not a table with the columns Idx, ..., Name, divided by tabs.")
-    names = {int(row[0]): row[-1].strip() for row in rows}
-    if len(names) < len(rows):
-        raise ValueError(f"{path} names a label value twice.")
-    times = Counter(name.split(",")[0] for name in names.values())
-    return {i: first if times[first := name.split(",")[0]] == 1 else name for i, name in names.items()}
+    names = checked_names(((int(row[0]), row[-1].strip()) for row in rows), str(path))
+    first = {label: name.split(",")[0] for label, name in names.items()}
+    times = Counter(first.values())
+    return {label: first[label] if times[first[label]] == 1 else name for label, name in names.items()}

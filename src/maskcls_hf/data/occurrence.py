@@ -13,9 +13,16 @@ from .sample import VOID
 LOOKED_AT = 400  # images of a data set, of which a class that is no rarity is in one
 
 
-def nothing_to_learn(found: Collection[int], classes: Mapping[int, str], stuff: Collection[int], kind: Kind) -> str:
-    """Why one cannot learn from annotations in which these classes were found; "": one can."""
+def nothing_to_learn(
+    found: Collection[int], classes: Mapping[int, str], stuff: Collection[int], kind: Kind, crowds: bool = False
+) -> str:
+    """Why one cannot learn from annotations in which these classes were found, and `crowds`; "": one can."""
     things = set(classes) - set(stuff)
+    if not found and crowds:
+        return (
+            "all segments are crowd regions, which are not learned: set iscrowd to 0 where each is one object (CVAT "
+            "exports brush masks as crowds)"
+        )
     if not found:
         return "no pixel is labelled as any class"
     if kind != "semantic" and things and not things & set(found):
@@ -35,7 +42,8 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
         if len(found) == len(data.id2label):
             return ""
     images = f"{'all' if len(chosen) == len(data) else len(chosen)} of the {len(data)} images of {split or 'the data'}"
-    if problem := nothing_to_learn(found, data.id2label, data.stuff_ids, data.kind):
+    crowds = not found and any(data.targets(index).crowd_ids for index in chosen)
+    if problem := nothing_to_learn(found, data.id2label, data.stuff_ids, data.kind, crowds):
         return f"There is nothing to learn or to score in {images}: {problem}. `maskcls validate` tells more."
     absent = [name for label, name in data.id2label.items() if label not in found]
     if len(found) == 1:

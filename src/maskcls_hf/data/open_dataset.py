@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .cityscapes import Cityscapes
-from .coco_files import find_json, json_candidates
+from .coco_files import find_jsons, json_candidates
 from .coco_instances import CocoInstances
 from .coco_panoptic import CocoPanoptic
 from .dataset import SegmentationDataset
@@ -48,14 +48,14 @@ LAYOUTS: dict[str, Layout] = {
     "ade20k": Layout(Ade20k, lambda root, split: bool(split) and _all_are_folders(_ade20k(root, split)), _ade20k),
     "coco_panoptic": Layout(
         CocoPanoptic,
-        lambda root, split: find_json(root, split, "panoptic") is not None,
-        lambda root, split: list(json_candidates(root, split, "panoptic")),
+        lambda root, split: bool(find_jsons(root, split, "panoptic")),
+        lambda root, split: json_candidates(root, split, "panoptic"),
     ),
     "folder": Layout(SegmentationFolder, _is_folder, _folder),
     "coco_instances": Layout(
         CocoInstances,
-        lambda root, split: find_json(root, split, "instances") is not None,
-        lambda root, split: list(json_candidates(root, split, "instances")),
+        lambda root, split: bool(find_jsons(root, split, "instances")),
+        lambda root, split: json_candidates(root, split, "instances"),
     ),
 }
 

@@ -54,7 +54,8 @@ RULES: dict[str, Rule] = {
     ),
     "missing_folder": _error("A folder is missing", "Put the files there, or name the folder in the recipe's options."),
     "bad_class_names": _error(
-        "The names of the classes cannot be read", 'Write labels.json beside the splits: {"0": "sky", "1": "road"}.'
+        "The names of the classes cannot be read",
+        'Write labels.json beside the splits: {"0": "sky", "1": "road"}; in a COCO json, categories with id and name.',
     ),
     "no_images": _error("A split has no images", "Put images there: .jpg, .png, .tif, .bmp or .webp."),
     "image_without_label": _error(
@@ -139,6 +140,12 @@ RULES: dict[str, Rule] = {
     "not_in_train": _warning(
         "Classes that occur, but not in training", "Their score will be 0: split the images anew, or leave them out."
     ),
+    "same_class_name": _note(
+        "Classes of one name", "They get their id behind the name; join or rename them if they are one."
+    ),
+    "control_characters": _note(
+        "Class names with control characters", "They are trained with, and shown as \\n or \\x1b. Better rename them."
+    ),
     "classes_differ": _error("The splits have different classes", "Give all splits the same categories and ids."),
     # segments
     "all_void": _warning(
@@ -146,7 +153,11 @@ RULES: dict[str, Rule] = {
     ),
     "no_segments": _note("Images without an instance", "Right for true negatives; else annotate them."),
     "empty_segment": _warning(
-        "Segments without a pixel", "Remove them: training skips them, and scores count them as not found."
+        "Segments without a pixel",
+        "Draw them anew, or remove them: training skips them, and scores count them as not found.",
+    ),
+    "relative_polygon": _warning(
+        "Polygons in parts of the image", "Points are pixels: multiply x by the width of the image, y by its height."
     ),
     "tiny_segment": _note("Segments of under 10 pixels", "Often slips of the annotation tool. Look at a few."),
     "vanishing": _warning(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import some
+from ..files import has_controls, shown, some
 from ..occurrence import nothing_to_learn
 from .files import Find, Picture, read_picture
 from .report import ClassCount, Report, SplitReport
@@ -126,9 +126,16 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
             differ = set(survey.classes.items()) ^ set(surveys[0].classes.items())
             message = f"not as in {surveys[0].split}: {some(sorted(differ)) or 'other classes are stuff'}"
             found.append(Finding("classes_differ", message, survey.split))
+    labels_of: dict[str, list[int]] = {}
     for label, name in report.class_names.items():
+        labels_of.setdefault(name, []).append(label)
+        if has_controls(name):
+            found.append(Finding("control_characters", f"{label}: {shown(name)}"))
         if name.lower().replace(" ", "").replace("-", "") in VOID_NAMES:
             found.append(Finding("void_class", f"{label}: {name}"))
+    for name, labels in labels_of.items():
+        if len(labels) > 1:
+            found.append(Finding("same_class_name", f"{shown(name)} is the name of {some(labels)}"))
     for split in report.splits:
         if split.crowds:
             found.append(Finding("crowd", f"{split.crowds} of {sum(split.segments)} segments", split.name))
@@ -137,9 +144,12 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
     if surveys and report.layout == "folder" and 255 in tally.values:
         found += _meaning_of_255(surveys[0], tally.values)
     _compare_splits(report)
+    wrong = {finding.split for finding in found if finding.severity == "error"}  # what is refused is not learned either
     for split, survey in zip(report.splits, surveys, strict=True):
-        if split.checked == split.images and split.name in tally.learned:
-            message = nothing_to_learn(tally.learned[split.name], survey.classes, survey.stuff, survey.kind)
+        if split.checked == split.images and split.name in tally.learned and split.name not in wrong:
+            message = nothing_to_learn(
+                tally.learned[split.name], survey.classes, survey.stuff, survey.kind, split.crowds > 0
+            )
             found += [Finding("nothing_to_learn", message, split.name)] if message else []
 
 
