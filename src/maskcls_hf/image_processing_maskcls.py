@@ -19,13 +19,25 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .image_geometry import padded_sizes, padding, resized_size
-from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
+from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
+from .label_tensors import naming
+from .options import plain, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)
 
 LABEL_FORMATS = ("segments", "segment_map", "semantic")
+INTEGERS: dict[str, int | None] = {"void_id": None, "label_offset": None, "num_labels": 1}  # and their least values
+# What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
+# model's options to the image processor too) hand on.
+IN_FILES = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+OF_LOADING = (
+    "attn_implementation", "backend", "code_revision", "config", "device_map", "dtype", "ignore_mismatched_sizes",
+    "key_mapping", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder", "output_loading_info",
+    "quantization_config", "return_unused_kwargs", "state_dict", "torch_dtype", "tp_plan", "trust_remote_code",
+    "use_fast", "use_safetensors", "variant", "weights_only",
+)  # fmt: skip
 PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of segments: never stacked
 
 
@@ -99,15 +111,36 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     do_flip_channel_order = False
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
-        """Also reads the older names in configs of transformers' MaskFormer."""
-        options: dict[str, Any] = dict(kwargs)
-        for old, new in (("size_divisibility", "size_divisor"), ("reduce_labels", "do_reduce_labels")):
-            if old in options:
-                options.setdefault(new, options.pop(old))
-        longest_edges = [options.pop(name, None) for name in ("max_size", "_max_size")]
-        if isinstance(options.get("size"), int) and any(longest_edges):
-            options["size"] = {"shortest_edge": options["size"], "longest_edge": max(filter(None, longest_edges))}
+        """Also reads the older names in configs of transformers' MaskFormer. A name without meaning is warned about."""
+        options = own_names(kwargs)
+        warn_about_unused(options, {*self.valid_kwargs.__annotations__, *IN_FILES}, type(self).__name__)
         super().__init__(**options)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `kwargs` count more than the dict, by whichever name an option is given."""
+        options = own_names(kwargs)
+        if not options.get("return_unused_kwargs"):
+            warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
+        return super().from_dict(own_names(image_processor_dict), **options)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """transformers' name of `void_id`."""
+        return self.void_id
+
+    @ignore_index.setter
+    def ignore_index(self, value: int | None) -> None:
+        self.void_id = value
+
+    @property
+    def do_reduce_labels(self) -> bool:
+        """transformers' name of `label_offset=1`."""
+        return self.label_offset > 0
+
+    @do_reduce_labels.setter
+    def do_reduce_labels(self, value: bool) -> None:
+        self.label_offset = int(value)
 
     def preprocess(
         self,
@@ -144,17 +177,23 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
                 a map has colours, an image is larger than `pad_size`. The message names the image.
         """
-        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **kwargs)
+        options = own_names(kwargs)
+        for name in options:
+            if name not in self.valid_kwargs.__annotations__:
+                raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
+        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **options)
 
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Canonical forms; transformers' aliases move to `void_id` and `label_offset` and are None afterwards."""
+        """Canonical forms, checked. transformers' aliases drop out: `own_names` has read them."""
         kwargs = super()._standardize_kwargs(**kwargs)
-        if ignore_index is not None:
-            kwargs["void_id"] = ignore_index
-        if do_reduce_labels is not None:
-            kwargs["label_offset"] = int(do_reduce_labels)
+        for name, minimum in INTEGERS.items():
+            value = kwargs.get(name)
+            is_integer = isinstance(value, int) and not isinstance(value, bool)
+            if not (is_integer and (minimum is None or value >= minimum) or (value is None and name != "label_offset")):
+                limit = "" if minimum is None else f" of at least {minimum}"
+                raise ValueError(f"{name}={value!r} must be an integer{limit}.")
         if kwargs.get("label_ids_to_fuse") is not None:
             kwargs["label_ids_to_fuse"] = sorted(int(label) for label in kwargs["label_ids_to_fuse"])
         if kwargs.get("label_format") not in LABEL_FORMATS:
@@ -163,16 +202,18 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             raise ValueError(f"size_divisor must be positive or None, got {kwargs['size_divisor']}.")
         if kwargs.get("do_center_crop"):
             raise ValueError("do_center_crop is not supported: crop image and labels together beforehand.")
-        return kwargs | {"ignore_index": None, "do_reduce_labels": None}
+        return kwargs
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Paths and URLs -> images; a local file keeps its own mode and depth."""
         source = image_url_or_urls
         if isinstance(source, (list, tuple)):
             return [self.fetch_images(item) for item in source]
-        if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
-            return open_image(source)
-        return super().fetch_images(source) if isinstance(source, str) else source
+        if not isinstance(source, (str, os.PathLike)):
+            return source
+        with reading(source):
+            is_file = isinstance(source, os.PathLike) or os.path.isfile(source)
+            return open_image(source) if is_file else super().fetch_images(source)
 
     def process_image(
         self,
@@ -195,10 +236,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     ) -> BatchFeature:
         tensors = []
         for i, image in enumerate(image_list(self.fetch_images(images))):
-            try:
+            with naming(f"image {i}"):
                 tensors.append(self.process_image(image, **options))
-            except ValueError as error:
-                raise ValueError(f"image {i}: {error}") from error
         labels = (segmentation_maps, instance_id_to_semantic_id, class_labels)
         if all(given is None for given in labels):
             return self._preprocess(tensors, **options)
@@ -299,6 +338,29 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
+
+
+def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by the names that they are kept under, their numbers as Python's.
+
+    Raises:
+        ValueError: an option has two values, by two names.
+    """
+    given: dict[str, Any] = plain(dict(options))
+    for old, new in (("size_divisibility", "size_divisor"), ("reduce_labels", "do_reduce_labels")):
+        if old in given:
+            given.setdefault(new, given.pop(old))
+    longest_edges = [given.pop(name, None) for name in ("max_size", "_max_size")]
+    if isinstance(given.get("size"), int) and any(longest_edges):
+        given["size"] = {"shortest_edge": given["size"], "longest_edge": max(filter(None, longest_edges))}
+    for alias, name, convert in (("ignore_index", "void_id", lambda v: v), ("do_reduce_labels", "label_offset", int)):
+        value = given.pop(alias, None)
+        if value is None:
+            continue
+        if name in given and given[name] != convert(value):
+            raise ValueError(f"{alias}={value!r} is another name of {name}={convert(value)}: {name}={given[name]!r}?")
+        given[name] = convert(value)
+    return given
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,16 @@ class MaskClsCollator:
     def __init__(self, image_processor: Any, *, keep_ground_truth: bool = False, **processor_kwargs: Any):
         self.image_processor = image_processor
         self.keep_ground_truth = keep_ground_truth
-        self.processor_kwargs = {"label_offset": 0, **processor_kwargs}
+        self.processor_kwargs = {"label_offset": 0, "input_data_format": "channels_first", **processor_kwargs}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        for sample in samples:
+            if not isinstance(sample, Mapping) or not Sample.__required_keys__ <= set(sample):
+                got = f"a dict with {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample)
+                raise ValueError(
+                    f"A sample has {', '.join(Sample.__annotations__)}, got {got}. Rows of a table become samples by "
+                    "maskcls_hf.data.SegmentationTable (or SegmentationStream)."
+                )
         names = ", ".join(sample["name"] for sample in samples)
         semantic = [sample["instance_id_to_semantic_id"] is None for sample in samples]
         if any(semantic) and not all(semantic):

@@ -88,8 +88,8 @@ def failure_cases(
         sample = next(crops(data[index], crop, middle=True))
         truth = GroundTruth.from_sample(sample, data.void_id)
         truth.labels = of_model[truth.labels]
-        found: Any = predictor(sample["image"].as_subclass(Tensor), map_task, **options)
-        return sample, truth, found
+        image, tasks = sample["image"].as_subclass(Tensor), {map_task: options}
+        return sample, truth, predictor.predict(image, tasks, input_data_format="channels_first")[0][map_task]
 
     for index in range(min(limit or len(data), len(data))):
         _, truth, found = looked_at(index)

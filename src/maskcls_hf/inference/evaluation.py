@@ -56,7 +56,8 @@ def evaluate(
     stream = parts()
     while batch := list(islice(stream, predictor.batch_size)):
         images, truths = zip(*batch, strict=True)
-        evaluator.add(evaluator.measure_maps(predictor.predict(list(images), evaluator.options), truths))
+        found = predictor.predict(list(images), evaluator.options, input_data_format="channels_first")
+        evaluator.add(evaluator.measure_maps(found, truths))
     return evaluator.compute()
 
 
