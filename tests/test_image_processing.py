@@ -839,9 +839,25 @@ def test_semantic_maps_of_a_per_pixel_model():
     maps = processor.post_process_semantic_segmentation(outputs)
     for i, size in enumerate(WITH_SIZES):
         assert torch.equal(maps[i], per_pixel_map(outputs.logits[i], **frame(i, size)))
-    for method in (processor.post_process_panoptic_segmentation, processor.post_process_instance_segmentation):
-        with pytest.raises(ValueError, match="have no class_queries_logits and masks_queries_logits.*'semantic'"):
-            method(outputs)
+    with pytest.raises(ValueError, match="have no class_queries_logits and masks_queries_logits.*'semantic'"):
+        processor.post_process_instance_segmentation(outputs)
+    with pytest.raises(ValueError, match="have no class_queries_logits"):
+        processor.post_process_semantic_segmentation(SimpleNamespace())
+
+
+def test_panoptic_maps_of_a_per_pixel_model_are_its_classes():
+    outputs = SimpleNamespace(logits=torch.randn(2, 4, 8, 16), **SIZES)
+    processor = MaskClsImageProcessor()
+    maps = processor.post_process_semantic_segmentation(outputs)
+    for classes, found in zip(maps, processor.post_process_panoptic_segmentation(outputs, threshold=0.9), strict=True):
+        segments = found["segments_info"]
+        assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
+        drawn = torch.full_like(classes, -1)
+        for segment in segments:
+            inside = found["segmentation"] == segment["id"]
+            drawn[inside] = segment["label_id"]
+            assert segment["area"] == inside.sum() and segment["was_fused"] and segment["score"] is None
+        assert torch.equal(drawn, classes) and found["segmentation"].dtype == torch.int32
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])

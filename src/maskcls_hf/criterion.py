@@ -113,7 +113,8 @@ class MaskClsCriterion:
         for image, (queries, segments) in enumerate(assignments):
             wanted[image, queries.to(wanted.device)] = targets.labels[image][segments.to(wanted.device)]
         losses = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        return (losses * torch.where(wanted.flatten() == self.num_labels, self.no_object_weight, 1.0)).sum()
+        weights = torch.ones_like(losses).masked_fill(wanted.flatten() == self.num_labels, self.no_object_weight)
+        return (losses * weights).sum()
 
     def mask_losses(
         self, mask_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]
@@ -280,7 +281,7 @@ def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:
     """
     numbers = [len(labels) for labels in class_labels]
     counts = [sum(numbers), sum(min(number, num_queries) for number in numbers), len(numbers)]
-    return torch.tensor(counts, dtype=torch.float32)
+    return torch.tensor(counts, dtype=torch.float32, device="cpu")
 
 
 def count_pixels(labels: Tensor, ignore_index: int) -> Tensor:

@@ -21,6 +21,7 @@ from transformers.utils import TensorType, logging
 from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .label_tensors import naming
+from .memory import give_back_memory
 from .options import plain, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
@@ -234,6 +235,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         class_labels: Any,
         **options: Any,
     ) -> BatchFeature:
+        give_back_memory()
         tensors = []
         for i, image in enumerate(image_list(self.fetch_images(images))):
             with naming(f"image {i}"):

@@ -160,7 +160,7 @@ def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tens
         sizes = sorted({tuple(mask.shape) for mask in masks})
         if len(sizes) > 1:
             raise ValueError(f"{where}: the masks of one stack have different sizes: {sizes}.")
-        return torch.stack(masks) if masks else torch.zeros((0, *image_size), dtype=torch.bool)
+        return torch.stack(masks) if masks else torch.zeros((0, *image_size), dtype=torch.bool, device="cpu")
     stack = stack if isinstance(stack, Tensor) else label_tensor(stack)
     if stack.ndim != 3:
         raise ValueError(

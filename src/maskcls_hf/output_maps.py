@@ -11,7 +11,9 @@ from typing import Any
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .memory import give_back_memory
 from .post_processing import (
+    class_segments,
     instance_segments,
     mask_to_coco_rle,
     panoptic_segments,
@@ -43,7 +45,7 @@ class OutputMapsMixin:
             One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
             `segmentation_scores` (K, H, W).
         """
-        pairs = getattr(outputs, "class_queries_logits", None) is not None
+        pairs = not classifies_pixels(outputs)
         to_map = semantic_map if pairs else per_pixel_map
         maps: list[Any] = []
         for *logits, sizes in _images(outputs, target_sizes, pairs):
@@ -116,8 +118,12 @@ class OutputMapsMixin:
 
         Returns:
             For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
-            `segments_info` (id from 1, label_id, was_fused, score, area).
+            `segments_info` (id from 1, label_id, was_fused, score, area). Of a per-pixel model each class is one
+            segment, whatever the thresholds, and has no score (None).
         """
+        if classifies_pixels(outputs):
+            maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
+            return [class_segments(class_map) for class_map in maps]
         fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
@@ -133,14 +139,20 @@ class OutputMapsMixin:
         return results
 
 
+def classifies_pixels(outputs: Any) -> bool:
+    """Whether these are the outputs of a per-pixel model, which knows classes but no segments."""
+    return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
+
+
 def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
     """For each image its logits, then the keyword arguments of all functions in post_processing.py."""
+    give_back_memory()
     names = ("class_queries_logits", "masks_queries_logits") if pairs else ("logits",)
     logits: list[Any] = [getattr(outputs, name, None) for name in names]
     if any(tensor is None for tensor in logits):
         raise ValueError(
             f"the outputs ({type(outputs).__name__}) have no {' and '.join(names)}. Outputs of a per-pixel model make "
-            "semantic maps only: post_process_semantic_segmentation, or subtask='semantic' in a pipeline."
+            "semantic maps: post_process_semantic_segmentation, or subtask='semantic' in a pipeline."
         )
     count, logit_size = len(logits[0]), tuple(logits[-1].shape[-2:])
     padded, valid, original = (

@@ -135,7 +135,7 @@ def score_of(metric: Any, found: dict[str, Any], truth: GroundTruth) -> float:
         metric.update(found["segmentation"], found["segments_info"], truth)
         return metric.compute()["pq"]
     infos = [info for info in found["segments_info"] if info["label_id"] in metric.id2label]
-    masks = found["segmentation"] == torch.tensor([info["id"] for info in infos]).view(-1, 1, 1)
+    masks = found["segmentation"] == torch.tensor([info["id"] for info in infos], device="cpu").view(-1, 1, 1)
     metric.update(masks, [info["label_id"] for info in infos], truth)
     return metric.compute()["f1"]
 

@@ -37,8 +37,8 @@ def measure_speed(
         size: height and width of the image, before the image processor resizes it.
         repeats: number of passes, after two that warm up.
     """
-    model = in_eval_mode(model)
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model, generator = in_eval_mode(model), torch.Generator("cpu").manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator, device="cpu")
     inputs = image_processor(image, input_data_format="channels_first", return_tensors="pt").to(
         model.device, dtype=model.dtype
     )

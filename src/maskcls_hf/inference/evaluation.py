@@ -70,7 +70,7 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
     names = [of_model[label] for label in sorted(of_model)]
     wanted = [of_data[label] for label in sorted(of_data)]
     if names == wanted:
-        return torch.arange(len(names))
+        return torch.arange(len(names), device="cpu")
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise ValueError(
             f"The classes of the model and of the data differ.\nmodel ({len(names)}): {', '.join(names)}\n"
@@ -78,7 +78,7 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
             f"only the model has: {', '.join(sorted(set(names) - set(wanted))) or '-'}\n"
             f"only the data has: {', '.join(sorted(set(wanted) - set(names))) or '-'}"
         )
-    return torch.tensor([names.index(name) for name in wanted])
+    return torch.tensor([names.index(name) for name in wanted], device="cpu")
 
 
 def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sample]:
