@@ -90,10 +90,11 @@ class SegmentationNetworkConfig(PreTrainedConfig):
                 raise ValueError(f"{name} has no {field}: {why}")
         warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS}, name)
         self.backbone_config = as_backbone_config(self.backbone_config)
-        if self.id2label is None and self.label2id:
-            self.id2label = {label: name for name, label in self.label2id.items()}
-        if self.id2label is not None:
-            self.id2label = checked_classes(self.id2label)
+        classes: Any = self.id2label
+        if classes is None and self.label2id:
+            classes = {label: name for name, label in self.label2id.items()}
+        if classes is not None:
+            self.id2label = checked_classes(classes)
         elif kwargs.get("num_labels") is not None:
             check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
         super().__post_init__(**kwargs)
@@ -311,10 +312,11 @@ def checked_classes(id2label: Any) -> dict[int, str]:
         ) from error
     if sorted(names) != list(range(len(names))) or len(names) < max(1, len(id2label)):
         raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {shortened(sorted(names))}.")
-    return dict(sorted(names.items()))
+    return {label: names[label] for label in range(len(names))}
 
 
 def as_integer(label: Any) -> int:
+    """Of an integer, or its text."""
     if isinstance(label, str):
         return int(label)
     return operator.index(label)

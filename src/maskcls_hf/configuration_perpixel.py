@@ -26,7 +26,7 @@ class PerPixelConfig(SegmentationNetworkConfig):
         super().check_fields()
         check_choice(self, "transformer_module", (True, False))
         check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
-        check_several_classes(self.num_labels)
+        check_several_classes(len(self.id2label or {}))
 
 
 def check_several_classes(number: int) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
@@ -29,7 +30,7 @@ from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 logger = logging.get_logger(__name__)
 
 LABEL_FORMATS = ("segments", "segment_map", "semantic")
-INTEGERS: dict[str, int | None] = {"void_id": None, "label_offset": None, "num_labels": 1}  # and their least values
+INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
 # model's options to the image processor too) hand on.
 IN_FILES = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
@@ -132,12 +133,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @ignore_index.setter
     def ignore_index(self, value: int | None) -> None:
-        self.void_id = value
+        self.void_id = value  # type: ignore[assignment]  # None is a value too
 
     @property
     def do_reduce_labels(self) -> bool:
         """transformers' name of `label_offset=1`."""
-        return self.label_offset > 0
+        return bool(self.label_offset)
 
     @do_reduce_labels.setter
     def do_reduce_labels(self, value: bool) -> None:
@@ -189,12 +190,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     ) -> dict[str, Any]:
         """Canonical forms, checked. transformers' aliases drop out: `own_names` has read them."""
         kwargs = super()._standardize_kwargs(**kwargs)
-        for name, minimum in INTEGERS.items():
+        for name in INTEGERS:
             value = kwargs.get(name)
-            is_integer = isinstance(value, int) and not isinstance(value, bool)
-            if not (is_integer and (minimum is None or value >= minimum) or (value is None and name != "label_offset")):
-                limit = "" if minimum is None else f" of at least {minimum}"
-                raise ValueError(f"{name}={value!r} must be an integer{limit}.")
+            if not isinstance(value, int) and (value is not None or name == "label_offset"):
+                raise ValueError(f"{name}={value!r} must be an integer.")
+        if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
+            raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
+        deviations = kwargs.get("image_std")
+        if kwargs.get("do_normalize") and deviations is not None and not np.all(np.asarray(deviations) > 0):
+            raise ValueError(f"image_std={deviations} must be positive: pixels are divided by it.")
         if kwargs.get("label_ids_to_fuse") is not None:
             kwargs["label_ids_to_fuse"] = sorted(int(label) for label in kwargs["label_ids_to_fuse"])
         if kwargs.get("label_format") not in LABEL_FORMATS:
@@ -213,8 +217,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if not isinstance(source, (str, os.PathLike)):
             return source
         with reading(source):
-            is_file = isinstance(source, os.PathLike) or os.path.isfile(source)
-            return open_image(source) if is_file else super().fetch_images(source)
+            if isinstance(source, os.PathLike) or os.path.isfile(source):
+                return open_image(source)
+            return super().fetch_images(source)
 
     def process_image(
         self,

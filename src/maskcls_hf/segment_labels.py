@@ -86,11 +86,10 @@ def _class_values(id_to_class: Any) -> dict[int, int | None]:
         raise ValueError(f"instance_id_to_semantic_id must be a dict, got a {type(id_to_class).__name__}.")
     named = plain(dict(id_to_class))
     for segment, value in named.items():
-        if value is None:
-            continue
-        if not isinstance(value, (int, float)) or value != int(value):
+        if isinstance(value, float) and value.is_integer():
+            named[segment] = int(value)
+        elif value is not None and not isinstance(value, int):
             raise ValueError(f"instance_id_to_semantic_id[{segment!r}]={value!r} must be an integer or None.")
-        named[segment] = int(value)
     return named
 
 

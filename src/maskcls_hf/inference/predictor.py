@@ -20,7 +20,7 @@ from ..image_reading import image_list
 from ..label_tensors import naming
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
-from ..options import unused
+from ..options import plain, unused
 from .eval_mode import in_eval_mode
 from .mask_runs import MaskRuns
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
@@ -85,7 +85,12 @@ class Predictor:
         batch_size: int = 1,
         enlarge: float | None = None,
     ):
-        self.model, self.image_processor = model, image_processor
+        self.model: Any = model
+        self.image_processor = image_processor
+        tile, batch_size = plain(tile), plain(batch_size)
+        for option, value in (("tile", tile or 1), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{option}={value!r} must be a positive integer.")
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size

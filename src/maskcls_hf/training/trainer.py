@@ -66,11 +66,13 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         for name, why in OTHERS.items():
             if kwargs.pop(name, None) is not None:
                 raise TypeError(f"MaskClsTrainer has no {name}: {why}.")
+        _check_and_set(args, train_dataset, evaluator)
+        if data_collator is None and train_dataset is None:
+            data_collator = eval_collator
         if data_collator is None:
             data_collator = _collator_of(kwargs.get("processing_class"))
             if evaluator is not None and eval_collator is None:
                 eval_collator = _collator_of(kwargs.get("processing_class"), keep_ground_truth=True)
-        _check_and_set(args, train_dataset, evaluator)
         if sampler is None and isinstance(train_dataset, AugmentedDataset):
             sampler = EpochSampler(len(train_dataset), args.seed)
         super().__init__(
