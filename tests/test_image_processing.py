@@ -902,6 +902,13 @@ def test_options_of_one_call():
         ({"do_center_crop": True, "crop_size": 10}, "do_center_crop is not supported"),
         ({"num_labels": 0}, "num_labels=0 must be at least 1"),
         ({"image_std": [0.2, 0.0, 0.2]}, "image_std=.* must be positive"),
+        ({"image_mean": [0.2, np.nan, 0.2]}, "image_mean=.* must be a number, or numbers"),
+        ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be positive"),
+        ({"size": {"shortest_edge": -5}}, "size={'shortest_edge': -5} must be positive integers"),
+        ({"pad_size": {"height": 0, "width": 5}}, "pad_size=.* must be positive integers"),
+        ({"data_format": "channels_last"}, "data_format='channels_last': pixel_values are"),
+        ({"label_ids_to_fuse": [1, -1]}, r"label_ids_to_fuse must be a list of class ids, got \[1, -1\]"),
+        ({"label_ids_to_fuse": [3], "num_labels": 3}, r"label_ids_to_fuse=\[3\] must be class ids below num_labels=3"),
     ],
 )
 def test_wrong_options(options, message):
@@ -911,10 +918,31 @@ def test_wrong_options(options, message):
         MaskClsImageProcessor()(rgb(), **options)
 
 
-@pytest.mark.parametrize("name", ["void_id", "label_offset", "num_labels", "size_divisor"])
-def test_options_that_are_no_integers(name):
-    with pytest.raises(ValueError, match=f"{name}='255' must be an integer"):
-        MaskClsImageProcessor(**{name: "255"})
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, "255", "must be an integer") for name in ("void_id", "label_offset", "num_labels", "size_divisor")),
+        ("image_mean", "a", "must be a number, or numbers"),
+        ("size", {"shortest_edge": 64.5}, "must be positive integers"),
+        ("label_ids_to_fuse", ["sky"], "must be a list of class ids"),
+        ("label_ids_to_fuse", 3, "must be a list of class ids"),
+        ("do_resize", "no", "must be True or False"),
+    ],
+)
+def test_options_of_a_wrong_type(name, value, message):
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        MaskClsImageProcessor(**{name: value})
+
+
+@pytest.mark.parametrize(("value", "said"), [(60000.0, True), (-1.0, True), (255.0, False), (0.0, False)])
+def test_floats_outside_of_the_scale_are_pointed_out(monkeypatch, value, said):
+    messages = []
+    monkeypatch.setattr(image_processing_maskcls.logger, "warning_once", messages.append)
+    image = np.full((8, 8, 3), value, dtype=np.float32)
+    MaskClsImageProcessor()([rgb(), image])
+    MaskClsImageProcessor()([rgb(), image], rescale_factor=1 / 60000)
+    MaskClsImageProcessor()([rgb(), image], do_rescale=False)
+    assert len(messages) == said and all("image 1 holds floating-point values from" in text for text in messages)
 
 
 # --- outputs to maps ------------------------------------------------------------------------------------------------
@@ -1019,6 +1047,37 @@ def test_target_sizes_of_the_wrong_number(task):
         method(mask_outputs(), target_sizes=[(4, 4)] * 3)
     with pytest.raises(ValueError, match="0 target_sizes for 2 images"):
         method(mask_outputs(), target_sizes=[])
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("sizes", [(4, 4), [(4.5, 4)] * 2, [None] * 2, [(4, 4, 3)] * 2])
+def test_target_sizes_that_are_no_sizes(task, sizes):
+    method = getattr(MaskClsImageProcessor(), f"post_process_{task}_segmentation")
+    with pytest.raises(ValueError, match=r"target_sizes must be \(height, width\) for each image, integers"):
+        method(mask_outputs(), target_sizes=sizes)
+
+
+def test_numbers_of_numpy_in_post_processing():
+    sizes = np.array(WITH_SIZES)
+    processor = MaskClsImageProcessor()
+    options = {"threshold": np.float32(0.5), "label_ids_to_fuse": np.array([1, 0]), "target_sizes": sizes}
+    found = processor.post_process_panoptic_segmentation(mask_outputs(**SIZES), **options)
+    assert [record["was_fused"] for record in found[0]["segments_info"]] == [True, True]
+    assert [tuple(record["segmentation"].shape) for record in found] == WITH_SIZES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_ids_to_fuse": [2]}, r"the model has classes 0 to 1, not \[2\]"),
+        ({"label_ids_to_fuse": ["sky"]}, "must be a list of class ids"),
+        ({"threshold": None}, r"threshold must lie in \[0, 1\], got None"),
+        ({"mask_threshold": "0.5"}, r"mask_threshold must lie in \[0, 1\], got '0.5'"),
+    ],
+)
+def test_options_of_post_processing_that_cannot_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor().post_process_panoptic_segmentation(mask_outputs(), **options)
 
 
 def test_panoptic_segments():

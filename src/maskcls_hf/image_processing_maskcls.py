@@ -1,5 +1,6 @@
 """Images to network inputs, annotations to targets, and network outputs back to maps of the images."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
@@ -23,7 +25,7 @@ from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .label_tensors import naming
 from .memory import give_back_memory
-from .options import plain, unused, warn_about_unused
+from .options import checked_label_ids, plain, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
@@ -196,11 +198,28 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 raise ValueError(f"{name}={value!r} must be an integer.")
         if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
             raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
-        deviations = kwargs.get("image_std")
-        if kwargs.get("do_normalize") and deviations is not None and not np.all(np.asarray(deviations) > 0):
-            raise ValueError(f"image_std={deviations} must be positive: pixels are divided by it.")
+        for name in ("size", "pad_size"):
+            if any(not isinstance(v, int) or v < 1 for v in dict(kwargs[name] or {}).values() if v is not None):
+                raise ValueError(f"{name}={dict(kwargs[name])} must be positive integers.")
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            value = kwargs.get(name)
+            numbers = np.asarray(0 if value is None else value)
+            if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+                raise ValueError(f"{name}={value!r} must be a number, or numbers.")
+            if name != "image_mean" and value is not None and not (numbers > 0).all():
+                raise ValueError(f"{name}={value!r} must be positive.")
+        for name, value in kwargs.items():
+            if name.startswith("do_") and isinstance(value, str):
+                raise ValueError(f"{name}={value!r} must be True or False.")
+        if kwargs.get("data_format") not in (None, "channels_first", ChannelDimension.FIRST):
+            raise ValueError(f"data_format={kwargs['data_format']!r}: pixel_values are (B, C, H, W), channels first.")
         if kwargs.get("label_ids_to_fuse") is not None:
-            kwargs["label_ids_to_fuse"] = sorted(int(label) for label in kwargs["label_ids_to_fuse"])
+            kwargs["label_ids_to_fuse"] = checked_label_ids(kwargs["label_ids_to_fuse"])
+            if kwargs["label_ids_to_fuse"] and kwargs["label_ids_to_fuse"][-1] >= (kwargs["num_labels"] or math.inf):
+                raise ValueError(
+                    f"label_ids_to_fuse={kwargs['label_ids_to_fuse']} must be class ids below num_labels="
+                    f"{kwargs['num_labels']}."
+                )
         if kwargs.get("label_format") not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
@@ -290,6 +309,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         size: SizeDict,
         resample: Any,
         do_rescale: bool,
+        rescale_factor: float,
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
@@ -304,11 +324,18 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"{where} has {len(image)} channels but {name} has {len(values)} values. Set do_convert_rgb=True "
                     "for RGB, or give as many values."
                 )
-        if do_rescale and image.is_floating_point() and 0 < float(image.max()) <= 1:
-            logger.warning_once(
-                "A floating-point image has no value above 1: it seems to be scaled to 0..1 already, and is "
-                "multiplied by rescale_factor again. Pass do_rescale=False for such images."
-            )
+        if do_rescale and image.is_floating_point():
+            low, high = float(image.min()), float(image.max())
+            if 0 < high <= 1:
+                logger.warning_once(
+                    "A floating-point image has no value above 1: it seems to be scaled to 0..1 already, and is "
+                    "multiplied by rescale_factor again. Pass do_rescale=False for such images."
+                )
+            elif (low < 0 or high > 255) and math.isclose(rescale_factor, 1 / 255):
+                logger.warning_once(
+                    f"{where} holds floating-point values from {low:.6g} to {high:.6g}, but rescale_factor=1/255 is "
+                    "for 0..255. Pass the rescale_factor of this range, or do_rescale=False."
+                )
         if do_autocontrast:
             image = autocontrast(image)
         if do_resize:

@@ -22,6 +22,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def checked_label_ids(ids: Any) -> list[int]:
+    """`label_ids_to_fuse` as sorted integers.
+
+    Raises:
+        ValueError: it is no collection of class ids.
+    """
+    ids = plain(ids)
+    values = list(ids) if isinstance(ids, Collection) and not isinstance(ids, str) else [ids]
+    if values == [ids] or any(not isinstance(label, int) or label < 0 for label in values):
+        raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {ids!r}.")
+    return sorted(set(values))
+
+
 def similar(name: str, known: Collection[str]) -> str | None:
     """The known name that `name`, not one of them, is most likely a misspelling of, if any."""
     found = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)

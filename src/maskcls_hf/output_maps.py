@@ -5,6 +5,7 @@ Names, arguments and returned fields are those of transformers' MaskFormer; the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .memory import give_back_memory
+from .options import checked_label_ids, plain
 from .post_processing import (
     class_segments,
     instance_segments,
@@ -127,6 +129,9 @@ class OutputMapsMixin:
         fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
+            num_labels = logits[0].shape[-1] - 1
+            if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
+                raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
             segmentation, segments_info = panoptic_segments(
                 *logits,
                 **sizes,
@@ -179,5 +184,8 @@ def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int
 def _size_list(sizes: TargetSizes) -> list[tuple[int, int]] | None:
     if sizes is None:
         return None
-    sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
-    return [(int(height), int(width)) for height, width in sizes]
+    sizes = plain(sizes)
+    try:
+        return [(operator.index(height), operator.index(width)) for height, width in sizes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"target_sizes must be (height, width) for each image, integers, got {sizes!r}.") from error

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .contenders import contenders, corner_bounds, draw_greatest, indices_by_place, leads
+from .options import checked_label_ids
 from .resizing import MapFrame, Size, Tile, TileGrid
 
 Parameters = ParamSpec("Parameters")
@@ -181,6 +182,7 @@ def panoptic_segments(
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
+    to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
     frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
 
     scores, labels = class_probs.max(-1)
@@ -191,7 +193,6 @@ def panoptic_segments(
 
     winners, own_areas = _winners(scores, mask_logits, frame, _logit(mask_threshold))
     won_areas = winners.flatten().bincount(minlength=len(scores))
-    to_fuse = set() if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
     segment_ids = torch.zeros(len(scores), dtype=torch.int32, device="cpu")
     queries = zip(labels.tolist(), scores.tolist(), won_areas.tolist(), own_areas.tolist(), strict=True)
@@ -400,8 +401,8 @@ def _finite(logits: Tensor, name: str) -> Tensor:
 
 def _check_fractions(**values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if isinstance(value, str) or value is None or not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
 
 
 def _logit(probability: float) -> float:
