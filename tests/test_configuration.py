@@ -68,6 +68,7 @@ def test_backbone_from_a_dict():
         ({"decoder_layers": 2.5}, "decoder_layers=2.5 must be an integer at least 1"),
         ({"dropout": 1.5}, "dropout=1.5 must be a number from 0 to 1"),
         ({"mask_weight": -1}, "mask_weight=-1 must be a number at least 0"),
+        ({"mask_weight": float("inf")}, "mask_weight=inf must be a number at least 0"),
         ({"deep_supervision": "yes"}, "deep_supervision='yes' must be one of"),
         ({"hidden_size": 100}, "hidden_size=100 must be divisible by 16"),
         ({"backbone_config": {"model_type": "nope"}}, "model_type='nope' is not a model type"),
@@ -153,6 +154,7 @@ def test_numbers_of_numpy_are_saved_and_count_as_pythons(tmp_path):
         ({"0": "a", "2": "b"}, r"ids must be 0..K-1 without gaps, got \[0, 2\]"),
         ({}, r"ids must be 0..K-1 without gaps, got \[\]"),
         ({"a": 0}, "must be a dict of class ids 0, 1, ... and names, got {'a': 0}"),
+        ({0: None}, "must be a dict of class ids 0, 1, ... and names, got {0: None}"),
         ({0.5: "a"}, "must be a dict of class ids 0, 1, ... and names"),
         (["a", "b"], "must be a dict of class ids"),
     ],
@@ -175,6 +177,19 @@ def test_an_id_given_twice_is_refused():
 
 def test_names_of_classes_alone_are_not_ignored():
     assert MaskClsConfig(label2id={"b": 1, "a": 0, "c": 2}).id2label == {0: "a", 1: "b", 2: "c"}
+    assert MaskClsConfig(id2label={0: "a", 1: "b"}).label2id == {"a": 0, "b": 1}
+
+
+def test_numbers_of_classes_that_contradict_each_other(tmp_path, caplog):
+    with pytest.raises(ValueError, match="num_labels=3 but id2label has 1"):
+        MaskClsConfig(num_labels=3, id2label={0: "a"})
+    assert MaskClsConfig(id2label={0: "a", 1: "b"}, label2id={"a": 1, "b": 0}).label2id == {"a": 0, "b": 1}
+    assert "label2id contradicts id2label" in caplog.text
+    caplog.clear()
+    MaskClsConfig(id2label={0: "a", 1: "b"}).save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path, num_labels=3).num_labels == 3  # for a new head
+    other = MaskClsConfig.from_pretrained(tmp_path, id2label={0: "c", 1: "d", 2: "e"})
+    assert (other.num_labels, other.label2id) == (3, {"c": 0, "d": 1, "e": 2}) and not caplog.text
 
 
 def test_what_is_changed_while_loading_is_checked(tmp_path):

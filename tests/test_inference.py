@@ -206,6 +206,7 @@ class TestOptions:
             ("semantic", {"return_segmentation_scores": True}, "return_segmentation_scores is not for a Predictor"),
             ("instance", {"return_coco_annotation": True}, r"return_coco_annotation is not .*rle\(\)"),
             ("instance", {"return_binary_maps": True}, r"return_binary_maps is not .*dense\(\)"),
+            ("instance", {"overlap_mask_area_threshold": 0.5}, "overlap_mask_area_threshold is not for instances"),
             ("panoptic", {"target_sizes": [(9, 9)]}, "target_sizes is not .*size of their image"),
             ("panoptic", {"treshold": 0.5}, "no 'treshold': did you mean 'threshold'?"),
             ("semantic", {"threshold": 0.5}, "post_process_semantic_segmentation has no 'threshold'"),
@@ -221,6 +222,8 @@ class TestOptions:
         for task in OPTIONS:
             options = inspect.signature(getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")).parameters
             given = {name: option.default for name, option in options.items() if name in options_of(task)}
+            if task == "instance":
+                del given["overlap_mask_area_threshold"]
             predictor(model)(picture(), task, **given)
 
     @pytest.mark.parametrize(

@@ -444,7 +444,7 @@ def test_void_is_left_out_of_the_loss():
 
 
 @pytest.mark.parametrize("with_padding", [False, True])
-@pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.float, torch.Tensor.byte])
+@pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.float, torch.Tensor.byte, torch.Tensor.numpy])
 def test_void_counts_whatever_its_type(convert, with_padding):
     model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
     if not with_padding:
@@ -470,7 +470,7 @@ def test_labels_of_another_size_are_refused(size, map_of_places):
     with pytest.raises(ValueError, match=r"void_mask .* must be \(2, 64, 96\)"):
         model(**{**TestMaskCls().batch(), "void_mask": torch.zeros(2, *size, dtype=torch.bool)})
     baseline = PerPixelForSemanticSegmentation(perpixel_config())
-    with pytest.raises(ValueError, match=r"labels .* must be \(B, H, W\), of the size \(64, 96\) of pixel_values"):
+    with pytest.raises(ValueError, match=r"labels .* must be \(B, H, W\), \(2, 64, 96\) as pixel_values"):
         baseline(batch["pixel_values"], labels=torch.zeros(2, *size, dtype=torch.int64))
 
 
@@ -489,6 +489,7 @@ def test_masks_of_the_images_without_padding_are_padded():
         (torch.full((1, 64, 96), -1), "labels from -1 to -1 do not fit num_labels=5"),
         (torch.full((1, 64, 96), 0.5), "labels: labels must be integers, got torch.float32 with fractions"),
         (torch.zeros(1, 64, 96, 1, dtype=torch.int64), r"labels \(1, 64, 96, 1\) must be \(B, H, W\)"),
+        (torch.zeros(2, 64, 96, dtype=torch.int64), r"labels \(2, 64, 96\) must be \(B, H, W\), \(1, 64, 96\)"),
         (torch.zeros(64, 96, dtype=torch.int64), r"labels \(64, 96\) must be \(B, H, W\)"),
     ],
 )

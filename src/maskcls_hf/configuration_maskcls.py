@@ -1,15 +1,19 @@
 """Configurations: strings choose the parts, numbers their sizes."""
 
 import dataclasses
+import math
 import operator
 import os
 import reprlib
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .interchange_maskformer import MASKFORMER, config_from_maskformer
 from .options import plain, similar, warn_about_unused
+
+logger = logging.get_logger(__name__)
 
 PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder", "per_pixel")
 TRANSFORMER_DECODER_CHOICES = ("standard",)
@@ -95,6 +99,12 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             classes = {label: name for name, label in self.label2id.items()}
         if classes is not None:
             self.id2label = checked_classes(classes)
+            of_names = {name: label for label, name in self.id2label.items()}
+            if self.label2id not in (None, of_names):
+                logger.warning(f"{name}: label2id contradicts id2label, and is made from it.")
+            self.label2id = of_names
+            if kwargs.get("num_labels") not in (None, len(self.id2label)):
+                raise ValueError(f"{name}: num_labels={kwargs['num_labels']} but id2label has {len(self.id2label)}.")
         elif kwargs.get("num_labels") is not None:
             check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
         super().__post_init__(**kwargs)
@@ -105,6 +115,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         """As in transformers; `kwargs` are checked as those of the class are."""
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
+        if "id2label" in own or kwargs.get("num_labels") is not None:  # in place of the saved ones
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         if not kwargs.get("return_unused_kwargs"):
             warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS, *OF_LOADING}, cls.__name__)
         return super().from_dict({**config_dict, **own}, **kwargs)
@@ -305,7 +317,7 @@ def checked_classes(id2label: Any) -> dict[int, str]:
         `ValueError`: other ids, or none.
     """
     try:
-        names = {as_integer(label): name for label, name in plain(dict(id2label)).items()}
+        names = {as_integer(label): as_name(name) for label, name in plain(dict(id2label)).items()}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"id2label must be a dict of class ids 0, 1, ... and names, got {reprlib.repr(id2label)}."
@@ -320,6 +332,12 @@ def as_integer(label: Any) -> int:
     if isinstance(label, str):
         return int(label)
     return operator.index(label)
+
+
+def as_name(name: Any) -> str:
+    if name is None:
+        raise TypeError("a class without a name")
+    return str(name)
 
 
 def shortened(ids: list[int], limit: int = 20) -> str:
@@ -342,7 +360,7 @@ def check_number_of(
     name: str, value: Any, of: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
     kind = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum:
+    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum or value == math.inf:
         limits = f"at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
         number = "an integer" if integer else "a number"
         raise ValueError(f"{of}: {name}={value!r} must be {number} {limits}.")

@@ -174,6 +174,8 @@ class MaskClsCriterion:
     ) -> SegmentTargets:
         """Check the labels against the logits and each other; pad the masks to one size."""
         device, batch = layer.class_logits.device, layer.class_logits.shape[0]
+        if not hasattr(mask_labels, "__len__") or not hasattr(class_labels, "__len__"):
+            raise ValueError("mask_labels and class_labels must be lists of a tensor for each image.")
         if not batch == len(mask_labels) == len(class_labels):
             raise ValueError(
                 f"{batch} images, but {len(mask_labels)} mask_labels and {len(class_labels)} class_labels."
@@ -300,16 +302,16 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
         return losses / (count_pixels(labels, ignore_index).clamp(min=1) if pixels is None else pixels)
 
 
-def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, size: tuple[int, int]) -> Tensor:
-    """Labels of a per-pixel model (B, H, W) as integers.
+def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, shape: tuple[int, int, int]) -> Tensor:
+    """Labels of a per-pixel model, of `shape` (B, H, W), as integers.
 
     Raises:
-        `ValueError`: another shape than that of the pixel values (H, W) = `size`, fractions, or labels outside of the
+        `ValueError`: another shape, fractions, or labels outside of the
             classes (not looked for on other devices than the CPU, which would have to wait).
     """
     labels = integers(as_labels(labels, "labels"), "labels")
-    if labels.ndim != 3 or tuple(labels.shape[1:]) != size:
-        raise ValueError(f"labels {tuple(labels.shape)} must be (B, H, W), of the size {size} of pixel_values.")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels {tuple(labels.shape)} must be (B, H, W), {shape} as pixel_values.")
     known = labels[labels != ignore_index] if labels.device.type == "cpu" else labels[:0]
     if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_labels:
         raise ValueError(

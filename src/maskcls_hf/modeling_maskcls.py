@@ -11,6 +11,7 @@ from .class_rows import kept_classes, set_classes, with_columns, with_rows
 from .configuration_maskcls import MaskClsConfig, checked_classes
 from .contracts import PixelFeatures, SegmentLogits
 from .criterion import MaskClsCriterion
+from .label_tensors import as_labels
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
 from .segmentation_module import SegmentationModule
@@ -139,8 +140,10 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         sizes = image_sizes(pixel_values, pixel_mask)
         if mask_labels is not None and class_labels is not None:
             padded_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-            if void_mask is not None and void_mask.shape != (len(pixel_values), *padded_size):
-                raise ValueError(f"void_mask {tuple(void_mask.shape)} must be {(len(pixel_values), *padded_size)}.")
+            if void_mask is not None:
+                void_mask = as_labels(void_mask, "void_mask").to(pixel_values.device)
+                if void_mask.shape != (len(pixel_values), *padded_size):
+                    raise ValueError(f"void_mask {tuple(void_mask.shape)} must be {(len(pixel_values), *padded_size)}.")
             counted = self.counted_pixels(pixel_mask, void_mask)
             supervised = layers if self.config.deep_supervision else layers[-1:]
             pixels = self.segmentation_module.of_pixels(features)

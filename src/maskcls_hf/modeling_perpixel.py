@@ -57,9 +57,9 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             num_items_in_batch: labelled pixels of the whole optimiser step, see `maskcls_hf.criterion.count_pixels`.
         """
         if labels is not None:
-            size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            shape = (len(pixel_values), pixel_values.shape[-2], pixel_values.shape[-1])
             ignore_index = self.config.semantic_loss_ignore_index
-            labels = checked_pixel_labels(labels, self.config.num_labels, ignore_index, size).to(pixel_values.device)
+            labels = checked_pixel_labels(labels, self.config.num_labels, ignore_index, shape).to(pixel_values.device)
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:

@@ -265,6 +265,8 @@ class Predictor:
             for name in tasks[task]:
                 if name in OWN_OPTIONS:
                     raise ValueError(f"{name} is not for a Predictor: {OWN_OPTIONS[name]}.")
+                if task == "instance" and name == "overlap_mask_area_threshold":
+                    raise ValueError(f"{name} is not for instances: they may overlap.")
                 if name not in allowed:
                     raise TypeError(unused(name, allowed, f"post_process_{task}_segmentation"))
 
