@@ -318,6 +318,7 @@ def test_images_that_are_scaled_already_are_pointed_out(monkeypatch):
         (torch.full((3, 4, 5), torch.inf, dtype=torch.float16), "image 1: 60 of the 60 values"),
         (np.full((4, 5), 1e300), "image 1: 20 of the 20 values"),
         (Image.new("RGB", (0, 5)), "image 1: the image is empty"),
+        (np.ma.masked_equal(np.eye(4), 0), "image 1: some values of the array are masked"),
     ],
 )
 def test_what_is_no_image(image, message):
@@ -666,6 +667,7 @@ def second_map(labels: Any, *args: Any, **kwargs: Any) -> None:
         (np.zeros((2, 3), dtype=complex), {}, "an array of complex128 holds no real numbers"),
         (torch.zeros(2, 3, dtype=torch.complex64), {}, "labels must be integers, got torch.complex64"),
         (np.array([[None] * 3] * 2), {}, "an array of object holds no real numbers"),
+        (np.ma.masked_equal(np.eye(2, 3, dtype=int), 0), {}, "some values of the array are masked"),
         (np.full((2, 3), np.nan), {}, "labels must be integers, got torch.float64 with fractions or NaN"),
         (np.full((2, 3), 2**63, dtype=np.uint64), {}, "an array of uint64 holds 9223372036854775808"),
     ],
@@ -903,6 +905,7 @@ def test_options_of_one_call():
         ({"num_labels": 0}, "num_labels=0 must be at least 1"),
         ({"image_std": [0.2, 0.0, 0.2]}, "image_std=.* must be positive"),
         ({"image_mean": [0.2, np.nan, 0.2]}, "image_mean=.* must be a number, or numbers"),
+        ({"resample": 99}, r"resample=99 must be one of \[0, "),
         ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be positive"),
         ({"size": {"shortest_edge": -5}}, "size={'shortest_edge': -5} must be positive integers"),
         ({"pad_size": {"height": 0, "width": 5}}, "pad_size=.* must be positive integers"),

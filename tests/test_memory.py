@@ -1,9 +1,10 @@
 """Freed memory goes back to the system."""
 
+import numpy as np
 import pytest
 
 from checkpoints import image_processor, maskcls_model, picture
-from maskcls_hf import image_processing_maskcls, memory, output_maps
+from maskcls_hf import MaskClsImageProcessor, image_processing_maskcls, memory, output_maps
 from maskcls_hf.inference import Predictor
 
 pytestmark = pytest.mark.skipif(memory._trim is None, reason="another C library than glibc")
@@ -38,3 +39,15 @@ def test_reading_images_and_making_maps_gives_back(monkeypatch):
     monkeypatch.setattr(output_maps, "give_back_memory", lambda: calls.append("map"))
     predict(picture(), "semantic")
     assert calls == ["image", "map"]
+
+
+@pytest.mark.slow
+def test_images_of_mixed_sizes_leave_the_memory_flat():
+    predict, random = Predictor(maskcls_model(), MaskClsImageProcessor(do_resize=False)), np.random.default_rng(0)
+    resident = []
+    for _ in range(300):
+        low, high = (100, 300) if random.random() < 0.85 else (300, 1500)
+        image = random.integers(0, 256, (*random.integers(low, high, 2), 3), dtype=np.uint8)
+        predict(image, "panoptic")
+        resident.append(memory._resident_bytes())
+    assert max(resident[200:]) < max(resident[30:130]) + 100 * MB

@@ -208,6 +208,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 raise ValueError(f"{name}={value!r} must be a number, or numbers.")
             if name != "image_mean" and value is not None and not (numbers > 0).all():
                 raise ValueError(f"{name}={value!r} must be positive.")
+        resample = kwargs.get("resample")
+        if isinstance(resample, int) and resample not in list(PILImageResampling):
+            raise ValueError(f"resample={resample!r} must be one of {[int(mode) for mode in PILImageResampling]}.")
         for name, value in kwargs.items():
             if name.startswith("do_") and isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be True or False.")

@@ -25,6 +25,8 @@ def naming(where: str) -> Iterator[None]:
 
 def array_as_tensor(array: np.ndarray) -> Tensor:
     """Of the same numbers; of a wider type where torch knows the array's by name only. ValueError for no numbers."""
+    if np.ma.is_masked(array):
+        raise ValueError("some values of the array are masked: put numbers there, with its filled().")
     if array.dtype.kind not in "biuf":
         raise ValueError(f"an array of {array.dtype} holds no real numbers.")
     if array.dtype.kind == "u" and array.dtype.itemsize > 2:
@@ -39,7 +41,7 @@ def array_as_tensor(array: np.ndarray) -> Tensor:
 
 
 def label_tensor(labels: Any) -> Tensor:
-    array = np.asarray(labels)
+    array = np.asanyarray(labels)
     return array_as_tensor(array.astype(np.int32) if array.dtype.kind == "u" and array.dtype.itemsize == 2 else array)
 
 

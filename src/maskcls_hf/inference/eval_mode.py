@@ -15,7 +15,8 @@ def in_eval_mode(model: Model) -> Model:
     """The model itself if all of it is in evaluation mode; else a copy of its modules that is.
 
     The copy has the parameters and buffers of the model, not copies of them, and in evaluation mode nothing writes to
-    them. The model's own mode is never touched, not even for a moment: another thread may train it meanwhile.
+    them. The model's own mode is never touched, not even for a moment: another thread may train it meanwhile, or
+    predict. (A model in evaluation mode is used itself: no thread may call its `train()` while another predicts.)
     """
     if not any(module.training for module in model.modules()):
         return model
