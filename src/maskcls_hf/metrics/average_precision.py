@@ -117,7 +117,7 @@ class MaskAP:
         """Evaluate one image with pycocotools."""
         classes = sorted({record["category_id"] for record in true + found})
         if not classes:
-            return torch.zeros(0, 5, dtype=torch.float64)
+            return torch.zeros(0, 5, dtype=torch.float64, device="cpu")
         size = (true or found)[0]["segmentation"]["size"]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(_coco(true, classes, size), _coco(found, classes, size), "segm")
@@ -172,7 +172,7 @@ class MaskAP:
 
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
         """
-        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64, device="cpu"), *self._rows]).numpy()
         labels = list(self.names) if labels is None else list(labels)
         if not labels:
             return -np.ones((self.thresholds, 1, 0, self.areas)), -np.ones((self.thresholds, 0, self.areas))
