@@ -22,6 +22,7 @@ from ..inference.predictor import MODELS
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 
+PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 PICTURE_LINK = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -125,11 +126,18 @@ def handwritten_card(folder: Path) -> str | None:
 
 
 def copy_card(text: str, folder: Path, out: Path) -> None:
-    """A card, and the pictures that it shows."""
+    """A card, and the pictures that it shows.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: one is no picture, or a link to a file elsewhere: nothing but pictures of the folder is published.
+    """
     (out / CARD).write_text(text, encoding="utf-8")
     for name in local_pictures(text):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / CARD} shows {name}, which is not in {folder}.")
+        if Path(name).suffix.lower() not in PICTURES or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / CARD} shows {name}, which is no picture inside {folder}.")
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, out / name)
 

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult
 
 from ..metrics import per_class_markdown
+from ..metrics.table import markdown_table
+from ..plain_text import markdown, printable
 
 
 class Metric(NamedTuple):
@@ -151,15 +153,18 @@ class Scores:
         """
         paper = {name: value for name, value in (paper or {}).items() if name in self.overall}
         headings = ["score", "%", *(["95 % interval"] if self.intervals else []), *(["paper"] if paper else [])]
-        lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+        lines = [headings]
         for name in self.known():
-            line = [METRICS[name].title if name in METRICS else name.replace("_", " "), percent(self.overall[name])]
+            line = [
+                METRICS[name].title if name in METRICS else markdown(name.replace("_", " ")),
+                percent(self.overall[name]),
+            ]
             if self.intervals:
                 line.append(" to ".join(map(percent, self.intervals[name])) if name in self.intervals else "")
             if paper:
                 line.append(f"{paper[name]:.1f}" if name in paper else "")
             lines.append(line)
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(lines)
 
     def per_class_markdown(self) -> str:
         """Table of the scores of each class in per cent; empty without them."""
@@ -182,8 +187,8 @@ class Scores:
                 task_type="image-segmentation",
                 task_name="Image Segmentation",
                 dataset_type=dataset_id,
-                dataset_name=dataset,
-                dataset_split=str(split) if split else None,
+                dataset_name=printable(dataset),
+                dataset_split=printable(split) if split else None,
                 metric_type=METRICS[name].hub_id,  # type: ignore[arg-type]
                 metric_name=METRICS[name].title,
                 metric_value=round(self.overall[name], 5),
