@@ -9,16 +9,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from ..image_processing_maskcls import MaskClsImageProcessor
-from ..inference.predictor import MODELS
+from ..loading import load_image_processor, load_model
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 
@@ -96,10 +91,10 @@ def stage(
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
     with removed_if_it_fails(out):
-        model = load_checked(saved)
+        model = load_model(folder)
         if not options.without_weights:
             model.save_pretrained(out)
-            MaskClsImageProcessor.from_pretrained(folder).save_pretrained(out)
+            load_image_processor(folder).save_pretrained(out)
         if (recipe := options.recipe or saved.recipe_path()) is not None:
             shutil.copyfile(recipe, out / "recipe.yaml")
         if kept_card is None:
@@ -148,28 +143,6 @@ def local_pictures(text: str) -> Iterable[str]:
     return [
         name for name in names if "://" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
     ]
-
-
-def load_checked(saved: SavedModel) -> PreTrainedModel:
-    """The model, with all of its weights, which are finite."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model_class: Any = MODELS[str(saved.model_type)]
-        model, report = model_class.from_pretrained(saved.folder, output_loading_info=True)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {saved.folder} do not fit its config.json: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    for problem, names in (("lack", report["missing_keys"]), ("have unknown", report["unexpected_keys"])):
-        if names:
-            raise ValueError(
-                f"The weights in {saved.folder} {problem} {len(names)} entries, such as {sorted(names)[0]}."
-            )
-    for name, values in model.state_dict().items():
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            raise ValueError(f"The weights in {saved.folder} are broken: {name} holds NaN or infinite values.")
-    return model
 
 
 @contextmanager

@@ -11,12 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..image_processing_maskcls import MaskClsImageProcessor
 from ..image_reading import image_list
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..loading import class_of_saved, load_image_processor, load_model
 from .mask_runs import MaskRuns
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
@@ -26,11 +24,6 @@ Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    "maskcls": MaskClsForUniversalSegmentation,
-    "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
-    "maskcls_perpixel": PerPixelForSemanticSegmentation,
-}
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
 
 
@@ -69,28 +62,23 @@ class Predictor:
         batch_size: int = 1,
         enlarge: float | None = None,
     ):
+        check_options(tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge)
         self.model, self.image_processor = model.eval(), image_processor
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size
-        if tile is not None:
-            check_tile(tile, overlap)
-        if any(not scale > 0 for scale in (*self.scales, enlarge or 1.0)):
-            raise ValueError(f"scales and enlarge must be positive, got {self.scales} and {enlarge}.")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:
         """A saved model of this package or of transformers' MaskFormer: its folder, or its name on the Hub.
 
         Raises:
-            ValueError: no model there, or one of another kind.
+            ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
         """
-        name = os.fspath(name)
-        model_type = model_type_of(name)
-        if model_type not in MODELS:
-            raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")
-        model = MODELS[model_type].from_pretrained(name, dtype=torch.float32).to(device)  # type: ignore[arg-type]
-        return cls(model, MaskClsImageProcessor.from_pretrained(name), **options)
+        check_options(**options)
+        class_of_saved(name)
+        image_processor = load_image_processor(name)  # before the weights, which take longest
+        return cls(load_model(name, dtype=torch.float32).to(device), image_processor, **options)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -225,11 +213,25 @@ class Predictor:
                 raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
 
 
-def model_type_of(name: str) -> str:
-    try:
-        return PreTrainedConfig.get_config_dict(name)[0]["model_type"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} is neither the folder of a saved model nor a model on the Hub ({error}).") from error
+def check_options(
+    *,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+    batch_size: int = 1,
+    enlarge: float | None = None,
+) -> None:
+    """
+    Raises:
+        ValueError: an option of [`Predictor`] outside its range.
+    """
+    if tile is not None:
+        check_tile(tile, overlap)
+    if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
+        raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
 
 def semantic_result(class_map: Tensor) -> Result:
