@@ -16,7 +16,8 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
 from maskcls_hf.cli.main import app
-from maskcls_hf.cli.segment import output_names, segmented
+from maskcls_hf.cli.results import output_names
+from maskcls_hf.cli.segment import segmented
 from maskcls_hf.cli.segmenter import SegmentedImage
 from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
 

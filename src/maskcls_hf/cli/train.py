@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from ..plain_text import cell
 from ..training import TRAINING_ERRORS, list_recipes, load_recipe
 from ..training import train as train_recipe
 from .console import console, fail
@@ -15,7 +16,7 @@ def print_recipes(wanted: bool) -> None:
     if wanted:
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():
-            table.add_row(name, headline)
+            table.add_row(cell(name), cell(headline))
         console.print(table)
         raise typer.Exit
 
@@ -63,5 +64,5 @@ def train(
     table = Table("score", "", box=None)
     for name, value in scores.items():
         if name.startswith("eval_"):
-            table.add_row(name.removeprefix("eval_"), f"{value:.4g}")
+            table.add_row(cell(name.removeprefix("eval_")), f"{value:.4g}")
     console.print(table)

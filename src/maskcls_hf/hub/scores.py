@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
 from ..plain_text import markdown, printable
+from ..writing import write_text
 
 
 class Metric(NamedTuple):
@@ -210,4 +211,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             return {key: without_nan(entry) for key, entry in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    path.write_text(json.dumps(without_nan(content), indent=2) + "\n")
+    write_text(path, json.dumps(without_nan(content), indent=2) + "\n")

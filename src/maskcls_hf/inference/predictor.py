@@ -62,7 +62,9 @@ class Predictor:
         batch_size: int = 1,
         enlarge: float | None = None,
     ):
-        check_options(tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge)
+        check_predictor_options(
+            tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge
+        )
         self.model, self.image_processor = model.eval(), image_processor
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
@@ -75,7 +77,7 @@ class Predictor:
         Raises:
             ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
         """
-        check_options(**options)
+        check_predictor_options(**options)
         class_of_saved(name)
         image_processor = load_image_processor(name)  # before the weights, which take longest
         return cls(load_model(name, dtype=torch.float32).to(device), image_processor, **options)
@@ -213,7 +215,7 @@ class Predictor:
                 raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
 
 
-def check_options(
+def check_predictor_options(
     *,
     tile: int | None = None,
     overlap: float = 0.25,

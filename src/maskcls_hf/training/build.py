@@ -8,8 +8,8 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
-from torch import nn
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 

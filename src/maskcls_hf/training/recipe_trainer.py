@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
+from ..plain_text import printable
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
 from .processes import warn_if_not_sharded
@@ -71,7 +72,7 @@ def train(
         warn_if_not_sharded(trainer.accelerator)
         out.mkdir(parents=True, exist_ok=True)
         recipe.save(out / "recipe.yaml")
-        print(run.describe(), flush=True)
+        print(printable(run.describe()), flush=True)
     trainer.train(resume_from_checkpoint=resume)
     scores = last_evaluation(trainer) or scores_of(trainer.evaluate())
     trainer.save_model()
