@@ -38,13 +38,7 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: there is none; a folder that does not exist, and the Hub out of reach, are said at once.
     """
-    with suppress(TypeError):
-        return _config(os.fspath(name), name)
-    raise ValueError(f"A model is given by its folder or its name on the Hub, not by a {type(name).__name__}.")
-
-
-def _config(name: str, given: Any) -> dict[str, Any]:
-    options = where_to_look(given)
+    options = where_to_look(name)
     try:
         with quiet():
             config = PreTrainedConfig.get_config_dict(name, **options)[0]

@@ -1,20 +1,26 @@
 """`maskcls convert`: checkpoints of other implementations and per-pixel models to ours, and back."""
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from transformers import PreTrainedConfig
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
-from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import MASKFORMER
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from .console import console, fail
+from ..loading import load_image_processor, load_model, saved_config
+from ..plain_text import printable
+from ..writing import DISK_ERRORS, written
+from .console import check_new_folder, console, fail, stop
+
+OURS = (MaskClsConfig.model_type, MASKFORMER)
 
 
 def convert(
@@ -48,34 +54,68 @@ def convert(
     """
     logging.disable_progress_bar()
     try:
-        per_pixel = not is_original(source) and model_type(source) not in (MaskClsConfig.model_type, MASKFORMER)
+        check_new_folder(out)
+        if is_original(source) and not Path(source).is_file():
+            raise FileNotFoundError(f"There is no file {source}.")
+        per_pixel = not is_original(source) and saved_config(source)["model_type"] not in OURS
         if not per_pixel and (num_queries is not None or matching is not None):
             raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
         if labels is not None and (to_transformers or not is_original(source)):
             raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
-        if to_transformers:
-            save_as_transformers(source, out)
-        elif is_original(source):
-            save_from_original(source, out, **({} if labels is None else class_names(labels)))
-        elif per_pixel:
-            save_from_per_pixel(source, out, num_queries, matching)
-        else:
-            MaskClsForUniversalSegmentation.from_pretrained(source).save_pretrained(out)
-            MaskClsImageProcessor.from_pretrained(source).save_pretrained(out)
-    except (OSError, ValueError) as error:
+        names = {} if labels is None else class_names(labels)
+        with new_files(out) as folder:
+            if to_transformers:
+                save_as_transformers(source, folder)
+            elif is_original(source):
+                save_from_original(source, folder, **names)
+            elif per_pixel:
+                save_from_per_pixel(source, folder, num_queries, matching)
+            else:
+                model, image_processor = load_model(source), load_image_processor(source)
+                model.save_pretrained(folder)
+                image_processor.save_pretrained(folder)
+    except KeyboardInterrupt as error:
+        stop(error, "nothing was written")
+    except (OSError, TypeError, ValueError) as error:
         fail(error)
-    console.print(f"Written to {escape(str(out))}.", soft_wrap=True)
+    console.print(f"Written to {printable(out)}.", soft_wrap=True)
+
+
+@contextmanager
+def new_files(out: Path) -> Iterator[Path]:
+    """Folder for files that all come into `out` when the block ends without an error, and none of them otherwise."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place = out if out.is_dir() else out.parent
+        with tempfile.TemporaryDirectory(prefix=".writing-", dir=place) as temporary:
+            folder = Path(temporary, "model")
+            folder.mkdir()
+            yield folder
+            if not out.exists():
+                folder.rename(out)
+                return
+            for path in sorted(folder.iterdir()):
+                os.replace(path, out / path.name)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        with written("The model", out):
+            raise
 
 
 def is_original(source: str) -> bool:
     return Path(source).suffix in (".pkl", ".pth")
 
 
-def model_type(source: str) -> str | None:
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-
-
 def class_names(path: Path) -> dict[str, Any]:
-    """Fields of a configuration, from the file `path`."""
-    names = {int(label): str(name) for label, name in json.loads(path.read_text()).items()}
+    """Fields of a configuration, from the file `path`.
+
+    Raises:
+        OSError: no such file.
+        ValueError: it does not hold names of classes.
+    """
+    try:
+        names = {int(label): str(name) for label, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f'--labels {path}: expected JSON such as {{"0": "name", ...}} ({error}).') from error
     return {"id2label": names, "label2id": {name: label for label, name in names.items()}}

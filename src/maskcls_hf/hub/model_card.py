@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..plain_text import printable
+from ..writing import write_text, written
 from .card_facts import CardFacts, TrainingData
 from .card_text import card_text
 from .curves import draw_curves
@@ -99,7 +100,7 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
     )
     card = ModelCard(f"---\n{metadata(facts, options.tags).to_yaml()}\n---\n\n{GENERATED}\n\n{card_text(facts)}")
     path = out / CARD
-    path.write_text(f"{str(card).rstrip()}\n", encoding="utf-8")
+    write_text(path, f"{str(card).rstrip()}\n")
     return path
 
 
@@ -165,8 +166,9 @@ def copy_pictures(pictures: Sequence[Picture], out: Path, folder: str) -> list[t
         if name.lower() in (taken.lower() for taken, _ in copied):
             raise ValueError(f"Two pictures have the name {name}: rename {picture.path}.")
         target = out / name
-        target.parent.mkdir(exist_ok=True)
         if target.absolute() != picture.path.absolute():
-            shutil.copyfile(picture.path, target)
+            with written(name, out):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(picture.path, target)
         copied.append((name, picture.caption or picture.path.stem))
     return copied

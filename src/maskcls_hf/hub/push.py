@@ -14,6 +14,7 @@ from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..loading import load_image_processor, load_model
+from ..writing import write_text, written
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 
@@ -54,10 +55,7 @@ def push(
         OSError: the Hub refuses, or cannot be reached.
     """
     check_repo_id(repo_id)
-    if token is None and get_token() is None:
-        raise NotLoggedIn(
-            "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
-        )
+    check_token(token)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="maskcls-push-") as staged:
         stage(folder, staged, repo_id, card, new_card=new_card)
@@ -84,8 +82,7 @@ def stage(
     """
     check_repo_id(repo_id)
     saved, folder, out = SavedModel(folder), Path(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not an empty folder.")
+    check_empty(out)
     kept_card = None if new_card else handwritten_card(folder)
     options = replace(card or CardOptions(), repo_id=repo_id)
     if kept_card is None:
@@ -93,15 +90,30 @@ def stage(
     with removed_if_it_fails(out):
         model = load_model(folder)
         if not options.without_weights:
-            model.save_pretrained(out)
-            load_image_processor(folder).save_pretrained(out)
+            image_processor = load_image_processor(folder)
+            with written("The model", out):
+                model.save_pretrained(out)
+                image_processor.save_pretrained(out)
         if (recipe := options.recipe or saved.recipe_path()) is not None:
-            shutil.copyfile(recipe, out / "recipe.yaml")
+            with written("recipe.yaml", out):
+                shutil.copyfile(recipe, out / "recipe.yaml")
         if kept_card is None:
             write_model_card(folder, options, out)
         else:
             copy_card(kept_card, folder, out)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def check_token(token: str | None = None) -> None:
+    if token is None and get_token() is None:
+        raise NotLoggedIn(
+            "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
+        )
+
+
+def check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not an empty folder.")
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -127,14 +139,15 @@ def copy_card(text: str, folder: Path, out: Path) -> None:
         FileNotFoundError: one of them is missing.
         ValueError: one is no picture, or a link to a file elsewhere: nothing but pictures of the folder is published.
     """
-    (out / CARD).write_text(text, encoding="utf-8")
+    write_text(out / CARD, text)
     for name in local_pictures(text):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / CARD} shows {name}, which is not in {folder}.")
         if Path(name).suffix.lower() not in PICTURES or not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"{folder / CARD} shows {name}, which is no picture inside {folder}.")
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, out / name)
+        with written(name, out):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out / name)
 
 
 def local_pictures(text: str) -> Iterable[str]:
