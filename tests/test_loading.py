@@ -180,7 +180,8 @@ AUTO_MAP = {name: "evil.E" for name in ("AutoConfig", "AutoModel", "AutoBackbone
         {"model_type": "maskcls", "backbone_config": {"model_type": "bert", "auto_map": AUTO_MAP}},
         {"model_type": "maskcls", "pixel_decoder": "per_pixel", "backbone_config": {
             "model_type": "upernet", "backbone_config": {"model_type": "bert", "auto_map": AUTO_MAP}}},
-        {"model_type": "maskformer", "backbone_config": {"model_type": "swin", "auto_map": AUTO_MAP}},
+        {"model_type": "maskformer", "mask_feature_size": 32, "fpn_feature_size": 32, "backbone_config": {
+            "model_type": "swin", "embed_dim": 8, "depths": [1] * 4, "num_heads": [1] * 4, "auto_map": AUTO_MAP}},
     ],
 )  # fmt: skip
 def test_code_of_a_checkpoint_is_never_run(config, evil, tmp_path):
