@@ -8,6 +8,7 @@ With `accelerate launch --use_fsdp --fsdp_version 2` the weights are shared out 
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,15 +22,30 @@ from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from maskcls_hf.training import TRAINING_ERRORS, LossMeans, Run, TrainingLog, TrainingProgress, load_recipe, prepare
+from maskcls_hf.training import (
+    TRAINING_ERRORS,
+    LossMeans,
+    Recipe,
+    Run,
+    StopSignals,
+    TrainingLog,
+    TrainingProgress,
+    TrainingStopped,
+    load_recipe,
+    prepare,
+    stop_signals,
+)
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
 from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
+from maskcls_hf.training.output import training_in
 from maskcls_hf.training.processes import items_of_step, own_class, share_buffers, warn_if_not_sharded
 from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
+from maskcls_hf.training.stopping import end
+from maskcls_hf.writing import saving_model
 from train_trainer import parse_arguments
 
 
-def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -> dict[str, float]:
+def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, stop: StopSignals) -> dict[str, float]:
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     train_loader, eval_loader = (rng_free(accelerator.prepare(loader), settings.seed) for loader in run.loaders())
     model, optimizer = accelerator.prepare(run.model, run.optimizer)
@@ -42,16 +58,19 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -
     if resume:
         checkpoint = checkpoint_to_resume(out, accelerator)
         load_state(accelerator, checkpoint)
-        step = int(checkpoint.name.removeprefix("checkpoint-"))
+        step = stop.step = int(checkpoint.name.removeprefix("checkpoint-"))
     run.budget.start()
     progress.start(step)
     steps = batches_of_steps(run, train_loader, step)
 
     def report(values: dict[str, float]) -> None:
-        progress.log(log.add(step, step * run.accumulate / len(train_loader), values))
-        accelerator.log(values, step=step)
+        if values:
+            progress.log(log.add(step, step * run.accumulate / len(train_loader), values))
+            accelerator.log(values, step=step)
 
-    while step < run.max_steps and not run.budget.spent:
+    if every is not None and step and step % every == 0 and not log.has(step, "eval_loss"):
+        report(scores := evaluate(run, model, eval_loader, accelerator, stop))  # a signal has kept it out
+    while step < run.max_steps and not run.budget.spent and not stop.agreed(accelerator.device):
         batches, losses, scores = next(steps), {}, {}
         items = items_of_step(batches, network.config, accelerator)  # that the loss of the whole step is divided by
         for number, batch in enumerate(batches, start=1):
@@ -72,30 +91,37 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -
             run.scheduler.step()
         model.zero_grad()
         step += 1
+        stop.step = step
         run.budget.tick(accelerator.device)
         progress.advance(step)
         means.add(losses)
 
-        saves = step == run.max_steps or run.budget.spent or step % settings.save_steps == 0
+        stops = stop.agreed(accelerator.device)
+        saves = stops or step == run.max_steps or run.budget.spent or step % settings.save_steps == 0
+        rest = {"grad_norm": float(grad_norm), "learning_rate": learning_rate}
         if saves or step % settings.log_steps == 0:
-            report({**means.pop(accelerator), "grad_norm": float(grad_norm), "learning_rate": learning_rate})
-        if every is not None and step % every == 0:
-            report(scores := evaluate(run, model, eval_loader, accelerator))
-        if saves:
+            report({**means.pop(accelerator), **rest})
+        if every is not None and step % every == 0 and not stops:
+            report(scores := evaluate(run, model, eval_loader, accelerator, stop))
+        if not saves and stop.agreed(accelerator.device) and step % settings.log_steps:
+            report({**means.pop(accelerator), **rest})  # no mean spans a checkpoint
+        if saves or stop.agreed(accelerator.device):
             check_weights(network, step, out)
             save_state(accelerator, out, step, settings.save_total_limit)
         progress.resume_clock()
 
     if not scores:
-        report(scores := evaluate(run, model, eval_loader, accelerator))
+        report(scores := evaluate(run, model, eval_loader, accelerator, stop))
     progress.stop()
+    if stop.agreed(accelerator.device):
+        raise stop.stopped()
     with run.averaged(network):
         weights = accelerator.get_state_dict(model)
         if accelerator.is_main_process:
-            with own_class(network):
-                network.save_pretrained(out, state_dict=weights)
+            with own_class(network), saving_model(out) as folder:
+                network.save_pretrained(folder, state_dict=weights)
+                run.image_processor.save_pretrained(folder)
     if accelerator.is_main_process:
-        run.image_processor.save_pretrained(out)
         log.save(out)
         save_results(scores, out)
     return scores
@@ -112,12 +138,15 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int) -> Iterator[list[d
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator, stop: StopSignals) -> dict[str, float]:
+    """Scores; none if a signal has come in between."""
     network, losses = accelerator.unwrap_model(model), []
     model.eval()
     with run.averaged(network):
         share_buffers(network)
         for batch in loader:
+            if stop.agreed(accelerator.device):
+                break
             truth = batch.pop("ground_truth")
             items = items_of_step([batch], network.config, accelerator)
             outputs = model(**batch, num_items_in_batch=items)
@@ -127,7 +156,9 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator)
             run.evaluator.add(accelerator.gather_for_metrics(measured))
             losses.append(accelerator.gather_for_metrics(outputs.loss.repeat(len(truth)) * accelerator.num_processes))
     model.train()
-    scores = {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
+    scores = (
+        {} if stop.agreed(accelerator.device) else {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
+    )
     run.evaluator.reset()
     return {f"eval_{name}": value for name, value in scores.items()}
 
@@ -136,11 +167,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv, __doc__)
     logging.disable_progress_bar()  # of saving and loading weights
     try:
-        recipe = load_recipe(arguments.recipe, arguments.set)
+        with stop_signals() as stop:
+            return train(load_recipe(arguments.recipe, arguments.set), arguments, stop)
+    except TRAINING_ERRORS as error:
+        sys.exit(f"Error: {error}")
+    except TrainingStopped as stopped:
+        end(stopped)
+
+
+def train(recipe: Recipe, arguments: argparse.Namespace, stop: StopSignals) -> dict[str, float]:
+    precision = {"float32": "no"}.get(recipe.training.precision, recipe.training.precision)
+    log_with = "tensorboard" if arguments.tensorboard else None
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, log_with=log_with, project_dir=arguments.out)
+    with training_in(arguments.out):
         check_output(recipe, arguments.out, arguments.resume, arguments.tensorboard)
-        precision = {"float32": "no"}.get(recipe.training.precision, recipe.training.precision)
-        log_with = "tensorboard" if arguments.tensorboard else None
-        accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, log_with=log_with, project_dir=arguments.out)
         run = prepare(
             recipe,
             arguments.data,
@@ -150,15 +190,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         if accelerator.is_main_process:
             warn_if_not_sharded(accelerator)
-            arguments.out.mkdir(parents=True, exist_ok=True)
             recipe.save(arguments.out / "recipe.yaml")
         accelerator.init_trackers("runs")
         accelerator.print(run.describe())
-        scores = training_loop(run, accelerator, arguments.out, arguments.resume)
+        with stop.patient():
+            scores = training_loop(run, accelerator, arguments.out, arguments.resume, stop)
         accelerator.end_training()
         return scores
-    except TRAINING_ERRORS as error:
-        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from maskcls_hf.training import TRAINING_ERRORS, list_recipes, load_recipe, train
+from maskcls_hf.training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe, train
+from maskcls_hf.training.stopping import end
 
 
 def parse_arguments(argv: list[str] | None = None, description: str | None = __doc__) -> argparse.Namespace:
@@ -45,6 +46,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
     except TRAINING_ERRORS as error:
         sys.exit(f"Error: {error}")
+    except TrainingStopped as stopped:
+        end(stopped)
 
 
 if __name__ == "__main__":

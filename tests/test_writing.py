@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
+import shutil
 
 import pytest
 import torch
@@ -49,8 +48,9 @@ class TestReplacing:
         assert json.loads((tmp_path / "far" / "real.json").read_text()) == {"a": 1}
 
     def test_a_device_is_not_replaced(self):
-        code = "from maskcls_hf.writing import write_text; write_text('/dev/stdout', 'text')"
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "text"
+        reading, writing = os.pipe()
+        write_text(f"/dev/fd/{writing}", "text")
+        assert os.read(reading, 10) == b"text"
 
     def test_names_of_any_length(self, tmp_path):
         write_text(tmp_path / ("é" * 125 + ".json"), "é")
@@ -83,6 +83,21 @@ class TestWhatCannotBeWritten:
         for folder in ("absent", "file"):
             with pytest.raises(CannotWrite, match=f"a.json could not be written to {tmp_path / folder}: No"):
                 write_json(tmp_path / folder / "a.json", {})
+
+    def test_a_copy(self, small_files, tmp_path):
+        """Python names its source."""
+        (tmp_path / "source").mkdir()
+        source, folder = tmp_path / "source" / "large", tmp_path / "folder"
+        with source.open("wb") as file:
+            file.write(bytes(60_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        folder.mkdir()
+        with pytest.raises(CannotWrite, match=f"It could not be written to {folder}: File too"), written("It", folder):
+            shutil.copyfile(source, folder / "large")
+
+    def test_what_cannot_be_read_is_something_else(self, tmp_path):
+        with pytest.raises(FileNotFoundError), written("It", tmp_path / "folder"):
+            (tmp_path / "other" / "image.png").read_bytes()
 
     def test_other_errors_stay(self, tmp_path):
         with pytest.raises(RuntimeError, match="out of memory") as error, written("It", tmp_path):

@@ -18,6 +18,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
+from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
 from .output_maps import OutputMapsMixin
@@ -97,6 +98,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As in transformers; of a checkpoint with a manifest, its files are verified first."""
+        require_whole(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs.get("subfolder") or "")
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
         """Also reads the older names in configs of transformers' MaskFormer."""

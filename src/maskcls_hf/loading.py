@@ -19,6 +19,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .checkpoint_manifest import CONFIG_FILES, require_whole
 from .image_processing_maskcls import MaskClsImageProcessor
 from .modeling_maskcls import MaskClsForUniversalSegmentation
 from .modeling_perpixel import PerPixelForSemanticSegmentation
@@ -39,6 +40,7 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
         ValueError: there is none; a folder that does not exist, and the Hub out of reach, are said at once.
     """
     options = where_to_look(name)
+    require_whole(name, CONFIG_FILES)
     try:
         with quiet():
             config = PreTrainedConfig.get_config_dict(name, **options)[0]
@@ -119,7 +121,10 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
             or infinite; files that cannot be read.
         OSError: files are missing, or are not those that the checkpoint was saved with.
     """
-    model_class = model_class or class_of_saved(name)
+    if model_class is None:
+        model_class = class_of_saved(name)
+    else:
+        require_whole(name)  # our own classes do so themselves
     check_shards(name)
     try:
         with quiet():

@@ -11,6 +11,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .backbones import build_backbone, freeze_batch_norm
 from .border_guard import BorderGuard
+from .checkpoint_manifest import require_whole
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, ValidRegion
 from .interchange_maskformer import holds_maskformer, load_maskformer
@@ -39,8 +40,12 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """Load a checkpoint of this package or of transformers' MaskFormer (`model_type` "maskformer").
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
         """
         path = pretrained_model_name_or_path
+        require_whole(path, subfolder=kwargs.get("subfolder") or "")
         if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         state, unknown = load_maskformer(path, kwargs)

@@ -7,13 +7,19 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+try:
+    from safetensors import SafetensorError
+except ImportError:
+    SafetensorError = OSError  # type: ignore[misc, assignment]
 
+WRITING = ".writing"  # folder in a folder: what is not yet whole
+WEIGHTS = re.compile(r"(model|pytorch_model)[^/]*\.(safetensors|bin)(\.index\.json)?")
 # What torch.save says of a file that it cannot open or write; the cause is lost.
 TORCH_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream|basic_ios|cannot be opened|Parent directory")
 # Nothing but writing ends in these.
@@ -59,7 +65,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         return
     temporary = target.with_name(f".writing-{os.getpid()}-{next(_numbers)}{target.suffix}")
     try:
-        with written(path.name, path.parent):
+        with written(path.name, target.parent if path.is_symlink() else path.parent):
             yield temporary
             os.replace(temporary, target)
     except BaseException:
@@ -69,8 +75,43 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def saving_model(folder: str | Path) -> Iterator[Path]:
+    """Folder to write a model to, whose files get into `folder` when all of them are on the disk. For one process.
+
+    Weights of a model that was there before, in other files, are removed: they would be loaded too.
+
+    Raises:
+        CannotWrite: `folder` is as it was.
+    """
+    folder = Path(folder)
+    temporary = folder / WRITING / "model"
+    made = not folder.exists()
+    try:
+        with written("The model", folder, temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            yield temporary
+            names = sorted(path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file())
+            for name in names:
+                sync(temporary / name)
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / name, folder / name)
+            weights = {name.as_posix() for name in names if WEIGHTS.fullmatch(name.as_posix())}
+            for path in folder.iterdir() if weights else ():
+                if WEIGHTS.fullmatch(path.name) and path.name not in weights:
+                    path.unlink()
+            sync(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for empty in (temporary.parent, *([folder] if made else [])):
+            with suppress(OSError):
+                empty.rmdir()
+
+
+@contextmanager
 def written(what: str, folder: str | Path, scratch: Path | None = None) -> Iterator[None]:
-    """Inside, `what` is written to `folder`.
+    """Inside, `what` is written to `folder`; other files may be read.
 
     Args:
         scratch: temporary folder for that, whose files may be tried out to find the cause.
@@ -83,16 +124,22 @@ def written(what: str, folder: str | Path, scratch: Path | None = None) -> Itera
     except CannotWrite:
         raise
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = _reason(error, scratch)
+        reason = _reason(error, Path(folder), scratch)
         if reason is None:
             raise
         raise CannotWrite(f"{what} could not be written to {folder}: {reason}.") from error
 
 
-def _reason(error: Exception, scratch: Path | None) -> str | None:
-    """Why it was not written; None for an error about something else."""
+def _reason(error: Exception, folder: Path, scratch: Path | None) -> str | None:
+    """Why it was not written; None for an error about something else, such as a file that is read."""
     if isinstance(error, OSError):
-        return error.strerror or str(error).rstrip(".")
+        if (
+            isinstance(error.filename, (str, os.PathLike)) and error.errno not in DISK_ERRORS
+        ):  # of a copy it is the source
+            file, folder = Path(os.path.realpath(error.filename)), Path(os.path.realpath(folder))
+            if not file.is_relative_to(folder) and not folder.is_relative_to(file):
+                return None
+        return None if error.errno is None else error.strerror
     if isinstance(error, SafetensorError):
         number = re.search(r"\(os error (\d+)\)", str(error))
         return os.strerror(int(number[1])) if number and os.name != "nt" else str(error).rstrip(".")
@@ -112,3 +159,14 @@ def _reason_of_folder(scratch: Path | None) -> str | None:
     except OSError as error:
         return error.strerror
     return None
+
+
+def sync(path: Path) -> None:
+    """Let the disc have a file, or the names in a folder, before what follows."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows has no descriptors of folders
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,15 +1,10 @@
 """`maskcls convert`: checkpoints of other implementations and per-pixel models to ours, and back."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from safetensors import SafetensorError
 from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
@@ -17,7 +12,7 @@ from ..convert import save_as_transformers, save_from_original, save_from_per_pi
 from ..interchange_maskformer import MASKFORMER
 from ..loading import load_image_processor, load_model, saved_config
 from ..plain_text import printable
-from ..writing import DISK_ERRORS, written
+from ..writing import saving_model
 from .console import check_new_folder, console, fail, stop
 
 OURS = (MaskClsConfig.model_type, MASKFORMER)
@@ -63,7 +58,7 @@ def convert(
         if labels is not None and (to_transformers or not is_original(source)):
             raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
         names = {} if labels is None else class_names(labels)
-        with new_files(out) as folder:
+        with saving_model(out) as folder:
             if to_transformers:
                 save_as_transformers(source, folder)
             elif is_original(source):
@@ -79,28 +74,6 @@ def convert(
     except (OSError, TypeError, ValueError) as error:
         fail(error)
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
-
-
-@contextmanager
-def new_files(out: Path) -> Iterator[Path]:
-    """Folder for files that all come into `out` when the block ends without an error, and none of them otherwise."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        place = out if out.is_dir() else out.parent
-        with tempfile.TemporaryDirectory(prefix=".writing-", dir=place) as temporary:
-            folder = Path(temporary, "model")
-            folder.mkdir()
-            yield folder
-            if not out.exists():
-                folder.rename(out)
-                return
-            for path in sorted(folder.iterdir()):
-                os.replace(path, out / path.name)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
-            raise
-        with written("The model", out):
-            raise
 
 
 def is_original(source: str) -> bool:

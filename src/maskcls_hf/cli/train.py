@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 
 from ..plain_text import cell
-from ..training import TRAINING_ERRORS, list_recipes, load_recipe
+from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
+from ..training.stopping import end
 from .console import console, fail
 
 
@@ -47,6 +48,8 @@ def train(
     `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
     train ...`.
 
+    Ctrl-C or SIGTERM ends the step and writes a checkpoint (exit code 130 or 143); a second one ends at once.
+
     Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
     """
     try:
@@ -61,6 +64,8 @@ def train(
         )
     except TRAINING_ERRORS as error:
         fail(error)
+    except TrainingStopped as stopped:
+        end(stopped)
     table = Table("score", "", box=None)
     for name, value in scores.items():
         if name.startswith("eval_"):

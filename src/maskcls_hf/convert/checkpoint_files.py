@@ -36,7 +36,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 content = ArrayUnpickler(file, path).load()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError) as error:
+    except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, MemoryError) as error:
         raise ValueError(f"{path}: broken, or more than tensors and plain containers. {error}") from error
     return as_tensors(content, str(path))
 

@@ -89,7 +89,7 @@ def save_as_transformers(path: str | Path, out: str | Path) -> None:
     try:
         processor = load_image_processor(path)
     except OSError:
-        logger.warning(f"{path} has no image processor; {out} gets none.")
+        logger.warning(f"{path} has no image processor, and so the converted model gets none.")
     else:
         processor_to_transformers(processor).save_pretrained(out)
 

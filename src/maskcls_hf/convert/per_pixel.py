@@ -284,7 +284,7 @@ def save_from_per_pixel(
     try:
         processor = processor_from_per_pixel(path)
     except OSError:
-        logger.warning(f"{path} has no image processor; {out} gets none.")
+        logger.warning(f"{path} has no image processor, and so the converted model gets none.")
     else:
         processor.save_pretrained(out)
     model.save_pretrained(out)

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
+from ..checkpoint_manifest import MODEL_FILES, PROCESSOR_FILES, require_whole
 from ..configuration_maskcls import MaskClsConfig
 from ..configuration_perpixel import PerPixelConfig
 
@@ -39,12 +40,15 @@ class SavedModel:
 
     Raises:
         FileNotFoundError: one of them is missing; the message names other models that the folder holds.
+        DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
         ValueError: a model of another package.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._check_files()
+        for files in (MODEL_FILES, PROCESSOR_FILES):
+            require_whole(self.folder, files)
         self.config = _read_json(self.folder / "config.json")
         self.processor = _read_json(self.folder / "preprocessor_config.json")
         if self.model_type not in CONFIGS:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
+from .. import writing
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
 from ..plain_text import markdown, printable
-from ..writing import write_text
 
 
 class Metric(NamedTuple):
@@ -211,4 +211,4 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             return {key: without_nan(entry) for key, entry in value.items()}
         return None if isinstance(value, float) and math.isnan(value) else value
 
-    write_text(path, json.dumps(without_nan(content), indent=2) + "\n")
+    writing.write_json(path, without_nan(content), indent=2)

@@ -7,6 +7,7 @@ from .recipe import Recipe, list_recipes, load_recipe
 from .recipe_trainer import TRAINING_ERRORS, train
 from .run import Run, prepare
 from .schedules import SCHEDULES, build_scheduler, learning_rate_factor
+from .stopping import StopSignals, TrainingStopped, stop_signals
 from .time_budget import TimeBudget
 from .trainer import MaskClsTrainer
 
@@ -19,9 +20,11 @@ __all__ = [
     "Recipe",
     "Run",
     "ShowProgress",
+    "StopSignals",
     "TimeBudget",
     "TrainingLog",
     "TrainingProgress",
+    "TrainingStopped",
     "build_optimizer",
     "build_scheduler",
     "learning_rate_factor",
@@ -29,5 +32,6 @@ __all__ = [
     "load_recipe",
     "parameter_groups",
     "prepare",
+    "stop_signals",
     "train",
 ]

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..checkpoint_manifest import require_whole
 from ..data.sample import void_id_of
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..loading import load_model as load_saved
@@ -94,6 +95,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
             f"model.backbone_checkpoint={checkpoint!r}: weights of timm are not loaded here, only those of "
             f"transformers' backbones. {advice}"
         )
+    require_whole(checkpoint)
     try:
         where = where_to_look(checkpoint)
     except ValueError as error:

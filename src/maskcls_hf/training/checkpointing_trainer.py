@@ -11,10 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 
+from ..writing import replacing, saving_model
 from .checkpoints import NoGoodCheckpoint, checkpoint_to_resume, rng_free, rotate, saving, verify
 from .divergence import check_weights
 from .processes import own_class
+from .unpickling import tensors_only
 
+TRAINER_STATE_NAME = "trainer_state.json"  # as Trainer names it
 CALLBACKS, EMA = "callbacks.pt", "ema.pt"
 
 
@@ -59,9 +62,7 @@ class CheckpointingTrainer(Trainer):
                 raise NoGoodCheckpoint(f"There is no checkpoint in {self.args.output_dir} to go on from.")
             resume_from_checkpoint = str(found)
         elif resume_from_checkpoint:
-            problem = verify(Path(resume_from_checkpoint))
-            if problem is not None:
-                raise NoGoodCheckpoint(f"{resume_from_checkpoint} is not a whole checkpoint: {problem}.")
+            _require_whole(resume_from_checkpoint)
         if self.accelerator.num_processes > 1 and self.model_wrapped is self.model:
             # After an evaluation Accelerate takes the model for prepared, and processes would not average gradients.
             self.model.__dict__.pop("_is_accelerate_prepared", None)
@@ -129,9 +130,19 @@ class CheckpointingTrainer(Trainer):
         with nullcontext() if _internal_call else self.averaged_weights():
             super().save_model(output_dir, _internal_call)
 
-    def _save(self, *args: Any, **kwargs: Any) -> None:
-        with own_class(self.accelerator.unwrap_model(self.model)):
-            super()._save(*args, **kwargs)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = str(output_dir or self.args.output_dir)
+        is_direct = self._writing_to is not None or not self.args.should_save  # into a checkpoint; or it writes nothing
+        with (
+            own_class(self.accelerator.unwrap_model(self.model)),
+            nullcontext(folder) if is_direct else saving_model(Path(folder)) as out,
+        ):
+            super()._save(str(out), state_dict)
+
+    def save_state(self) -> None:
+        if self.is_world_process_zero():
+            with replacing(Path(str(self.args.output_dir)) / TRAINER_STATE_NAME) as path:
+                self.state.save_to_json(str(path))
 
     def averaged_weights(self) -> Any:
         """Context in which the model has the averaged weights."""
@@ -139,19 +150,35 @@ class CheckpointingTrainer(Trainer):
 
     # -- loading -----------------------------------------------------------------------------------------------------
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kwargs: Any) -> None:
+        with tensors_only(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **kwargs)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with nullcontext() if checkpoint is None else tensors_only(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None:
             return
-        states = torch.load(Path(checkpoint) / CALLBACKS, weights_only=True)
-        for name, callback in self._stateful():
-            if name in states:
-                callback.load_state_dict(states[name])
-        self._load_ema(checkpoint)
+        with tensors_only(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            states = torch.load(Path(checkpoint) / CALLBACKS, weights_only=True)
+            for name, callback in self._stateful():
+                if name in states:
+                    callback.load_state_dict(states[name])
+            self._load_ema(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with nullcontext() if checkpoint is None else tensors_only(checkpoint):
+            super()._load_scaler(checkpoint)
 
     def _load_best_model(self) -> None:
-        super()._load_best_model()
-        self._load_ema(cast(str, self.state.best_model_checkpoint))
+        best = cast(str, self.state.best_model_checkpoint)
+        _require_whole(best)
+        with tensors_only(best):
+            super()._load_best_model()
+            self._load_ema(best)
 
     def _load_ema(self, checkpoint: str) -> None:
         if self.ema is None:
@@ -164,6 +191,12 @@ class CheckpointingTrainer(Trainer):
     def _stateful(self) -> list[tuple[str, Any]]:
         callbacks = self.callback_handler.callbacks
         return [(type(c).__name__, c) for c in callbacks if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")]
+
+
+def _require_whole(checkpoint: str) -> None:
+    problem = verify(Path(checkpoint))
+    if problem is not None:
+        raise NoGoodCheckpoint(f"{checkpoint} is not a whole checkpoint: {problem}.")
 
 
 class _Average(TrainerCallback):

@@ -6,33 +6,29 @@ is written last, then the folder gets its name. What a killed process leaves beh
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, skip_first_batches
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader, Sampler
 from transformers.utils import logging
 
+from ..checkpoint_manifest import MANIFEST, sha256, verify
+from ..writing import WRITING, CannotWrite, sync, written
+from .unpickling import NoGoodCheckpoint, tensors_only
+
 logger = logging.get_logger(__name__)
 
-MANIFEST = "manifest.json"
-WRITING = ".writing"
-REPLACED = "replaced-"
-
-
-class NoGoodCheckpoint(RuntimeError):
-    """A training was to go on, but no checkpoint of it is whole."""
+REPLACED, REMOVED = "replaced-", "removed-"
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -45,27 +41,35 @@ def saving(final: Path, accelerator: Accelerator | None = None) -> Iterator[Path
     All processes enter; each writes its files below the folder that it gets. After the last one has, the main process
     adds the manifest and renames the folder. An older folder `final` is replaced. A process that is killed at any
     moment leaves either no `final` or a whole one.
+
+    Raises:
+        CannotWrite: in all processes, if one could not write.
     """
     temporary = final.parent / WRITING / final.name
+    replaced = temporary.with_name(REPLACED + final.name)
+    what = f"The checkpoint {final.name}"
     is_main = accelerator is None or accelerator.is_main_process
-    if is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    _wait(accelerator)
     try:
-        yield temporary
+        with _together(accelerator), written(what, final.parent):
+            if is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        with _together(accelerator), written(what, final.parent, temporary):
+            yield temporary
+        with _together(accelerator), written(what, final.parent, temporary):
+            if is_main:
+                _write_manifest(temporary)
+                shutil.rmtree(replaced, ignore_errors=True)
+                if final.exists():
+                    final.rename(replaced)
+                temporary.rename(final)
+                sync(final.parent)
     except BaseException:
+        if is_main and replaced.exists() and not final.exists():
+            replaced.rename(final)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _wait(accelerator)
     if is_main:
-        _write_manifest(temporary)
-        replaced = temporary.with_name(REPLACED + final.name)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if final.exists():
-            final.rename(replaced)
-        temporary.rename(final)
-        _sync(final.parent)
         shutil.rmtree(temporary.parent, ignore_errors=True)
     _wait(accelerator)
 
@@ -93,44 +97,47 @@ def rotate(output: Path, limit: int | None, newest: Path, best: str | Path | Non
     spare = [path for path in checkpoints if path.resolve() not in kept]
     spare.sort(key=lambda path: (verify(path, contents=False) is None, step[path] < step.get(newest, 0), step[path]))
     for path in spare[: max(0, len(checkpoints) - limit)]:
+        removed = output / WRITING / (REMOVED + path.name)
+        with suppress(OSError):  # gone at once, or what is left of it when we are killed would pass for a checkpoint
+            removed.parent.mkdir(exist_ok=True)
+            path = path.rename(removed)
         shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        (output / WRITING).rmdir()
 
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
-        _sync(path)
+        sync(path)
     entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"files": entries}, indent=1))
-    _sync(manifest)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Let the disc have a file, or the names in a folder, before what follows."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows has no descriptors of folders
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    sync(manifest)
+    sync(folder)
 
 
 def _wait(accelerator: Accelerator | None) -> None:
     if accelerator is not None:
         accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _together(accelerator: Accelerator | None) -> Iterator[None]:
+    """All processes leave the block, and what one of them could not write is raised in all."""
+    mine: CannotWrite | None = None
+    try:
+        yield
+    except CannotWrite as error:
+        mine = error
+    all_errors: list[Any] = [mine]
+    if accelerator is not None and accelerator.num_processes > 1:
+        all_errors = gather_object([mine])
+    raised = mine or next((error for error in all_errors if error is not None), None)
+    if raised is not None:
+        raise raised
 
 
 # -- finding -----------------------------------------------------------------------------------------------------
@@ -140,25 +147,6 @@ def list_checkpoints(output: Path) -> list[Path]:
     """Folders `checkpoint-STEP` of a run, by step; good or not."""
     found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in output.glob("checkpoint-*")]
     return [path for _, path in sorted((int(match[1]), path) for match, path in found if match and path.is_dir())]
-
-
-def verify(folder: Path, contents: bool = True) -> str | None:
-    """What is wrong with a checkpoint, None if it is whole. Without `contents` files are not read, only measured."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except FileNotFoundError:
-        return f"{MANIFEST} is missing"
-    except (ValueError, KeyError, OSError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        if contents and _sha256(path) != entry["sha256"]:
-            return f"the bytes of {name} have changed since it was written"
-    return None
 
 
 def last_good_checkpoint(output: Path) -> Path | None:
@@ -177,6 +165,15 @@ def last_good_checkpoint(output: Path) -> Path | None:
     if problems:
         raise NoGoodCheckpoint("No checkpoint is whole, so the training must start anew. " + "; ".join(problems))
     return None
+
+
+def last_good_message(output: str | Path | None) -> str:
+    """A sentence for errors that end a training."""
+    try:
+        last = None if output is None else last_good_checkpoint(Path(output))
+    except NoGoodCheckpoint:
+        last = None
+    return "There is no good checkpoint to return to." if last is None else f"The last good checkpoint is {last}."
 
 
 def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -> Path | None:
@@ -214,18 +211,20 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
 
     Raises:
         NoGoodCheckpoint: the random numbers of this process are missing, for instance because the checkpoint was
-            written by fewer processes. (`Accelerator.load_state` only logs that.)
+            written by fewer processes. (`Accelerator.load_state` only logs that.) Or a file holds more than tensors
+            and numbers, and could run code.
     """
     file = Path(folder) / f"random_states_{accelerator.process_index}.pkl"
     if not file.is_file():
         raise NoGoodCheckpoint(
             f"{file} is missing: {folder} was written by another number of processes than {accelerator.num_processes}."
         )
-    accelerator.load_state(str(folder))
-    states = torch.load(file, weights_only=False)  # our own file, whose bytes the manifest vouches for
-    random.setstate(states["random_state"])
-    np.random.set_state(states["numpy_random_seed"])
-    torch.set_rng_state(states["torch_manual_seed"])
+    with tensors_only(folder):
+        accelerator.load_state(str(folder))
+        states = torch.load(file, weights_only=True)
+        random.setstate(states["random_state"])
+        np.random.set_state(states["numpy_random_seed"])
+        torch.set_rng_state(states["torch_manual_seed"])
 
 
 def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:
@@ -253,10 +252,13 @@ def rng_free(loader: DataLoader, seed: int = 0) -> DataLoader:
 
 
 __all__: Sequence[str] = [
+    "MANIFEST",
+    "WRITING",
     "NoGoodCheckpoint",
     "checkpoint_to_resume",
     "epoch_batches",
     "last_good_checkpoint",
+    "last_good_message",
     "list_checkpoints",
     "load_state",
     "remove_leftovers",

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checkpoints import NoGoodCheckpoint, last_good_checkpoint
+from .checkpoints import last_good_message
 
 
 class DivergenceError(FloatingPointError):
@@ -79,12 +79,7 @@ def check_weights(model: nn.Module, step: int, output: str | Path | None = None)
 
 def _message(what: str, output: str | Path | None) -> str:
     advice = "Lower the learning rate, clip gradients, warm up for longer, or check the data for NaN."
-    try:
-        last = None if output is None else last_good_checkpoint(Path(output))
-    except NoGoodCheckpoint:
-        last = None
-    good = f"The last good checkpoint is {last}." if last is not None else "There is no good checkpoint to return to."
-    return f"{what.rstrip('.')}. {good} {advice}"
+    return f"{what.rstrip('.')}. {last_good_message(output)} {advice}"
 
 
 def _listed(names: list[str], limit: int = 6) -> str:

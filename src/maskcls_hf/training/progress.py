@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import atexit
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..plain_text import PlainConsole, printable
+from ..writing import write_json
 from .time_budget import TimeBudget
 
 WINDOW = 50  # steps that speed and remaining time are measured over
@@ -63,6 +64,7 @@ class TrainingProgress:
             self._task = self._bar.add_task("Training", total=self.max_steps, completed=step, text="")
             self._evaluation = self._bar.add_task("Evaluating", visible=False, text="")
             self._bar.start()
+            atexit.register(self.stop)  # an error ends the training: the terminal gets its cursor back
         self.resume_clock()
 
     def resume_clock(self) -> None:
@@ -96,6 +98,7 @@ class TrainingProgress:
             self._bar.update(self._evaluation, completed=done, total=total, visible=done != total)
 
     def stop(self) -> None:
+        atexit.unregister(self.stop)
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -193,11 +196,15 @@ class TrainingLog:
         self.entries.append(entry)
         return entry
 
+    def has(self, step: int, name: str) -> bool:
+        """Whether a value of this name was logged after `step` steps."""
+        return any(entry["step"] == step and name in entry for entry in self.entries)
+
     def save(self, folder: str | Path) -> None:
         """Write FOLDER/trainer_state.json."""
         step = self.entries[-1]["step"] if self.entries else 0
         state = {"global_step": step, "max_steps": self.max_steps, "log_history": self.entries}
-        (Path(folder) / "trainer_state.json").write_text(json.dumps(state, indent=2) + "\n")
+        write_json(Path(folder) / "trainer_state.json", state, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
         return {"entries": self.entries}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from ..writing import write_text
 from .schedules import learning_rate_factor
 
 Value = Any  # of a key that other code reads and checks
@@ -205,4 +206,4 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write all values, those of bases and defaults included; [`load_recipe`] reads the file."""
         header = f"# {self.name}: all values, defaults included.\n" if self.name else ""
-        Path(path).write_text(header + yaml.safe_dump(self.as_dict(), sort_keys=False), encoding="utf-8")
+        write_text(path, header + yaml.safe_dump(self.as_dict(), sort_keys=False))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,22 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
+from ..checkpoint_manifest import MODEL_FILES
 from ..plain_text import printable
+from ..writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
+from .output import training_in
 from .processes import warn_if_not_sharded
 from .progress import ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
+from .stopping import EvaluationStopped, StopSignals, StopTraining, shield_workers, stop_signals
 from .trainer import MaskClsTrainer
 
 logger = logging.get_logger(__name__)
@@ -42,6 +46,9 @@ def train(
 ) -> dict[str, float]:
     """Train, evaluate and save the model, with `MaskClsTrainer`.
 
+    Ctrl-C and SIGTERM end the step that is under way and leave a checkpoint, after which a resume gives what an
+    uninterrupted training gives; a second one ends at once. (In the main thread; elsewhere signals are not handled.)
+
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
     the log, and checkpoints.
 
@@ -56,37 +63,56 @@ def train(
         the scores of the last evaluation, their names beginning with `eval_`.
 
     Raises:
-        OSError, ValueError: as [`prepare`]; `out` holds another training.
+        OSError, ValueError: as [`prepare`]; `out` holds another training, or one is at it.
+        CannotWrite: an OSError that names what could not be written, the cause, and the last good checkpoint.
         NoGoodCheckpoint: no whole checkpoint to resume from.
         DivergenceError: the loss became NaN or infinite.
+        TrainingStopped: a KeyboardInterrupt, by a signal.
     """
-    out = Path(out)
+    with stop_signals() as stop:
+        return _train(recipe, data, Path(out), stop, model, resume, accumulate, tensorboard)
+
+
+def _train(
+    recipe: Recipe,
+    data: str | Path,
+    out: Path,
+    stop: StopSignals,
+    model: str | Path | None,
+    resume: bool,
+    accumulate: int,
+    tensorboard: bool,
+) -> dict[str, float]:
     logging.disable_progress_bar()  # of saving and loading weights; there is a bar of the training
-    check_output(recipe, out, resume, tensorboard)
     processes = PartialState(cpu=on_cpu()).num_processes
-    run = prepare(recipe, data, model=model, processes=processes, accumulate=accumulate)
-    trainer = RecipeTrainer(run, training_arguments(run, out, tensorboard))
-    if trainer.args.world_size != processes:
-        raise RuntimeError(f"Accelerate sees {processes} processes, Trainer {trainer.args.world_size}.")
-    if trainer.is_world_process_zero():
-        warn_if_not_sharded(trainer.accelerator)
-        out.mkdir(parents=True, exist_ok=True)
-        recipe.save(out / "recipe.yaml")
-        print(printable(run.describe()), flush=True)
-    trainer.train(resume_from_checkpoint=resume)
-    scores = last_evaluation(trainer) or scores_of(trainer.evaluate())
-    trainer.save_model()
-    trainer.save_state()
-    if trainer.is_world_process_zero():
-        save_results(scores, out)
-    return scores
+    with training_in(out):
+        check_output(recipe, out, resume, tensorboard)
+        run = prepare(recipe, data, model=model, processes=processes, accumulate=accumulate)
+        trainer = RecipeTrainer(run, training_arguments(run, out, tensorboard), stop)
+        if trainer.args.world_size != processes:
+            raise RuntimeError(f"Accelerate sees {processes} processes, Trainer {trainer.args.world_size}.")
+        if trainer.is_world_process_zero():
+            warn_if_not_sharded(trainer.accelerator)
+            recipe.save(out / "recipe.yaml")
+            print(printable(run.describe()), flush=True)
+        with stop.patient():
+            trainer.train(resume_from_checkpoint=resume)
+            scores = None if trainer.stops() else last_evaluation(trainer) or trainer.last_scores()
+        if scores is None:
+            raise stop.stopped()
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.is_world_process_zero():
+            save_results(scores, out)
+        return scores
 
 
 class RecipeTrainer(MaskClsTrainer):
-    """`MaskClsTrainer` of a [`Run`]."""
+    """`MaskClsTrainer` of a [`Run`], which signals can stop."""
 
-    def __init__(self, run: Run, args: TrainingArguments):
+    def __init__(self, run: Run, args: TrainingArguments, stop: StopSignals | None = None):
         self.run = run
+        self.stop = stop or StopSignals()
         super().__init__(
             model=run.model,
             args=args,
@@ -98,7 +124,11 @@ class RecipeTrainer(MaskClsTrainer):
             evaluator=run.evaluator,
             ema=run.ema,
             processing_class=run.image_processor,
-            callbacks=[run.budget, ShowProgress(run.recipe.training.batch_size, run.budget)],
+            callbacks=[
+                run.budget,
+                ShowProgress(run.recipe.training.batch_size, run.budget),
+                StopTraining(self.stop),
+            ],
         )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -111,6 +141,37 @@ class RecipeTrainer(MaskClsTrainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         self.lr_scheduler = self.run.scheduler
         return self.run.scheduler
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        return shield_workers(super()._get_dataloader(*args, **kwargs))
+
+    def stops(self) -> bool:
+        """A signal has come; the same in all processes."""
+        return self.stop.agreed(self.args.device)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; before it the evaluation that a signal has kept out of the checkpoint."""
+        every, step = self.args.eval_steps, self.state.global_step
+        if every and step and step % every == 0 and last_evaluation(self) is None and self.last_scores() is None:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+        except EvaluationStopped:  # a resume makes it anew
+            self.run.evaluator.reset()
+            self.control.should_evaluate = False
+            self.control.should_save = self.control.should_training_stop = True
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def last_scores(self) -> dict[str, float] | None:
+        """Of an evaluation now; None: a signal has stopped it."""
+        try:
+            return scores_of(self.evaluate())
+        except EvaluationStopped:
+            return None
 
 
 def on_cpu() -> bool:
@@ -161,25 +222,31 @@ def scores_of(metrics: dict[str, float]) -> dict[str, float]:
 
 
 def save_results(scores: dict[str, float], out: Path) -> None:
-    (out / "eval_results.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    write_json(out / "eval_results.json", scores, indent=2, sort_keys=True)
 
 
 def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
     """
     Raises:
-        ValueError: `out` is a file, has checkpoints that nobody asked to resume, or TensorBoard is not installed.
+        ValueError: `out` has checkpoints that nobody asked to resume, or another model; or TensorBoard is not
+            installed.
         FileNotFoundError: nothing to resume.
     """
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the results need a folder.")
     checkpoints = list_checkpoints(out)
     if checkpoints and not resume:
         raise ValueError(f"{out} holds checkpoints of a training: resume it (--resume), or choose another folder.")
+    models = sorted(path.name for path in out.glob("*") if MODEL_FILES.fullmatch(path.name))
+    if models and not resume:
+        raise ValueError(f"{out} holds a model ({', '.join(models)}), which would be replaced: choose another folder.")
     if resume and not checkpoints:
         raise FileNotFoundError(f"There is no checkpoint in {out} to resume from.")
     if tensorboard and not is_tensorboard_available():
         raise ValueError("TensorBoard is not installed: pip install tensorboard")
     if resume and (out / "recipe.yaml").is_file():
-        changed = load_recipe(out / "recipe.yaml").differences(recipe)
+        try:
+            changed = load_recipe(out / "recipe.yaml").differences(recipe)
+        except (OSError, ValueError) as error:  # written by halves, by a version before; it is written anew
+            changed = []
+            logger.warning(f"What recipe the training in {out} began with is unknown: {error}")
         if changed:
             logger.warning(f"The training in {out} goes on with another recipe: {', '.join(changed)} changed.")

@@ -32,6 +32,7 @@ from .processes import is_fsdp_wanted
 from .recipe import Recipe
 from .run_data import Cropped, WholeSteps, open_splits
 from .schedules import build_scheduler
+from .stopping import shield_workers
 from .time_budget import TimeBudget
 
 
@@ -68,10 +69,12 @@ class Run:
             num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
         )
         return (
-            DataLoader(
-                self.train_data, self.batch_size, sampler=self.sampler, collate_fn=self.train_collator, **options
+            shield_workers(
+                DataLoader(
+                    self.train_data, self.batch_size, sampler=self.sampler, collate_fn=self.train_collator, **options
+                )
             ),
-            DataLoader(self.eval_data, self.eval_batch_size, collate_fn=self.eval_collator, **options),
+            shield_workers(DataLoader(self.eval_data, self.eval_batch_size, collate_fn=self.eval_collator, **options)),
         )
 
     def averaged(self, model: nn.Module) -> AbstractContextManager[None]:

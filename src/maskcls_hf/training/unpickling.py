@@ -1,0 +1,116 @@
+"""States of a training are read without running code from their files, whoever has written them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.serialization import add_safe_globals, get_safe_globals, safe_globals
+
+FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# numpy's arrays and numbers: its random numbers, and scores that are logged.
+NUMPY: list[Any] = [
+    np.empty(0).__reduce_ex__(2)[0],
+    np.float64(0).__reduce__()[0],
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("uint32", "int64", "int32", "float32", "float64", "bool")},
+]
+METADATA = ".metadata"  # of sharded checkpoints: a plain pickle
+METADATA_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+}
+METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+
+_one_thread = threading.RLock()  # the environment is of all threads
+
+
+class NoGoodCheckpoint(RuntimeError):
+    """A training was to go on, but no checkpoint of it is whole."""
+
+
+@contextmanager
+def tensors_only(folder: str | Path) -> Iterator[None]:
+    """Inside, `torch.load` reads tensors, numbers and plain containers, even where its caller asks for more: Accelerate
+    does for states of one's own, torch for those of sharded checkpoints.
+
+    Raises:
+        NoGoodCheckpoint: a file of the checkpoint `folder` holds more, or is broken.
+    """
+    try:
+        with _forced():
+            for path in sorted(Path(folder).rglob(METADATA)):
+                _check_metadata(path)
+            yield
+    except NoGoodCheckpoint:
+        raise
+    except pickle.UnpicklingError as error:
+        raise NoGoodCheckpoint(_message(folder, str(error))) from error
+    except (RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:  # broken files, states of other sizes
+        what = " ".join(str(error).split())[:300] or type(error).__name__
+        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {what}") from error
+    except BaseException as error:
+        if type(error).__name__ != "CheckpointException":  # of torch.distributed.checkpoint; no Exception
+            raise
+        raise NoGoodCheckpoint(_message(folder, str(error))) from error
+
+
+@contextmanager
+def _forced() -> Iterator[None]:
+    with _one_thread:
+        allowed, set_before = get_safe_globals(), {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
+        os.environ[FORCE] = "1"
+        try:
+            with safe_globals(NUMPY):
+                yield
+        finally:
+            add_safe_globals([item for item in allowed if item not in get_safe_globals()])
+            del os.environ[FORCE]
+            os.environ.update({name: value for name, value in set_before.items() if value is not None})
+
+
+def _message(folder: str | Path, error: str) -> str:
+    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+\.\w+)", error)
+    if named is None:
+        return f"{folder} cannot be loaded: {error.strip().splitlines()[0]}"
+    return (
+        f"{folder} is not loaded: a file in it asks for {named[1]}, which could run code. States of a training are "
+        "tensors and numbers alone."
+    )
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in METADATA_NAMES:
+            return super().find_class(module, name)
+        if module in METADATA_CLASSES:
+            found: Any = getattr(import_module(module), name, None)
+            own = isinstance(found, type) and found.__module__ == module
+            if own and (is_dataclass(found) or issubclass(found, Enum)):
+                return found
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+
+
+def _check_metadata(path: Path) -> None:
+    """torch unpickles this file whatever it names."""
+    try:
+        with path.open("rb") as file:
+            _MetadataUnpickler(file).load()
+    except (pickle.UnpicklingError, OSError):
+        raise
+    except Exception as error:  # bytes that are no pickle end in any of them
+        raise pickle.UnpicklingError(f"{path.name} is broken: {error}") from error
