@@ -201,4 +201,7 @@ def find_images(sources: Sequence[Path]) -> list[Path]:
             paths += found
         else:
             paths.append(source)
-    return list({source_of(path): path for path in reversed(paths)}.values())[::-1]
+    once: dict[str, Path] = {}
+    for path in paths:
+        once.setdefault(source_of(path), path)
+    return list(once.values())
