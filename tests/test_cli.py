@@ -318,6 +318,9 @@ class TestResults:
         (out / ".panoptic.jsonl").write_text("\n".join(lines))
         after, _ = segment(folders, out, "panoptic", sources=self.images(tmp_path / "a", "3.png"))
         assert [image["file_name"] for image in after["images"]] == ["1.png", "3.png"]
+        (out / ".panoptic.jsonl").write_text("\n".join(lines))
+        with Results(out, "panoptic").open(categories):  # what comes after half a line could not be read
+            assert not list(out.glob(".*"))
 
     def test_a_second_run_is_refused(self, folders, tmp_path):
         (tmp_path / "out").mkdir()

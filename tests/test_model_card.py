@@ -361,7 +361,13 @@ class TestScores:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [("{", "not valid JSON"), ("[1]", "names and scores"), ('{"epoch": 1}', "there are no scores")],
+        [
+            ("{", "not valid JSON"),
+            ("[1]", "names and scores"),
+            ('{"ap": 0.5, "per_class": [1]}', "does not hold scores"),
+            (f'{{"ap": 1{"0" * 400}}}', "does not hold scores"),
+            ('{"epoch": 1}', "there are no scores"),
+        ],
     )
     def test_files_without_scores(self, content, message, tmp_path):
         (tmp_path / "scores.json").write_text(content)

@@ -111,6 +111,7 @@ class Results:
                 raise ValueError(f"{self.out} holds results of a model with other classes: choose another folder.")
             self.categories = categories
             self._write()
+            self.journal.unlink(missing_ok=True)  # in which a line may be half-written
             try:
                 yield
             finally:

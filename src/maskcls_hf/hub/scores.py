@@ -87,7 +87,10 @@ class Scores:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold names and scores, got {type(content).__name__}.")
-        return cls.of(content, class_names, str(path))
+        try:
+            return cls.of(content, class_names, str(path))
+        except (AttributeError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path} does not hold scores as `maskcls evaluate` writes them: {error}.") from error
 
     @classmethod
     def of(cls, content: Mapping[str, Any], class_names: Collection[str] = (), where: str = "the scores") -> Scores:
