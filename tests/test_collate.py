@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -146,6 +147,28 @@ class TestCollator:
         collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), keep_ground_truth=True)
         (truth,) = collator([data[0]])["ground_truth"]
         assert torch.equal(truth.semantic(255), data[0]["segmentation_map"][0].long())
+
+    @pytest.mark.parametrize(
+        ("row", "got"),
+        [
+            ({"image": np.zeros((4, 4, 3)), "label": np.zeros((4, 4))}, "a dict with image, label"),
+            ({"pixel_values": 1, "labels": 2}, "a dict with pixel_values, labels"),
+            ((np.zeros((4, 4, 3)), np.zeros((4, 4))), "tuple"),
+        ],
+    )
+    def test_rows_of_a_table_are_no_samples(self, row, got):
+        message = (
+            f"A sample is a dict with image, .* name, got {got}. Rows of a table become samples by .*SegmentationTable"
+        )
+        with pytest.raises(ValueError, match=message):
+            MaskClsCollator(MaskClsImageProcessor())([row])
+
+    @pytest.mark.parametrize("form", ["channels_last", "channels_first"])
+    def test_input_data_format_is_that_of_the_users_images(self, tmp_path, form):
+        data = SegmentationFolder(write_instances(tmp_path), "train")
+        expected = MaskClsCollator(MaskClsImageProcessor())([data[0], data[1]])
+        found = MaskClsCollator(MaskClsImageProcessor(input_data_format=form))([data[0], data[1]])
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
     def test_errors_name_the_images(self, tmp_path):
         data = SegmentationFolder(write_semantic(tmp_path), "train")

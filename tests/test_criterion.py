@@ -191,11 +191,45 @@ def test_a_loss_of_pixels_without_pixels_is_refused(weight):
             [torch.tensor([0])] * 2,
             r"holds 1\.\.1, but places in class_labels go from 0 to 0",
         ),
+        (
+            [torch.arange(64).view(1, 8, 8)] * 2,
+            [torch.tensor([0])] * 2,
+            "Image 0: mask_labels are 0 outside and 1, 255",
+        ),
+        ([torch.rand(1, 8, 8)] * 2, [torch.tensor([0])] * 2, "Image 0: mask_labels are 0 outside"),
+        ([torch.full((1, 8, 8), torch.nan)] * 2, [torch.tensor([0])] * 2, r"Image 0: mask_labels .* hold \[nan"),
+        ([-torch.eye(8)[None]] * 2, [torch.tensor([0])] * 2, r"Image 0: mask_labels .* hold \[-1.0, "),
+        ([torch.zeros(1, 8, 8)] * 2, [torch.tensor([0.5])] * 2, "Image 0: class_labels: labels must be integers"),
+        ([np.zeros((1, 8, 8))] * 2, [["sky"]] * 2, "Image 0: class_labels: an array of <U3 holds no real numbers"),
+        ([[None]] * 2, [[0]] * 2, "Image 0: mask_labels: an array of object holds no real numbers"),
+        (torch.zeros(2, 8, 8, 3), torch.tensor([[0, 1], [0, 1]]), "Image 0: .* must be"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(masks, labels, message):
     with pytest.raises(ValueError, match=message):
         MaskClsCriterion(maskcls_config())(leaf_layers(2), masks, labels)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda tensor: 255 * tensor.to(torch.uint8),
+        lambda tensor: tensor.double(),
+        lambda tensor: tensor.numpy(),
+        lambda tensor: tensor.numpy().astype(np.uint16),
+        lambda tensor: tensor.tolist(),
+    ],
+)
+def test_labels_of_every_type_give_the_loss_of_bool_masks(convert):
+    masks, labels = segments([(32, 48)] * 2, [3, 1])
+    layers = leaf_layers(2)
+    criterion = MaskClsCriterion(maskcls_config())
+    expected = criterion(layers, masks, labels)
+    of_type = [np.asarray(v).tolist() if isinstance(convert(masks[0]), list) else v for v in labels]
+    found = criterion(layers, [convert(mask) for mask in masks], of_type)
+    assert all(torch.equal(found[name], term) for name, term in expected.items())
+    as_floats = criterion(layers, masks, [label.float() for label in labels])
+    assert all(torch.equal(as_floats[name], term) for name, term in expected.items())
 
 
 def gradients(layers: list[SegmentLogits], pixels: PixelLogits, rows: slice) -> list[np.ndarray]:

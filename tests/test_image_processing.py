@@ -306,11 +306,53 @@ def test_images_that_are_scaled_already_are_pointed_out(monkeypatch):
         (np.zeros((0, 5, 3), dtype=np.uint8), "image 1: the image is empty"),
         (np.zeros(5), "image 1: an image has 2 or 3 dimensions"),
         (None, "image 1 is a NoneType; expected a PIL image, array, tensor or path"),
+        (3.5, "image 1 is a float"),
+        (np.array(3.5), r"image 1: an image has 2 or 3 dimensions, got shape \(\)"),
+        (np.zeros((4, 5), dtype=complex), "image 1: an array of complex128 holds no real numbers"),
+        (torch.zeros(3, 4, 5, dtype=torch.complex64), "image 1: an image of torch.complex64 holds no real numbers"),
+        (np.array([["a", "b"]]), "image 1: an array of <U1 holds no real numbers"),
+        (np.array([[None]]), "image 1: an array of object holds no real numbers"),
+        (np.full((4, 5), 300, dtype=np.uint32), "image 1: an image of torch.int64 holds values from 300 to 300"),
+        (np.full((4, 5), 2**64 - 1, dtype=np.uint64), "image 1: an array of uint64 holds 18446744073709551615"),
+        (np.array([[0, np.nan, -np.inf]], dtype=np.float32), "image 1: 2 of the 3 values of the image are NaN or inf"),
+        (torch.full((3, 4, 5), torch.inf, dtype=torch.float16), "image 1: 60 of the 60 values"),
+        (np.full((4, 5), 1e300), "image 1: 20 of the 20 values"),
+        (Image.new("RGB", (0, 5)), "image 1: the image is empty"),
     ],
 )
 def test_what_is_no_image(image, message):
     with pytest.raises((ValueError, TypeError), match=message):
         MaskClsImageProcessor()([rgb(), image])
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint32, np.uint64, np.int8, np.int64, ">u4", np.longdouble])
+def test_arrays_of_every_type_are_read(as_is, dtype):
+    image = rgb() % 2
+    expected = image * 255 if dtype is bool else image
+    assert np.array_equal(pixels(as_is, image.astype(dtype)).numpy(), expected.transpose(2, 0, 1))
+    if dtype not in (bool, ">u4", np.longdouble):
+        tensor = torch.from_numpy(image).to(getattr(torch, np.dtype(dtype).name))
+        assert np.array_equal(pixels(as_is, tensor).numpy(), expected.transpose(2, 0, 1))
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    good, cut = tmp_path / "good.jpg", tmp_path / "cut.jpg"
+    Image.fromarray(rgb(64, 64)).save(good)
+    cut.write_bytes(good.read_bytes()[:900])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").touch()
+    processor = MaskClsImageProcessor()
+    for path in (cut, str(cut), tmp_path / "text.png", str(tmp_path / "empty.png")):
+        name = str(path).rsplit("/", maxsplit=1)[-1]
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image: "):
+            processor([good, path])
+        with pytest.raises(ValueError, match=f"{name} cannot be read as an image: "):
+            processor([good, good], segmentation_maps=[np.zeros((64, 64)), path])
+    for source in ("nowhere.png", "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match=f"{source} cannot be read as an image"):
+            processor([str(good), source])
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        processor([good, tmp_path / "nowhere.png"])
 
 
 def test_no_image_at_all():
@@ -620,6 +662,12 @@ def second_map(labels: Any, *args: Any, **kwargs: Any) -> None:
         (np.zeros((5, 4), dtype=np.uint8), {}, r"map is 5 x 4 but the image is 2 x 3"),
         (np.full((2, 3), 0.5), {}, "labels must be integers, got torch.float64"),
         ("nowhere.png", {}, "segmentation map 'nowhere.png' is not a file"),
+        (None, {}, "there is no segmentation map"),
+        (np.zeros((2, 3), dtype=complex), {}, "an array of complex128 holds no real numbers"),
+        (torch.zeros(2, 3, dtype=torch.complex64), {}, "labels must be integers, got torch.complex64"),
+        (np.array([[None] * 3] * 2), {}, "an array of object holds no real numbers"),
+        (np.full((2, 3), np.nan), {}, "labels must be integers, got torch.float64 with fractions or NaN"),
+        (np.full((2, 3), 2**63, dtype=np.uint64), {}, "an array of uint64 holds 9223372036854775808"),
     ],
 )
 def test_errors_name_the_image_and_the_cause(labels, options, message):
@@ -637,6 +685,39 @@ def test_instance_ids_without_a_class():
         second_map(labels, {"0": 0})
     with pytest.raises(ValueError, match=r"image 1: label ids \[9\] are outside the 2 classes"):
         second_map(labels, dict.fromkeys(range(5), 0) | {5: 9}, num_labels=2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({0: 1.5}, r"instance_id_to_semantic_id\[0\]=1.5 must be an integer or None"),
+        ({0: np.float64("nan")}, r"instance_id_to_semantic_id\[0\]=nan must be an integer or None"),
+        ({0: "sky"}, r"instance_id_to_semantic_id\[0\]='sky' must be an integer or None"),
+        ([0, 1], "must be a dict, got a list"),
+    ],
+)
+def test_classes_of_instances_that_are_none(classes, message):
+    with pytest.raises(ValueError, match=f"image 1: .*{message}"):
+        second_map(np.zeros((2, 3), dtype=int), [{0: 0}, classes])
+
+
+@pytest.mark.parametrize(
+    "keys", [lambda ids: [int(i) for i in ids], np.array, lambda ids: torch.unique(torch.tensor(ids))]
+)
+@pytest.mark.parametrize("value", [2, 2.0, np.uint8(2), np.float32(2), torch.tensor(2)])
+def test_classes_of_instances_in_every_form(keys, value):
+    labels = np.array([[0, 7, 9]])
+    batch = MaskClsImageProcessor(do_resize=False)(blank(1, 3), labels, {i: value for i in keys([0, 7, 9])})
+    assert batch["class_labels"][0].tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "labels", [[1, 0], (1.0, 0.0), np.array([1, 0], np.uint64), torch.tensor([1.0, 0.0]), [torch.tensor(1), np.int8(0)]]
+)
+def test_class_labels_in_every_form(labels):
+    stack = np.array([[[True, False]], [[False, True]]])
+    batch = MaskClsImageProcessor(do_resize=False)(blank(1, 2), stack, class_labels=labels)
+    assert batch["class_labels"][0].tolist() == [1, 0] and batch["class_labels"][0].dtype == torch.int64
 
 
 @pytest.mark.parametrize(
@@ -660,6 +741,14 @@ def test_instance_ids_without_a_class():
         (
             {"segmentation_maps": [[np.ones((2, 3)), np.ones((3, 2))]] * 2, "class_labels": [[0, 0]] * 2},
             "different sizes",
+        ),
+        ({"segmentation_maps": [np.ones((1, 2, 3))] * 2, "class_labels": [[0], [0.5]]}, "image 1: labels must be int"),
+        ({"segmentation_maps": [np.ones((1, 2, 3))] * 2, "class_labels": [[0], ["a"]]}, "image 1: an array of <U1"),
+        ({"segmentation_maps": [np.ones((1, 2, 3))] * 2, "class_labels": [[0], [None]]}, "image 1: an array of object"),
+        ({"segmentation_maps": [np.ones((1, 2, 3))] * 2, "class_labels": 1}, "class_labels must be a list"),
+        (
+            {"segmentation_maps": [np.ones((1, 2, 3)), np.ones((2, 3, 1))], "class_labels": [[0], [0]]},
+            r"image 1: .*masks come first in a stack, \(M, H, W\)",
         ),
         ({"class_labels": [[0], [0]]}, "give segmentation_maps"),
         ({"instance_id_to_semantic_id": {0: 0}}, "give segmentation_maps"),
@@ -730,6 +819,61 @@ def test_aliases_are_saved_under_their_own_names():
     assert "ignore_index" not in saved and "do_reduce_labels" not in saved
 
 
+def test_aliases_read_back_as_they_were_set(tmp_path):
+    made = MaskClsImageProcessor(do_reduce_labels=True, ignore_index=0)
+    made.save_pretrained(tmp_path)
+    changed = MaskClsImageProcessor()
+    changed.ignore_index, changed.do_reduce_labels = 0, True
+    for processor in (made, MaskClsImageProcessor.from_pretrained(tmp_path), changed):
+        assert (processor.ignore_index, processor.do_reduce_labels) == (0, True)
+        assert (processor.void_id, processor.label_offset) == (0, 1)
+    assert (MaskClsImageProcessor().ignore_index, MaskClsImageProcessor().do_reduce_labels) == (255, False)
+    assert MaskClsImageProcessor.from_pretrained(tmp_path, ignore_index=7).void_id == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore_index": 0, "void_id": 255}, "ignore_index=0 is another name of void_id"),
+        ({"do_reduce_labels": True, "label_offset": 0}, "do_reduce_labels=True is another name of label_offset=1"),
+    ],
+)
+def test_an_option_has_one_value(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor(**options)
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor()(rgb(), **options)
+
+
+def test_numbers_of_numpy_are_saved_and_count_as_pythons(tmp_path):
+    options = {
+        "void_id": np.uint8(254), "label_offset": np.int64(1), "num_labels": np.int64(9), "size_divisor": np.int32(8),
+        "size": {"height": np.int64(16), "width": np.int64(24)}, "image_mean": np.zeros(3), "image_std": np.ones(3),
+        "rescale_factor": np.float32(0.5), "label_ids_to_fuse": np.array([3, 1]),
+    }  # fmt: skip
+    processor = MaskClsImageProcessor(**options)
+    processor.save_pretrained(tmp_path)
+    assert MaskClsImageProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+    here = MaskClsImageProcessor()(rgb(), np.full((40, 60), 254), **options, return_tensors="pt")
+    there = processor(rgb(), np.full((40, 60), 254), return_tensors="pt")
+    assert torch.equal(here["pixel_values"], there["pixel_values"]) and here["void_mask"].all()
+
+
+def test_unknown_options_are_pointed_out(tmp_path, caplog):
+    MaskClsImageProcessor(do_rezise=False, foo=1)
+    assert "no 'do_rezise': did you mean 'do_resize'?" in caplog.text and "no 'foo', it has no effect" in caplog.text
+    MaskClsImageProcessor().save_pretrained(tmp_path)
+    MaskClsImageProcessor.from_pretrained(tmp_path, voidid=3)
+    assert "no 'voidid': did you mean 'void_id'?" in caplog.text
+    with pytest.raises(TypeError, match="no 'void_ids': did you mean 'void_id'"):
+        MaskClsImageProcessor()(rgb(), void_ids=3)
+    caplog.clear()
+    MaskClsImageProcessor.from_pretrained(tmp_path, trust_remote_code=True, dtype=torch.float32, revision="main")
+    MaskFormerImageProcessor().save_pretrained(tmp_path)
+    MaskClsImageProcessor.from_pretrained(tmp_path)
+    assert not caplog.text
+
+
 def test_loads_the_config_of_transformers_maskformer(tmp_path):
     MaskFormerImageProcessor(ignore_index=255, do_reduce_labels=True, num_labels=150).save_pretrained(tmp_path)
     ours = MaskClsImageProcessor.from_pretrained(tmp_path)
@@ -756,6 +900,15 @@ def test_options_of_one_call():
         ({"label_format": "panoptic"}, "label_format must be one of"),
         ({"size_divisor": -1}, "size_divisor must be positive"),
         ({"do_center_crop": True, "crop_size": 10}, "do_center_crop is not supported"),
+        ({"num_labels": 0}, "num_labels=0 must be at least 1"),
+        ({"image_std": [0.2, 0.0, 0.2]}, "image_std=.* must be positive"),
+        ({"image_mean": [0.2, np.nan, 0.2]}, "image_mean=.* must be a number, or numbers"),
+        ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be positive"),
+        ({"size": {"shortest_edge": -5}}, "size={'shortest_edge': -5} must be positive integers"),
+        ({"pad_size": {"height": 0, "width": 5}}, "pad_size=.* must be positive integers"),
+        ({"data_format": "channels_last"}, "data_format='channels_last': pixel_values are"),
+        ({"label_ids_to_fuse": [1, -1]}, r"label_ids_to_fuse must be a list of class ids, got \[1, -1\]"),
+        ({"label_ids_to_fuse": [3], "num_labels": 3}, r"label_ids_to_fuse=\[3\] must be class ids below num_labels=3"),
     ],
 )
 def test_wrong_options(options, message):
@@ -763,6 +916,33 @@ def test_wrong_options(options, message):
         MaskClsImageProcessor(**options)
     with pytest.raises(ValueError, match=message):
         MaskClsImageProcessor()(rgb(), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        *((name, "255", "must be an integer") for name in ("void_id", "label_offset", "num_labels", "size_divisor")),
+        ("image_mean", "a", "must be a number, or numbers"),
+        ("size", {"shortest_edge": 64.5}, "must be positive integers"),
+        ("label_ids_to_fuse", ["sky"], "must be a list of class ids"),
+        ("label_ids_to_fuse", 3, "must be a list of class ids"),
+        ("do_resize", "no", "must be True or False"),
+    ],
+)
+def test_options_of_a_wrong_type(name, value, message):
+    with pytest.raises(ValueError, match=f"{name}.*{message}"):
+        MaskClsImageProcessor(**{name: value})
+
+
+@pytest.mark.parametrize(("value", "said"), [(60000.0, True), (-1.0, True), (255.0, False), (0.0, False)])
+def test_floats_outside_of_the_scale_are_pointed_out(monkeypatch, value, said):
+    messages = []
+    monkeypatch.setattr(image_processing_maskcls.logger, "warning_once", messages.append)
+    image = np.full((8, 8, 3), value, dtype=np.float32)
+    MaskClsImageProcessor()([rgb(), image])
+    MaskClsImageProcessor()([rgb(), image], rescale_factor=1 / 60000)
+    MaskClsImageProcessor()([rgb(), image], do_rescale=False)
+    assert len(messages) == said and all("image 1 holds floating-point values from" in text for text in messages)
 
 
 # --- outputs to maps ------------------------------------------------------------------------------------------------
@@ -839,9 +1019,25 @@ def test_semantic_maps_of_a_per_pixel_model():
     maps = processor.post_process_semantic_segmentation(outputs)
     for i, size in enumerate(WITH_SIZES):
         assert torch.equal(maps[i], per_pixel_map(outputs.logits[i], **frame(i, size)))
-    for method in (processor.post_process_panoptic_segmentation, processor.post_process_instance_segmentation):
-        with pytest.raises(ValueError, match="have no class_queries_logits and masks_queries_logits.*'semantic'"):
-            method(outputs)
+    with pytest.raises(ValueError, match="have no class_queries_logits and masks_queries_logits.*'semantic'"):
+        processor.post_process_instance_segmentation(outputs)
+    with pytest.raises(ValueError, match="have no class_queries_logits"):
+        processor.post_process_semantic_segmentation(SimpleNamespace())
+
+
+def test_panoptic_maps_of_a_per_pixel_model_are_its_classes():
+    outputs = SimpleNamespace(logits=torch.randn(2, 4, 8, 16), **SIZES)
+    processor = MaskClsImageProcessor()
+    maps = processor.post_process_semantic_segmentation(outputs)
+    for classes, found in zip(maps, processor.post_process_panoptic_segmentation(outputs, threshold=0.9), strict=True):
+        segments = found["segments_info"]
+        assert [segment["id"] for segment in segments] == list(range(1, len(segments) + 1))
+        drawn = torch.full_like(classes, -1)
+        for segment in segments:
+            inside = found["segmentation"] == segment["id"]
+            drawn[inside] = segment["label_id"]
+            assert segment["area"] == inside.sum() and segment["was_fused"] and segment["score"] is None
+        assert torch.equal(drawn, classes) and found["segmentation"].dtype == torch.int32
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
@@ -851,6 +1047,37 @@ def test_target_sizes_of_the_wrong_number(task):
         method(mask_outputs(), target_sizes=[(4, 4)] * 3)
     with pytest.raises(ValueError, match="0 target_sizes for 2 images"):
         method(mask_outputs(), target_sizes=[])
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+@pytest.mark.parametrize("sizes", [(4, 4), [(4.5, 4)] * 2, [None] * 2, [(4, 4, 3)] * 2])
+def test_target_sizes_that_are_no_sizes(task, sizes):
+    method = getattr(MaskClsImageProcessor(), f"post_process_{task}_segmentation")
+    with pytest.raises(ValueError, match=r"target_sizes must be \(height, width\) for each image, integers"):
+        method(mask_outputs(), target_sizes=sizes)
+
+
+def test_numbers_of_numpy_in_post_processing():
+    sizes = np.array(WITH_SIZES)
+    processor = MaskClsImageProcessor()
+    options = {"threshold": np.float32(0.5), "label_ids_to_fuse": np.array([1, 0]), "target_sizes": sizes}
+    found = processor.post_process_panoptic_segmentation(mask_outputs(**SIZES), **options)
+    assert [record["was_fused"] for record in found[0]["segments_info"]] == [True, True]
+    assert [tuple(record["segmentation"].shape) for record in found] == WITH_SIZES
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_ids_to_fuse": [2]}, r"the model has classes 0 to 1, not \[2\]"),
+        ({"label_ids_to_fuse": ["sky"]}, "must be a list of class ids"),
+        ({"threshold": None}, r"threshold must lie in \[0, 1\], got None"),
+        ({"mask_threshold": "0.5"}, r"mask_threshold must lie in \[0, 1\], got '0.5'"),
+    ],
+)
+def test_options_of_post_processing_that_cannot_work(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor().post_process_panoptic_segmentation(mask_outputs(), **options)
 
 
 def test_panoptic_segments():

@@ -1,5 +1,9 @@
 """`Predictor`: tiles, scales and mirror images; what it gives, and what memory it takes."""
 
+import copy
+import inspect
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +13,19 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import ResNetConfig
 
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsImageProcessor
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf.hub.speed import measure_speed
 from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor
+from maskcls_hf.inference.eval_mode import in_eval_mode
+from maskcls_hf.inference.predictor import options_of
 from maskcls_hf.inference.stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from maskcls_hf.inference.test_time_augmentation import scaled_size
 from maskcls_hf.inference.tiling import Tile, TileAxis, TileGrid
+from tiny import maskcls_config
 
 NUCLEI = "model_cards/maskcls-nuclei-tiny"
 OPTIONS = {
@@ -117,6 +126,194 @@ class TestWholeImages:
             predictor(model)(picture(), "panoramic")
         with pytest.raises(ValueError, match="knows no segments"):
             Predictor.from_pretrained(save_perpixel(tmp_path))(picture(), "panoptic")
+
+
+@torch.no_grad()
+def outputs_of_eval(model) -> torch.Tensor:
+    return copy.deepcopy(model).eval()(**image_processor()(picture(), return_tensors="pt")).masks_queries_logits
+
+
+class TestTheModelIsLeftAsItIs:
+    USES = {
+        "whole": lambda model: predictor(model)(picture(), "instance"),
+        "several tasks": lambda model: predictor(model, batch_size=2).predict([picture()] * 2, OPTIONS),
+        "tiles": lambda model: predictor(model, tile=40)(picture(), "panoptic"),
+        "scales": lambda model: predictor(model, scales=(0.5, 1.0), flip=True)(picture(), "semantic"),
+        "speed": lambda model: measure_speed(model, image_processor(), (48, 64), repeats=1),
+    }
+
+    @pytest.mark.parametrize("use", USES)
+    @pytest.mark.parametrize("trained", ["all", "a part", "nothing"])
+    def test_mode_weights_and_buffers(self, use, trained):
+        model = maskcls_model().train(trained == "all")
+        if trained == "a part":
+            model.model.backbone.train()
+        modes = [module.training for module in model.modules()]
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.USES[use](model)
+        assert [module.training for module in model.modules()] == modes
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+    @pytest.mark.parametrize("task", OPTIONS)
+    def test_predicts_as_in_evaluation_mode(self, task):
+        model = maskcls_model()
+        predict, expected = predictor(model), predictor(model)(picture(), task, **OPTIONS[task])
+        model.train()
+        found = predict(picture(), task, **OPTIONS[task])
+        assert torch.equal(found["segmentation"], expected["segmentation"])
+        assert found["segments_info"] == expected["segments_info"]
+
+    def test_later_weights_and_buffers_count(self):
+        model = maskcls_model().train()
+        predict = predictor(model)
+        first = predict._outputs([torch.zeros(3, 48, 64)])
+        with torch.no_grad():
+            model(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
+            model.model.transformer_decoder.queries_embedder.weight += 1
+        copied = in_eval_mode(model)
+        assert copied is not model and not any(module.training for module in copied.modules())
+        ours, theirs = (dict(m.named_parameters()) | dict(m.named_buffers()) for m in (model, copied))
+        assert ours.keys() == theirs.keys() and all(theirs[name] is tensor for name, tensor in ours.items())
+        with torch.no_grad():
+            found = copied(**image_processor()(picture(), return_tensors="pt")).masks_queries_logits
+        assert torch.equal(found, outputs_of_eval(model)) and first is not None
+        assert in_eval_mode(model.eval()) is model
+
+    def test_while_another_thread_trains(self):
+        model = maskcls_model()
+        expected = predictor(model)(picture(), "instance", threshold=0.0)["segmentation"]
+        model.train()
+        results: list = []
+
+        def predict() -> None:
+            results.extend(predictor(model)(picture(), "instance", threshold=0.0)["segmentation"] for _ in range(5))
+
+        threads = [threading.Thread(target=predict) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        modes = []
+        while any(thread.is_alive() for thread in threads):
+            modes.append(all(module.training for module in model.modules()))
+        assert all(modes) and len(results) == 10
+        assert all(torch.equal(result, expected) for result in results)
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("task", "options", "message"),
+        [
+            ("semantic", {"return_segmentation_scores": True}, "return_segmentation_scores is not for a Predictor"),
+            ("instance", {"return_coco_annotation": True}, r"return_coco_annotation is not .*rle\(\)"),
+            ("instance", {"return_binary_maps": True}, r"return_binary_maps is not .*dense\(\)"),
+            ("instance", {"overlap_mask_area_threshold": 0.5}, "overlap_mask_area_threshold is not for instances"),
+            ("panoptic", {"target_sizes": [(9, 9)]}, "target_sizes is not .*size of their image"),
+            ("panoptic", {"treshold": 0.5}, "no 'treshold': did you mean 'threshold'?"),
+            ("semantic", {"threshold": 0.5}, "post_process_semantic_segmentation has no 'threshold'"),
+            ("panoptic", {"threshold": 2}, r"threshold must lie in \[0, 1\], got 2"),
+        ],
+    )
+    @pytest.mark.parametrize("inference", [{}, {"tile": 40}])
+    def test_what_does_not_work_is_refused_by_name(self, model, task, options, message, inference):
+        with pytest.raises((ValueError, TypeError), match=message):
+            predictor(model, **inference)(picture(), task, **options)
+
+    def test_every_other_option_works(self, model):
+        for task in OPTIONS:
+            options = inspect.signature(getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")).parameters
+            given = {name: option.default for name, option in options.items() if name in options_of(task)}
+            if task == "instance":
+                del given["overlap_mask_area_threshold"]
+            predictor(model)(picture(), task, **given)
+
+    @pytest.mark.parametrize(
+        ("name", "value"), [("tile", 40.5), ("tile", "40"), ("batch_size", 0), ("batch_size", 1.5)]
+    )
+    def test_numbers_of_pixels_and_images_are_integers(self, model, name, value):
+        with pytest.raises(ValueError, match=f"{name}=.* must be a positive integer"):
+            predictor(model, **{name: value})
+
+    def test_numbers_of_numpy(self, model):
+        assert_same(predictor(model, tile=np.int64(128), batch_size=np.int8(2))(picture(), "semantic"),
+                    plain(model, picture(), "semantic"), "semantic")  # fmt: skip
+
+    def test_errors_name_the_image(self, model, tmp_path):
+        (tmp_path / "cut.png").write_bytes(b"no image")
+        for image, named in (
+            (np.full((4, 5), np.nan), "image 1: "),
+            (tmp_path / "cut.png", "cut.png"),
+            (None, "image 1 "),
+        ):
+            with pytest.raises((ValueError, TypeError), match=named):
+                predictor(model)([picture(), image], "semantic")
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+@pytest.mark.parametrize("inference", [{}, {"tile": 40}, {"scales": (0.5, 1.0)}])
+def test_input_data_format_is_that_of_the_users_images(channels, inference):
+    torch.manual_seed(0)
+    backbone = ResNetConfig(
+        num_channels=channels, embedding_size=8, hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1],
+        layer_type="basic", out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=backbone)).eval()
+    options = {"size": {"shortest_edge": 64}, "image_mean": [0.5] * channels, "image_std": [0.2] * channels}
+    image = np.random.default_rng(0).integers(0, 256, (50, 60, channels), dtype=np.uint8)
+    maps = []
+    for form, axes in (("channels_last", (0, 1, 2)), ("channels_first", (2, 0, 1))):
+        processor = MaskClsImageProcessor(input_data_format=form, do_convert_rgb=channels == 3, **options)
+        predict = Predictor(model, processor, **inference)
+        maps.append(predict(image.transpose(axes), "semantic")["segmentation"])
+        tensor = torch.from_numpy(image).permute(2, 0, 1)
+        of_tensor = predict.predict(tensor, {"semantic": {}}, input_data_format="channels_first")
+        assert torch.equal(of_tensor[0]["semantic"]["segmentation"], maps[0])
+        if channels == 3:
+            measure_speed(model, processor, (48, 64), repeats=1)
+            assert torch.equal(predict(Image.fromarray(image), "semantic")["segmentation"], maps[0])
+    assert maps[0].shape == (50, 60) and torch.equal(*maps)
+
+
+@pytest.fixture(params=["float64", "meta"])
+def defaults(request):
+    """Switches torch's default dtype or device to another one, and back again in the end."""
+
+    def switch(on: bool = True) -> None:
+        if request.param == "meta":
+            torch.set_default_device("meta" if on else None)
+        else:
+            torch.set_default_dtype(torch.float64 if on else torch.float32)
+
+    yield switch
+    switch(on=False)
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+@pytest.mark.parametrize("inference", [{}, {"tile": 40}, {"enlarge": 1.5}, {"scales": (0.5, 1.0), "flip": True}])
+def test_defaults_of_torch_change_nothing(model, task, inference, defaults):
+    if "scales" in inference and task != "semantic":
+        pytest.skip("averages class scores")
+    predict = predictor(model, **inference)
+    expected = predict(picture(), task, **OPTIONS[task])
+    defaults()
+    found = predict(picture(), task, **OPTIONS[task])
+    assert found["segmentation"].device.type == "cpu" and found["segmentation"].dtype == expected["segmentation"].dtype
+    agree = (found["segmentation"] == expected["segmentation"]).float().mean(dtype=torch.float32)
+    assert agree > 0.999  # sums of sines in float64 differ in the last bit
+    assert [info["label_id"] for info in found["segments_info"]] == [i["label_id"] for i in expected["segments_info"]]
+
+
+@pytest.mark.parametrize("label_format", ["segments", "segment_map"])
+def test_defaults_of_torch_do_not_change_the_loss(model, label_format, defaults):
+    labels = np.zeros((48, 80), dtype=np.uint8)
+    labels[10:20, 30:60] = 3
+    labels[30:] = 255
+    expected: dict = {}
+    for on in (False, True):
+        defaults(on)
+        batch = image_processor()(picture(), labels, label_format=label_format, return_tensors="pt")
+        terms = model(**batch).loss_dict
+        expected = expected or terms
+        assert all(term.dtype == torch.float32 and abs(term - expected[name]) < 1e-4 for name, term in terms.items())
 
 
 class TestAxes:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -442,6 +443,70 @@ def test_void_is_left_out_of_the_loss():
     assert {n: t.item() for n, t in terms.items()} == {n: t.item() for n, t in flipped.items()}
 
 
+@pytest.mark.parametrize("with_padding", [False, True])
+@pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.float, torch.Tensor.byte, torch.Tensor.numpy])
+def test_void_counts_whatever_its_type(convert, with_padding):
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    if not with_padding:
+        del batch["pixel_mask"]
+    void = torch.zeros(2, *PADDED, dtype=torch.bool)
+    void[0, :20] = True
+    assert model(**batch, void_mask=convert(void)).loss == model(**batch, void_mask=void).loss != model(**batch).loss
+
+
+@pytest.mark.parametrize("map_of_places", [False, True])
+@pytest.mark.parametrize("size", [(32, 48), (96, 64), (64, 95), (50, 69)])
+def test_labels_of_another_size_are_refused(size, map_of_places):
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()), TestMaskCls().batch()
+    masks = torch.zeros(size, dtype=torch.int32) if map_of_places else torch.ones(1, *size, dtype=torch.bool)
+    batch |= {
+        "mask_labels": [batch["mask_labels"][0], masks],
+        "class_labels": [torch.tensor([0, 1, 2]), torch.tensor([1])],
+    }
+    with pytest.raises(
+        ValueError, match=rf"Image 1: mask_labels .* are {size[0]} x {size[1]}, but pixel_values are 64 x 96"
+    ):
+        model(**batch)
+    with pytest.raises(ValueError, match=r"void_mask .* must be \(2, 64, 96\)"):
+        model(**{**TestMaskCls().batch(), "void_mask": torch.zeros(2, *size, dtype=torch.bool)})
+    baseline = PerPixelForSemanticSegmentation(perpixel_config())
+    with pytest.raises(ValueError, match=r"labels .* must be \(B, H, W\), \(2, 64, 96\) as pixel_values"):
+        baseline(batch["pixel_values"], labels=torch.zeros(2, *size, dtype=torch.int64))
+
+
+def test_masks_of_the_images_without_padding_are_padded():
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    own = [masks[:, :height, :width] for masks, (height, width) in zip(batch["mask_labels"], SIZES, strict=True)]
+    assert model(**{**batch, "mask_labels": own}).loss == model(**batch).loss
+    with pytest.raises(ValueError, match="Image 1: mask_labels .* are 50 x 70"):
+        model(**{**batch, "mask_labels": own, "pixel_mask": None})
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.full((1, 64, 96), 5), "labels from 5 to 5 do not fit num_labels=5"),
+        (torch.full((1, 64, 96), -1), "labels from -1 to -1 do not fit num_labels=5"),
+        (torch.full((1, 64, 96), 0.5), "labels: labels must be integers, got torch.float32 with fractions"),
+        (torch.zeros(1, 64, 96, 1, dtype=torch.int64), r"labels \(1, 64, 96, 1\) must be \(B, H, W\)"),
+        (torch.zeros(2, 64, 96, dtype=torch.int64), r"labels \(2, 64, 96\) must be \(B, H, W\), \(1, 64, 96\)"),
+        (torch.zeros(64, 96, dtype=torch.int64), r"labels \(64, 96\) must be \(B, H, W\)"),
+    ],
+)
+def test_pixel_labels_that_do_not_fit_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        PerPixelForSemanticSegmentation(perpixel_config())(torch.randn(1, 3, *PADDED), labels=labels)
+
+
+def test_pixel_labels_of_every_type_give_the_same_loss():
+    model, pixel_values = PerPixelForSemanticSegmentation(perpixel_config()).eval(), torch.randn(1, 3, *PADDED)
+    labels = torch.randint(5, (1, *PADDED))
+    labels[:, :9] = 255
+    expected = model(pixel_values, labels=labels).loss
+    for same in (labels.float(), labels.byte(), labels.numpy(), labels.numpy().astype("uint16"), labels.tolist()):
+        assert model(pixel_values, labels=same).loss == expected
+
+
 def test_half_of_the_labels_is_refused():
     with pytest.raises(ValueError, match="belong together"):
         MaskClsForUniversalSegmentation(maskcls_config())(torch.randn(1, 3, *PADDED), class_labels=[torch.tensor([1])])
@@ -511,7 +576,33 @@ def test_reset_classes_of_the_baselines(transformer_module):
         torch.testing.assert_close(after[:, [0, 2]], before[:, [1, 4]])
 
 
-@pytest.mark.parametrize("names, message", [({0: "a", 2: "b"}, "without gaps"), ({0: "a", 1: "a"}, "given twice")])
+@pytest.mark.parametrize("ids", [[0, 1, 2], ["0", "1", "2"], [np.int64(0), np.uint8(1), np.int32(2)], torch.arange(3)])
+def test_reset_classes_takes_ids_in_every_form(ids, tmp_path):
+    for model in (
+        MaskClsForUniversalSegmentation(maskcls_config()),
+        PerPixelForSemanticSegmentation(perpixel_config()),
+    ):
+        model.reset_classes(dict(zip(ids, NEW.values(), strict=True))).save_pretrained(tmp_path)
+        assert model.config.id2label == NEW == type(model).from_pretrained(tmp_path).config.id2label
+
+
+def test_reset_classes_leaves_a_baseline_two_classes():
+    model = PerPixelForSemanticSegmentation(perpixel_config(id2label=OLD))
+    with pytest.raises(ValueError, match="give it two, one of background"):
+        model.reset_classes({0: "sky"})
+    assert model.config.id2label == OLD and model.classifier.out_channels == len(OLD)
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        ({0: "a", 2: "b"}, "without gaps"),
+        ({"1": "a", "2": "b"}, "without gaps"),
+        ({"a": 0}, "must be a dict of class ids"),
+        ({}, "without gaps"),
+        ({0: "a", 1: "a"}, "given twice"),
+    ],
+)
 def test_reset_classes_refuses(names, message):
     with pytest.raises(ValueError, match=message):
         MaskClsForUniversalSegmentation(maskcls_config()).reset_classes(names)

@@ -83,8 +83,9 @@ def test_per_pixel_baseline(tmp_path):
     pipe = pipeline("image-segmentation", model=str(save_perpixel(tmp_path)), device="cpu")
     segments = pipe(picture(HEIGHT, WIDTH), subtask="semantic")
     assert (stack(segments).sum(0) == 1).all()
+    assert pipe(picture(HEIGHT, WIDTH)) == segments  # as with transformers' SegFormer
     with pytest.raises(ValueError, match="subtask='semantic'"):
-        pipe(picture(HEIGHT, WIDTH))
+        pipe(picture(HEIGHT, WIDTH), subtask="instance")
 
 
 def test_nothing_is_complained_about(folder, caplog, monkeypatch):

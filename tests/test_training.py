@@ -291,16 +291,18 @@ def make_trainer(folder: Path, **options) -> MaskClsTrainer:
         dataloader_drop_last=True,
     )  # fmt: skip
     transform = TrainTransform(crop_size=32, id2label=train_data.id2label)
+    defaults = {
+        "data_collator": MaskClsCollator(image_processor, do_resize=False),
+        "eval_collator": MaskClsCollator(image_processor, keep_ground_truth=True),
+        "processing_class": image_processor,
+    }
     return MaskClsTrainer(
         model=model,
         args=arguments,
         train_dataset=AugmentedDataset(train_data, transform, seed=0),
         eval_dataset=val_data,
-        data_collator=MaskClsCollator(image_processor, do_resize=False),
-        eval_collator=MaskClsCollator(image_processor, keep_ground_truth=True),
         evaluator=Evaluator(image_processor, train_data.id2label, train_data.stuff_ids),
-        processing_class=image_processor,
-        **options,
+        **(defaults | options),
     )
 
 
@@ -323,6 +325,29 @@ class TestTrainer:
         assert isinstance(sampler, EpochSampler)
         sampler.set_epoch(2)
         assert {epoch for epoch, _ in sampler} == {2}
+
+    @pytest.mark.parametrize("option", ["bf16_full_eval", "fp16_full_eval"])
+    def test_evaluation_in_half_precision(self, tmp_path, option):
+        trainer = make_trainer(write_squares(tmp_path))
+        expected = trainer.evaluate()
+        setattr(trainer.args, option, True)
+        found = trainer.evaluate()
+        assert found["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.02)
+        assert 0 <= found["eval_mean_iou"] <= 1
+
+    def test_without_a_collator_the_image_processor_makes_one(self, tmp_path):
+        expected = make_trainer(write_squares(tmp_path)).evaluate()
+        torch.manual_seed(0)
+        trainer = make_trainer(tmp_path, data_collator=None, eval_collator=None)
+        assert trainer.evaluate()["eval_mean_iou"] == expected["eval_mean_iou"]
+        assert "ground_truth" not in next(iter(trainer.get_train_dataloader()))
+        with pytest.raises(ValueError, match="needs data_collator=maskcls_hf.data.MaskClsCollator"):
+            make_trainer(tmp_path, data_collator=None, processing_class=None)
+
+    @pytest.mark.parametrize("name", ["compute_metrics", "preprocess_logits_for_metrics"])
+    def test_what_the_evaluator_replaces_is_refused_by_name(self, tmp_path, name):
+        with pytest.raises(TypeError, match=f"MaskClsTrainer has no {name}: .*evaluator=maskcls_hf.metrics.Evaluator"):
+            make_trainer(write_squares(tmp_path), **{name: lambda *_: {}})
 
     def test_several_gpus_in_one_process_are_refused(self):
         with pytest.raises(ValueError, match="accelerate launch"):

@@ -773,7 +773,7 @@ def test_names_of_classes_files_and_folders_are_text(name, folder):
     file = name.replace("/", "|")
     root = folder.rename(folder.parent / f"folder {file}")
     save(root / "val" / "images" / f"file {file}.png", picture(7))
-    result = CliRunner().invoke(app, ["validate", str(root)])
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["validate", str(root)])
     text, file = repr(name)[1:-1], repr(file)[1:-1]
     assert result.exit_code == 1 and f"folder {file}: layout folder" in result.stdout
     assert f" {text} " in result.stdout.split("Classes: images")[1] and f"file {file}" in result.stdout

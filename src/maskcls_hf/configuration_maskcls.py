@@ -1,11 +1,19 @@
 """Configurations: strings choose the parts, numbers their sizes."""
 
+import dataclasses
+import math
+import operator
 import os
+import reprlib
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .interchange_maskformer import MASKFORMER, config_from_maskformer
+from .options import plain, similar, warn_about_unused
+
+logger = logging.get_logger(__name__)
 
 PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder", "per_pixel")
 TRANSFORMER_DECODER_CHOICES = ("standard",)
@@ -77,9 +85,41 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     init_xavier_std: float | int = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        name, fields = type(self).__name__, [field.name for field in dataclasses.fields(self)]
+        for field in fields:
+            setattr(self, field, plain(getattr(self, field)))
+        kwargs = plain(kwargs)
+        for field, why in OF_MASKFORMER.items():
+            if kwargs.pop(field, None):
+                raise ValueError(f"{name} has no {field}: {why}")
+        warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS}, name)
         self.backbone_config = as_backbone_config(self.backbone_config)
+        classes: Any = self.id2label
+        if classes is None and self.label2id:
+            classes = {label: name for name, label in self.label2id.items()}
+        if classes is not None:
+            self.id2label = checked_classes(classes)
+            of_names = {name: label for label, name in self.id2label.items()}
+            if self.label2id not in (None, of_names):
+                logger.warning(f"{name}: label2id contradicts id2label, and is made from it.")
+            self.label2id = of_names
+            if kwargs.get("num_labels") not in (None, len(self.id2label)):
+                raise ValueError(f"{name}: num_labels={kwargs['num_labels']} but id2label has {len(self.id2label)}.")
+        elif kwargs.get("num_labels") is not None:
+            check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
         super().__post_init__(**kwargs)
         self.check_fields()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `kwargs` are checked as those of the class are."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
+        if "id2label" in own or kwargs.get("num_labels") is not None:  # in place of the saved ones
+            config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
+        if not kwargs.get("return_unused_kwargs"):
+            warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS, *OF_LOADING}, cls.__name__)
+        return super().from_dict({**config_dict, **own}, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""
@@ -205,6 +245,27 @@ class MaskClsConfig(SegmentationNetworkConfig):
             )
 
 
+# Fields of transformers' MaskFormer that would make another network.
+_BACKBONE = (
+    "give backbone_config, such as AutoConfig.from_pretrained(name, out_features=[...]), and for pretrained weights "
+    "load those of the same backbone: model.model.backbone.load_state_dict(AutoBackbone.from_pretrained(name)"
+    ".state_dict())."
+)
+OF_MASKFORMER = {
+    "backbone": _BACKBONE,
+    "use_pretrained_backbone": _BACKBONE,
+    "use_timm_backbone": _BACKBONE,
+    "backbone_kwargs": _BACKBONE,
+    "decoder_config": "its fields are num_queries, hidden_size, num_attention_heads, decoder_layers, decoder_ffn_dim "
+    "and dropout, of this class. from_pretrained reads the configuration of transformers' MaskFormer.",
+}
+# What transformers takes or keeps beside the fields of a configuration.
+OF_TRANSFORMERS = (
+    "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_hidden_layers",
+    "num_labels", "output_attentions", "per_layer_config", "return_unused_kwargs", "tie_word_embeddings",
+    "tokenizer_class", "torch_dtype", "torchscript", "use_cache",
+)  # fmt: skip
+OF_LOADING = ("cache_dir", "code_revision", "trust_remote_code")
 WEIGHTS = (
     "cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
     "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
@@ -238,7 +299,12 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
                 f"backbone_config: model_type={model_type!r} is not a model type of transformers; "
                 "give a backbone such as 'resnet', 'swin', 'convnext' or 'timm_backbone'."
             )
-        return CONFIG_MAPPING[model_type](**fields)
+        made = CONFIG_MAPPING[model_type](**fields)
+        known = {field.name for field in dataclasses.fields(made)} | set(made.attribute_map)
+        # Files of older versions have fields of which nothing is known any more.
+        misspelt = [name for name in fields if similar(name, known) and not hasattr(type(made), name)]
+        warn_about_unused(misspelt, known, f"backbone_config ({model_type})")
+        return made
     if not hasattr(backbone_config, "model_type"):
         raise ValueError(f"backbone_config={backbone_config!r} must be a backbone configuration or its dict.")
     return backbone_config
@@ -251,6 +317,40 @@ def without_code(fields: Any) -> Any:
     return [without_code(value) for value in fields] if isinstance(fields, list) else fields
 
 
+def checked_classes(id2label: Any) -> dict[int, str]:
+    """Names of classes by their ids, 0 to K - 1 in this order. Ids as text become numbers, as JSON keeps them.
+
+    Raises:
+        `ValueError`: other ids, or none.
+    """
+    try:
+        names = {as_integer(label): as_name(name) for label, name in plain(dict(id2label)).items()}
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"id2label must be a dict of class ids 0, 1, ... and names, got {reprlib.repr(id2label)}."
+        ) from error
+    if sorted(names) != list(range(len(names))) or len(names) < max(1, len(id2label)):
+        raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {shortened(sorted(names))}.")
+    return {label: names[label] for label in range(len(names))}
+
+
+def as_integer(label: Any) -> int:
+    """Of an integer, or its text."""
+    if isinstance(label, str):
+        return int(label)
+    return operator.index(label)
+
+
+def as_name(name: Any) -> str:
+    if name is None:
+        raise TypeError("a class without a name")
+    return str(name)
+
+
+def shortened(ids: list[int], limit: int = 20) -> str:
+    return str(ids) if len(ids) <= limit else f"{ids[:limit]} and {len(ids) - limit} more"
+
+
 def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
     value = getattr(config, name)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
@@ -260,12 +360,17 @@ def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
 def check_number(
     config: PreTrainedConfig, name: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
-    value = getattr(config, name)
+    check_number_of(name, getattr(config, name), type(config).__name__, minimum, maximum, integer)
+
+
+def check_number_of(
+    name: str, value: Any, of: str, minimum: float, maximum: float = float("inf"), integer: bool = False
+) -> None:
     kind = int if integer else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum:
+    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum or value == math.inf:
         limits = f"at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
         number = "an integer" if integer else "a number"
-        raise ValueError(f"{type(config).__name__}: {name}={value!r} must be {number} {limits}.")
+        raise ValueError(f"{of}: {name}={value!r} must be {number} {limits}.")
 
 
 def check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:

@@ -26,3 +26,10 @@ class PerPixelConfig(SegmentationNetworkConfig):
         super().check_fields()
         check_choice(self, "transformer_module", (True, False))
         check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
+        check_several_classes(len(self.id2label or {}))
+
+
+def check_several_classes(number: int) -> None:
+    """Raise `ValueError` for one class: the cross-entropy over it is 0, and nothing would be learned."""
+    if number < 2:
+        raise ValueError("A per-pixel model with one class has nothing to tell apart: give it two, one of background.")

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from .box_ops import box_losses, has_box
 from .contracts import Assignment, PixelLogits, SegmentLogits, layer_suffix
+from .label_tensors import as_labels, integers
 from .mask_costs import paired_losses
 from .matchers import MATCHERS, SegmentTargets
 from .max_deeplab_losses import MaxDeepLabLosses
@@ -53,6 +54,7 @@ class MaskClsCriterion:
         num_items_in_batch: Tensor | int | None = None,
         image_sizes: Tensor | None = None,
         pixels: PixelLogits | None = None,
+        padded_size: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
         """
         Args:
@@ -69,13 +71,15 @@ class MaskClsCriterion:
             image_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of each image without
                 padding, to which boxes are relative; None: those of its labels.
             pixels: what `SegmentationModule.of_pixels` gives, for `loss_instance_discrimination` and `loss_semantic`.
+            padded_size: height and width of the network's input. Masks then have this size, or that of their image
+                without padding. None: not checked.
 
         Raises:
             `ValueError`: labels that do not fit each other or the logits; NaN or infinite costs.
         """
         with torch.autocast(layers[0].mask_logits.device.type, enabled=False):
             layers = [layer.map(Tensor.float) for layer in layers]
-            targets = self.collect(layers[0], mask_labels, class_labels, pixel_mask, image_sizes)
+            targets = self.collect(layers[0], mask_labels, class_labels, pixel_mask, image_sizes, padded_size)
             divisors = self.normalizers(layers[0], targets, num_items_in_batch)
             assignments_of_layers = self.matcher(layers, targets)
             terms: dict[str, Tensor] = {}
@@ -109,7 +113,8 @@ class MaskClsCriterion:
         for image, (queries, segments) in enumerate(assignments):
             wanted[image, queries.to(wanted.device)] = targets.labels[image][segments.to(wanted.device)]
         losses = F.cross_entropy(class_logits.flatten(0, 1), wanted.flatten(), reduction="none")
-        return (losses * torch.where(wanted.flatten() == self.num_labels, self.no_object_weight, 1.0)).sum()
+        weights = torch.ones_like(losses).masked_fill(wanted.flatten() == self.num_labels, self.no_object_weight)
+        return (losses * weights).sum()
 
     def mask_losses(
         self, mask_logits: Tensor, targets: SegmentTargets, assignments: list[Assignment]
@@ -165,15 +170,25 @@ class MaskClsCriterion:
         class_labels: list[Tensor],
         pixel_mask: Tensor | None,
         image_sizes: Tensor | None,
+        padded_size: tuple[int, int] | None = None,
     ) -> SegmentTargets:
         """Check the labels against the logits and each other; pad the masks to one size."""
         device, batch = layer.class_logits.device, layer.class_logits.shape[0]
+        if not hasattr(mask_labels, "__len__") or not hasattr(class_labels, "__len__"):
+            raise ValueError("mask_labels and class_labels must be lists of a tensor for each image.")
         if not batch == len(mask_labels) == len(class_labels):
             raise ValueError(
                 f"{batch} images, but {len(mask_labels)} mask_labels and {len(class_labels)} class_labels."
             )
+        mask_labels = [as_labels(masks, f"Image {i}: mask_labels") for i, masks in enumerate(mask_labels)]
+        class_labels = [as_labels(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
+        class_labels = [integers(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
         for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
             check_shapes(image, masks, labels)
+            if masks.ndim == 3:
+                check_inside(image, masks)
+            if padded_size is not None:
+                check_size(image, masks, padded_size, image_sizes)
             if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < self.num_labels:
                 raise ValueError(
                     f"Image {image}: class_labels {sorted(set(labels.tolist()))} must lie in 0..{self.num_labels - 1}."
@@ -225,6 +240,30 @@ def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
         )
 
 
+def check_inside(image: int, masks: Tensor) -> None:
+    """Raise `ValueError` unless masks are bool, or hold 0 and one other number."""
+    if masks.dtype == torch.bool or not masks.numel():
+        return
+    least, most = masks.amin(), masks.amax()
+    if bool(least != 0) or bool(((masks != 0) & (masks != most)).any()):
+        if bool(least == most) and bool(most.isfinite()):  # every pixel of all masks is inside
+            return
+        values = masks.unique()[:10].tolist()
+        raise ValueError(f"Image {image}: mask_labels are 0 outside and 1, 255 or True inside, but hold {values}.")
+
+
+def check_size(image: int, masks: Tensor, padded_size: tuple[int, int], image_sizes: Tensor | None) -> None:
+    """Raise `ValueError` unless masks are as large as the network's input, or as their image without padding."""
+    size = (masks.shape[-2], masks.shape[-1])
+    if size == padded_size or (image_sizes is not None and size == tuple(image_sizes[image].tolist())):
+        return
+    raise ValueError(
+        f"Image {image}: mask_labels {tuple(masks.shape)} are {size[0]} x {size[1]}, but pixel_values are "
+        f"{padded_size[0]} x {padded_size[1]} (height x width): they must be equal, without or with padding. A stack "
+        "is (M, H, W)."
+    )
+
+
 def pad_to(masks: list[Tensor], height: int, width: int) -> list[Tensor]:
     """Stacks (M, h, w) or maps (h, w) -> height x width, with no segment at the bottom and on the right."""
 
@@ -244,7 +283,7 @@ def count_items(class_labels: list[Tensor], num_queries: int) -> Tensor:
     """
     numbers = [len(labels) for labels in class_labels]
     counts = [sum(numbers), sum(min(number, num_queries) for number in numbers), len(numbers)]
-    return torch.tensor(counts, dtype=torch.float32)
+    return torch.tensor(counts, dtype=torch.float32, device="cpu")
 
 
 def count_pixels(labels: Tensor, ignore_index: int) -> Tensor:
@@ -261,6 +300,25 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
         logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
         losses = F.cross_entropy(logits, labels.long(), ignore_index=ignore_index, reduction="sum")
         return losses / (count_pixels(labels, ignore_index).clamp(min=1) if pixels is None else pixels)
+
+
+def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, shape: tuple[int, int, int]) -> Tensor:
+    """Labels of a per-pixel model, of `shape` (B, H, W), as integers.
+
+    Raises:
+        `ValueError`: another shape, fractions, or labels outside of the
+            classes (not looked for on other devices than the CPU, which would have to wait).
+    """
+    labels = integers(as_labels(labels, "labels"), "labels")
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels {tuple(labels.shape)} must be (B, H, W), {shape} as pixel_values.")
+    known = labels[labels != ignore_index] if labels.device.type == "cpu" else labels[:0]
+    if known.numel() and not 0 <= int(known.min()) <= int(known.max()) < num_labels:
+        raise ValueError(
+            f"labels from {int(known.min())} to {int(known.max())} do not fit num_labels={num_labels} (ignored: "
+            f"{ignore_index}). Check label_offset and void_id of the image processor."
+        )
+    return labels
 
 
 def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:

@@ -1,9 +1,11 @@
 """Images to network inputs, annotations to targets, and network outputs back to maps of the images."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
@@ -11,6 +13,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     ImageInput,
     PILImageResampling,
     SizeDict,
@@ -20,13 +23,26 @@ from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_geometry import padded_sizes, padding, resized_size
-from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
+from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
+from .label_tensors import naming
+from .memory import give_back_memory
+from .options import checked_label_ids, plain, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)
 
 LABEL_FORMATS = ("segments", "segment_map", "semantic")
+INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor")
+# What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
+# model's options to the image processor too) hand on.
+IN_FILES = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
+OF_LOADING = (
+    "attn_implementation", "backend", "code_revision", "config", "device_map", "dtype", "ignore_mismatched_sizes",
+    "key_mapping", "low_cpu_mem_usage", "max_memory", "offload_buffers", "offload_folder", "output_loading_info",
+    "quantization_config", "return_unused_kwargs", "state_dict", "torch_dtype", "tp_plan", "trust_remote_code",
+    "use_fast", "use_safetensors", "variant", "weights_only",
+)  # fmt: skip
 PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of segments: never stacked
 
 
@@ -106,15 +122,36 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
-        """Also reads the older names in configs of transformers' MaskFormer."""
-        options: dict[str, Any] = dict(kwargs)
-        for old, new in (("size_divisibility", "size_divisor"), ("reduce_labels", "do_reduce_labels")):
-            if old in options:
-                options.setdefault(new, options.pop(old))
-        longest_edges = [options.pop(name, None) for name in ("max_size", "_max_size")]
-        if isinstance(options.get("size"), int) and any(longest_edges):
-            options["size"] = {"shortest_edge": options["size"], "longest_edge": max(filter(None, longest_edges))}
+        """Also reads the older names in configs of transformers' MaskFormer. A name without meaning is warned about."""
+        options = own_names(kwargs)
+        warn_about_unused(options, {*self.valid_kwargs.__annotations__, *IN_FILES}, type(self).__name__)
         super().__init__(**options)
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; `kwargs` count more than the dict, by whichever name an option is given."""
+        options = own_names(kwargs)
+        if not options.get("return_unused_kwargs"):
+            warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
+        return super().from_dict(own_names(image_processor_dict), **options)
+
+    @property
+    def ignore_index(self) -> int | None:
+        """transformers' name of `void_id`."""
+        return self.void_id
+
+    @ignore_index.setter
+    def ignore_index(self, value: int | None) -> None:
+        self.void_id = value  # type: ignore[assignment]  # None is a value too
+
+    @property
+    def do_reduce_labels(self) -> bool:
+        """transformers' name of `label_offset=1`."""
+        return bool(self.label_offset)
+
+    @do_reduce_labels.setter
+    def do_reduce_labels(self, value: bool) -> None:
+        self.label_offset = int(value)
 
     def preprocess(
         self,
@@ -151,35 +188,64 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
                 a map has colours, an image is larger than `pad_size`. The message names the image.
         """
-        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **kwargs)
+        options = own_names(kwargs)
+        for name in options:
+            if name not in self.valid_kwargs.__annotations__:
+                raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
+        return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **options)
 
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Canonical forms; transformers' aliases move to `void_id` and `label_offset` and are None afterwards."""
+        """Canonical forms, checked. transformers' aliases drop out: `own_names` has read them."""
         kwargs = super()._standardize_kwargs(**kwargs)
-        if ignore_index is not None:
-            kwargs["void_id"] = ignore_index
-        if do_reduce_labels is not None:
-            kwargs["label_offset"] = int(do_reduce_labels)
+        for name in INTEGERS:
+            value = kwargs.get(name)
+            if not isinstance(value, int) and (value is not None or name == "label_offset"):
+                raise ValueError(f"{name}={value!r} must be an integer.")
+        if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
+            raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
+        for name in ("size", "pad_size"):
+            if any(not isinstance(v, int) or v < 1 for v in dict(kwargs[name] or {}).values() if v is not None):
+                raise ValueError(f"{name}={dict(kwargs[name])} must be positive integers.")
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            value = kwargs.get(name)
+            numbers = np.asarray(0 if value is None else value)
+            if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
+                raise ValueError(f"{name}={value!r} must be a number, or numbers.")
+            if name != "image_mean" and value is not None and not (numbers > 0).all():
+                raise ValueError(f"{name}={value!r} must be positive.")
+        for name, value in kwargs.items():
+            if name.startswith("do_") and isinstance(value, str):
+                raise ValueError(f"{name}={value!r} must be True or False.")
+        if kwargs.get("data_format") not in (None, "channels_first", ChannelDimension.FIRST):
+            raise ValueError(f"data_format={kwargs['data_format']!r}: pixel_values are (B, C, H, W), channels first.")
         if kwargs.get("label_ids_to_fuse") is not None:
-            kwargs["label_ids_to_fuse"] = sorted(int(label) for label in kwargs["label_ids_to_fuse"])
+            kwargs["label_ids_to_fuse"] = checked_label_ids(kwargs["label_ids_to_fuse"])
+            if kwargs["label_ids_to_fuse"] and kwargs["label_ids_to_fuse"][-1] >= (kwargs["num_labels"] or math.inf):
+                raise ValueError(
+                    f"label_ids_to_fuse={kwargs['label_ids_to_fuse']} must be class ids below num_labels="
+                    f"{kwargs['num_labels']}."
+                )
         if kwargs.get("label_format") not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
             raise ValueError(f"size_divisor must be positive or None, got {kwargs['size_divisor']}.")
         if kwargs.get("do_center_crop"):
             raise ValueError("do_center_crop is not supported: crop image and labels together beforehand.")
-        return kwargs | {"ignore_index": None, "do_reduce_labels": None}
+        return kwargs
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Paths and URLs -> images; a local file keeps its own mode and depth."""
         source = image_url_or_urls
         if isinstance(source, (list, tuple)):
             return [self.fetch_images(item) for item in source]
-        if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
-            return open_image(source)
-        return super().fetch_images(source) if isinstance(source, str) else source
+        if not isinstance(source, (str, os.PathLike)):
+            return source
+        with reading(source):
+            if isinstance(source, os.PathLike) or os.path.isfile(source):
+                return open_image(source)
+            return super().fetch_images(source)
 
     def process_image(
         self,
@@ -200,12 +266,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         class_labels: Any,
         **options: Any,
     ) -> BatchFeature:
+        give_back_memory()
         tensors = []
         for i, image in enumerate(image_list(self.fetch_images(images))):
-            try:
+            with naming(f"image {i}"):
                 tensors.append(self.process_image(image, **options))
-            except ValueError as error:
-                raise ValueError(f"image {i}: {error}") from error
         labels = (segmentation_maps, instance_id_to_semantic_id, class_labels)
         if all(given is None for given in labels):
             return self._preprocess(tensors, **options)
@@ -251,6 +316,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         size: SizeDict,
         resample: Any,
         do_rescale: bool,
+        rescale_factor: float,
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
@@ -265,11 +331,18 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"{where} has {len(image)} channels but {name} has {len(values)} values. Set do_convert_rgb=True "
                     "for RGB, or give as many values."
                 )
-        if do_rescale and image.is_floating_point() and 0 < float(image.max()) <= 1:
-            logger.warning_once(
-                "A floating-point image has no value above 1: it seems to be scaled to 0..1 already, and is "
-                "multiplied by rescale_factor again. Pass do_rescale=False for such images."
-            )
+        if do_rescale and image.is_floating_point():
+            low, high = float(image.min()), float(image.max())
+            if 0 < high <= 1:
+                logger.warning_once(
+                    "A floating-point image has no value above 1: it seems to be scaled to 0..1 already, and is "
+                    "multiplied by rescale_factor again. Pass do_rescale=False for such images."
+                )
+            elif (low < 0 or high > 255) and math.isclose(rescale_factor, 1 / 255):
+                logger.warning_once(
+                    f"{where} holds floating-point values from {low:.6g} to {high:.6g}, but rescale_factor=1/255 is "
+                    "for 0..255. Pass the rescale_factor of this range, or do_rescale=False."
+                )
         if do_autocontrast:
             image = autocontrast(image)
         if do_resize:
@@ -306,6 +379,29 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
+
+
+def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by the names that they are kept under, their numbers as Python's.
+
+    Raises:
+        ValueError: an option has two values, by two names.
+    """
+    given: dict[str, Any] = plain(dict(options))
+    for old, new in (("size_divisibility", "size_divisor"), ("reduce_labels", "do_reduce_labels")):
+        if old in given:
+            given.setdefault(new, given.pop(old))
+    longest_edges = [given.pop(name, None) for name in ("max_size", "_max_size")]
+    if isinstance(given.get("size"), int) and any(longest_edges):
+        given["size"] = {"shortest_edge": given["size"], "longest_edge": max(filter(None, longest_edges))}
+    for alias, name, convert in (("ignore_index", "void_id", lambda v: v), ("do_reduce_labels", "label_offset", int)):
+        value = given.pop(alias, None)
+        if value is None:
+            continue
+        if name in given and given[name] != convert(value):
+            raise ValueError(f"{alias}={value!r} is another name of {name}={convert(value)}: {name}={given[name]!r}?")
+        given[name] = convert(value)
+    return given
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+from .label_tensors import array_as_tensor, integers, label_tensor
 
 try:
     import pyarrow
@@ -24,6 +28,20 @@ def open_image(source: str | os.PathLike) -> Image.Image:
     with Image.open(source) as image:
         image.load()
         return image
+
+
+@contextmanager
+def reading(source: Any) -> Iterator[None]:
+    """Around the reading of a file, URL or encoded image: what goes wrong becomes a ValueError that names it. Of a
+    missing file there is an error that does so already."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # broken files raise errors of many kinds
+        name = os.fspath(source)
+        name = name if len(name) <= 200 else f"{name[:80]}..."  # an image in a data URL is long
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def image_list(images: Any) -> list[Any]:
@@ -64,8 +82,7 @@ def image_to_tensor(
         pixels = _pil_pixels(image, to_rgb)
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, np.ndarray):
-        native = image.astype(image.dtype.newbyteorder("="), copy=False)
-        pixels = torch.from_numpy(np.require(native, requirements=["C", "W"]))
+        pixels = array_as_tensor(image)
     else:
         pixels = image
     if pixels.ndim == 2:
@@ -96,13 +113,14 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     if isinstance(label_map, (str, os.PathLike)):
         if not os.path.isfile(label_map):
             raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r} is not a file.")
-        label_map = open_image(label_map)
+        with reading(label_map):
+            label_map = open_image(label_map)
     kind = "array"
     if isinstance(label_map, Image.Image):
         kind = f"image of mode {label_map.mode!r}"
         label_map = np.array(ImageOps.exif_transpose(label_map))
     if not isinstance(label_map, Tensor):
-        label_map = _label_tensor(np.asarray(label_map))
+        label_map = label_tensor(label_map)
     shape = tuple(label_map.shape)
     if label_map.ndim == 3 and 1 in (shape[0], shape[-1]):
         label_map = label_map.squeeze(0 if shape[0] == 1 else -1)
@@ -142,8 +160,8 @@ def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tens
         sizes = sorted({tuple(mask.shape) for mask in masks})
         if len(sizes) > 1:
             raise ValueError(f"{where}: the masks of one stack have different sizes: {sizes}.")
-        return torch.stack(masks) if masks else torch.zeros((0, *image_size), dtype=torch.bool)
-    stack = stack if isinstance(stack, Tensor) else _label_tensor(np.asarray(stack))
+        return torch.stack(masks) if masks else torch.zeros((0, *image_size), dtype=torch.bool, device="cpu")
+    stack = stack if isinstance(stack, Tensor) else label_tensor(stack)
     if stack.ndim != 3:
         raise ValueError(
             f"{where}: with class_labels the segmentation map must be a stack of masks (M, H, W), "
@@ -199,12 +217,23 @@ def with_fourth_byte(pixels: Tensor) -> Tensor:
 
 
 def _to_8_bit_scale(pixels: Tensor) -> Tensor:
+    if pixels.is_complex():
+        raise ValueError(f"an image of {pixels.dtype} holds no real numbers.")
+    if pixels.dtype in (torch.uint32, torch.uint64):  # torch has few operations on them
+        pixels = pixels.long()
     if pixels.dtype == torch.bool:
         return pixels.to(torch.uint8) * 255
     if pixels.dtype == torch.uint16:
         return pixels.to(torch.float32) / 257
     if pixels.is_floating_point():
-        return pixels.to(torch.float32)
+        pixels = pixels.to(torch.float32)
+        if not bool(pixels.amin().isfinite() & pixels.amax().isfinite()):
+            bad = int((~pixels.isfinite()).sum())
+            raise ValueError(
+                f"{bad} of the {pixels.numel()} values of the image are NaN or infinite. Give such pixels a number, "
+                "and mark them as void in the annotation."
+            )
+        return pixels
     if pixels.dtype != torch.uint8:
         low, high = int(pixels.min()), int(pixels.max())
         if low < 0 or high > 255:
@@ -227,27 +256,6 @@ def _to_rgb(pixels: Tensor) -> Tensor:
     elif channels not in (1, 3):
         raise ValueError(f"cannot make RGB of {channels} channels; expected 1, 2, 3 or 4.")
     return pixels.expand(3, -1, -1) if len(pixels) == 1 else pixels
-
-
-def _label_tensor(array: np.ndarray) -> Tensor:
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch has few operations on wide unsigned types
-        array = array.astype(np.int64 if array.dtype.itemsize > 2 else np.int32)
-    elif not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def integers(values: Tensor, where: str) -> Tensor:
-    """Labels as a tensor of integers that torch can compare; ValueError where they have fractions."""
-    if values.dtype == torch.bool:
-        return values.to(torch.uint8)
-    if values.is_floating_point():
-        whole = values.long()
-        if not torch.equal(whole.to(values.dtype), values):
-            raise ValueError(f"{where}: labels must be integers, got {values.dtype} with fractions or NaN.")
-        return whole
-    narrow = (torch.uint8, torch.int8, torch.int16, torch.int32)
-    return values if values.dtype in narrow else values.long()
 
 
 def autocontrast(image: Tensor) -> Tensor:

@@ -235,7 +235,9 @@ class FixedMatcher:
                     f"Fixed matching takes one segment a class, but image {image} has several of class {twice}. "
                     "Use semantic targets (one segment a class), or matching='bipartite'."
                 )
-            assignments.append(Assignment(torch.tensor(classes, dtype=torch.int64), torch.arange(number)))
+            assignments.append(
+                Assignment(torch.tensor(classes, dtype=torch.int64, device="cpu"), torch.arange(number, device="cpu"))
+            )
         return [assignments] * len(layers)
 
 

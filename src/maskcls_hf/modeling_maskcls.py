@@ -1,6 +1,6 @@
 """Mask classification for segmentation: an image becomes N probability-mask pairs (paper Section 3.2)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -8,9 +8,10 @@ from torch import Tensor
 from transformers.utils.generic import can_return_tuple
 
 from .class_rows import kept_classes, set_classes, with_columns, with_rows
-from .configuration_maskcls import MaskClsConfig
+from .configuration_maskcls import MaskClsConfig, checked_classes
 from .contracts import PixelFeatures, SegmentLogits
 from .criterion import MaskClsCriterion
+from .label_tensors import as_labels
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
 from .segmentation_module import SegmentationModule
@@ -138,11 +139,23 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
         sizes = image_sizes(pixel_values, pixel_mask)
         if mask_labels is not None and class_labels is not None:
+            padded_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+            if void_mask is not None:
+                void_mask = as_labels(void_mask, "void_mask").to(pixel_values.device)
+                if void_mask.shape != (len(pixel_values), *padded_size):
+                    raise ValueError(f"void_mask {tuple(void_mask.shape)} must be {(len(pixel_values), *padded_size)}.")
             counted = self.counted_pixels(pixel_mask, void_mask)
             supervised = layers if self.config.deep_supervision else layers[-1:]
             pixels = self.segmentation_module.of_pixels(features)
             terms = self.criterion(
-                supervised, mask_labels, class_labels, counted, num_items_in_batch, sizes["valid_sizes"], pixels
+                supervised,
+                mask_labels,
+                class_labels,
+                counted,
+                num_items_in_batch,
+                sizes["valid_sizes"],
+                pixels,
+                padded_size,
             )
             fields |= {"loss": self.criterion.total(terms), "loss_dict": terms}
         return MaskClsForUniversalSegmentationOutput(
@@ -157,10 +170,10 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         if self.config.attend_to_padding:
             return None
         if void_mask is None or pixel_mask is None:
-            return pixel_mask if void_mask is None else ~void_mask
-        return (pixel_mask != 0) & ~void_mask
+            return pixel_mask if void_mask is None else void_mask == 0
+        return (pixel_mask != 0) & (void_mask == 0)
 
-    def reset_classes(self, id2label: dict[int, str]) -> "MaskClsForUniversalSegmentation":
+    def reset_classes(self, id2label: Mapping[int, str]) -> "MaskClsForUniversalSegmentation":
         """Give a loaded model other classes: a class of the same name keeps its weights, a new one starts fresh.
 
         "No object" and everything but the class predictor stay (a semantic head and, with fixed matching, where query
@@ -169,6 +182,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         Raises:
             `ValueError`: ids that are not 0..K-1, or a name given twice.
         """
+        id2label = checked_classes(id2label)
         kept = kept_classes(self.config.id2label, id2label)
         module = self.segmentation_module
         outputs = [*kept, self.config.num_labels]

@@ -1,13 +1,16 @@
 """Per-pixel classification: the paper's baselines, made of the same parts (Section 4.1)."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from transformers.utils.generic import can_return_tuple
 
 from .class_rows import kept_classes, set_classes, with_rows
-from .configuration_perpixel import PerPixelConfig
+from .configuration_maskcls import checked_classes
+from .configuration_perpixel import PerPixelConfig, check_several_classes
 from .contracts import layer_suffix
-from .criterion import per_pixel_loss, pixels_of_step
+from .criterion import checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .layers import MLP
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .modeling_maskcls import MaskClsModel
@@ -53,6 +56,10 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
             num_items_in_batch: labelled pixels of the whole optimiser step, see `maskcls_hf.criterion.count_pixels`.
         """
+        if labels is not None:
+            shape = (len(pixel_values), pixel_values.shape[-2], pixel_values.shape[-1])
+            ignore_index = self.config.semantic_loss_ignore_index
+            labels = checked_pixel_labels(labels, self.config.num_labels, ignore_index, shape).to(pixel_values.device)
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:
@@ -81,12 +88,6 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     ) -> dict[str, Tensor]:
         """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones."""
         ignore_index = self.config.semantic_loss_ignore_index
-        known = labels[labels != ignore_index]
-        if labels.device.type == "cpu" and known.numel() and int(known.max()) >= self.config.num_labels:
-            raise ValueError(
-                f"labels up to {int(known.max())} do not fit num_labels={self.config.num_labels} (ignored: "
-                f"{ignore_index}). Check label_offset and void_id of the image processor."
-            )
         pixels = pixels_of_step(labels, ignore_index, num_items_in_batch)
         return {
             f"loss_cross_entropy{layer_suffix(index, len(layers))}": per_pixel_loss(
@@ -95,12 +96,14 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             for index, logits in enumerate(layers)
         }
 
-    def reset_classes(self, id2label: dict[int, str]) -> "PerPixelForSemanticSegmentation":
+    def reset_classes(self, id2label: Mapping[int, str]) -> "PerPixelForSemanticSegmentation":
         """Give a loaded model other classes: a class of the same name keeps its weights, a new one starts fresh.
 
         Raises:
             `ValueError`: ids that are not 0..K-1, or a name given twice.
         """
+        id2label = checked_classes(id2label)
+        check_several_classes(len(id2label))
         kept = kept_classes(self.config.id2label, id2label)
         if self.config.transformer_module:
             decoder = self.model.transformer_decoder

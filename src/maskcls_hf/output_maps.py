@@ -5,13 +5,17 @@ Names, arguments and returned fields are those of transformers' MaskFormer; the 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .memory import give_back_memory
+from .options import checked_label_ids, plain
 from .post_processing import (
+    class_segments,
     instance_segments,
     mask_to_coco_rle,
     panoptic_segments,
@@ -43,7 +47,7 @@ class OutputMapsMixin:
             One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
             `segmentation_scores` (K, H, W).
         """
-        pairs = getattr(outputs, "class_queries_logits", None) is not None
+        pairs = not classifies_pixels(outputs)
         to_map = semantic_map if pairs else per_pixel_map
         maps: list[Any] = []
         for *logits, sizes in _images(outputs, target_sizes, pairs):
@@ -116,11 +120,18 @@ class OutputMapsMixin:
 
         Returns:
             For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
-            `segments_info` (id from 1, label_id, was_fused, score, area).
+            `segments_info` (id from 1, label_id, was_fused, score, area). Of a per-pixel model each class is one
+            segment, whatever the thresholds, and has no score (None).
         """
+        if classifies_pixels(outputs):
+            maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
+            return [class_segments(class_map) for class_map in maps]
         fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
+            num_labels = logits[0].shape[-1] - 1
+            if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
+                raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
             segmentation, segments_info = panoptic_segments(
                 *logits,
                 **sizes,
@@ -133,14 +144,20 @@ class OutputMapsMixin:
         return results
 
 
+def classifies_pixels(outputs: Any) -> bool:
+    """Whether these are the outputs of a per-pixel model, which knows classes but no segments."""
+    return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
+
+
 def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
     """For each image its logits, then the keyword arguments of all functions in post_processing.py."""
+    give_back_memory()
     names = ("class_queries_logits", "masks_queries_logits") if pairs else ("logits",)
     logits: list[Any] = [getattr(outputs, name, None) for name in names]
     if any(tensor is None for tensor in logits):
         raise ValueError(
             f"the outputs ({type(outputs).__name__}) have no {' and '.join(names)}. Outputs of a per-pixel model make "
-            "semantic maps only: post_process_semantic_segmentation, or subtask='semantic' in a pipeline."
+            "semantic maps: post_process_semantic_segmentation, or subtask='semantic' in a pipeline."
         )
     count, logit_size = len(logits[0]), tuple(logits[-1].shape[-2:])
     padded, valid, original = (
@@ -167,5 +184,8 @@ def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int
 def _size_list(sizes: TargetSizes) -> list[tuple[int, int]] | None:
     if sizes is None:
         return None
-    sizes = sizes.tolist() if hasattr(sizes, "tolist") else sizes
-    return [(int(height), int(width)) for height, width in sizes]
+    sizes = plain(sizes)
+    try:
+        return [(operator.index(height), operator.index(width)) for height, width in sizes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"target_sizes must be (height, width) for each image, integers, got {sizes!r}.") from error

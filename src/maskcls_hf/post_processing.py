@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .contenders import contenders, corner_bounds, draw_greatest, indices_by_place, leads
+from .options import checked_label_ids
 from .resizing import MapFrame, Size, Tile, TileGrid
 
 Parameters = ParamSpec("Parameters")
@@ -181,6 +182,7 @@ def panoptic_segments(
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
+    to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
     frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
 
     scores, labels = class_probs.max(-1)
@@ -191,9 +193,8 @@ def panoptic_segments(
 
     winners, own_areas = _winners(scores, mask_logits, frame, _logit(mask_threshold))
     won_areas = winners.flatten().bincount(minlength=len(scores))
-    to_fuse = set() if label_ids_to_fuse is None else {int(label) for label in label_ids_to_fuse}
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
-    segment_ids = torch.zeros(len(scores), dtype=torch.int32)
+    segment_ids = torch.zeros(len(scores), dtype=torch.int32, device="cpu")
     queries = zip(labels.tolist(), scores.tolist(), won_areas.tolist(), own_areas.tolist(), strict=True)
     for query, (label, score, won, own) in enumerate(queries):
         if won == 0 or own == 0 or won / own < overlap_mask_area_threshold:
@@ -205,6 +206,20 @@ def panoptic_segments(
         segment_ids[query] = segment["id"]
     segmentation = segment_ids.to(winners.device).index_select(0, winners.flatten()).view(frame.target)
     return segmentation, list(segments.values())
+
+
+def class_segments(class_map: Tensor) -> dict[str, Any]:
+    """A map of classes (H, W) as a panoptic one: each class that is there is a segment, in the order of the classes.
+
+    Returns:
+        `segmentation` (H, W) int32 and `segments_info` as [`panoptic_segments`], with a `score` of None.
+    """
+    labels, places, areas = class_map.unique(return_inverse=True, return_counts=True)
+    segments = [
+        dict(id=index, label_id=label, was_fused=True, score=None, area=area)
+        for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
+    ]
+    return {"segmentation": places.to(torch.int32) + 1, "segments_info": segments}
 
 
 def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> tuple[Tensor, Tensor]:
@@ -280,7 +295,8 @@ def instance_segments(
 
     mask_logits = mask_logits[queries]  # (n, h, w)
     # Masks are made twice, first to score them: at the target size they would not all fit the memory.
-    areas, prob_sums = torch.zeros(len(queries), dtype=torch.int64), torch.zeros(len(queries), dtype=torch.float64)
+    areas = torch.zeros(len(queries), dtype=torch.int64, device="cpu")
+    prob_sums = torch.zeros(len(queries), dtype=torch.float64, device="cpu")
     for _, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
         inside = logits > mask_logit
         areas[present.cpu()] += inside.sum((1, 2)).cpu()
@@ -346,7 +362,7 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
     pixels = mask.cpu().bool().t().flatten()
     previous = torch.cat([pixels.new_zeros(1), pixels[:-1]])
     changes = (pixels != previous).nonzero()[:, 0].tolist()
-    runs = torch.tensor([0, *changes, len(pixels)]).diff().tolist()
+    runs = torch.tensor([0, *changes, len(pixels)], device="cpu").diff().tolist()
     differences = runs[:3] + [run - earlier for run, earlier in zip(runs[3:], runs[1:], strict=False)]
     characters = []
     for number in differences:
@@ -385,9 +401,9 @@ def _finite(logits: Tensor, name: str) -> Tensor:
 
 def _check_fractions(**values: float) -> None:
     for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {value}")
+        if isinstance(value, str) or value is None or not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {value!r}")
 
 
 def _logit(probability: float) -> float:
-    return float(torch.tensor(probability, dtype=torch.float64).logit())
+    return float(torch.tensor(probability, dtype=torch.float64, device="cpu").logit())

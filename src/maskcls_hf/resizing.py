@@ -32,7 +32,7 @@ class Interpolation(NamedTuple):
         """How `positions` of an axis of `out_size` follow from one of `size`; where sizes are equal, they are it."""
         if size == out_size:
             return cls(positions)
-        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32) + 0.5
+        centres = torch.arange(positions.start, positions.stop, dtype=torch.float32, device="cpu") + 0.5
         source = (centres * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
         lower = source.long()
         upper, weight = (lower + 1).clamp(max=size - 1), source - lower
@@ -40,7 +40,7 @@ class Interpolation(NamedTuple):
         lower, upper = lower - window.start, upper - window.start
         if device.type != "cpu":
             return cls(window, taps=(lower.to(device), upper.to(device), weight.to(device)))
-        matrix = torch.zeros(len(weight), window.stop - window.start)
+        matrix = torch.zeros(len(weight), window.stop - window.start, dtype=torch.float32, device="cpu")
         matrix.scatter_(1, lower[:, None], 1 - weight[:, None])
         matrix.scatter_add_(1, upper[:, None], weight[:, None])
         return cls(window, matrix=matrix)

@@ -5,7 +5,6 @@ H, W: size of the map. M: number of segments. Every error names the image it is 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -15,7 +14,9 @@ import torch
 from torch import Tensor
 
 from .image_geometry import pad, padding, resize_nearest
-from .image_reading import integers, read_label_map, read_mask_stack
+from .image_reading import read_label_map, read_mask_stack
+from .label_tensors import naming, read_label_values
+from .options import plain
 from .runs import Runs
 
 # What a pixel can be instead of a class. Neither value can come out of the arithmetic on labels.
@@ -51,6 +52,8 @@ def read_annotations(
             "instance_id_to_semantic_id belongs to maps of instance ids, class_labels to stacks of masks: give "
             "segmentation_maps and one of the two."
         )
+    if class_labels is not None and not hasattr(class_labels, "__len__"):
+        raise ValueError(f"class_labels must be a list of M label values an image, got {class_labels!r}.")
     if class_labels is not None and _is_flat(class_labels, count):
         class_labels, segmentation_maps = [class_labels], [segmentation_maps]
     maps = _as_list(segmentation_maps, count)
@@ -63,11 +66,31 @@ def read_annotations(
     annotations = []
     for i, (label_map, mapping, labels, size) in enumerate(zip(maps, id_to_class, values, image_sizes, strict=True)):
         where = f"image {i}"
-        pixels = read_label_map(label_map, where) if labels is None else read_mask_stack(label_map, size, where)
-        if pixels.shape[-2:] != size:
-            raise ValueError(_size_message((pixels.shape[-2], pixels.shape[-1]), size, where))
-        annotations.append(Annotation(pixels, mapping, labels, where))
+        with naming(where):
+            if label_map is None:
+                raise ValueError("there is no segmentation map; an image without segments needs one too, of void_id.")
+            classes = None if mapping is None else _class_values(mapping)
+            if class_labels is None:
+                pixels, values_of_masks = read_label_map(label_map, where), None
+            else:
+                pixels, values_of_masks = read_mask_stack(label_map, size, where), read_label_values(labels, where)
+            if pixels.shape[-2:] != size:
+                raise ValueError(_size_message(tuple(pixels.shape), size))
+        annotations.append(Annotation(pixels, classes, values_of_masks, where))
     return annotations
+
+
+def _class_values(id_to_class: Any) -> dict[int, int | None]:
+    """Instance id -> label value, as Python's integers; ValueError for what is none."""
+    if not isinstance(id_to_class, Mapping):
+        raise ValueError(f"instance_id_to_semantic_id must be a dict, got a {type(id_to_class).__name__}.")
+    named = plain(dict(id_to_class))
+    for segment, value in named.items():
+        if isinstance(value, float) and value.is_integer():
+            named[segment] = int(value)
+        elif value is not None and not isinstance(value, int):
+            raise ValueError(f"instance_id_to_semantic_id[{segment!r}]={value!r} must be an integer or None.")
+    return named
 
 
 @dataclass(frozen=True)
@@ -80,7 +103,7 @@ class Annotation:
 
     pixels: Tensor
     id_to_class: Mapping[int, int | None] | None
-    class_labels: Any
+    class_labels: Tensor | None
     where: str
 
     def resized(self, size: tuple[int, int], device: torch.device) -> Annotation:
@@ -109,8 +132,8 @@ class Annotation:
 
     def _segments_of_stack(self, rules: LabelRules, padded_size: tuple[int, int]) -> Segments:
         """Without the masks that have no pixel. A mask labelled void marks void where no segment covers it."""
-        stack = self.pixels
-        values = integers(torch.as_tensor(self.class_labels).flatten(), self.where).long().to(stack.device)
+        assert self.class_labels is not None
+        stack, values = self.pixels, self.class_labels.to(self.pixels.device)
         if len(values) != len(stack):
             raise ValueError(f"{self.where}: {len(stack)} masks but {len(values)} class_labels.")
         classes = _classes_of_values(values, rules, self.where)
@@ -203,7 +226,7 @@ def _classes_of_ids(ids: Tensor, rules: LabelRules, id_to_class: Mapping[int, in
         )
     # an unnamed id is void; its place is filled with a value that needs no check
     named = [id_to_class.get(v) for v in values]
-    classes = torch.tensor([rules.label_offset if c is None else operator.index(c) for c in named], device=ids.device)
+    classes = torch.tensor([rules.label_offset if c is None else c for c in named], device=ids.device)
     classes = _classes_of_values(classes.long(), rules, where)
     for i, (value, class_value) in enumerate(zip(values, named, strict=True)):
         if class_value is None:
@@ -251,11 +274,14 @@ def _semantic_void_id(classes: Tensor, rules: LabelRules, where: str) -> int:
     return void_id
 
 
-def _size_message(map_size: tuple[int, int], image_size: tuple[int, int], where: str) -> str:
+def _size_message(shape: tuple[int, ...], image_size: tuple[int, int]) -> str:
+    map_size = shape[-2:]
     message = (
-        f"{where}: the segmentation map is {map_size[0]} x {map_size[1]} but the image is {image_size[0]} x "
+        f"the segmentation map is {map_size[0]} x {map_size[1]} but the image is {image_size[0]} x "
         f"{image_size[1]} (height x width); they must be equal."
     )
+    if shape[:2] == image_size:
+        message += f" The masks come first in a stack, (M, H, W); this one is {shape}."
     if map_size == image_size[::-1]:
         message += " Height and width are swapped: PIL images and files are turned upright by their EXIF orientation."
     return message

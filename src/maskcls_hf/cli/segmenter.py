@@ -62,8 +62,10 @@ class Segmenter:
         return (self.predictor.image_processor.label_ids_to_fuse or []) if self.task == "panoptic" else []
 
     def __call__(self, images: Sequence[Any]) -> list[SegmentedImage]:
-        """Segment images of any kind that the image processor takes."""
-        results = [found[self.task] for found in self.predictor.predict(list(images), {self.task: self.options})]
+        """Segment images of any kind that the image processor takes; arrays and tensors are (C, H, W)."""
+        tasks = {self.task: self.options}
+        found = self.predictor.predict(list(images), tasks, input_data_format="channels_first")
+        results = [of_image[self.task] for of_image in found]
         return [
             SegmentedImage(result["segmentation"].numpy(), result["segments_info"], result.get("masks", []))
             for result in results

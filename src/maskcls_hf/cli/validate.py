@@ -213,7 +213,7 @@ def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
     )
     for finding in findings[:SHOWN_FINDINGS]:
         where = finding.file or finding.split or ""
-        yield printable(f"  {where}: {finding.message}" if where else f"  {finding.message}", keep_lines=True)
+        yield printable(f"  {where}: {finding.message}" if where else f"  {finding.message}")
     if len(findings) > SHOWN_FINDINGS:
         yield f"  ... and {len(findings) - SHOWN_FINDINGS} more, see --json"
     yield f"  What to do: {rule.advice}"

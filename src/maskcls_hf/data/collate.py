@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ class MaskClsCollator:
     def __init__(self, image_processor: Any, *, keep_ground_truth: bool = False, **processor_kwargs: Any):
         self.image_processor = image_processor
         self.keep_ground_truth = keep_ground_truth
-        self.processor_kwargs = {"label_offset": 0, **processor_kwargs}
+        self.processor_kwargs = {"label_offset": 0, "input_data_format": "channels_first", **processor_kwargs}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        for sample in samples:
+            check_sample(sample)
         names = ", ".join(sample["name"] for sample in samples)
         semantic = [sample["instance_id_to_semantic_id"] is None for sample in samples]
         if any(semantic) and not all(semantic):
@@ -78,6 +80,19 @@ class MaskClsCollator:
         return {"segmentation_maps": [p[0] for p in pixels], "instance_id_to_semantic_id": classes}
 
 
+NEEDED = ("image", "segmentation_map", "instance_id_to_semantic_id", "crowd_ids", "name")
+
+
+def check_sample(sample: Any) -> None:
+    """Raise `ValueError` for what no reader of this package gives."""
+    if not isinstance(sample, Mapping) or any(name not in sample for name in NEEDED):
+        got = f"a dict with {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample).__name__
+        raise ValueError(
+            f"A sample is a dict with {', '.join(NEEDED)}, got {got}. Rows of a table become samples by "
+            "maskcls_hf.data.SegmentationTable or SegmentationStream."
+        )
+
+
 _VOID_IS_CLASS = (
     "void_id={} of the image processor is a class of the data set: make the image processor with "
     "MaskClsImageProcessor(**dataset.processor_fields())."
@@ -105,10 +120,10 @@ def _classes_without_crowd(sample: Sample) -> dict[int, int | None]:
 def _as_stack(pixels: Tensor, classes: dict[int, int | None]) -> tuple[Tensor, Tensor]:
     """A map of ids (1, H, W) or a stack (M, H, W) -> the stack of what has a class or is void, and its labels."""
     kept = [segment for segment, label in classes.items() if label is not None]
-    labels = torch.tensor([classes[segment] for segment in kept], dtype=torch.int64)
+    labels = torch.tensor([classes[segment] for segment in kept], dtype=torch.int64, device="cpu")
     if pixels.dtype == torch.bool:
         return pixels[kept], labels
-    return pixels == torch.tensor(kept, dtype=pixels.dtype).view(-1, 1, 1), labels
+    return pixels == torch.tensor(kept, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1), labels
 
 
 def _ground_truth(sample: Sample) -> Any:

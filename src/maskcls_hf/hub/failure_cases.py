@@ -88,8 +88,8 @@ def failure_cases(
         sample = next(crops(data[index], crop, middle=True))
         truth = GroundTruth.from_sample(sample, data.void_id)
         truth.labels = of_model[truth.labels]
-        found: Any = predictor(sample["image"].as_subclass(Tensor), map_task, **options)
-        return sample, truth, found
+        image, tasks = sample["image"].as_subclass(Tensor), {map_task: options}
+        return sample, truth, predictor.predict(image, tasks, input_data_format="channels_first")[0][map_task]
 
     for index in range(min(limit or len(data), len(data))):
         _, truth, found = looked_at(index)
@@ -135,7 +135,7 @@ def score_of(metric: Any, found: dict[str, Any], truth: GroundTruth) -> float:
         metric.update(found["segmentation"], found["segments_info"], truth)
         return metric.compute()["pq"]
     infos = [info for info in found["segments_info"] if info["label_id"] in metric.id2label]
-    masks = found["segmentation"] == torch.tensor([info["id"] for info in infos]).view(-1, 1, 1)
+    masks = found["segmentation"] == torch.tensor([info["id"] for info in infos], device="cpu").view(-1, 1, 1)
     metric.update(masks, [info["label_id"] for info in infos], truth)
     return metric.compute()["f1"]
 

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel
 
+from ..inference.eval_mode import in_eval_mode
+
 
 class Speed(NamedTuple):
     """
@@ -35,9 +37,11 @@ def measure_speed(
         size: height and width of the image, before the image processor resizes it.
         repeats: number of passes, after two that warm up.
     """
-    model.eval()
-    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    inputs = image_processor(image, return_tensors="pt").to(model.device, dtype=model.dtype)
+    model, generator = in_eval_mode(model), torch.Generator("cpu").manual_seed(0)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator, device="cpu")
+    inputs = image_processor(image, input_data_format="channels_first", return_tensors="pt").to(
+        model.device, dtype=model.dtype
+    )
     seconds = []
     for _ in range(2 + repeats):
         start = time.perf_counter()

@@ -57,7 +57,8 @@ def evaluate(
     stream = parts()
     while batch := list(islice(stream, predictor.batch_size)):
         images, truths = zip(*batch, strict=True)
-        evaluator.add(evaluator.measure_maps(predictor.predict(list(images), evaluator.options), truths))
+        found = predictor.predict(list(images), evaluator.options, input_data_format="channels_first")
+        evaluator.add(evaluator.measure_maps(found, truths))
     return evaluator.compute()
 
 
@@ -70,7 +71,7 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
     names = [of_model[label] for label in sorted(of_model)]
     wanted = [of_data[label] for label in sorted(of_data)]
     if names == wanted:
-        return torch.arange(len(names))
+        return torch.arange(len(names), device="cpu")
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise ValueError(
             f"The classes of the model and of the data differ.\nmodel ({len(names)}): {listed(names)}\n"
@@ -78,7 +79,7 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
             f"only the model has: {listed(sorted(set(names) - set(wanted))) or '-'}\n"
             f"only the data has: {listed(sorted(set(wanted) - set(names))) or '-'}"
         )
-    return torch.tensor([names.index(name) for name in wanted])
+    return torch.tensor([names.index(name) for name in wanted], device="cpu")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -13,8 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..image_processing_maskcls import MaskClsImageProcessor
 from ..image_reading import image_list
+from ..label_tensors import naming
 from ..loading import class_of_saved, load_image_processor, load_model
+from ..options import plain, unused
+from .eval_mode import in_eval_mode
 from .mask_runs import MaskRuns
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
@@ -24,11 +30,22 @@ Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
 
+# Options of the post-processing that it sets itself.
+OWN_OPTIONS = {
+    "target_sizes": "maps have the size of their image",
+    "return_segmentation_scores": "it gives the map of the highest scores; for the scores, call the image processor's "
+    "post_process_semantic_segmentation",
+    "return_coco_annotation": "each of its masks is MaskRuns, whose rle() is COCO's encoding",
+    "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
+}
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
 
 
 class Predictor:
     """A model and its image processor, for images of any size.
+
+    The model predicts in evaluation mode, in whatever mode it is, and is left as it is: see [`in_eval_mode`]. Several
+    threads may use one predictor, also while another trains the model.
 
     Example:
 
@@ -65,7 +82,9 @@ class Predictor:
         check_predictor_options(
             tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge
         )
-        self.model, self.image_processor = model.eval(), image_processor
+        self.model: Any = model
+        self.image_processor = image_processor
+        tile, batch_size = plain(tile), plain(batch_size)
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size
@@ -107,22 +126,36 @@ class Predictor:
             - instance: as `post_process_instance_segmentation`, and `masks`, the whole `MaskRuns` of each instance.
 
         Raises:
-            ValueError: the model or the options cannot do the task; an image is no image.
+            ValueError: the model or the options cannot do the task; an image is no image. The message names the option,
+                or the image by its file or its place.
+            TypeError: an option that there is not.
         """
         several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         results = [result[task] for result in self.predict(images, {task: options})]
         return results if several else results[0]
 
     @torch.no_grad()
-    def predict(self, images: Any, tasks: Mapping[Task, dict[str, Any]]) -> list[dict[Task, Result]]:
+    def predict(
+        self, images: Any, tasks: Mapping[Task, dict[str, Any]], input_data_format: str | None = None
+    ) -> list[dict[Task, Result]]:
         """The results of several tasks from the same forward passes.
 
         Args:
             images: one or a list, as for a call.
             tasks: the options of each task.
+            input_data_format: "channels_first" or "channels_last" for arrays and tensors; None: that of the image
+                processor.
         """
         self._check(tasks)
-        pixels = [self._pixels(image) for image in image_list(self.image_processor.fetch_images(images))]
+        model = in_eval_mode(self.model)
+        if model is not self.model:
+            predictor = copy.copy(self)
+            predictor.model = model
+            return predictor.predict(images, tasks, input_data_format)
+        pixels = []
+        for i, image in enumerate(image_list(self.image_processor.fetch_images(images))):
+            with naming(f"image {i}"):
+                pixels.append(self._pixels(image, input_data_format))
         results: list[dict[Task, Result]] = [{} for _ in pixels]
         whole = [i for i, image in enumerate(pixels) if self._fits(image)]
         step = 1 if self._sizes_by_image else self.batch_size
@@ -186,7 +219,7 @@ class Predictor:
             own_size = (images[0].shape[-2], images[0].shape[-1]) if self._sizes_by_image else None
             size = scaled_size(self.image_processor.size, own_size, scale * (self.enlarge or 1.0), max(self.scales))
             options = {"do_resize": True, "size": size}
-        inputs = self.image_processor(list(images), return_tensors="pt", **options)
+        inputs = self.image_processor(list(images), input_data_format="channels_first", return_tensors="pt", **options)
         return self.model(**inputs.to(self.model.device, dtype=self.model.dtype))
 
     @property
@@ -201,9 +234,12 @@ class Predictor:
     def _fits(self, image: Tensor) -> bool:
         return self.tile is None or max(image.shape[-2:]) <= self.tile
 
-    def _pixels(self, image: Any) -> Tensor:
+    def _pixels(self, image: Any, input_data_format: str | None) -> Tensor:
         """Image -> (3, H, W) on the 0..255 scale."""
-        return self.image_processor.process_image(image, do_convert_rgb=self.image_processor.do_convert_rgb)
+        processor = self.image_processor
+        return processor.process_image(
+            image, processor.do_convert_rgb, input_data_format or processor.input_data_format, processor.device
+        )
 
     def _check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
         for task in tasks:
@@ -213,6 +249,22 @@ class Predictor:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
                 raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
+            allowed = options_of(task)
+            for name in tasks[task]:
+                if name in OWN_OPTIONS:
+                    raise ValueError(f"{name} is not for a Predictor: {OWN_OPTIONS[name]}.")
+                if task == "instance" and name == "overlap_mask_area_threshold":
+                    raise ValueError(f"{name} is not for instances: they may overlap.")
+                if name not in allowed:
+                    raise TypeError(unused(name, allowed, f"post_process_{task}_segmentation"))
+
+
+def options_of(task: Task) -> list[str]:
+    """Names of the options of a task that a [`Predictor`] takes."""
+    post_process = getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")
+    return [
+        name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *OWN_OPTIONS}
+    ]
 
 
 def check_predictor_options(
@@ -228,12 +280,13 @@ def check_predictor_options(
     Raises:
         ValueError: an option of [`Predictor`] outside its range.
     """
+    for option, value in (("tile", 1 if tile is None else plain(tile)), ("batch_size", plain(batch_size))):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{option}={value!r} must be a positive integer.")
     if tile is not None:
         check_tile(tile, overlap)
     if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
         raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
 
 
 def semantic_result(class_map: Tensor) -> Result:

@@ -33,7 +33,7 @@ class SemanticBlend:
 
     def __init__(self, grid: TileGrid):
         self.grid = grid
-        self.segmentation = torch.empty(grid.size, dtype=torch.int64)
+        self.segmentation = torch.empty(grid.size, dtype=torch.int64, device="cpu")
         self.beside: Tensor | None = None  # weighted scores of the left neighbour, (K, reach, ramp)
         self.above: dict[int, Tensor] = {}  # of the upper neighbours, by column, (K, ramp, w)
 
@@ -155,7 +155,7 @@ class PanopticStitch:
         self.grid = grid
         self.pieces = Pieces()
         self.fused: dict[int, int] = {}  # first piece of each fused class
-        self.segmentation = torch.zeros(grid.size, dtype=torch.int32)  # pieces
+        self.segmentation = torch.zeros(grid.size, dtype=torch.int32, device="cpu")  # pieces
         self.beside: dict[int, Tensor] = {}  # by row, what the tile to the left saw of the strip that both see
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ class PanopticStitch:
         own = local[relative(cell_y, y), relative(cell_x, x)]
         areas = own.flatten().bincount(minlength=len(infos) + 1).tolist()  # ids are 1, 2, ...
         numbers = [self._add_piece(info, areas[info["id"]]) for info in infos]
-        local = torch.tensor([0, *numbers], dtype=torch.int32)[local]
+        local = torch.tensor([0, *numbers], dtype=torch.int32, device="cpu")[local]
         if tile.column:
             before = self.beside.pop(tile.row)
             self._match(before, local[:, : before.shape[1]])
@@ -202,7 +202,7 @@ class PanopticStitch:
     def result(self) -> dict[str, Any]:
         """`segmentation` (H, W) int32 and `segments_info`, as `post_process_panoptic_segmentation` returns them."""
         segments = self.pieces.segments()
-        numbers = torch.zeros(len(self.pieces.parents), dtype=torch.int32)
+        numbers = torch.zeros(len(self.pieces.parents), dtype=torch.int32, device="cpu")
         for pieces, info in segments:
             numbers[pieces] = info["id"]
         for row in self.segmentation:  # in place: the map may be large

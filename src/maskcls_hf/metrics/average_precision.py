@@ -117,7 +117,7 @@ class MaskAP:
         """Evaluate one image with pycocotools."""
         classes = sorted({record["category_id"] for record in true + found})
         if not classes:
-            return torch.zeros(0, 5, dtype=torch.float64)
+            return torch.zeros(0, 5, dtype=torch.float64, device="cpu")
         size = (true or found)[0]["segmentation"]["size"]
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation = COCOeval(_coco(true, classes, size), _coco(found, classes, size), "segm")
@@ -163,7 +163,7 @@ class MaskAP:
 
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
         """
-        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+        rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64, device="cpu"), *self._rows]).numpy()
         evaluation = COCOeval(iouType="segm")
         params = evaluation.params
         params.imgIds, params.catIds, params.maxDets = [0], list(self.names), [max(len(rows), 1)]

@@ -78,7 +78,7 @@ class Bootstrap:
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """Each score in each replicate (replicates,)."""
         if isinstance(self.metric, MaskAP):
-            rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+            rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64, device="cpu"), *self._rows]).numpy()
             images, row_of = np.unique(np.concatenate([[], *self._image_of_row]).astype(int), return_inverse=True)
             weights = np.array([self.weights(number) for number in images]).reshape(-1, self.replicates)
             return weighted_scores(self.metric, rows, weights, row_of)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..output_maps import classifies_pixels
 from .average_precision import MaskAP, pad_rows
 from .bootstrap import Bootstrap
 from .boundary import BoundaryIoU
@@ -112,6 +113,8 @@ class Evaluator:
             For each metric (B, ...), float64 on the CPU. Those of `mask_ap` have a row for each instance (B, D, 5), so
             that D differs between batches.
         """
+        if classifies_pixels(outputs) and self.tasks != ("semantic",):
+            raise ValueError(f"a per-pixel model knows no segments: tasks can be semantic only, not {self.tasks}.")
         sizes = [true.size for true in ground_truth]
         maps: dict[str, list[Any]] = {}
         for task, options in self.options.items():

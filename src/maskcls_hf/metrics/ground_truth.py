@@ -73,14 +73,14 @@ class GroundTruth:
             elif label != VOID and is_there[place]:
                 places[place] = len(kept)
                 kept.append(i)
-        labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64)
+        labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64, device="cpu")
         runs = runs._replace(values=places[place_of_run])
         return cls(labels, _are_crowd(kept, crowd_ids), runs, name=name, areas=_areas(kept, sample))
 
     @classmethod
     def _of_stack(cls, masks: Tensor, classes: Mapping[int, int | None], sample: Sample) -> GroundTruth:
         kept = [place for place in range(len(masks)) if classes[place] not in (None, VOID)]
-        labels = torch.tensor([classes[place] for place in kept], dtype=torch.int64)
+        labels = torch.tensor([classes[place] for place in kept], dtype=torch.int64, device="cpu")
         void = masks[[place for place in range(len(masks)) if classes[place] == VOID]].any(0)
         crowd = _are_crowd(kept, sample["crowd_ids"])
         return cls(labels, crowd, stack=masks[kept], void=void, name=sample["name"], areas=_areas(kept, sample))
@@ -98,7 +98,7 @@ class GroundTruth:
         """(M, H, W) bool."""
         if self.stack is not None:
             return self.stack
-        return self.places == torch.arange(len(self.labels)).view(-1, 1, 1)
+        return self.places == torch.arange(len(self.labels), device=self.places.device).view(-1, 1, 1)
 
     @cached_property
     def places(self) -> Tensor:
@@ -111,7 +111,7 @@ class GroundTruth:
             return torch.from_numpy(self.runs.map())
         if bool((self.masks.sum(0) > 1).any()):
             raise ValueError(f"{self.name}: segments overlap, so panoptic quality is not defined.")
-        places = torch.full(self.size, NO_SEGMENT, dtype=torch.int32)
+        places = torch.full(self.size, NO_SEGMENT, dtype=torch.int32, device="cpu")
         if self.void is not None:
             places[self.void] = VOID
         for place, mask in enumerate(self.masks):
@@ -135,7 +135,7 @@ class GroundTruth:
         if self.runs is not None:
             return torch.from_numpy(self.semantic_runs(void_id).map())
         labels = torch.where(self.crowd, void_id, self.labels)
-        target = torch.full(self.size, void_id, dtype=torch.int64)
+        target = torch.full(self.size, void_id, dtype=torch.int64, device="cpu")
         for mask, label in zip(self.masks, labels.tolist(), strict=True):
             if bool(((target[mask] != void_id) & (target[mask] != label)).any()):
                 raise ValueError(f"{self.name}: segments of different classes overlap, so no map of classes exists.")
@@ -144,9 +144,9 @@ class GroundTruth:
 
 
 def _are_crowd(kept: list[int], crowd_ids: list[int]) -> Tensor:
-    return torch.tensor([i in crowd_ids for i in kept], dtype=torch.bool)
+    return torch.tensor([i in crowd_ids for i in kept], dtype=torch.bool, device="cpu")
 
 
 def _areas(kept: list[int], sample: Sample) -> Tensor | None:
     stated = sample.get("areas")
-    return torch.tensor([stated.get(i, math.nan) for i in kept], dtype=torch.float64) if stated else None
+    return torch.tensor([stated.get(i, math.nan) for i in kept], dtype=torch.float64, device="cpu") if stated else None

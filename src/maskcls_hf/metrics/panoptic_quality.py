@@ -41,7 +41,7 @@ class PanopticQuality(SummedMetric):
         num_labels = len(id2label)
         if unknown := sorted(set(stuff_ids) - set(id2label)):
             raise ValueError(f"stuff_ids {unknown} are not among the {num_labels} classes.")
-        self.is_stuff = torch.zeros(num_labels, dtype=torch.bool)
+        self.is_stuff = torch.zeros(num_labels, dtype=torch.bool, device="cpu")
         self.is_stuff[sorted(stuff_ids)] = True
 
     def measure(

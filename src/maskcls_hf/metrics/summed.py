@@ -51,7 +51,7 @@ class SummedMetric(ABC):
 
     def reset(self) -> None:
         """Forget all images."""
-        self.sums = torch.zeros(self.shape, dtype=torch.float64)
+        self.sums = torch.zeros(self.shape, dtype=torch.float64, device="cpu")
 
     @abstractmethod
     def measure(self, *args: Any, **kwargs: Any) -> Tensor:

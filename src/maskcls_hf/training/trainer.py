@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers.image_processing_utils import BaseImageProcessor
 
-from ..data import AugmentedDataset, EpochSampler
+from ..data import AugmentedDataset, EpochSampler, MaskClsCollator
 from ..hub.publishing_trainer import PublishingTrainer
+from ..memory import give_back_memory
 from .checkpointing_trainer import CheckpointingTrainer
 from .divergence import check_finite, forward_pass
 from .processes import items_of_step, share_buffers
@@ -30,6 +32,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
     - The log has the terms of the loss (of the deepest decoder layer, unweighted) beside their sum.
 
     Args:
+        data_collator: makes batches of samples; None: a `MaskClsCollator` with the `processing_class`.
         sampler: order of the training samples, with `set_epoch`, such as `maskcls_hf.data.EpochSampler`; None:
             that for an `AugmentedDataset` (else each epoch would show the same crops), else random.
         evaluator: its `measure(outputs, ground_truth)` gives measurements of each image, and its call the scores;
@@ -38,17 +41,21 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
             `ground_truth`.
         ema: running average of the weights, such as `ExponentialMovingAverage`, updated after each step; evaluation
             and the final `save_model()` use it. Checkpoints have both weights.
-        kwargs: as for `Trainer`, without `compute_metrics`.
+        kwargs: as for `Trainer`, without `compute_metrics` and `preprocess_logits_for_metrics`, which `evaluator`
+            replaces.
 
     Raises:
-        ValueError: `torch.nn.DataParallel` would be used (several GPUs, one process), which splits each mask; or
-            checkpoints would be written on each node.
+        TypeError: one of these two is given.
+        ValueError: there is neither a collator nor an image processor to make one with; `torch.nn.DataParallel` would
+            be used (several GPUs, one process), which splits each mask; or checkpoints would be written on each node.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
+        data_collator: Callable[..., Any] | None = None,
+        *,
         sampler: Sampler | None = None,
         evaluator: Any = None,
         eval_collator: Callable[..., Any] | None = None,
@@ -56,10 +63,27 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         **kwargs: Any,
     ):
         train_dataset = kwargs.get("train_dataset")
+        for name, why in OTHERS.items():
+            if kwargs.pop(name, None) is not None:
+                raise TypeError(f"MaskClsTrainer has no {name}: {why}.")
         _check_and_set(args, train_dataset, evaluator)
+        if data_collator is None and train_dataset is None:
+            data_collator = eval_collator
+        if data_collator is None:
+            data_collator = _collator_of(kwargs.get("processing_class"))
+            if evaluator is not None and eval_collator is None:
+                eval_collator = _collator_of(kwargs.get("processing_class"), keep_ground_truth=True)
         if sampler is None and isinstance(train_dataset, AugmentedDataset):
             sampler = EpochSampler(len(train_dataset), args.seed)
-        super().__init__(model=model, args=args, sampler=sampler, ema=ema, compute_metrics=evaluator, **kwargs)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            sampler=sampler,
+            ema=ema,
+            compute_metrics=evaluator,
+            **kwargs,
+        )
         self.evaluator = evaluator
         self.eval_collator = eval_collator or self.data_collator
         forward = self.accelerator.unwrap_model(self.model).forward
@@ -95,6 +119,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
 
     def check_step(self) -> None:
         """The step's loss and gradients are finite. With a loss scaler (fp16) gradients may overflow: it skips them."""
+        give_back_memory()
         terms, self._terms = self._terms, {}
         loss = terms.pop("loss")
         grad_norm = self._grad_norm if self.accelerator.scaler is None else None
@@ -146,6 +171,9 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
     ) -> tuple[Tensor, Any, Tensor | None]:
         """Loss, measurements of each image, and zeros (B,) where Trainer expects labels."""
         inputs = self._prepare_inputs(inputs)
+        if self.args.bf16_full_eval or self.args.fp16_full_eval:  # outside of a training Trainer casts the weights
+            dtype = self.accelerator.unwrap_model(self.model).dtype
+            inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         ground_truth = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             items = self._get_num_items_in_batch([inputs], self.args.device)
@@ -158,6 +186,22 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         measurements = self.evaluator.measure(outputs, ground_truth)
         measurements = {name: values.to(loss.device) for name, values in measurements.items()}
         return loss, measurements, loss.new_zeros(len(ground_truth))
+
+
+OTHERS = {
+    "compute_metrics": "evaluator=maskcls_hf.metrics.Evaluator(...) measures each image, and gives the scores",
+    "preprocess_logits_for_metrics": "logits are never gathered; evaluator=maskcls_hf.metrics.Evaluator(...) measures "
+    "them",
+}
+
+
+def _collator_of(image_processor: Any, **options: Any) -> MaskClsCollator:
+    if not isinstance(image_processor, BaseImageProcessor):
+        raise ValueError(
+            "MaskClsTrainer needs data_collator=maskcls_hf.data.MaskClsCollator(image_processor), or the image "
+            "processor as processing_class."
+        )
+    return MaskClsCollator(image_processor, **options)
 
 
 class _CheckStep(TrainerCallback):

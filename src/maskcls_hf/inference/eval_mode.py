@@ -1,0 +1,26 @@
+"""Predicting with a model that is in training."""
+
+from __future__ import annotations
+
+import copy
+from itertools import chain
+from typing import TypeVar
+
+from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def in_eval_mode(model: Model) -> Model:
+    """The model itself if all of it is in evaluation mode; else a copy of its modules that is.
+
+    The copy has the parameters and buffers of the model, not copies of them, and in evaluation mode nothing writes to
+    them. The model's own mode is never touched, not even for a moment: another thread may train it meanwhile.
+    """
+    if not any(module.training for module in model.modules()):
+        return model
+    shared = (*chain(model.parameters(), model.buffers()), getattr(model, "config", None))
+    copied = copy.deepcopy(model, {id(value): value for value in shared})
+    for module in copied.modules():  # not eval(), which modules may override
+        module.training = False
+    return copied

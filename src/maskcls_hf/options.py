@@ -1,0 +1,54 @@
+"""Options as users give them: numbers of NumPy and torch become Python's, unknown names are pointed out."""
+
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and arrays of NumPy and torch, also inside of lists, sets and dicts (keys too), as Python has them."""
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        return value.tolist()
+    if type(value) is dict:
+        return {plain(key): plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def checked_label_ids(ids: Any) -> list[int]:
+    """`label_ids_to_fuse` as sorted integers.
+
+    Raises:
+        ValueError: it is no collection of class ids.
+    """
+    ids = plain(ids)
+    values = list(ids) if isinstance(ids, Collection) and not isinstance(ids, str) else [ids]
+    if values == [ids] or any(not isinstance(label, int) or label < 0 for label in values):
+        raise ValueError(f"label_ids_to_fuse must be a list of class ids, got {ids!r}.")
+    return sorted(set(values))
+
+
+def similar(name: str, known: Collection[str]) -> str | None:
+    """The known name that `name`, not one of them, is most likely a misspelling of, if any."""
+    found = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return found[0] if found else None
+
+
+def unused(name: str, known: Collection[str], of: str) -> str:
+    """What is said of an option that `of`, a class, does not have."""
+    meant = similar(name, known)
+    return f"{of} has no {name!r}" + (f": did you mean {meant!r}?" if meant else ", it has no effect.")
+
+
+def warn_about_unused(names: Iterable[str], known: Collection[str], of: str) -> None:
+    """Names that begin with an underscore are transformers' own."""
+    for name in names:
+        if name not in known and not name.startswith("_"):
+            logger.warning(unused(name, known, of))

@@ -1,0 +1,40 @@
+"""Freed memory goes back to the system."""
+
+import pytest
+
+from checkpoints import image_processor, maskcls_model, picture
+from maskcls_hf import image_processing_maskcls, memory, output_maps
+from maskcls_hf.inference import Predictor
+
+pytestmark = pytest.mark.skipif(memory._trim is None, reason="another C library than glibc")
+MB = 1 << 20
+
+
+def test_what_lies_between_blocks_in_use_is_given_back():
+    memory.give_back_memory()
+    before = memory._resident_bytes()
+    blocks = [bytearray(100_000) for _ in range(4000)]  # below the size that glibc maps on its own
+    kept = blocks[::40]
+    del blocks
+    assert memory._resident_bytes() > before + 300 * MB
+    memory.give_back_memory()
+    assert memory._resident_bytes() < before + 100 * MB and len(kept) == 100
+
+
+def test_most_calls_only_read_a_number(monkeypatch):
+    resident, trims = [500 * MB], []
+    monkeypatch.setattr(memory, "_resident_bytes", lambda: resident[0])
+    monkeypatch.setattr(memory, "_trim", trims.append)
+    monkeypatch.setattr(memory, "_resident", 500 * MB)
+    for now, expected in ((500, 0), (600, 0), (400, 0), (520, 0), (529, 1), (600, 1), (658, 2)):
+        resident[0] = now * MB
+        memory.give_back_memory()
+        assert len(trims) == expected, now
+
+
+def test_reading_images_and_making_maps_gives_back(monkeypatch):
+    predict, calls = Predictor(maskcls_model(), image_processor()), []
+    monkeypatch.setattr(image_processing_maskcls, "give_back_memory", lambda: calls.append("image"))
+    monkeypatch.setattr(output_maps, "give_back_memory", lambda: calls.append("map"))
+    predict(picture(), "semantic")
+    assert calls == ["image", "map"]
