@@ -11,7 +11,7 @@ from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
 from ..interchange_maskformer import MASKFORMER
 from ..loading import load_image_processor, load_model, saved_config
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from ..writing import saving_model
 from .console import check_new_folder, console, fail, stop
 

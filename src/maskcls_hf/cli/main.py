@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from .console import guarded
 from .convert import convert
 from .evaluate import evaluate

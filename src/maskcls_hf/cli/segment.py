@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 from ..image_reading import image_to_tensor, open_image
 from ..inference.predictor import Task
-from ..plain_text import printable
 from ..visual.drawing import draw_overlay, segment_colours
+from ..visual.plain_text import printable
 from .coco import CocoRecords, map_image
 from .console import (
     DeviceOption,

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..plain_text import cell
 from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
 from ..training.stopping import end
+from ..visual.plain_text import cell
 from .console import console, fail
 
 

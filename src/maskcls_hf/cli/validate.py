@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..data.open_dataset import LAYOUTS
 from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
-from ..plain_text import PlainConsole, cell, printable
+from ..visual.plain_text import PlainConsole, cell, printable
 from ..writing import write_json
 from .console import check_new_file, complain, fail, progress_bar
 

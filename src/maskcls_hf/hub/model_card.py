@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from ..writing import write_text, written
 from .card_facts import CardFacts, TrainingData
 from .card_text import card_text

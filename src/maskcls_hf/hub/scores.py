@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult
 from .. import writing
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
-from ..plain_text import markdown, printable
+from ..visual.plain_text import markdown, printable
 
 
 class Metric(NamedTuple):

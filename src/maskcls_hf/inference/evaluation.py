@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from ..data.dataset import SegmentationDataset
 from ..data.sample import Sample
 from ..metrics import Evaluator, GroundTruth
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from .predictor import Predictor
 
 

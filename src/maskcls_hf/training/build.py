@@ -21,7 +21,7 @@ from ..loading import quiet, saved_config, where_to_look
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from .recipe import Recipe
 from .recipe_values import CONFIGS, keys_of_section
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..plain_text import PlainConsole, printable
+from ..visual.plain_text import PlainConsole, printable
 from ..writing import write_json
 from .time_budget import TimeBudget
 

@@ -16,7 +16,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
 from ..checkpoint_manifest import MODEL_FILES
-from ..plain_text import printable
+from ..visual.plain_text import printable
 from ..writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
