@@ -136,6 +136,16 @@ def test_new_classes_in_fine_tuning_are_said(folder, caplog):
     assert "start with random weights: cat\\x1b." in caplog.text
 
 
+def test_heads_of_other_losses_come_and_go(folder, caplog):
+    with_head = load_model(folder, semantic_weight=1.0)
+    assert "with random weights: segmentation_module.semantic_predictor" in caplog.text
+    with_head.save_pretrained(folder)
+    assert load_model(folder, semantic_weight=0.0).segmentation_module.semantic_predictor is None
+    DAMAGES["one missing"][0](folder)
+    with pytest.raises(ValueError, match=f"lack 1 entries, such as {WEIGHT}"):
+        load_model(folder, semantic_weight=0.0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

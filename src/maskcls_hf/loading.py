@@ -24,6 +24,8 @@ from .image_processing_maskcls import MaskClsImageProcessor
 from .modeling_maskcls import MaskClsForUniversalSegmentation
 from .modeling_perpixel import PerPixelForSemanticSegmentation
 
+logger = logging.get_logger(__name__)
+
 MODELS: dict[str, type[PreTrainedModel]] = {
     "maskcls": MaskClsForUniversalSegmentation,
     "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
@@ -114,7 +116,7 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     Args:
         name: its folder, or its name on the Hub.
         model_class: another class with a `from_pretrained`.
-        options: of `from_pretrained`.
+        options: of `from_pretrained`, and fields of the configuration; a head that these add starts at random.
 
     Raises:
         ValueError: no model there, or one of another kind; weights that are missing, of another shape, left over, NaN
@@ -139,8 +141,22 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
         raise ValueError(f"The weights in {name} do not fit its config.json: {_first_line(error)}") from error
     except Exception as error:  # safetensors and unpickling raise errors of many kinds
         raise ValueError(f"The weights in {name} cannot be read: {_first_line(error)}") from error
+    if options.keys() & vars(model.config).keys():
+        report = report | without_changes(report, model_class, name)
     check_weights(model, report, name)
     return model
+
+
+def without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
+    """Missing and unknown weights of a model that was loaded with other fields of its configuration, without those of
+    heads that these bring or take away; that new ones are random is logged."""
+    config = model_class.config_class.from_pretrained(name, **where_to_look(name))
+    with torch.device("meta"):
+        own = set(model_class(config).state_dict())
+    new = set(report["missing_keys"]) - own
+    if new:
+        logger.warning(f"New in the model of {name}, with random weights: {', '.join(sorted(new))}.")
+    return {"missing_keys": set(report["missing_keys"]) & own, "unexpected_keys": set(report["unexpected_keys"]) - own}
 
 
 def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: object) -> None:
