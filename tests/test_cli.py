@@ -319,8 +319,9 @@ class TestResults:
         after, _ = segment(folders, out, "panoptic", sources=self.images(tmp_path / "a", "3.png"))
         assert [image["file_name"] for image in after["images"]] == ["1.png", "3.png"]
         (out / ".panoptic.jsonl").write_text("\n".join(lines))
+        (out / "map" / ".writing-1-2.png").write_text("")
         with Results(out, "panoptic").open(categories):  # what comes after half a line could not be read
-            assert not list(out.glob(".*"))
+            assert not list(out.rglob(".*"))
 
     def test_a_second_run_is_refused(self, folders, tmp_path):
         (tmp_path / "out").mkdir()

@@ -106,6 +106,8 @@ class Results:
             with written(folder, self.out):
                 (self.out / folder).mkdir(parents=True, exist_ok=True)
         with only_run(self.out):
+            for leftover in self.out.glob("*/.writing-*"):  # of a run that was killed
+                leftover.unlink(missing_ok=True)
             self._read()  # what other runs have added while the model was loaded
             if self.records and self.categories != categories:
                 raise ValueError(f"{self.out} holds results of a model with other classes: choose another folder.")
