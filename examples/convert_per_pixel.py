@@ -129,7 +129,7 @@ class PixelsAndLabels:
 
 def per_pixel_map_of(folder: Path) -> Callable[[Tensor], Tensor]:
     """Of a saved per-pixel model of transformers: the class with the greatest score, resized to the image."""
-    model = AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+    model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=False).eval()
     image_processor = MaskClsImageProcessor.from_pretrained(folder)
 
     @torch.no_grad()
@@ -155,7 +155,7 @@ def train_all(study: Study, architecture: str) -> dict[str, Path]:
     train(recipe, study, first, lambda: build(recipe, study.data.id2label))
     decoder = {name: value for name, value in recipe.model.config.items() if name in OF_DECODER}
     start: dict[str, Callable[[], PreTrainedModel]] = {
-        "per_pixel_on": lambda: AutoModelForSemanticSegmentation.from_pretrained(first),
+        "per_pixel_on": lambda: AutoModelForSemanticSegmentation.from_pretrained(first, trust_remote_code=False),
         "fixed_on": lambda: from_per_pixel(first, matching="fixed", **decoder),
         "bipartite_on": lambda: from_per_pixel(first, matching="bipartite", **decoder),
     }

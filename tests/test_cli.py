@@ -1,6 +1,11 @@
 """`maskcls`: the files that it writes, what it says, its exit codes."""
 
+import errno
 import json
+import logging
+import os
+import signal
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,8 +20,10 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
-from maskcls_hf.cli.main import app
-from maskcls_hf.cli.segment import output_names, segmented
+from maskcls_hf.cli.console import Terminated, terminable
+from maskcls_hf.cli.main import TextFormatter, app
+from maskcls_hf.cli.results import Results, only_run, output_names
+from maskcls_hf.cli.segment import find_images, segmented
 from maskcls_hf.cli.segmenter import SegmentedImage
 from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
 
@@ -247,3 +254,224 @@ def test_overlay():
     assert with_legend.width > 640 and with_legend.height == 640
     np.testing.assert_array_equal(np.asarray(with_legend)[:, :640], plain)
     assert draw_overlay(image, ids, [], [], CLASSES).size == (640, 640)
+
+
+# -- results that stay -----------------------------------------------------------------------------------------------
+
+
+class TestResults:
+    def images(self, folder: Path, *names: str) -> list[Path]:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate(names):
+            picture(32, 32 + number).save(folder / name)
+        return [folder / name for name in names]
+
+    def content(self, out: Path, task: str = "panoptic") -> dict:
+        return json.loads((out / f"{task}.json").read_text())
+
+    def test_later_runs_add_to_earlier_ones(self, folders, tmp_path):
+        out = tmp_path / "out"
+        first, second = self.images(tmp_path / "a", "x.png"), self.images(tmp_path / "b", "x.png", "y.png")
+        segment(folders, out, "instance", sources=first)
+        _, result = segment(folders, out, "instance", sources=second)
+        assert "Earlier results of 1 other images are kept" in " ".join(result.stderr.split())
+        before = self.content(out, "instance")
+        after, result = segment(folders, out, "instance", sources=[*second, *first])
+        assert after == before and "Earlier" not in result.stderr
+        assert [image["source"] for image in after["images"]] == [str(path.resolve()) for path in (*first, *second)]
+        assert [image["map"] for image in after["images"]] == ["x.png", "x_2.png", "y.png"]
+        assert {path.name for path in (out / "map").iterdir()} == {"x.png", "x_2.png", "y.png"}
+        assert [record["id"] for record in after["annotations"]] == list(range(1, len(after["annotations"]) + 1))
+        assert {record["image_id"] for record in after["annotations"]} <= {1, 2, 3}
+        assert not list(out.glob(".*"))
+
+    def test_results_of_an_older_version_are_kept(self, folders, tmp_path):
+        paths = self.images(tmp_path / "a", "x.png", "y.png")
+        content, _ = segment(folders, tmp_path / "out", "panoptic", sources=paths)
+        for image in content["images"]:
+            del image["source"], image["map"]
+        (tmp_path / "out" / "panoptic.json").write_text(json.dumps(content))
+        after, _ = segment(folders, tmp_path / "out", "panoptic", sources=paths[1:])
+        assert [image["file_name"] for image in after["images"]] == ["x.png", "y.png"]
+        assert [record["file_name"] for record in after["annotations"]] == ["x.png", "y.png"]
+
+    def test_what_was_done_outlives_a_kill(self, folders, tmp_path, monkeypatch):
+        """After every image all earlier ones can be found, by the JSON or the next run."""
+        paths, out = self.images(tmp_path / "a", "1.png", "2.png", "3.png"), tmp_path / "out"
+        monkeypatch.setattr("maskcls_hf.cli.results.SHARE_OF_WRITING", -1.0)  # the JSON waits for the end
+        seen, killed = [], Results.add
+
+        def add(self, *arguments):
+            killed(self, *arguments)
+            seen.append((len(Results(self.out, self.task).records), len(list((self.out / "map").glob("[!.]*")))))
+
+        monkeypatch.setattr(Results, "add", add)
+        segment(folders, out, "panoptic", sources=paths)
+        assert seen == [(1, 1), (2, 2), (3, 3)] and len(self.content(out)["images"]) == 3
+
+    def test_half_a_line_of_the_journal_is_no_result(self, folders, tmp_path):
+        out = tmp_path / "out"
+        segment(folders, out, "panoptic", sources=self.images(tmp_path / "a", "1.png", "2.png"))
+        records, categories = list(Results(out, "panoptic").records.values()), self.content(out)["categories"]
+        (out / "panoptic.json").unlink()
+        lines = [json.dumps({"categories": categories}), json.dumps(records[0]), json.dumps(records[1])[:50]]
+        (out / ".panoptic.jsonl").write_text("\n".join(lines))
+        after, _ = segment(folders, out, "panoptic", sources=self.images(tmp_path / "a", "3.png"))
+        assert [image["file_name"] for image in after["images"]] == ["1.png", "3.png"]
+        (out / ".panoptic.jsonl").write_text("\n".join(lines))
+        (out / "map" / ".writing-1-2.png").write_text("")
+        with Results(out, "panoptic").open(categories):  # what comes after half a line could not be read
+            assert not list(out.rglob(".*"))
+
+    def test_a_second_run_is_refused(self, folders, tmp_path):
+        (tmp_path / "out").mkdir()
+        with only_run(tmp_path / "out"):
+            result = run("segment", folders.images, "-m", folders.maskcls, "-o", tmp_path / "out", code=1)
+        assert "Another run is writing to" in result.stderr
+        segment(folders, tmp_path / "out", "panoptic")
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("semantic.json", "{}", "results of --task semantic"),
+            ("panoptic.json", "{", "holds no results of this command"),
+            ("panoptic.json", '{"images": [], "annotations": [{"image_id": 3}], "categories": []}', "holds no results"),
+            (
+                "panoptic.json",
+                '{"images": [{"id": 1, "file_name": "a"}], "annotations": [], "categories": []}',
+                "other",
+            ),
+        ],
+    )
+    def test_results_that_do_not_go_together_stay(self, name, content, message, folders, tmp_path):
+        (tmp_path / name).write_text(content)
+        result = run("segment", folders.images, "-m", folders.maskcls, "-o", tmp_path, code=1)
+        assert message in result.stderr and (tmp_path / name).read_text() == content
+
+    @pytest.mark.parametrize(
+        ("error", "code", "word"), [(KeyboardInterrupt, 130, "Ctrl-C"), (Terminated, 143, "SIGTERM")]
+    )
+    def test_an_interruption_keeps_what_is_done(self, error, code, word, folders, tmp_path, monkeypatch):
+        paths, add = self.images(tmp_path / "a", "1.png", "2.png"), Results.add
+
+        def interrupted(self, *arguments):
+            if self.records:
+                raise error
+            add(self, *arguments)
+
+        monkeypatch.setattr(Results, "add", interrupted)
+        content, result = segment(folders, tmp_path / "out", "panoptic", sources=paths, code=code)
+        assert len(content["images"]) == 1 and f"Stopped by {word}: 1 of 2 images" in " ".join(result.stderr.split())
+        assert "Traceback" not in result.output
+
+    def test_a_signal_is_an_interruption(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(Terminated), terminable():
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_a_full_disk_is_said_in_one_line(self, folders, tmp_path, monkeypatch):
+        def full(*_, **__):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr("PIL.Image.Image.save", full)
+        content, result = segment(folders, tmp_path / "out", "panoptic", code=1)
+        assert "could not be written" in result.stderr and os.strerror(errno.ENOSPC) in result.stderr
+        assert content["images"] == [] and not [path for path in (tmp_path / "out").rglob("*.png")]
+
+    def test_names_of_files_are_names_on_every_system(self):
+        paths = ["../x.png", "/x/X.png", "a\\b.png", "CON.png", "con.x.png", "a" * 300 + ".png", "a\x1b.png", "..png"]
+        names = output_names([Path(path) for path in paths])
+        assert names == ["x", "X_2", "a_b", "CON_", "con.x_", "a" * 200, "a_", "_"]
+        assert output_names([Path("\u00e9.png"), Path("e\u0301.png")]) == ["\u00e9", "e\u0301_2"]
+
+    def test_an_image_is_taken_once(self, tmp_path):
+        paths = self.images(tmp_path / "a", "x.png", "y.png")
+        (tmp_path / "link").symlink_to(tmp_path / "a")
+        (tmp_path / "a" / "folder.png").mkdir()
+        (tmp_path / "a" / "loop.png").symlink_to(tmp_path / "a" / "loop.png")
+        sources = [paths[1], tmp_path / "a", tmp_path / "link", tmp_path / "a" / ".." / "a" / "x.png"]
+        assert [path.name for path in find_images(sources)] == ["y.png", "loop.png", "x.png"]
+
+
+class TestInputsFirst:
+    """What is wrong is said before a model is loaded."""
+
+    @pytest.fixture(autouse=True)
+    def no_model(self, monkeypatch):
+        for place in ("loading.load_model", "inference.predictor.load_model", "hub.push.load_model"):
+            monkeypatch.setattr(f"maskcls_hf.{place}", lambda *_, **__: pytest.fail("loads the model"))
+
+    @pytest.mark.parametrize(
+        ("command", "message", "code"),
+        [
+            (["segment", "{none}/a.png", "-m", "{maskcls}", "-o", "{out}"], "a.png: no such file", 1),
+            (["segment", "{images}", "-m", "{none}", "-o", "{out}"], "there is no such folder", 1),
+            (["segment", "{images}", "-m", "{images}/tall.png", "-o", "{out}"], "is a file", 1),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{images}/tall.png/x"], "tall.png is a file", 1),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--threshold", "1.5"], "--threshold", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--threshold", "nan"], "--threshold", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--mask-threshold", "nan"], "--mask-thresho", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--tile", "0"], "--tile", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--batch-size", "0"], "--batch-size", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--task", "depth"], "--task", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--device", "nonsense"], "nonsense", 1),
+            (["evaluate", "-d", "{none}", "-m", "{maskcls}"], "none", 1),
+            (["evaluate", "-d", "{images}", "-m", "{maskcls}", "--scale", "0"], "must be positive", 1),
+            (["evaluate", "-d", "{images}", "-m", "{maskcls}", "--enlarge", "inf"], "--enlarge", 2),
+            (["evaluate", "-d", "{images}", "-m", "{maskcls}", "--task", "depth"], "depth", 1),
+            (["evaluate", "-d", "{images}", "-m", "{maskcls}", "--json", "{none}/x.json"], "--json", 1),
+            (["evaluate", "-d", "{images}", "-m", "{maskcls}", "--json", "{images}"], "--json", 1),
+            (["push", "{maskcls}", "me/x", "--dry-run", "{out}", "--results", "{none}"], "There is no file", 1),
+            (["push", "{maskcls}", "me/x", "--dry-run", "{out}", "--recipe", "{none}"], "There is no recipe", 1),
+            (["push", "{maskcls}", "me/x", "--dry-run", "{out}", "--pictures", "{none}"], "There is no folder", 1),
+            (["push", "{maskcls}", "me/x", "--dry-run", "{out}", "--failures", "{none}"], "There is no folder", 1),
+            (["push", "{maskcls}", "me/x", "--dry-run", "{images}", "--speed"], "not an empty folder", 1),
+            (["convert", "{none}/x.pkl", "{out}"], "There is no file", 1),
+            (["convert", "{none}", "{out}"], "there is no such folder", 1),
+            (["convert", "{maskcls}", "{images}/tall.png"], "is a file", 1),
+        ],
+    )
+    def test_is_said(self, command, message, code, folders, tmp_path):
+        places = vars(folders) | {"none": tmp_path / "none", "out": tmp_path / "out"}
+        result = run(*(word.format(**places) for word in command), code=code)
+        assert message in " ".join(result.stderr.split()), result.stderr
+        assert "Traceback" not in result.output and not (tmp_path / "out").exists()
+
+    def test_names_of_files_are_text(self, folders, tmp_path):
+        name = "no\x1b]52;c;eA==\x07[bold]:smile:\r.png"
+        result = run("segment", tmp_path / name, "-m", folders.maskcls, "-o", tmp_path / "out", code=1)
+        assert "no\\x1b]52;c;eA==\\x07[bold]:smile:\\r.png" in result.stderr
+
+
+class TestProcess:
+    """The entry point of a process: streams, logs, wrong calls."""
+
+    def call(self, monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("warnings.formatwarning", warnings.formatwarning)  # put back afterwards
+        with pytest.raises(SystemExit) as end:
+            app(list(arguments), prog_name="maskcls")
+        captured = capsys.readouterr()
+        return end.value.code or 0, captured.out + captured.err
+
+    def test_wrong_calls(self, monkeypatch, capsys):
+        code, text = self.call(monkeypatch, capsys, "segment", "x.png", "-m", "m", "-o", "o", "--task", "\x1b[31mred")
+        assert code == 2 and "\\x1b[31mred" in text and "\x1b[31mred" not in text
+
+    def test_faults_of_ours_keep_their_traceback(self, monkeypatch, capsys):
+        def broken(*_, **__):
+            raise KeyError("\x1b[31m")
+
+        monkeypatch.setattr("maskcls_hf.cli.segment.find_images", broken)
+        code, text = self.call(monkeypatch, capsys, "segment", "x.png", "-m", "m", "-o", "o")
+        assert code == 1 and "Traceback" in text and "\x1b" not in text
+
+    def test_version_and_help(self, monkeypatch, capsys):
+        assert self.call(monkeypatch, capsys, "--version")[0] == 0
+        monkeypatch.setenv("COLUMNS", "1")
+        assert self.call(monkeypatch, capsys, "segment", "--help")[0] == 0
+
+    def test_log_lines_and_warnings_are_text(self, monkeypatch, capsys):
+        self.call(monkeypatch, capsys, "--version")
+        assert TextFormatter().format(logging.makeLogRecord({"msg": "a\x1b[31m"})) == "a\\x1b[31m"
+        assert "a\\x1b[31m" in warnings.formatwarning("a\x1b[31m", UserWarning, "file", 1)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +15,15 @@ from typer.testing import CliRunner
 
 from checkpoints import CLASSES, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from conftest import SHARED, needs_shared
+from maskcls_hf import MaskClsForUniversalSegmentation
+from maskcls_hf.cli.console import Terminated
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.visual.plain_text import printable
+from tiny import maskcls_config
 
 SIZES = [(48, 80), (80, 48), (64, 64)]
 
@@ -186,6 +191,41 @@ def test_bad_files_are_named_before_or_after_the_first_image(folders, tmp_path):
     assert "1.tif: the image holds NaN or infinity" in run("-m", folders.maskcls, "-d", root, code=1).stderr
     (root / "val/labels/2.png").write_bytes(b"")
     assert "2.png cannot be read as an image: it is empty" in run("-m", folders.maskcls, "-d", root, code=1).stderr
+
+
+@pytest.mark.parametrize("names", [["car [moving]", "car [parked]"], ["[/]", ":smile:\x1b[31m"]])
+def test_names_of_classes_are_text(names, folders, tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / "[red]" / "val" / folder).mkdir(parents=True)
+        Image.fromarray(np.eye(32, dtype=np.uint8)).save(tmp_path / "[red]" / "val" / folder / "a.png")
+    (tmp_path / "[red]" / "labels.json").write_text(json.dumps(dict(enumerate(names))))
+    model = shutil.copytree(folders.maskcls, tmp_path / "model")
+    config = maskcls_config(num_queries=12, id2label=dict(enumerate(names)))
+    MaskClsForUniversalSegmentation(config).save_pretrained(model)
+    result = run("-m", model, "-d", tmp_path / "[red]", "--per-class")
+    assert all(printable(name) in result.stdout for name in names) and "1 images of [red]" in result.stdout
+    result = run("-m", folders.maskcls, "-d", tmp_path / "[red]", code=1)
+    assert ", ".join(map(printable, names)) in result.stderr and "\x1b" not in result.stderr
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
+def test_an_interruption_is_one_line(error, code, folders, tmp_path, monkeypatch):
+    (tmp_path / "scores.json").write_text("earlier")
+    monkeypatch.setattr("maskcls_hf.cli.evaluate.score_data", lambda *_, **__: exec("raise error", {"error": error}))
+    result = run("-m", folders.maskcls, "-d", folders.data, "--json", tmp_path / "scores.json", code=code)
+    assert "Stopped by" in result.stderr and "Traceback" not in result.output
+    assert (tmp_path / "scores.json").read_text() == "earlier"
+
+
+def test_scores_are_written_before_they_are_shown(folders, tmp_path, monkeypatch):
+    """A reader that has seen enough costs no file."""
+
+    def broken(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("maskcls_hf.cli.evaluate.show", broken)
+    result = run("-m", folders.maskcls, "-d", folders.data, "--json", tmp_path / "scores.json", code=1)
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] and "Error" not in result.stderr
 
 
 def test_help_names_every_score():

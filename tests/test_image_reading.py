@@ -279,7 +279,7 @@ class TestCauses:
 
     def test_arrays_of_no_numbers(self):
         for array in (np.array([["a", "b"]]), np.array([[None]]), np.ones((2, 2), np.complex64)):
-            with pytest.raises(ValueError, match="image 0: .* array of numbers"):
+            with pytest.raises(ValueError, match="image 0: an array of .* holds no real numbers"):
                 MaskClsImageProcessor()(array)
-            with pytest.raises(ValueError, match="image 0: .* array of numbers"):
+            with pytest.raises(ValueError, match="image 0: an array of .* holds no real numbers"):
                 MaskClsImageProcessor()(np.zeros((2, 2, 3), np.uint8), segmentation_maps=[array])

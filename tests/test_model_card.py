@@ -246,6 +246,76 @@ class TestText:
         assert not (tmp_path / "curves.png").exists()
 
 
+class TestNamesAreText:
+    """Names of classes, data and files, and what recipes and scores hold, are text on a card."""
+
+    EVIL = "a\n\n# Heading\n---\n<img src=x onerror=alert(1)> ![x](http://evil/track.png) | `b` [l](http://evil) \x1b"
+    MARKS = (
+        r"(?<!\\)<img", r"(?<!\\)!\[x\]\(", r"(?m)^# Heading", r"(?<!\\)\]\(http", r"http://evil",
+        r"[\x00-\x09\x0b-\x1f]",
+    )  # fmt: skip
+
+    def card(self, folder, options: CardOptions) -> str:
+        return write_model_card(folder, options).read_text()
+
+    def check(self, text: str) -> None:
+        """Nothing but code spans has the marks of the evil name."""
+        outside = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text.split("\n---\n", 2)[1])
+        for mark in self.MARKS:
+            assert not re.search(mark, outside), (mark, re.search(mark, outside))
+
+    def test_of_classes(self, folder):
+        config = json.loads((folder / "config.json").read_text())
+        names = {"0": self.EVIL, "1": "road", "2": "$x$", "3": "person", "4": "dog"}
+        (folder / "config.json").write_text(json.dumps(config | {"id2label": names, "label2id": {}}))
+        results = {"scores": {"mean_iou": 0.5, self.EVIL: 0.5}, "per_class": {self.EVIL: {"iou": 0.1, self.EVIL: 0.3}}}
+        text = self.card(folder, CardOptions(results=[results]))
+        self.check(text)
+        assert text.count("onerror") == 5 and "\\# Heading" in text
+
+    def test_of_data_recipe_and_settings(self, folder):
+        evil = self.EVIL
+        (folder / "recipe.yaml").write_text(
+            json.dumps(
+                {
+                    "model": {"backbone_checkpoint": evil},
+                    "data": {"train_split": evil},
+                    "training": {"seed": evil},
+                    "evaluation": {"threshold": f"0.5); import os #{evil}", "overlap_threshold": evil},
+                    "paper": {"mean_iou": 1.0, "source": evil},
+                }
+            )
+        )
+        settings = dict.fromkeys(("images", "data", "split", "crop", "tile", "step", "threshold"), evil)
+        results = [{"scores": {"mean_iou": 0.5}, "settings": settings | {"scales": [evil]}}]
+        options = CardOptions(
+            repo_id=evil,
+            license=evil,
+            data=TrainingData(evil, "<b>", "See https://a.org."),
+            results=results,
+            tags=[evil],
+        )
+        text = self.card(folder, options)
+        code = [line for line in text.splitlines() if "import os" in line]
+        for line in code:
+            text = text.replace(line, "")
+        text = re.sub(r"(?m)^ +maskcls .*$|^.*(from_pretrained|pipeline)\(.*$", "", text)
+        self.check(text)
+        assert "https://a.org" in text and "\\<b\\>" in text
+        assert len(code) == 3 and all('"0.5); import os #' in line or "'0.5); import" in line for line in code)
+
+    def test_of_metadata(self, folder):
+        data = TrainingData('x: "y"\n---\n# z')
+        card = ModelCard.load(write_model_card(folder, CardOptions(license="mit\n---\ntags: [a]", data=data)))
+        assert card.data.license == "mit\\n---\\ntags: [a]" and "a" not in card.data.tags
+        assert card.data.eval_results[0].dataset_name == 'x: "y"\\n---\\n# z'
+
+    def test_of_pictures(self, folder, tmp_path):
+        picture().save(tmp_path / "# <b> [x](y).png")
+        text = self.card(folder, CardOptions(pictures=[Picture(tmp_path / "# <b> [x](y).png")]))
+        assert "![\\# \\<b\\> \\[x\\](y)](pictures/-b-x-y-.png)" in text
+
+
 class TestScores:
     def test_json_of_evaluate(self, folder, tmp_path):
         """What `maskcls evaluate` writes is on the card: the same numbers, data and intervals."""
@@ -291,7 +361,13 @@ class TestScores:
 
     @pytest.mark.parametrize(
         ("content", "message"),
-        [("{", "not valid JSON"), ("[1]", "names and scores"), ('{"epoch": 1}', "there are no scores")],
+        [
+            ("{", "not valid JSON"),
+            ("[1]", "names and scores"),
+            ('{"ap": 0.5, "per_class": [1]}', "does not hold scores"),
+            (f'{{"ap": 1{"0" * 400}}}', "does not hold scores"),
+            ('{"epoch": 1}', "there are no scores"),
+        ],
     )
     def test_files_without_scores(self, content, message, tmp_path):
         (tmp_path / "scores.json").write_text(content)
@@ -656,6 +732,15 @@ class TestHandwrittenCard:
     def test_a_picture_is_missing(self, handwritten, tmp_path):
         (handwritten / "val.png").unlink()
         with pytest.raises(FileNotFoundError, match="shows val.png"):
+            stage(handwritten, tmp_path / "look", "me/streets")
+        assert not (tmp_path / "look").exists()
+
+    @pytest.mark.parametrize("name", ["optimizer.pt", "link.png"])
+    def test_nothing_but_pictures_of_the_folder_is_published(self, name, handwritten, tmp_path):
+        (tmp_path / "secret").write_text("secret")
+        (handwritten / "link.png").symlink_to(tmp_path / "secret")
+        (handwritten / "README.md").write_text(f"![a]({name})")
+        with pytest.raises(ValueError, match=f"{name}, which is no picture inside"):
             stage(handwritten, tmp_path / "look", "me/streets")
         assert not (tmp_path / "look").exists()
 

@@ -882,6 +882,20 @@ class TestCityscapes:
         assert "ids_outside" in kinds(cityscapes, options={"instances": True})
 
 
+@pytest.mark.parametrize("name", ["car [moving]", "[/]", "[bold]x[/]", ":smile:", "\x1b[31mred", "a\nERROR b"])
+def test_names_of_classes_files_and_folders_are_text(name, folder):
+    """In tables, headings and findings."""
+    write_json(folder / "labels.json", {**NAMES, 1: name})
+    file = name.replace("/", "|")
+    root = folder.rename(folder.parent / f"folder {file}")
+    save(root / "val" / "images" / f"file {file}.png", picture(7))
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["validate", str(root)])
+    text, file = repr(name)[1:-1], repr(file)[1:-1]
+    assert result.exit_code == 1 and f"folder {file}: layout folder" in result.stdout
+    assert f" {text} " in result.stdout.split("Classes: images")[1] and f"file {file}" in result.stdout
+    assert all(line.isprintable() for line in result.stdout.split("\n"))
+
+
 def test_every_rule_has_an_advice():
     for kind, rule in RULES.items():
         assert rule.severity in ("error", "warning", "note") and rule.title and rule.advice.endswith((".", ")")), kind

@@ -29,12 +29,12 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     """
     if config._attn_implementation == "sdpa":
         config._attn_implementation = None  # asked of the whole model: the best that this backbone has
-    backbone: Any = AutoBackbone.from_config(config)
+    backbone: Any = AutoBackbone.from_config(config, trust_remote_code=False)
     patch_size = patch_size_of(backbone)
     if patch_size is not None:
         of_timm = getattr(backbone, "_backbone", None)
         if of_timm is not None and getattr(of_timm.model, "dynamic_img_size", None) is False:
-            backbone = AutoBackbone.from_config(config, dynamic_img_size=True)
+            backbone = AutoBackbone.from_config(config, trust_remote_code=False, dynamic_img_size=True)
         check_plain_vit(backbone)
         return SimpleFeaturePyramid(backbone, patch_size)
     if len(backbone.channels) < 2:

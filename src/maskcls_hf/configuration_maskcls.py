@@ -292,7 +292,7 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
     if backbone_config is None:
         backbone_config = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
     if isinstance(backbone_config, dict):
-        fields = dict(backbone_config)
+        fields = without_code(backbone_config)
         model_type = fields.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise ValueError(
@@ -308,6 +308,13 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
     if not hasattr(backbone_config, "model_type"):
         raise ValueError(f"backbone_config={backbone_config!r} must be a backbone configuration or its dict.")
     return backbone_config
+
+
+def without_code(fields: Any) -> Any:
+    """Fields of a saved configuration without what names code beside it, however deep: none of it is ever run."""
+    if isinstance(fields, dict):
+        return {name: without_code(value) for name, value in fields.items() if name != "auto_map"}
+    return [without_code(value) for value in fields] if isinstance(fields, list) else fields
 
 
 def checked_classes(id2label: Any) -> dict[int, str]:

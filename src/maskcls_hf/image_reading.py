@@ -283,10 +283,8 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     if isinstance(label_map, (str, os.PathLike)):
         if not os.path.isfile(label_map):
             raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r} is not a file.")
-        try:
+        with naming(where), reading(label_map):
             label_map = open_image(label_map)
-        except ValueError as error:
-            raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r}: {error}") from error
     kind = "array"
     if isinstance(label_map, Image.Image):
         kind = f"image of mode {label_map.mode!r}"

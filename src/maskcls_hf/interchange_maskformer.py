@@ -13,7 +13,7 @@ MASKFORMER = "maskformer"
 DOWNLOAD_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
-FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap")
+FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap", "ignore_mismatched_sizes")
 
 # Fields of our configuration -> fields of theirs.
 CONFIG_FIELDS = {
@@ -193,8 +193,10 @@ def holds_maskformer(path: Any, options: Mapping[str, Any]) -> bool:
     return config_dict.get("model_type") == MASKFORMER
 
 
-def load_maskformer(path: Any, options: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Parameters of a checkpoint of transformers' MaskFormer by our names; what the files lack is absent.
+def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
+    """Parameters of a checkpoint of transformers' MaskFormer by our names, and names that it has no place for.
+
+    What the files lack, or have in another shape, is absent.
 
     transformers itself reads the files, whatever their format, shards and older names.
     """
@@ -204,7 +206,9 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> dict[str, Tensor]:
         path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
     )
     theirs, report = loaded
-    return state_from_maskformer(theirs, leave_out=report["missing_keys"])
+    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
+    return state_from_maskformer(theirs, leave_out=absent), unknown
 
 
 def chosen(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -54,9 +54,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
         if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        state = load_maskformer(path, kwargs)
+        state, unknown = load_maskformer(path, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if isinstance(loaded, tuple):
+            loaded[1]["unexpected_keys"] = {*loaded[1]["unexpected_keys"], *unknown}
         model.config.name_or_path = model.name_or_path = str(path)
         return loaded
 

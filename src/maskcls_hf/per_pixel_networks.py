@@ -39,7 +39,7 @@ class PerPixelNetwork(nn.Module):
 
     def build(self, config: PreTrainedConfig) -> nn.Module:
         """The whole per-pixel model of a configuration."""
-        return AutoModelForSemanticSegmentation.from_config(config)
+        return AutoModelForSemanticSegmentation.from_config(config, trust_remote_code=False)
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> what the classifier gets (B, C_E, h, w), and the coarsest features of the encoder

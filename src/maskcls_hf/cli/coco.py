@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy import ndimage
 
 from ..inference.predictor import Task
 from ..visual.drawing import Colour, colour_map, distinct_colours
-from ..writing import write_json
 from .segmenter import SegmentedImage
 
 
@@ -43,7 +41,7 @@ def boxes(ids: NDArray[Any], wanted: Sequence[int]) -> list[list[int]]:
 
 
 class CocoRecords:
-    """The JSON of a run: `images`, `annotations`, `categories`. Category ids are the model's class ids.
+    """The records of images for the JSON of a run, and its `categories`. Category ids are the model's class ids.
 
     Panoptic: COCO's panoptic annotations, with scores. Instance: COCO's results, one RLE each, whose list
     `annotations` is what `pycocotools`' `loadRes` takes. Semantic: areas in pixels of the classes in each image.
@@ -51,8 +49,6 @@ class CocoRecords:
 
     def __init__(self, task: Task, names: dict[int, str], stuff: Collection[int]):
         self.task = task
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
         self.categories: list[dict[str, Any]] = [
             dict(id=label, name=name, color=list(colour))
             for (label, name), colour in zip(sorted(names.items()), distinct_colours(), strict=False)
@@ -60,21 +56,22 @@ class CocoRecords:
         if task == "panoptic":
             self.categories = [category | {"isthing": int(category["id"] not in stuff)} for category in self.categories]
 
-    def add(self, file_name: str, map_name: str, result: SegmentedImage, colours: Sequence[Colour]) -> None:
-        image_id = len(self.images) + 1
+    def of(self, map_name: str, result: SegmentedImage, colours: Sequence[Colour]) -> dict[str, Any]:
+        """`image` and `annotations` of one image, without the ids that they get among others."""
         height, width = result.ids.shape
-        self.images.append(dict(id=image_id, file_name=file_name, height=height, width=width))
         if self.task == "instance":
-            self.annotations += [self.instance(image_id, index, result) for index in range(len(result.segments))]
-            return
-        records = self.areas(result) if self.task == "semantic" else self.segments(result, colours)
-        self.annotations.append(dict(image_id=image_id, file_name=map_name, segments_info=records))
+            annotations = [self.instance(index, result) for index in range(len(result.segments))]
+        else:
+            records = self.areas(result) if self.task == "semantic" else self.segments(result, colours)
+            annotations = [dict(image_id=0, file_name=map_name, segments_info=records)]
+        return {"image": dict(id=0, file_name="", height=height, width=width), "annotations": annotations}
 
-    def instance(self, image_id: int, index: int, result: SegmentedImage) -> dict[str, Any]:
+    @staticmethod
+    def instance(index: int, result: SegmentedImage) -> dict[str, Any]:
         segment, mask = result.segments[index], result.masks[index]
         return dict(
-            id=len(self.annotations) + index + 1,
-            image_id=image_id,
+            id=0,
+            image_id=0,
             category_id=segment["label_id"],
             score=segment["score"],
             area=segment["area"],
@@ -105,7 +102,3 @@ class CocoRecords:
                 result.segments, colours, boxes(result.ids, [s["id"] for s in result.segments]), strict=True
             )
         ]
-
-    def write(self, path: Path) -> None:
-        content = dict(images=self.images, annotations=self.annotations, categories=self.categories)
-        write_json(path, content)

@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
-from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import MASKFORMER
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..loading import load_image_processor, load_model, saved_config
+from ..visual.plain_text import printable
 from ..writing import saving_model
-from .console import console, fail
+from .console import check_new_folder, console, fail, stop
+
+OURS = (MaskClsConfig.model_type, MASKFORMER)
 
 
 def convert(
@@ -49,35 +49,46 @@ def convert(
     """
     logging.disable_progress_bar()
     try:
-        per_pixel = not is_original(source) and model_type(source) not in (MaskClsConfig.model_type, MASKFORMER)
+        check_new_folder(out)
+        if is_original(source) and not Path(source).is_file():
+            raise FileNotFoundError(f"There is no file {source}.")
+        per_pixel = not is_original(source) and saved_config(source)["model_type"] not in OURS
         if not per_pixel and (num_queries is not None or matching is not None):
             raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
         if labels is not None and (to_transformers or not is_original(source)):
             raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
+        names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
             if to_transformers:
                 save_as_transformers(source, folder)
             elif is_original(source):
-                save_from_original(source, folder, **({} if labels is None else class_names(labels)))
+                save_from_original(source, folder, **names)
             elif per_pixel:
                 save_from_per_pixel(source, folder, num_queries, matching)
             else:
-                MaskClsForUniversalSegmentation.from_pretrained(source).save_pretrained(folder)
-                MaskClsImageProcessor.from_pretrained(source).save_pretrained(folder)
-    except (OSError, ValueError) as error:
+                model, image_processor = load_model(source), load_image_processor(source)
+                model.save_pretrained(folder)
+                image_processor.save_pretrained(folder)
+    except KeyboardInterrupt as error:
+        stop(error, "nothing was written")
+    except (OSError, TypeError, ValueError) as error:
         fail(error)
-    console.print(f"Written to {escape(str(out))}.", soft_wrap=True)
+    console.print(f"Written to {printable(out)}.", soft_wrap=True)
 
 
 def is_original(source: str) -> bool:
     return Path(source).suffix in (".pkl", ".pth")
 
 
-def model_type(source: str) -> str | None:
-    return PreTrainedConfig.get_config_dict(source)[0].get("model_type")
-
-
 def class_names(path: Path) -> dict[str, Any]:
-    """Fields of a configuration, from the file `path`."""
-    names = {int(label): str(name) for label, name in json.loads(path.read_text()).items()}
+    """Fields of a configuration, from the file `path`.
+
+    Raises:
+        OSError: no such file.
+        ValueError: it does not hold names of classes.
+    """
+    try:
+        names = {int(label): str(name) for label, name in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f'--labels {path}: expected JSON such as {{"0": "name", ...}} ({error}).') from error
     return {"id2label": names, "label2id": {name: label for label, name in names.items()}}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from transformers.utils import logging
 
@@ -19,7 +18,9 @@ from ..hub.scores import write_json
 from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data
 from ..inference.evaluation import model_classes
+from ..inference.predictor import TASKS, check_predictor_options
 from ..metrics import Evaluator, per_class_table
+from ..visual.plain_text import PlainConsole, cell
 from .console import (
     DeviceOption,
     MaskThresholdOption,
@@ -27,10 +28,13 @@ from .console import (
     OverlapThresholdOption,
     TileOption,
     TileOverlapOption,
+    check_new_file,
     choose_device,
     complain,
     fail,
+    finite,
     progress_bar,
+    stop,
 )
 
 USUAL_TASKS: dict[str, tuple[str, ...]] = {
@@ -69,7 +73,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Lowest class probability of a panoptic segment.")
+        float, typer.Option(min=0, max=1, callback=finite, help="Lowest class probability of a panoptic segment.")
     ] = 0.8,
     mask_threshold: MaskThresholdOption = 0.5,
     overlap_threshold: OverlapThresholdOption = 0.8,
@@ -77,7 +81,12 @@ def evaluate(
     overlap: TileOverlapOption = 0.25,
     scale: Annotated[
         list[float] | None,
-        typer.Option("--scale", min=0, help="Average class scores over these scales; may be repeated (semantic)."),
+        typer.Option(
+            "--scale",
+            min=0,
+            callback=finite,
+            help="Average class scores over these scales; may be repeated (semantic).",
+        ),
     ] = None,
     flip: Annotated[bool, typer.Option("--flip", help="Average them over mirror images (semantic).")] = False,
     multi_scale: Annotated[
@@ -89,7 +98,9 @@ def evaluate(
     middle: Annotated[bool, typer.Option("--middle", help="With --crop: the middle crop of each image alone.")] = False,
     enlarge: Annotated[
         float | None,
-        typer.Option(min=0, help="Network pixels an image pixel. Default: as the image processor resizes."),
+        typer.Option(
+            min=0, callback=finite, help="Network pixels an image pixel. Default: as the image processor resizes."
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")] = 1,
     device: DeviceOption = "auto",
@@ -106,13 +117,8 @@ def evaluate(
     """
     logging.disable_progress_bar()
     try:
-        check_options(json_file, crop, middle, scale, flip, multi_scale)
-        dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
-        if told := told_of_classes(dataset, split):
-            complain(told)
-        predictor = Predictor.from_pretrained(
-            model,
-            choose_device(device),
+        check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
+        ways: dict[str, Any] = dict(
             tile=tile,
             overlap=overlap,
             scales=PAPER_SCALES if multi_scale else scale,
@@ -120,6 +126,14 @@ def evaluate(
             batch_size=batch_size,
             enlarge=enlarge,
         )
+        check_predictor_options(**ways)
+        place = choose_device(device)
+        dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
+        if told := told_of_classes(dataset, split):
+            complain(told)
+        if "instance" in (task or ()) and not dataset.has_instances:
+            raise ValueError("--task instance: the data has maps of classes, which do not tell instances apart.")
+        predictor = Predictor.from_pretrained(model, place, **ways)
         evaluator = Evaluator(
             predictor.image_processor,
             predictor.id2label,
@@ -143,13 +157,11 @@ def evaluate(
                 limit=limit,
                 on_image=lambda: progress.advance(bar),
             )
+    except KeyboardInterrupt as error:
+        stop(error, "there are no scores of a part of the images")
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         fail(error)
     of_classes = evaluator.per_class()
-    show(scores, f"{images} images of {data.name}, {split}")
-    if per_class:
-        for metric in evaluator.metrics.values():
-            Console().print(per_class_table(metric.per_class()))
     if json_file is not None:
         settings = dict(
             model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, threshold=threshold,
@@ -158,6 +170,10 @@ def evaluate(
             bootstrap=bootstrap,
         )  # fmt: skip
         write_json(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
+    show(scores, f"{images} images of {data.name}, {split}")
+    if per_class:
+        for metric in evaluator.metrics.values():
+            PlainConsole().print(per_class_table(metric.per_class()))
 
 
 def check_options(
@@ -167,13 +183,22 @@ def check_options(
     scale: Sequence[float] | None,
     flip: bool,
     multi_scale: bool,
+    tasks: Sequence[str],
 ) -> None:
+    """What can be said before data and model are read."""
+    if unknown := set(tasks) - set(TASKS):
+        raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {', '.join(sorted(unknown))}.")
+    if (scale or flip or multi_scale) and set(tasks) - {"semantic"}:
+        raise ValueError(
+            "scales and flip average class scores: for semantic segmentation, not "
+            f"{', '.join(sorted(set(tasks) - {'semantic'}))}."
+        )
     if middle and crop is None:
         raise ValueError("--middle needs --crop: how large are the crops?")
     if multi_scale and (scale or flip):
         raise ValueError("--multi-scale stands for the paper's scales and --flip: leave out --scale and --flip.")
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise ValueError(f"--json {json_file}: no file can be written there.")
+    if json_file is not None:
+        check_new_file(json_file, "--json")
 
 
 def parsed(options: Sequence[str]) -> dict[str, Any]:
@@ -191,16 +216,10 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen_tasks(wanted: Sequence[str] | None, predictor: Predictor, data: SegmentationDataset) -> Sequence[str]:
-    """What to score.
-
-    Raises:
-        ValueError: the model or the annotations do not have it.
-    """
+    """What to score."""
     usual = USUAL_TASKS[data.kind]
     if not wanted:
         return usual if predictor.finds_segments else ("semantic",)
-    if "instance" in wanted and not data.has_instances:
-        raise ValueError("--task instance: the data has maps of classes, which do not tell instances apart.")
     return list(dict.fromkeys(wanted))
 
 
@@ -213,15 +232,15 @@ def show(scores: dict[str, float], title: str) -> None:
     """The scores in per cent, with their intervals if there are any."""
     names = [name for name in scores if not name.startswith(PER_CLASS) and not name.endswith(("_low", "_high"))]
     intervals = any(f"{name}_low" in scores for name in names)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=cell(title), title_justify="left")
     for heading in ("score", "%", *(("95 % interval",) if intervals else ())):
         table.add_column(heading, justify="left" if heading == "score" else "right")
     for name in names:
         low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
         known = low is not None and high is not None and not math.isnan(low)
         interval = f"{percent(low)} to {percent(high)}" if known else ""
-        table.add_row(name, percent(scores[name]), *((interval,) if intervals else ()))
-    Console().print(table)
+        table.add_row(cell(name), percent(scores[name]), *((interval,) if intervals else ()))
+    PlainConsole().print(table)
 
 
 def percent(value: float | None) -> str:

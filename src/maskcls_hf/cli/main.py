@@ -1,10 +1,18 @@
 """Entry point of `maskcls`."""
 
+import io
+import logging
+import sys
+import traceback
+import warnings
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.main import get_command
 
+from ..visual.plain_text import printable
+from .console import guarded
 from .convert import convert
 from .evaluate import evaluate
 from .push import push
@@ -12,7 +20,55 @@ from .segment import segment
 from .train import train
 from .validate import validate
 
-app = typer.Typer(
+
+class App(typer.Typer):
+    """Shows every text of a process as text: whatever the encoding of its output, and with no control characters in
+    log lines, warnings and errors."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        show_logs_as_text()
+        try:
+            code = get_command(self)(*arguments, standalone_mode=False, **options)
+        except Exception as error:
+            if not hasattr(error, "format_message"):  # no wrong call: a fault of ours
+                print(printable(traceback.format_exc(), keep_lines=True), file=sys.stderr)
+                sys.exit(1)
+            show_usage_error(error)
+            sys.exit(getattr(error, "exit_code", 1))
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep_lines=True)
+
+
+def show_logs_as_text() -> None:
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
+    for handler in (*handlers, logging.lastResort):
+        if handler is not None and handler.formatter is None:
+            handler.setFormatter(TextFormatter())
+    as_usual = warnings.formatwarning
+    warnings.formatwarning = lambda *a, **k: printable(as_usual(*a, **k), keep_lines=True)
+
+
+def show_usage_error(error: Any) -> None:
+    for name in ("message", "option_name"):
+        if isinstance(getattr(error, name, None), str):
+            setattr(error, name, printable(getattr(error, name), keep_lines=True))
+    try:
+        from typer.rich_utils import rich_format_error
+    except ImportError:
+        error.show()
+    else:
+        rich_format_error(error)
+
+
+app = App(
     help="Image segmentation by mask classification (MaskFormer): an image becomes masks with one class each.",
     no_args_is_help=True,
     add_completion=False,
@@ -20,12 +76,12 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(no_args_is_help=True)(segment)
-app.command(no_args_is_help=True)(evaluate)
-app.command(no_args_is_help=True)(convert)
-app.command(no_args_is_help=True)(validate)
-app.command(no_args_is_help=True)(train)
-app.command(no_args_is_help=True)(push)
+app.command(no_args_is_help=True)(guarded(segment))
+app.command(no_args_is_help=True)(guarded(evaluate))
+app.command(no_args_is_help=True)(guarded(convert))
+app.command(no_args_is_help=True)(guarded(validate))
+app.command(no_args_is_help=True)(guarded(train))
+app.command(no_args_is_help=True)(guarded(push))
 
 
 def print_version(wanted: bool) -> None:

@@ -5,19 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
-from rich.markup import escape
 from transformers.utils import logging
 
 from ..data import open_dataset
 from ..hub.failure_cases import failure_cases, save_failure_cases
-from ..hub.model_card import CardOptions, Picture, TrainingData
-from ..hub.push import check_repo_id, handwritten_card, stage
+from ..hub.model_card import CardOptions, Picture, TrainingData, read_scores, recipe_of
+from ..hub.push import check_empty, check_repo_id, check_token, handwritten_card, stage
 from ..hub.push import push as push_folder
 from ..hub.saved_model import SavedModel, read_recipe
 from ..hub.speed import measure_speed
 from ..inference import Predictor
-from .console import choose_device, complain, console, fail, progress_bar
+from ..visual.plain_text import printable
+from .console import check_new_folder, choose_device, complain, console, fail, progress_bar, stop
 from .segment import find_images
 
 
@@ -80,7 +81,7 @@ def push(
     logging.disable_progress_bar()
     try:
         check_repo_id(repo_id)
-        SavedModel(folder)  # before anything takes time
+        saved = SavedModel(folder)  # before anything takes time
         data = None
         if dataset is not None:
             data = TrainingData(dataset, data_terms, data_description)
@@ -97,27 +98,45 @@ def push(
             without_weights=without_weights,
         )
         keeps_card = not new_card and handwritten_card(folder) is not None
+        check_inputs(saved, card, keeps_card, dry_run, failures)
+        place = choose_device(device)
         warn(card, keeps_card, folder)
         with tempfile.TemporaryDirectory() as drawn:
             if not keeps_card:
                 if pictures is not None:
                     card = replace(card, pictures=captioned(pictures))
                 if failures is not None:
-                    worst = draw_failures(
-                        folder, recipe, failures, split, number, limit, maps_only, device, Path(drawn)
-                    )
+                    worst = draw_failures(folder, recipe, failures, split, number, limit, maps_only, place, Path(drawn))
                     card = replace(card, failures=worst)
                 if speed:
-                    predictor = Predictor.from_pretrained(folder, choose_device(device))
+                    predictor = Predictor.from_pretrained(folder, place)
                     card = replace(card, speed=measure_speed(predictor.model, predictor.image_processor))
             if dry_run is not None:
                 files = stage(folder, dry_run, repo_id, card, new_card=new_card)
                 where = f"{dry_run}: {', '.join(files)}"
             else:
                 where = push_folder(folder, repo_id, card, private=private, new_card=new_card).commit_url
+    except KeyboardInterrupt as error:
+        stop(error, f"nothing was {'written' if dry_run else 'published'}")
     except (OSError, TypeError, ValueError, RuntimeError) as error:
         fail(error)
-    console.print(f"{'Written to' if dry_run else 'Uploaded:'} {escape(where)}", soft_wrap=True, highlight=False)
+    console.print(f"{'Written to' if dry_run else 'Uploaded:'} {printable(where)}", soft_wrap=True)
+
+
+def check_inputs(
+    saved: SavedModel, card: CardOptions, keeps_card: bool, dry_run: Path | None, failures: Path | None
+) -> None:
+    """What can be wrong is said before the model is loaded."""
+    if dry_run is not None:
+        check_new_folder(dry_run)
+        check_empty(dry_run)
+    else:
+        check_token()
+    if not keeps_card:
+        recipe_of(saved, card)
+        read_scores(saved, card)
+    if failures is not None and not failures.is_dir():
+        raise FileNotFoundError(f"There is no folder {failures} with images for --failures.")
 
 
 def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
@@ -148,7 +167,7 @@ def draw_failures(
     number: int,
     limit: int | None,
     maps_only: bool,
-    device: str,
+    device: torch.device,
     out: Path,
 ) -> list[Picture]:
     """Pictures of the worst images, scored as the recipe evaluates them."""
@@ -167,7 +186,7 @@ def draw_failures(
             "threshold": evaluation.get("threshold", 0.8),
             "overlap_mask_area_threshold": evaluation.get("overlap_threshold", 0.8),
         }
-    predictor = Predictor.from_pretrained(folder, choose_device(device))
+    predictor = Predictor.from_pretrained(folder, device)
     images = min(limit or len(dataset), len(dataset))
     with progress_bar("Looking for failures") as progress:
         bar = progress.add_task("", total=images)

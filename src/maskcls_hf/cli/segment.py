@@ -1,17 +1,18 @@
 """`maskcls segment`: images in; overlays, maps and one JSON out."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from rich.markup import escape
 from torch import Tensor
 from transformers.utils import logging
 
 from ..image_reading import image_to_tensor, open_image
 from ..inference.predictor import Task
 from ..visual.drawing import draw_overlay, segment_colours
+from ..visual.plain_text import printable
 from .coco import CocoRecords, map_image
 from .console import (
     DeviceOption,
@@ -20,12 +21,16 @@ from .console import (
     OverlapThresholdOption,
     TileOption,
     TileOverlapOption,
+    check_new_folder,
     choose_device,
     complain,
     console,
     fail,
+    finite,
     progress_bar,
+    stop,
 )
+from .results import Results, source_of
 from .segmenter import SegmentedImage, Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -41,7 +46,8 @@ def segment(
     batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
     device: DeviceOption = "auto",
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score of a segment; panoptic 0.8, instance 0.5.")
+        float | None,
+        typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
     ] = None,
     mask_threshold: MaskThresholdOption = 0.5,
     overlap_threshold: OverlapThresholdOption = 0.8,
@@ -59,7 +65,8 @@ def segment(
     A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
     neighbouring tiles that overlap become one.
 
-    A file that cannot be read is reported and left out, and the exit code is 1.
+    A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
+    those of a run that is stopped or killed are kept.
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
@@ -68,24 +75,47 @@ def segment(
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold
     try:
-        paths = find_images(sources)
+        found = find_images(sources)
+        check_new_folder(out)
+        place = choose_device(device)
+        results = Results(out, task)
+        paths = [path for path in found if is_file(path)]
+        if not paths:
+            raise typer.Exit(1)
         segmenter = Segmenter(
             model,
             task,
-            choose_device(device),
+            place,
             options={} if task == "semantic" else {k: v for k, v in options.items() if v is not None},
             tile=tile,
             overlap=overlap,
             batch_size=batch_size,
         )
-        for folder in ("overlay", "map"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except typer.Exit:
+        raise
+    except (OSError, TypeError, ValueError, RuntimeError) as error:
         fail(error)
-    bad = segment_files(paths, segmenter, batch_size, out)
-    console.print(f"{len(paths) - bad} of {len(paths)} images segmented into {escape(str(out))}.", soft_wrap=True)
-    if bad:
+    earlier = {*results.records}
+    done: set[str] = set()
+    try:
+        segment_files(paths, segmenter, batch_size, results, done)
+    except KeyboardInterrupt as error:
+        stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
+    except (OSError, ValueError) as error:
+        fail(error)
+    kept = len(earlier - {source_of(path) for path in paths})
+    also = f" Earlier results of {kept} other images are kept." if kept else ""
+    console.print(f"{len(done)} of {len(found)} images segmented into {printable(out)}.{also}", soft_wrap=True)
+    if len(done) < len(found):
         raise typer.Exit(1)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it can be opened; if not, that is said."""
+    if path.is_file():
+        return True
+    complain(f"{printable(path)}: {'no file' if os.path.lexists(path) else 'no such file'}.")
+    return False
 
 
 class Outcome(NamedTuple):
@@ -97,25 +127,22 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
-def segment_files(paths: Sequence[Path], segmenter: Segmenter, batch_size: int, out: Path) -> int:
-    """Write the results of all files; the number of those that failed."""
+def segment_files(
+    paths: Sequence[Path], segmenter: Segmenter, batch_size: int, results: Results, done: set[str]
+) -> None:
+    """Write the results of all files; those that did not fail are in `done`, also after an interruption."""
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
-    names = dict(zip(paths, output_names(paths), strict=True))
-    bad = 0
-    try:
-        with progress_bar("Segmenting") as progress:
-            bar = progress.add_task("", total=len(paths))
-            for start in range(0, len(paths), batch_size):
-                for outcome in outcomes(paths[start : start + batch_size], segmenter):
-                    if outcome.error is None:
-                        write(outcome, out, names[outcome.path], segmenter, records)
-                    else:
-                        bad += 1
-                        complain(f"{outcome.path}: {outcome.error}")
-                    progress.advance(bar)
-    finally:  # also what was found until an interruption
-        records.write(out / f"{segmenter.task}.json")
-    return bad
+    with results.open(records.categories), progress_bar("Segmenting") as progress:
+        names = dict(zip(paths, results.names(paths), strict=True))
+        bar = progress.add_task("", total=len(paths))
+        for start in range(0, len(paths), batch_size):
+            for outcome in outcomes(paths[start : start + batch_size], segmenter):
+                error = outcome.error or write(outcome, names[outcome.path], segmenter, records, results)
+                if error is None:
+                    done.add(str(outcome.path))
+                else:
+                    complain(f"{printable(outcome.path)}: {error}")
+                progress.advance(bar)
 
 
 def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
@@ -133,7 +160,7 @@ def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outc
     """Where a batch fails, its images go one by one."""
     try:
         results = segmenter(list(images.values()))
-    except (ValueError, RuntimeError) as error:
+    except Exception as error:  # what an image can do to a model is not foreseen
         for path, image in images.items():
             if len(images) == 1:
                 yield Outcome(path, error=error)
@@ -144,36 +171,37 @@ def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outc
             yield Outcome(path, image, result)
 
 
-def write(outcome: Outcome, out: Path, name: str, segmenter: Segmenter, records: CocoRecords) -> None:
+def write(
+    outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords, results: Results
+) -> Exception | None:
+    """What is wrong with the image, if anything is."""
     image, result = outcome.image, outcome.result
     assert image is not None and result is not None
-    colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
-    pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-    draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names).save(out / "overlay" / f"{name}.png")
-    map_image(result, segmenter.task, colours, len(segmenter.names)).save(out / "map" / f"{name}.png")
-    records.add(outcome.path.name, f"{name}.png", result, colours)
+    try:
+        colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
+        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        overlay = draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names)
+        found_map = map_image(result, segmenter.task, colours, len(segmenter.names))
+        record = records.of(f"{name}.png", result, colours)
+    except Exception as error:
+        return error
+    results.add(outcome.path, name, overlay, found_map, record)
+    return None
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:
-    """Files as they are given; of a folder its images, in the order of their names."""
+    """Files as they are given; of a folder its images, in the order of their names. Each once, however it is named."""
     paths: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found = sorted(path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            inside = (path for path in source.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(path for path in inside if not path.is_dir())
             if not found:
                 raise ValueError(f"{source} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
             paths += found
         else:
             paths.append(source)
-    return list(dict.fromkeys(paths))
-
-
-def output_names(paths: Sequence[Path]) -> list[str]:
-    """The stem of each path, numbered from its second occurrence on."""
-    names: dict[str, None] = {}
+    once: dict[str, Path] = {}
     for path in paths:
-        name, number = path.stem, 2
-        while name in names:
-            name, number = f"{path.stem}_{number}", number + 1
-        names[name] = None
-    return list(names)
+        once.setdefault(source_of(path), path)
+    return list(once.values())

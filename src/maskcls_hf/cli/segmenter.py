@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ..inference.mask_runs import MaskRuns
 from ..inference.predictor import Predictor, Task
+from ..loading import class_of_saved
+from ..modeling_perpixel import PerPixelForSemanticSegmentation
 
 
 @dataclass
@@ -43,9 +45,9 @@ class Segmenter:
     def __init__(
         self, name: str, task: Task, device: str | torch.device = "cpu", *, options: dict[str, Any], **inference: Any
     ):
-        self.predictor = Predictor.from_pretrained(name, device, **inference)
-        if task != "semantic" and not self.predictor.finds_segments:
+        if task != "semantic" and class_of_saved(name) is PerPixelForSemanticSegmentation:
             raise ValueError(f"{name} classifies pixels and knows no segments: use --task semantic.")
+        self.predictor = Predictor.from_pretrained(name, device, **inference)
         self.task, self.options = task, options
 
     @property

@@ -9,6 +9,7 @@ from rich.table import Table
 from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
 from ..training.stopping import end
+from ..visual.plain_text import cell
 from .console import console, fail
 
 
@@ -16,7 +17,7 @@ def print_recipes(wanted: bool) -> None:
     if wanted:
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():
-            table.add_row(name, headline)
+            table.add_row(cell(name), cell(headline))
         console.print(table)
         raise typer.Exit
 
@@ -68,5 +69,5 @@ def train(
     table = Table("score", "", box=None)
     for name, value in scores.items():
         if name.startswith("eval_"):
-            table.add_row(name.removeprefix("eval_"), f"{value:.4g}")
+            table.add_row(cell(name.removeprefix("eval_")), f"{value:.4g}")
     console.print(table)

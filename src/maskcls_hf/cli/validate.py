@@ -6,13 +6,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..data.open_dataset import LAYOUTS
 from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
+from ..visual.plain_text import PlainConsole, cell, printable
 from ..writing import write_json
-from .console import complain, fail, progress_bar
+from .console import check_new_file, complain, fail, progress_bar
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
 LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
@@ -57,11 +58,14 @@ def validate(
     Example: `maskcls validate camvid --recipe camvid --json report.json`
     """
     if not data.is_dir():
-        raise typer.BadParameter(f"{data} is no folder.", param_hint="DATA")
+        raise typer.BadParameter(f"{printable(data)} is no folder.", param_hint="DATA")
     if layout is not None and layout not in LAYOUTS:
-        raise typer.BadParameter(f"{layout}: the layouts are {', '.join(LAYOUTS)}.", param_hint="--layout")
-    if json_file is not None and not json_file.parent.is_dir():
-        raise typer.BadParameter(f"{json_file.parent} is no folder.", param_hint="--json")
+        raise typer.BadParameter(f"{printable(layout)}: the layouts are {', '.join(LAYOUTS)}.", param_hint="--layout")
+    if json_file is not None:
+        try:
+            check_new_file(json_file, "--json")
+        except ValueError as error:
+            raise typer.BadParameter(printable(error), param_hint="--json") from error
     settings: dict[str, Any] = _of_recipe(recipe) if recipe else {"num_queries": 100, "size": _edges(512)}
     if split:
         settings["splits"] = split
@@ -83,12 +87,9 @@ def validate(
             report = validate_dataset(data, limit=limit, on_progress=show_progress, **settings)
         except (OSError, TypeError, ValueError) as error:  # options of a recipe that no reader takes
             fail(error)
-    show(report, Console())
     if json_file is not None:
-        try:
-            write_json(json_file, report.to_dict(), indent=1)
-        except OSError as error:
-            fail(error)
+        write_json(json_file, report.to_dict(), indent=1)
+    show(report, PlainConsole())
     if report.count("error") or (strict and report.count("warning")):
         raise typer.Exit(1)
 
@@ -117,7 +118,8 @@ def _of_recipe(name: str) -> dict[str, Any]:
 
 
 def show(report: Report, out: Console) -> None:
-    out.print(f"[bold]{escape(report.root)}[/]: layout {report.layout or 'unknown'}, {report.kind} labels\n")
+    heading = Text.assemble((printable(report.root), "bold"), f": layout {report.layout or 'unknown'}")
+    out.print(heading.append(f", {report.kind} labels\n"))
     if report.splits:
         out.print(_split_table(report))
         for split in report.splits:
@@ -145,7 +147,7 @@ def _split_table(report: Report) -> Table:
         table.add_column(column, justify="right")
     for split in report.splits:
         table.add_row(
-            escape(split.name or "all"),
+            cell(split.name or "all"),
             str(split.images),
             str(split.labels),
             str(split.checked),
@@ -160,7 +162,7 @@ def _sizes(split: SplitReport) -> str:
     sizes = [f"{width} x {height} ({number})" for (height, width), number in split.sizes.most_common(SHOWN_SIZES)]
     if len(split.sizes) > SHOWN_SIZES:
         sizes.append(f"{len(split.sizes) - SHOWN_SIZES} more sizes")
-    return escape(f"{split.name or 'Images'}, width x height: {', '.join(sizes)}")
+    return printable(f"{split.name or 'Images'}, width x height: {', '.join(sizes)}")
 
 
 def _class_table(report: Report) -> Table:
@@ -172,16 +174,16 @@ def _class_table(report: Report) -> Table:
     table.add_column("id", justify="right")
     table.add_column("name")
     for split in report.splits:
-        table.add_column(escape(split.name or "all"), justify="right")
+        table.add_column(cell(split.name or "all"), justify="right")
         table.add_column("pixels", justify="right")
     rows = list(_class_rows(report))
     half = ALL_CLASSES // 2
     for row in rows if len(rows) <= ALL_CLASSES else rows[:half]:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     if len(rows) > ALL_CLASSES:
         table.add_row("...", f"{len(rows) - ALL_CLASSES} more: see --json")
         for row in rows[-half:]:
-            table.add_row(*row)
+            table.add_row(*map(cell, row))
     return table
 
 
@@ -191,7 +193,7 @@ def _class_rows(report: Report) -> Iterator[list[str]]:
     if len(labels) > ALL_CLASSES:
         labels.sort(key=lambda label: -sum(count.pixels for count in report.class_counts(label)))
     for label in labels:
-        row = [str(label), escape(report.class_names.get(label, "?"))]
+        row = [str(label), report.class_names.get(label, "?")]
         for split, count in zip(report.splits, report.class_counts(label), strict=True):
             number = f"{count.images}" if report.kind == "semantic" else f"{count.images} / {count.segments}"
             row += [number, _percent(count.pixels, split.pixels)]
@@ -202,14 +204,16 @@ def _percent(part: int, whole: int) -> str:
     return f"{100 * part / whole:.2f} %" if whole else "-"
 
 
-def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str]:
+def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
     rule = RULES[kind]
     colour = COLOURS[rule.severity]
     number = f" ({len(findings)})" if len(findings) > 1 else ""
-    yield f"[bold {colour}]{rule.severity.upper()}[/] [bold]{rule.title}{number}[/] [dim]{kind}[/]"
+    yield Text.assemble(
+        (rule.severity.upper(), f"bold {colour}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
+    )
     for finding in findings[:SHOWN_FINDINGS]:
         where = finding.file or finding.split or ""
-        yield escape(f"  {where}: {finding.message}" if where else f"  {finding.message}")
+        yield printable(f"  {where}: {finding.message}" if where else f"  {finding.message}")
     if len(findings) > SHOWN_FINDINGS:
         yield f"  ... and {len(findings) - SHOWN_FINDINGS} more, see --json"
-    yield escape(f"  What to do: {rule.advice}")
+    yield f"  What to do: {rule.advice}"

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..configuration_maskcls import MaskClsConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
+from ..loading import load_image_processor, load_model, saved_config
 from ..simple_feature_pyramid import is_plain_vit
 
 MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
@@ -82,12 +82,12 @@ def save_as_transformers(path: str | Path, out: str | Path) -> None:
     Raises:
         `ValueError`: as `to_transformers` and `processor_to_transformers`.
     """
-    config_dict, _ = PreTrainedConfig.get_config_dict(path)
-    if config_dict.get("model_type") != MaskClsConfig.model_type:
-        raise ValueError(f"{path}: model_type={config_dict.get('model_type')!r}, expected 'maskcls'.")
-    to_transformers(MaskClsForUniversalSegmentation.from_pretrained(path)).save_pretrained(out)
+    model_type = saved_config(path)["model_type"]
+    if model_type != MaskClsConfig.model_type:
+        raise ValueError(f"{path}: model_type={model_type!r}, expected 'maskcls'.")
+    to_transformers(load_model(path)).save_pretrained(out)
     try:
-        processor = MaskClsImageProcessor.from_pretrained(path)
+        processor = load_image_processor(path)
     except OSError:
         logger.warning(f"{path} has no image processor, and so the converted model gets none.")
     else:

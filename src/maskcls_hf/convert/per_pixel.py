@@ -9,15 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
+)
 from transformers.utils import logging
 
-from ..checkpoint_manifest import require_whole
-from ..configuration_maskcls import MaskClsConfig, SegmentationNetworkConfig
+from ..configuration_maskcls import MaskClsConfig, SegmentationNetworkConfig, without_code
 from ..configuration_perpixel import PerPixelConfig
 from ..image_processing_maskcls import MaskClsImageProcessor
+from ..loading import load_model, quiet, saved_config, where_to_look
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from ..modeling_perpixel import PerPixelForSemanticSegmentation
 from ..per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork, classifier_of
 
 logger = logging.get_logger(__name__)
@@ -85,17 +90,19 @@ def from_per_pixel(
 
 def load(path: str | Path) -> Any:
     """The per-pixel model at `path`, a folder or a name on the Hub."""
-    require_whole(path)
-    model_type = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    fields = saved_config(path)
+    model_type = fields["model_type"]
     if model_type == PerPixelConfig.model_type:
-        return PerPixelForSemanticSegmentation.from_pretrained(path)
-    try:
-        return AutoModelForSemanticSegmentation.from_pretrained(path)
-    except ValueError as error:
+        return load_model(path)
+    if model_type not in CONFIG_MAPPING or CONFIG_MAPPING[model_type] not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         raise ValueError(
             f"{path} holds a {model_type}, which is no semantic segmentation model of transformers. Convertible are "
             f"{sorted(PER_PIXEL_NETWORKS)} and our baselines; give others as a model, with an adapter."
-        ) from error
+        )
+    # The configuration without code that a checkpoint names for itself or its backbone: transformers would offer to
+    # run it.
+    config = CONFIG_MAPPING[model_type].from_dict(without_code(fields))
+    return load_model(path, AutoModelForSemanticSegmentation, config=config, trust_remote_code=False)
 
 
 # -- a network of another library -------------------------------------------------------------------------------------
@@ -245,7 +252,10 @@ def processor_from_per_pixel(processor: Any, **options: Any) -> MaskClsImageProc
         options: others of `MaskClsImageProcessor`, such as `size_divisor`.
     """
     if isinstance(processor, (str, Path)):
-        processor = AutoImageProcessor.from_pretrained(processor)
+        with quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                processor, trust_remote_code=False, **where_to_look(processor)
+            )
     theirs = processor.to_dict()
     if theirs["image_processor_type"] == MaskClsImageProcessor.__name__:
         return MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..metrics.table import markdown_table
+from ..visual.plain_text import markdown, markdown_code
 from .card_facts import CardFacts
 from .card_use import use
 from .saved_model import SavedModel
@@ -38,10 +39,10 @@ def introduction(facts: CardFacts) -> str:
     if not model.finds_segments:
         kind = "A per-pixel classification model, a baseline of MaskFormer (Cheng, Schwing, Kirillov, NeurIPS 2021)"
     backbone = getattr(config.backbone_config, "model_type", "timm")
-    parts = [f"backbone {backbone}"]
+    parts = [f"backbone {markdown(backbone)}"]
     if facts.recipe is not None:
         checkpoint = facts.section("model").get("backbone_checkpoint")
-        parts[0] += f" that started from `{checkpoint}`" if checkpoint else ", trained from scratch"
+        parts[0] += f" that started from {markdown_code(checkpoint)}" if checkpoint else ", trained from scratch"
     if model.finds_segments:
         parts.append(f"{config.num_queries} queries")
     parameters = model.parameters()
@@ -52,7 +53,7 @@ def introduction(facts: CardFacts) -> str:
     }[model.task]
     return "\n\n".join(
         [
-            f"# {facts.name.split('/')[-1]}",
+            f"# {markdown(facts.name.split('/')[-1])}",
             f"{kind}{size}: {'; '.join(parts)}.",
             f"{does} {len(model.classes)} classes.",
             class_list(model),
@@ -68,7 +69,7 @@ def class_list(model: SavedModel) -> str:
             "Things (with instances)": [name for label, name in model.classes.items() if label not in stuff],
             "Stuff (one segment an image)": [name for label, name in model.classes.items() if label in stuff],
         }
-    text = "\n\n".join(f"{title}: {', '.join(escaped(n) for n in names)}." for title, names in groups.items() if names)
+    text = "\n\n".join(f"{title}: {', '.join(map(markdown, names))}." for title, names in groups.items() if names)
     if len(model.classes) <= MANY_CLASSES:
         return text
     return f"<details><summary>The {len(model.classes)} classes</summary>\n\n{text}\n\n</details>"
@@ -78,18 +79,19 @@ def training_data(facts: CardFacts) -> str:
     if facts.data is None:
         return "Not named here."
     splits = facts.section("data")
-    said = [f"{facts.data.name}."]
+    said = [f"{markdown(facts.data.name)}."]
     if splits:
-        said.append(f"Trained on its part `{splits.get('train_split')}`.")
+        said.append(f"Trained on its part {markdown_code(splits.get('train_split'))}.")
     if facts.data.description:
-        said.append(facts.data.description)
-    return " ".join(said) + f"\n\nTerms of the data: {facts.data.terms or 'not stated here.'}"
+        said.append(markdown(facts.data.description, links=True))
+    terms = markdown(facts.data.terms, links=True) if facts.data.terms else "not stated here."
+    return " ".join(said) + f"\n\nTerms of the data: {terms}"
 
 
 def training(facts: CardFacts) -> str:
     parts = []
     if facts.recipe is not None:
-        named = f", made of the package's recipe `{facts.recipe.name}`" if facts.recipe.name else ""
+        named = f", made of the package's recipe {markdown_code(facts.recipe.name)}" if facts.recipe.name else ""
         folder = (facts.data.hub_id.split("/")[-1] if facts.data else "") or "DATA"
         parts += [
             f"By `recipe.yaml` in this repository{named}:",
@@ -119,13 +121,13 @@ def settings_table(facts: CardFacts) -> str:
         "limit in minutes": settings.get("max_minutes"),
         "seed": settings.get("seed"),
     }
-    lines = [f"| {name} | {value} |" for name, value in rows.items() if value is not None]
-    return "\n".join(["| setting | value |", "|---|---:|", *lines]) if lines else ""
+    lines = [[name, markdown(value)] for name, value in rows.items() if value is not None]
+    return markdown_table([["setting", "value"], *lines]) if lines else ""
 
 
 def progress_sentence(facts: CardFacts) -> str:
     state = facts.state
-    said = f"{state.get('global_step')} of {state.get('max_steps')} steps were made"
+    said = f"{markdown(state.get('global_step'))} of {markdown(state.get('max_steps'))} steps were made"
     runtime = [entry["train_runtime"] for entry in state.get("log_history") or [] if "train_runtime" in entry]
     return f"{said}, in {runtime[-1] / 60:.0f} minutes." if runtime else f"{said}."
 
@@ -142,7 +144,7 @@ def scores_of(facts: CardFacts, evaluation: Scores) -> str:
     if evaluation.overall:
         parts.append(evaluation.overall_markdown(paper))
         if paper and paper.get("source"):
-            parts.append(f"The paper's scores are those of its {paper['source']}.")
+            parts.append(f"The paper's scores are those of its {markdown(paper['source'])}.")
         if evaluation.intervals:
             parts.append("Intervals: bootstrap over the images, taken as independent.")
     if evaluation.loss is not None:
@@ -155,38 +157,38 @@ def scores_of(facts: CardFacts, evaluation: Scores) -> str:
 
 def evaluation_sentence(facts: CardFacts, settings: dict[str, Any]) -> str:
     """Where and how the scores were measured."""
-    images = f"{settings['images']} images of " if settings.get("images") else ""
-    where = Path(settings["data"]).name if settings.get("data") else facts.data_name
-    said = [f"On {images}{where}" + (f", part `{settings['split']}`" if settings.get("split") else "")]
+    images = f"{markdown(settings['images'])} images of " if settings.get("images") else ""
+    where = markdown(Path(settings["data"]).name if settings.get("data") else facts.data_name)
+    said = [f"On {images}{where}" + (f", part {markdown_code(settings['split'])}" if settings.get("split") else "")]
     if settings.get("crop"):
         which = "the middle crop of each image" if settings.get("middle") else "crops side by side"
-        said.append(f"{which}, {settings['crop']} pixels")
+        said.append(f"{which}, {markdown(settings['crop'])} pixels")
     if settings.get("tile"):
-        said.append(f"in tiles of {settings['tile']} pixels")
+        said.append(f"in tiles of {markdown(settings['tile'])} pixels")
     scales = settings.get("scales") or [1]
     if [*scales] != [1]:
-        said.append("class scores averaged over the scales " + ", ".join(f"{scale:g}" for scale in scales))
+        said.append("class scores averaged over the scales " + ", ".join(map(markdown, scales)))
     if settings.get("flip"):
         said.append("and over mirror images")
     if facts.model.task == "panoptic" and settings.get("threshold") is not None:
         said.append(
-            f"segments from a class probability of {settings['threshold']} that keep "
-            f"{settings.get('overlap_threshold')} of their mask"
+            f"segments from a class probability of {markdown(settings['threshold'])} that keep "
+            f"{markdown(settings.get('overlap_threshold'))} of their mask"
         )
     if settings.get("step") is not None:
-        said.append(f"after step {settings['step']}")
+        said.append(f"after step {markdown(settings['step'])}")
     return ", ".join(said) + "; in per cent."
 
 
 def pictures(shown: Sequence[tuple[str, str]]) -> str:
-    return "\n\n".join(f"![{escaped(caption)}]({path})\n\n{escaped(caption)}" for path, caption in shown)
+    return "\n\n".join(f"![{markdown(caption)}]({path})\n\n{markdown(caption)}" for path, caption in shown)
 
 
 def speed(facts: CardFacts) -> str:
     if facts.speed is None:
         return ""
     milliseconds, (height, width), machine = facts.speed
-    return f"{milliseconds:.0f} ms a forward pass of one image of {width} x {height} pixels, on {machine}."
+    return f"{milliseconds:.0f} ms a forward pass of one image of {width} x {height} pixels, on {markdown(machine)}."
 
 
 def limitations(facts: CardFacts) -> str:
@@ -198,22 +200,19 @@ def limitations(facts: CardFacts) -> str:
         )
     else:
         said.append("It tells classes apart, not instances.")
-    said.append(f"It knows these classes alone, as {facts.data_name} draws them; no other images were scored.")
+    said.append(
+        f"It knows these classes alone, as {markdown(facts.data_name)} draws them; no other images were scored."
+    )
     weakest = facts.scores[-1].weakest_classes() if facts.scores and len(model.classes) > 2 else []
     if weakest:
-        listed = ", ".join(f"{escaped(name)} ({percent(value)})" for name, _, value in weakest)
+        listed = ", ".join(f"{markdown(name)} ({percent(value)})" for name, _, value in weakest)
         said.append(f"Lowest {weakest[0][1]} of a class in per cent: {listed}.")
     if facts.limitations:
-        said.append(facts.limitations)
+        said.append(markdown(facts.limitations, links=True))
     return "\n".join(f"- {line}" for line in said)
 
 
 def licence(facts: CardFacts) -> str:
     if facts.without_weights:
         return ""
-    return f"Of the weights: {facts.license}." if facts.license else "Of the weights: not stated."
-
-
-def escaped(text: str) -> str:
-    """Without effect on Markdown's tables, links and emphasis."""
-    return re.sub(r"([\\`*_\[\]|<>])", r"\\\1", text)
+    return f"Of the weights: {markdown(facts.license)}." if facts.license else "Of the weights: not stated."

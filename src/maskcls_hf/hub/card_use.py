@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+
+from ..visual.plain_text import markdown, printable
 from .card_facts import CardFacts
 
 
@@ -12,15 +16,17 @@ def use(facts: CardFacts) -> str:
     section = facts.section("evaluation")
     threshold, overlap = section.get("threshold", 0.8), section.get("overlap_threshold", 0.8)
     options, arguments = "", ""
+    name, model = literal(facts.name), word(facts.name)
     if task == "panoptic":
-        options = f", threshold={threshold}, overlap_mask_area_threshold={overlap}"
-        arguments = f" --threshold {threshold} --overlap-threshold {overlap}"
+        code, words = ([quote(value) for value in (threshold, overlap)] for quote in (literal, word))
+        options = ", threshold={}, overlap_mask_area_threshold={}".format(*code)
+        arguments = " --threshold {} --overlap-threshold {}".format(*words)
     return f"""Without this package, by the code that comes with the weights:
 
 ```python
 from transformers import pipeline
 
-segment = pipeline("image-segmentation", model="{facts.name}", trust_remote_code=True)
+segment = pipeline("image-segmentation", model={name}, trust_remote_code=True)
 for found in segment("photo.jpg", subtask="{task}"{options}):
     print(found["label"], found["score"], found["mask"].size)
 ```
@@ -33,8 +39,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, {auto_class}
 
-image_processor = AutoImageProcessor.from_pretrained("{facts.name}")
-model = {auto_class}.from_pretrained("{facts.name}")
+image_processor = AutoImageProcessor.from_pretrained({name})
+model = {auto_class}.from_pretrained({name})
 with torch.inference_mode():
     outputs = model(**image_processor(Image.open("photo.jpg"), return_tensors="pt"))
 result = image_processor.post_process_{task}_segmentation(outputs{options})[0]
@@ -42,9 +48,19 @@ result = image_processor.post_process_{task}_segmentation(outputs{options})[0]
 
 or on the command line:
 
-    maskcls segment photos/ --model {facts.name} --task {task}{arguments} --out found
+    maskcls segment photos/ --model {model} --task {task}{arguments} --out found
 
 {input_sentence(facts)}"""
+
+
+def literal(value: object) -> str:
+    """As Python code, on one line."""
+    return json.dumps(value, default=str)
+
+
+def word(value: object) -> str:
+    """As one argument of a shell."""
+    return shlex.quote(printable(value))
 
 
 def input_sentence(facts: CardFacts) -> str:
@@ -56,8 +72,8 @@ def input_sentence(facts: CardFacts) -> str:
     if not processor.get("do_resize", True):
         said.append("does not resize")
     elif "shortest_edge" in size:
-        limit = f", the longer one to at most {size['longest_edge']}" if size.get("longest_edge") else ""
-        said.append(f"resizes the shorter edge to {size['shortest_edge']} pixels{limit}")
+        limit = f", the longer one to at most {markdown(size['longest_edge'])}" if size.get("longest_edge") else ""
+        said.append(f"resizes the shorter edge to {markdown(size['shortest_edge'])} pixels{limit}")
     elif "height" in size:
-        said.append(f"resizes to {size['width']} x {size['height']} pixels")
+        said.append(f"resizes to {markdown(size['width'])} x {markdown(size['height'])} pixels")
     return f"The image processor {' and '.join(said)}. Maps have the size of the image." if said else ""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..metrics import GroundTruth
-from ..visual.drawing import Colour, LegendRow, beside, draw_overlay, segment_colours
+from ..visual.drawing import Colour, LegendRow, beside, draw_overlay, segment_colours, shortened
 
 PANEL = 420  # pixels of the longer edge of a panel
 GAP = 8
@@ -70,7 +70,7 @@ def in_a_row(
     size = (max(1, round(panels[0].width * factor)), max(1, round(panels[0].height * factor)))
     panels = [panel.resize(size, Image.Resampling.LANCZOS) for panel in panels]
     if legend:
-        rows = [LegendRow(name, list(dict.fromkeys(colours))) for name, colours in legend.items()]
+        rows = [LegendRow(shortened(name), list(dict.fromkeys(colours))) for name, colours in legend.items()]
         panels[-1] = beside(panels[-1], rows)
     sheet = Image.new("RGB", ((len(panels) - 1) * (size[0] + GAP) + panels[-1].width, size[1]), "white")
     for place, panel in enumerate(panels):

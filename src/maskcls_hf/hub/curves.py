@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..writing import replacing
 from .scores import MAIN, METRICS
 
 Points = list[tuple[int, float]]
@@ -38,7 +39,8 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(path, dpi=100)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
     return True
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..writing import write_text
+from ..visual.plain_text import printable
+from ..writing import write_text, written
 from .card_facts import CardFacts, TrainingData
 from .card_text import card_text
 from .curves import draw_curves
@@ -136,17 +137,17 @@ def read_scores(model: SavedModel, options: CardOptions) -> list[Scores]:
 
 def metadata(facts: CardFacts, tags: Sequence[str] = ()) -> ModelCardData:
     """What the Hub reads of a card. A licence that nobody states is left out."""
-    short_name = facts.name.split("/")[-1]
+    short_name = printable(facts.name.split("/")[-1])
     # Results need a data set; without its name that of the model says whose it is.
     name, hub_id = (short_name, short_name) if facts.data is None else (facts.data.name, facts.data.hub_id)
     entries = [entry for scores in facts.scores for entry in scores.hub_results(name, hub_id)]
     listed = dict.fromkeys(METRICS[n].hub_id for s in facts.scores for n in s.known() if n in METRICS)
     base = facts.base_model
     return ModelCardData(
-        license=facts.license,
+        license=None if facts.license is None else printable(facts.license),
         library_name="transformers",
         pipeline_tag="image-segmentation",
-        tags=list(dict.fromkeys(["mask-classification", "maskformer", *facts.tasks_of_tags, *tags])),
+        tags=list(dict.fromkeys(["mask-classification", "maskformer", *facts.tasks_of_tags, *map(printable, tags)])),
         base_model=base,
         datasets=None if facts.data is None else [facts.data.hub_id],
         metrics=[metric for metric in listed if metric] or None,
@@ -162,11 +163,12 @@ def copy_pictures(pictures: Sequence[Picture], out: Path, folder: str) -> list[t
         if not picture.path.is_file():
             raise FileNotFoundError(f"There is no picture {picture.path}.")
         name = f"{folder}/{re.sub(r'[^A-Za-z0-9._-]+', '-', picture.path.name)}"
-        if name in (taken for taken, _ in copied):
+        if name.lower() in (taken.lower() for taken, _ in copied):
             raise ValueError(f"Two pictures have the name {name}: rename {picture.path}.")
         target = out / name
-        target.parent.mkdir(exist_ok=True)
         if target.absolute() != picture.path.absolute():
-            shutil.copyfile(picture.path, target)
+            with written(name, out):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(picture.path, target)
         copied.append((name, picture.caption or picture.path.stem))
     return copied

@@ -9,20 +9,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from transformers import PreTrainedModel
-from transformers.utils import logging
 
-from ..image_processing_maskcls import MaskClsImageProcessor
-from ..inference.predictor import MODELS
+from ..loading import load_image_processor, load_model
 from ..writing import write_text, written
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 
+PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")
 PICTURE_LINK = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -59,10 +55,7 @@ def push(
         OSError: the Hub refuses, or cannot be reached.
     """
     check_repo_id(repo_id)
-    if token is None and get_token() is None:
-        raise NotLoggedIn(
-            "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
-        )
+    check_token(token)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory(prefix="maskcls-push-") as staged:
         stage(folder, staged, repo_id, card, new_card=new_card)
@@ -89,24 +82,38 @@ def stage(
     """
     check_repo_id(repo_id)
     saved, folder, out = SavedModel(folder), Path(folder), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not an empty folder.")
+    check_empty(out)
     kept_card = None if new_card else handwritten_card(folder)
     options = replace(card or CardOptions(), repo_id=repo_id)
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
-    with removed_if_it_fails(out), written("The model", out):
-        model = load_checked(saved)
+    with removed_if_it_fails(out):
+        model = load_model(folder)
         if not options.without_weights:
-            model.save_pretrained(out)
-            MaskClsImageProcessor.from_pretrained(folder).save_pretrained(out)
+            image_processor = load_image_processor(folder)
+            with written("The model", out):
+                model.save_pretrained(out)
+                image_processor.save_pretrained(out)
         if (recipe := options.recipe or saved.recipe_path()) is not None:
-            shutil.copyfile(recipe, out / "recipe.yaml")
+            with written("recipe.yaml", out):
+                shutil.copyfile(recipe, out / "recipe.yaml")
         if kept_card is None:
             write_model_card(folder, options, out)
         else:
             copy_card(kept_card, folder, out)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def check_token(token: str | None = None) -> None:
+    if token is None and get_token() is None:
+        raise NotLoggedIn(
+            "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
+        )
+
+
+def check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not an empty folder.")
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -126,13 +133,21 @@ def handwritten_card(folder: Path) -> str | None:
 
 
 def copy_card(text: str, folder: Path, out: Path) -> None:
-    """A card, and the pictures that it shows."""
+    """A card, and the pictures that it shows.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+        ValueError: one is no picture, or a link to a file elsewhere: nothing but pictures of the folder is published.
+    """
     write_text(out / CARD, text)
     for name in local_pictures(text):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / CARD} shows {name}, which is not in {folder}.")
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / name, out / name)
+        if Path(name).suffix.lower() not in PICTURES or not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{folder / CARD} shows {name}, which is no picture inside {folder}.")
+        with written(name, out):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, out / name)
 
 
 def local_pictures(text: str) -> Iterable[str]:
@@ -141,28 +156,6 @@ def local_pictures(text: str) -> Iterable[str]:
     return [
         name for name in names if "://" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
     ]
-
-
-def load_checked(saved: SavedModel) -> PreTrainedModel:
-    """The model, with all of its weights, which are finite."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        model_class: Any = MODELS[str(saved.model_type)]
-        model, report = model_class.from_pretrained(saved.folder, output_loading_info=True)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {saved.folder} do not fit its config.json: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
-    for problem, names in (("lack", report["missing_keys"]), ("have unknown", report["unexpected_keys"])):
-        if names:
-            raise ValueError(
-                f"The weights in {saved.folder} {problem} {len(names)} entries, such as {sorted(names)[0]}."
-            )
-    for name, values in model.state_dict().items():
-        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
-            raise ValueError(f"The weights in {saved.folder} are broken: {name} holds NaN or infinite values.")
-    return model
 
 
 @contextmanager

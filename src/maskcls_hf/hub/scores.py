@@ -13,6 +13,8 @@ from huggingface_hub import EvalResult
 
 from .. import writing
 from ..metrics import per_class_markdown
+from ..metrics.table import markdown_table
+from ..visual.plain_text import markdown, printable
 
 
 class Metric(NamedTuple):
@@ -85,7 +87,10 @@ class Scores:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold names and scores, got {type(content).__name__}.")
-        return cls.of(content, class_names, str(path))
+        try:
+            return cls.of(content, class_names, str(path))
+        except (AttributeError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path} does not hold scores as `maskcls evaluate` writes them: {error}.") from error
 
     @classmethod
     def of(cls, content: Mapping[str, Any], class_names: Collection[str] = (), where: str = "the scores") -> Scores:
@@ -152,15 +157,18 @@ class Scores:
         """
         paper = {name: value for name, value in (paper or {}).items() if name in self.overall}
         headings = ["score", "%", *(["95 % interval"] if self.intervals else []), *(["paper"] if paper else [])]
-        lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+        lines = [headings]
         for name in self.known():
-            line = [METRICS[name].title if name in METRICS else name.replace("_", " "), percent(self.overall[name])]
+            line = [
+                METRICS[name].title if name in METRICS else markdown(name.replace("_", " ")),
+                percent(self.overall[name]),
+            ]
             if self.intervals:
                 line.append(" to ".join(map(percent, self.intervals[name])) if name in self.intervals else "")
             if paper:
                 line.append(f"{paper[name]:.1f}" if name in paper else "")
             lines.append(line)
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown_table(lines)
 
     def per_class_markdown(self) -> str:
         """Table of the scores of each class in per cent; empty without them."""
@@ -183,8 +191,8 @@ class Scores:
                 task_type="image-segmentation",
                 task_name="Image Segmentation",
                 dataset_type=dataset_id,
-                dataset_name=dataset,
-                dataset_split=str(split) if split else None,
+                dataset_name=printable(dataset),
+                dataset_split=printable(split) if split else None,
                 metric_type=METRICS[name].hub_id,  # type: ignore[arg-type]
                 metric_name=METRICS[name].title,
                 metric_value=round(self.overall[name], 5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from ..data.dataset import SegmentationDataset
 from ..data.sample import Sample, without_absent
 from ..metrics import Evaluator, GroundTruth
+from ..visual.plain_text import printable
 from .predictor import Predictor
 
 
@@ -73,13 +74,17 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
         return torch.arange(len(names), device="cpu")
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise ValueError(
-            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {', '.join(names)}\n"
-            f"data ({len(wanted)}): {', '.join(wanted)}\n"
-            f"only the model has: {', '.join(sorted(set(names) - set(wanted))) or '-'}\n"
-            f"only the data has: {', '.join(sorted(set(wanted) - set(names))) or '-'}"
+            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {listed(names)}\n"
+            f"data ({len(wanted)}): {listed(wanted)}\n"
+            f"only the model has: {listed(sorted(set(names) - set(wanted))) or '-'}\n"
+            f"only the data has: {listed(sorted(set(wanted) - set(names))) or '-'}"
         )
     place = {name: label for label, name in enumerate(names)}
     return torch.tensor([place[name] for name in wanted], device="cpu")
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(map(printable, names))
 
 
 def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sample]:

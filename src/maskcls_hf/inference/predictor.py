@@ -13,14 +13,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..checkpoint_manifest import CONFIG_FILES, require_whole
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..image_reading import image_list
 from ..label_tensors import naming
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..loading import class_of_saved, load_image_processor, load_model
 from ..options import plain, unused
 from .eval_mode import in_eval_mode
 from .mask_runs import MaskRuns
@@ -32,11 +30,6 @@ Task = Literal["semantic", "panoptic", "instance"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    "maskcls": MaskClsForUniversalSegmentation,
-    "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
-    "maskcls_perpixel": PerPixelForSemanticSegmentation,
-}
 # Options of the post-processing that it sets itself.
 OWN_OPTIONS = {
     "target_sizes": "maps have the size of their image",
@@ -86,34 +79,27 @@ class Predictor:
         batch_size: int = 1,
         enlarge: float | None = None,
     ):
+        check_predictor_options(
+            tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge
+        )
         self.model: Any = model
         self.image_processor = image_processor
         tile, batch_size = plain(tile), plain(batch_size)
-        for option, value in (("tile", tile or 1), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{option}={value!r} must be a positive integer.")
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size
-        if tile is not None:
-            check_tile(tile, overlap)
-        if any(not scale > 0 for scale in (*self.scales, enlarge or 1.0)):
-            raise ValueError(f"scales and enlarge must be positive, got {self.scales} and {enlarge}.")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:
         """A saved model of this package or of transformers' MaskFormer: its folder, or its name on the Hub.
 
         Raises:
-            ValueError: no model there, or one of another kind.
+            ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
         """
-        name = os.fspath(name)
-        require_whole(name, CONFIG_FILES)
-        model_type = model_type_of(name)
-        if model_type not in MODELS:
-            raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")
-        model = MODELS[model_type].from_pretrained(name, dtype=torch.float32).to(device)  # type: ignore[arg-type]
-        return cls(model, MaskClsImageProcessor.from_pretrained(name), **options)
+        check_predictor_options(**options)
+        class_of_saved(name)
+        image_processor = load_image_processor(name)  # before the weights, which take longest
+        return cls(load_model(name, dtype=torch.float32).to(device), image_processor, **options)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -281,11 +267,26 @@ def options_of(task: Task) -> list[str]:
     ]
 
 
-def model_type_of(name: str) -> str:
-    try:
-        return PreTrainedConfig.get_config_dict(name)[0]["model_type"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{name} is neither the folder of a saved model nor a model on the Hub ({error}).") from error
+def check_predictor_options(
+    *,
+    tile: int | None = None,
+    overlap: float = 0.25,
+    scales: Sequence[float] | None = None,
+    flip: bool = False,
+    batch_size: int = 1,
+    enlarge: float | None = None,
+) -> None:
+    """
+    Raises:
+        ValueError: an option of [`Predictor`] outside its range.
+    """
+    for option, value in (("tile", 1 if tile is None else plain(tile)), ("batch_size", plain(batch_size))):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{option}={value!r} must be a positive integer.")
+    if tile is not None:
+        check_tile(tile, overlap)
+    if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
+        raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
 
 
 def semantic_result(class_map: Tensor) -> Result:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+
+from ..visual.plain_text import cell, markdown
 
 PerClass = Mapping[str, Mapping[str, float]]
 
@@ -13,19 +15,24 @@ PerClass = Mapping[str, Mapping[str, float]]
 def per_class_table(*per_class: PerClass, title: str | None = None) -> Table:
     """What `per_class()` of one or more metrics returned, as a table of rich: a row a class, in per cent."""
     headings, *rows = _cells(*per_class)
-    table = Table(title=title)
+    table = Table(title=None if title is None else cell(title))
     for column, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if column else "left")
+        table.add_column(cell(heading), justify="right" if column else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(cell, row))
     return table
 
 
 def per_class_markdown(*per_class: PerClass) -> str:
     """The same as Markdown."""
     headings, *rows = _cells(*per_class)
-    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown_table([list(map(markdown, headings)), *([markdown(name), *values] for name, *values in rows)])
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown, from texts for its cells, headings first; the first column is aligned left, others right."""
+    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cells(*per_class: PerClass) -> list[list[str]]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..checkpoint_manifest import CONFIG_FILES, require_whole
+from ..checkpoint_manifest import require_whole
 from ..data.sample import void_id_of
 from ..image_processing_maskcls import MaskClsImageProcessor
+from ..loading import load_model as load_saved
+from ..loading import quiet, saved_config, where_to_look
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..visual.plain_text import printable
 from .recipe import Recipe
 from .recipe_values import CONFIGS, keys_of_section
+
+logger = logging.get_logger(__name__)
 
 TRAINING_FIELDS = (
     "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
@@ -92,15 +97,19 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
         )
     require_whole(checkpoint)
     try:
-        model_type = PreTrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+        where = where_to_look(checkpoint)
+    except ValueError as error:
+        raise OSError(f"model.backbone_checkpoint: {error} {advice}") from error
+    try:
+        model_type = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type")
         if model_type != backbone.config.model_type:
             raise ValueError(
                 f"The checkpoint {checkpoint!r} holds a {model_type}, model.backbone_config a "
                 f"{backbone.config.model_type}. {advice}"
             )
-        with _quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
+        with quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
             loaded, report = cast(Any, type(backbone)).from_pretrained(
-                checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True
+                checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True, **where
             )
     except OSError as error:
         raise OSError(
@@ -111,6 +120,8 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
         raise ValueError(
             f"The weights of {checkpoint!r} do not have the sizes that model.backbone_config asks for. {advice}"
         ) from error
+    except (SafetensorError, UnpicklingError, EOFError, KeyError) as error:
+        raise ValueError(f"The weights of {checkpoint!r} cannot be read ({error}). {advice}") from error
     # Norms of the feature maps belong to backbones; the classifiers that they come from do not have them.
     absent = [name for name in report["missing_keys"] if "hidden_states_norms" not in name]
     result = backbone.load_state_dict(loaded.state_dict(), strict=False)
@@ -124,17 +135,6 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
         )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of a classifier's weights that a backbone does not have."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Model:
     """A saved model for fine-tuning. Classes of the same names keep their weights, the others start afresh.
 
@@ -142,12 +142,11 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
 
     Raises:
         FileNotFoundError: no saved model there.
-        ValueError: the recipe is for the other kind of model.
+        ValueError: the recipe is for the other kind of model; weights that are not whole.
     """
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
-    require_whole(folder, CONFIG_FILES)
-    model_type = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    model_type = saved_config(folder)["model_type"]
     kind = "per_pixel" if model_type == CONFIGS["per_pixel"].model_type else "mask_classification"
     if kind != recipe.model.kind:
         raise ValueError(
@@ -155,8 +154,17 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
             f"--set model.kind={kind}"
         )
     fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
-    model = MODELS[kind].from_pretrained(folder, **fields)
-    return model if model.config.id2label == id2label else model.reset_classes(id2label)
+    model = load_saved(folder, **fields)
+    if model.config.id2label == id2label:
+        return model
+    known = set(model.config.id2label.values())
+    fresh = [name for name in id2label.values() if name not in known]
+    if fresh:
+        logger.warning(
+            f"Classes of the data that the model in {printable(folder)} does not know start with random weights: "
+            f"{', '.join(map(printable, fresh))}."
+        )
+    return model.reset_classes(id2label)
 
 
 def upsets_onednn(model: nn.Module) -> bool:

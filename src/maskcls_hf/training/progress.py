@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..visual.plain_text import PlainConsole, printable
 from ..writing import write_json
 from .time_budget import TimeBudget
 
@@ -42,7 +43,7 @@ class TrainingProgress:
         console: Console | None = None,
     ):
         self.max_steps, self.images_a_step, self.budget, self.show = max_steps, images_a_step, budget, show
-        self.console = console or Console(stderr=True)
+        self.console = console or PlainConsole(stderr=True)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._mark = 0.0
         self._losses = ""
@@ -53,8 +54,13 @@ class TrainingProgress:
         """Begin, or go on, after `step` steps."""
         self._step = step
         if self.show and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=self.console)
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
+            self._bar = Progress(*columns, TextColumn("{task.fields[text]}", markup=False), console=self.console)
             self._task = self._bar.add_task("Training", total=self.max_steps, completed=step, text="")
             self._evaluation = self._bar.add_task("Evaluating", visible=False, text="")
             self._bar.start()
@@ -100,7 +106,7 @@ class TrainingProgress:
     def _print(self, text: str) -> None:
         if self.show:
             line = f"step {self._step}/{self.max_steps}  {text}"
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self.console.print(printable(line), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
     def _speed(self) -> str:
         if not self._seconds or not sum(self._seconds):

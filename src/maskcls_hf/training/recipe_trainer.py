@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..checkpoint_manifest import MODEL_FILES
 from ..data.errors import told_of_workers
+from ..visual.plain_text import printable
 from ..writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
@@ -82,7 +83,7 @@ def train(
         if trainer.is_world_process_zero():
             warn_if_not_sharded(trainer.accelerator)
             recipe.save(out / "recipe.yaml")
-            print(run.describe(), flush=True)
+            print(printable(run.describe()), flush=True)
         with stop.patient():
             trainer.train(resume_from_checkpoint=resume)
             scores = None if trainer.stops() else last_evaluation(trainer) or trainer.last_scores()

@@ -1,4 +1,4 @@
-"""Pictures of segments, for people."""
+"""What people see: pictures of segments, and names as text."""
 
 from .drawing import Colour, draw_overlay, segment_colours
 

@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from .plain_text import printable
+
 Colour = tuple[int, int, int]
 
 SMALLEST_EDGE = 640  # smaller pictures are enlarged, so that outlines do not hide small segments
+LONGEST_NAME = 60  # characters
 FILL, TEXT, PAPER = 0.45, (40, 40, 46), (255, 255, 255)
 
 
@@ -78,9 +81,15 @@ def legend_rows(
         found.setdefault(label, []).append(colour)
     rows = []
     for label in sorted(found, key=lambda label: -area[label]):
-        count = len(found[label])
-        rows.append(LegendRow(f"{names[label]} ({count})" if count > 1 else names[label], found[label]))
+        count, name = len(found[label]), shortened(names[label])
+        rows.append(LegendRow(f"{name} ({count})" if count > 1 else name, found[label]))
     return rows
+
+
+def shortened(name: str) -> str:
+    """A name on one line that is no wider than a picture should become."""
+    name = printable(name)
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
 
 def draw_overlay(

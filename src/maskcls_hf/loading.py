@@ -1,0 +1,221 @@
+"""Saved models as commands load them: found at once or not at all, with all of their weights, without their code."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from .checkpoint_manifest import CONFIG_FILES, require_whole
+from .image_processing_maskcls import MaskClsImageProcessor
+from .modeling_maskcls import MaskClsForUniversalSegmentation
+from .modeling_perpixel import PerPixelForSemanticSegmentation
+
+logger = logging.get_logger(__name__)
+
+MODELS: dict[str, type[PreTrainedModel]] = {
+    "maskcls": MaskClsForUniversalSegmentation,
+    "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
+    "maskcls_perpixel": PerPixelForSemanticSegmentation,
+}
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+PATIENCE = 3.0  # seconds until the Hub counts as out of reach
+
+
+def saved_config(name: str | os.PathLike) -> dict[str, Any]:
+    """Content of the `config.json` of a saved model: its folder, or its name on the Hub.
+
+    Raises:
+        ValueError: there is none; a folder that does not exist, and the Hub out of reach, are said at once.
+    """
+    options = where_to_look(name)
+    require_whole(name, CONFIG_FILES)
+    try:
+        with quiet():
+            config = PreTrainedConfig.get_config_dict(name, **options)[0]
+            config["model_type"]
+    except Exception as error:  # a broken config.json raises errors of many kinds
+        reason = "its config.json names no model_type" if isinstance(error, KeyError) else _first_line(error)
+        if isinstance(error, (AttributeError, TypeError, RecursionError)):
+            reason = "its config.json does not hold the fields of a configuration"
+        if options.get("local_files_only"):
+            reason = "the Hub cannot be reached, and it was not downloaded before"
+        raise ValueError(f"{name} is neither the folder of a saved model nor a model on the Hub ({reason}).") from error
+    return config
+
+
+def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
+    """Options of `from_pretrained` for a folder or a name on the Hub: where the Hub is out of reach, its files here.
+
+    Raises:
+        ValueError: neither a folder nor a possible name.
+    """
+    text = os.fspath(name)
+    if os.path.isdir(text):
+        return {}
+    if os.path.exists(text):
+        raise ValueError(f"{text} is a file: give the folder of a saved model, or a name on the Hub.")
+    try:
+        validate_repo_id(text)
+        is_path = not isinstance(name, str) or text.startswith((".", "~")) or os.path.isabs(text)
+    except HFValidationError:
+        is_path = True
+    if is_path:
+        raise ValueError(
+            f"{text} is neither the folder of a saved model nor a model on the Hub (there is no such folder)."
+        )
+    return {} if constants.HF_HUB_OFFLINE or hub_answers() else {"local_files_only": True}
+
+
+def hub_answers() -> bool:
+    """Whether a connection to the Hub, or to the proxy before it, can be opened; huggingface_hub itself would try for
+    half a minute."""
+    address = urlsplit(constants.ENDPOINT)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
+        address = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    place = (address.hostname or "", address.port or (80 if address.scheme == "http" else 443))
+    answers: list[bool] = []
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection(place, timeout=PATIENCE):
+            answers.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(answers)
+
+
+def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
+    """Raise ValueError where there is no saved model, or one of another package."""
+    model_type = saved_config(name)["model_type"]
+    if model_type not in MODELS:
+        raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")
+    return MODELS[model_type]
+
+
+def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any) -> Any:
+    """A saved model of this package or of transformers' MaskFormer, with all of its weights.
+
+    `from_pretrained` alone replaces weights that are missing by random ones and says so in a warning.
+
+    Args:
+        name: its folder, or its name on the Hub.
+        model_class: another class with a `from_pretrained`.
+        options: of `from_pretrained`, and fields of the configuration; a head that these add starts at random.
+
+    Raises:
+        ValueError: no model there, or one of another kind; weights that are missing, of another shape, left over, NaN
+            or infinite; files that cannot be read.
+        OSError: files are missing, or are not those that the checkpoint was saved with.
+    """
+    if model_class is None:
+        model_class = class_of_saved(name)
+    else:
+        require_whole(name)  # our own classes do so themselves
+    check_shards(name)
+    try:
+        with quiet():
+            model, report = model_class.from_pretrained(
+                name, output_loading_info=True, ignore_mismatched_sizes=True, **where_to_look(name), **options
+            )
+    except (OSError, TypeError):
+        raise
+    except ValueError as error:
+        raise ValueError(f"The model in {name} cannot be loaded: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {name} do not fit its config.json: {_first_line(error)}") from error
+    except Exception as error:  # safetensors and unpickling raise errors of many kinds
+        raise ValueError(f"The weights in {name} cannot be read: {_first_line(error)}") from error
+    if options.keys() & vars(model.config).keys():
+        report = report | without_changes(report, model_class, name)
+    check_weights(model, report, name)
+    return model
+
+
+def without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
+    """Missing and unknown weights of a model that was loaded with other fields of its configuration, without those of
+    heads that these bring or take away; that new ones are random is logged."""
+    config = model_class.config_class.from_pretrained(name, **where_to_look(name))
+    with torch.device("meta"):
+        own = set(model_class(config).state_dict())
+    new = set(report["missing_keys"]) - own
+    if new:
+        logger.warning(f"New in the model of {name}, with random weights: {', '.join(sorted(new))}.")
+    return {"missing_keys": set(report["missing_keys"]) & own, "unexpected_keys": set(report["unexpected_keys"]) - own}
+
+
+def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: object) -> None:
+    """Raise ValueError unless all weights were there, had a place, and are finite."""
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, *shapes = mismatched[0]
+        saved, expected = (tuple(shape) for shape in shapes)
+        raise ValueError(
+            f"The weights in {where} do not fit its config.json: {name} has the shape {saved} instead of {expected}, "
+            f"the first of {len(mismatched)}."
+        )
+    for problem, names in (("lack", report["missing_keys"]), ("have unknown", report["unexpected_keys"])):
+        if names:
+            raise ValueError(f"The weights in {where} {problem} {len(names)} entries, such as {min(names)}.")
+    for name, values in model.state_dict().items():
+        if values.is_floating_point() and not bool(torch.isfinite(values).all()):
+            raise ValueError(f"The weights in {where} are broken: {name} holds NaN or infinite values.")
+
+
+def check_shards(name: str | os.PathLike) -> None:
+    """Raise ValueError where the index of a folder's weights is broken, or names files outside of the folder."""
+    for index in (Path(name, file) for file in INDEXES):
+        if not index.is_file():
+            continue
+        try:
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            outside = [shard for shard in shards if Path(shard).name != shard or "\\" in shard]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{index} is no index of weights ({type(error).__name__}: {error}).") from error
+        if outside:
+            raise ValueError(f"{index} names {outside[0]}, a file outside of its folder.")
+
+
+def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImageProcessor:
+    """The image processor beside a saved model.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it cannot be read.
+    """
+    try:
+        with quiet():
+            return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # fields of a wrong type
+        raise ValueError(f"The preprocessor_config.json in {name} cannot be used: {_first_line(error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' reports of loading: what matters in them is raised as an error."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
