@@ -24,7 +24,14 @@ from transformers.utils import logging
 from maskcls_hf.training import TRAINING_ERRORS, LossMeans, Run, TrainingLog, TrainingProgress, load_recipe, prepare
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
 from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
-from maskcls_hf.training.processes import items_of_step, own_class, share_buffers, warn_if_not_sharded
+from maskcls_hf.training.processes import (
+    filled_up,
+    items_of_step,
+    own_class,
+    share_buffers,
+    warn_if_not_sharded,
+    without_copies,
+)
 from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
 from train_trainer import parse_arguments
 
@@ -118,14 +125,17 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator)
     with run.averaged(network):
         share_buffers(network)
         for batch in loader:
+            number = len(batch["pixel_values"])
+            batch, weight = without_copies(batch, accelerator)
             truth = batch.pop("ground_truth")
-            items = items_of_step([batch], network.config, accelerator)
+            items = items_of_step([batch], network.config, accelerator, weight)
             outputs = model(**batch, num_items_in_batch=items)
-            measured = run.evaluator.measure(outputs, truth)
+            measured = filled_up(run.evaluator.measure(outputs, truth), number)
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}
             measured = accelerator.pad_across_processes(measured, dim=1, pad_index=-100)
             run.evaluator.add(accelerator.gather_for_metrics(measured))
-            losses.append(accelerator.gather_for_metrics(outputs.loss.repeat(len(truth)) * accelerator.num_processes))
+            loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
+            losses.append(accelerator.gather_for_metrics(loss.repeat(number)))
     model.train()
     scores = {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
     run.evaluator.reset()

@@ -1,6 +1,5 @@
 """`maskcls convert`: checkpoints of other implementations and per-pixel models to ours, and back."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +10,7 @@ from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
+from ..data.files import read_class_names
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import MASKFORMER
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
@@ -77,5 +77,5 @@ def model_type(source: str) -> str | None:
 
 def class_names(path: Path) -> dict[str, Any]:
     """Fields of a configuration, from the file `path`."""
-    names = {int(label): str(name) for label, name in json.loads(path.read_text()).items()}
+    names = read_class_names(path)
     return {"id2label": names, "label2id": {name: label for label, name in names.items()}}

@@ -179,9 +179,11 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"--data-option {option}: expected KEY=VALUE, such as background=class.")
+        if key in found:
+            raise ValueError(f"--data-option {key} is given twice.")
         try:
             found[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found[key] = value
     return found
 

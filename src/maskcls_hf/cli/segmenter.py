@@ -46,6 +46,7 @@ class Segmenter:
         self.predictor = Predictor.from_pretrained(name, device, **inference)
         if task != "semantic" and not self.predictor.finds_segments:
             raise ValueError(f"{name} classifies pixels and knows no segments: use --task semantic.")
+        self.predictor.check({task: options})
         self.task, self.options = task, options
 
     @property

@@ -17,6 +17,7 @@ from ..image_processing_maskcls import MaskClsImageProcessor
 from ..image_reading import image_list
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..ranges import require_range
 from .mask_runs import MaskRuns
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
@@ -54,7 +55,7 @@ class Predictor:
         enlarge: network pixels an image pixel, instead of the resizing of the image processor.
 
     Raises:
-        ValueError: a tile, an overlap or a scale outside its range.
+        ValueError: a tile, an overlap, a scale or a batch size outside its range.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class Predictor:
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size
-        if tile is not None:
-            check_tile(tile, overlap)
-        if any(not scale > 0 for scale in (*self.scales, enlarge or 1.0)):
-            raise ValueError(f"scales and enlarge must be positive, got {self.scales} and {enlarge}.")
+        check_tile(16 if tile is None else tile, overlap)
+        require_range("batch_size", batch_size, "[1, inf)", integer=True)
+        for scale in self.scales:
+            require_range("scales", scale, "(0, inf)")
+        if enlarge is not None:
+            require_range("enlarge", enlarge, "(0, inf)")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:
@@ -131,7 +134,7 @@ class Predictor:
             images: one or a list, as for a call.
             tasks: the options of each task.
         """
-        self._check(tasks)
+        self.check(tasks)
         pixels = [self._pixels(image) for image in image_list(self.image_processor.fetch_images(images))]
         results: list[dict[Task, Result]] = [{} for _ in pixels]
         whole = [i for i, image in enumerate(pixels) if self._fits(image)]
@@ -215,14 +218,22 @@ class Predictor:
         """Image -> (3, H, W) on the 0..255 scale."""
         return self.image_processor.process_image(image, do_convert_rgb=self.image_processor.do_convert_rgb)
 
-    def _check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
-        for task in tasks:
+    def check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
+        """Before the model runs.
+
+        Raises:
+            ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
+        """
+        for task, options in tasks.items():
             if task not in TASKS:
                 raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
             if task != "semantic" and not self.finds_segments:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
                 raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
+            for name, value in options.items():
+                if name.endswith("threshold"):
+                    require_range(name, value, "[0, 1]")
 
 
 def model_type_of(name: str) -> str:

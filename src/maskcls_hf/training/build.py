@@ -19,7 +19,7 @@ from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
 from .recipe import Recipe
-from .recipe_values import CONFIGS, keys_of_section
+from .recipe_values import CONFIGS, hints_of_section
 
 TRAINING_FIELDS = (
     "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
@@ -45,9 +45,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     Raises:
         ValueError: a value that the configuration refuses; names the recipe.
     """
-    fields = {
-        key: value for key, value in recipe.model.config.items() if key in keys_of_section("model", recipe.model.kind)
-    }
+    known = hints_of_section("model", recipe.model.kind)
+    fields = {key: value for key, value in recipe.model.config.items() if key in known}
     if recipe.model.kind == "per_pixel":
         fields.setdefault("semantic_loss_ignore_index", void_id_of(len(id2label)))
     if fields.get("num_queries") == "num_labels":
