@@ -19,8 +19,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers.utils import logging
 
+from maskcls_hf.quiet import no_progress_bars
 from maskcls_hf.training import TRAINING_ERRORS, LossMeans, Run, TrainingLog, TrainingProgress, load_recipe, prepare
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
 from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
@@ -32,7 +32,7 @@ from maskcls_hf.training.processes import (
     warn_if_not_sharded,
     without_copies,
 )
-from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
+from maskcls_hf.training.recipe_trainer import check_output, check_precision, on_cpu, save_results
 from train_trainer import parse_arguments
 
 
@@ -142,11 +142,12 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator)
     return {f"eval_{name}": value for name, value in scores.items()}
 
 
+@no_progress_bars()  # of saving and loading weights
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv, __doc__)
-    logging.disable_progress_bar()  # of saving and loading weights
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)
+        check_precision(recipe)
         check_output(recipe, arguments.out, arguments.resume, arguments.tensorboard)
         precision = {"float32": "no"}.get(recipe.training.precision, recipe.training.precision)
         log_with = "tensorboard" if arguments.tensorboard else None

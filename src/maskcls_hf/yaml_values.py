@@ -28,8 +28,9 @@ _NUMBERS = {
 
 
 class _Loader(yaml.SafeLoader):
-    def __init__(self, stream: str):
+    def __init__(self, stream: str, doubled: list[str] | None):
         super().__init__(stream)
+        self._doubled = doubled
         self._depth = self._values = self._repeated = 0
         self._open: set[str] = set()  # anchors whose values are not complete
         self._sizes: dict[str, int] = {}  # of the others, in values
@@ -59,15 +60,35 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
-        lines: dict[Any, int] = {}
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise _problem("a key must be a text or a number", key)
-            name = key.value if key.tag == _TAG + "merge" else self.construct_object(key)
-            if name in lines:
-                raise _problem(f"the key {name!r} stands twice, first in line {lines[name]}", key)
-            lines[name] = key.start_mark.line + 1
+        entries: dict[Any, tuple[Any, Any]] = {}
+        for key, value in node.value:
+            name = self._name(key)
+            if name not in entries:
+                entries[name] = key, value
+                continue
+            problem = f"the key {name!r} stands twice, first in line {entries[name][0].start_mark.line + 1}"
+            if self._depth > 1 or self._doubled is None or not self._join(entries[name][1], value):
+                raise _problem(problem, key)
+            self._doubled.append(f"line {key.start_mark.line + 1}: {problem}")
+        node.value = list(entries.values())
         return node
+
+    def _name(self, key: Any) -> Any:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _problem("a key must be a text or a number", key)
+        return key.value if key.tag == _TAG + "merge" else self.construct_object(key)
+
+    def _join(self, first: Any, second: Any) -> bool:
+        """Add the entries of one mapping to another; False, and nothing done, where the two contradict each other."""
+        if not (isinstance(first, yaml.MappingNode) and isinstance(second, yaml.MappingNode)):
+            return False
+        there = {self._name(key): value for key, value in first.value}
+        new = [(key, value) for key, value in second.value if self._name(key) not in there]
+        known = [(there[self._name(key)], value) for key, value in second.value if self._name(key) in there]
+        if any((one.tag, str(one.value)) != (other.tag, str(other.value)) for one, other in known):
+            return False
+        first.value = first.value + new
+        return True
 
     def construct_yaml_float(self, node: Any) -> int | float:
         value = super().construct_yaml_float(node)
@@ -97,14 +118,18 @@ _Loader.yaml_constructors = {
 _Loader.add_constructor(_TAG + "float", _Loader.construct_yaml_float)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, doubled: list[str] | None = None) -> Any:
     """The values of one document; None where there is none.
+
+    Args:
+        doubled: where given, keys of the whole document whose values are mappings may stand twice, if these do not
+            contradict each other: they count as one, and what is wrong is added to this list.
 
     Raises:
         ValueError: no valid YAML; says in one line what is wrong, and where.
     """
     try:
-        return _Loader(text).get_single_data()  # type: ignore[no-untyped-call]
+        return _Loader(text, doubled).get_single_data()  # type: ignore[no-untyped-call]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
@@ -113,15 +138,15 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(" ".join(str(error).split())) from error
 
 
-def read_yaml(path: str | Path) -> Any:
-    """The values of a file.
+def read_yaml(path: str | Path, doubled: list[str] | None = None) -> Any:
+    """The values of a file, as [`parse_yaml`].
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no valid YAML; names the file.
     """
     try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_yaml(Path(path).read_text(encoding="utf-8-sig"), doubled)
     except ValueError as error:  # also of the encoding
         raise ValueError(f"{path} is not valid YAML: {error}") from error
 

@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 from transformers import PreTrainedConfig
-from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
@@ -46,7 +45,6 @@ def convert(
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
-    logging.disable_progress_bar()
     try:
         per_pixel = not is_original(source) and model_type(source) not in (MaskClsConfig.model_type, MASKFORMER)
         if not per_pixel and (num_queries is not None or matching is not None):

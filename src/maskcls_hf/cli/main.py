@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ..quiet import no_progress_bars
 from .convert import convert
 from .evaluate import evaluate
 from .push import push
@@ -37,8 +38,9 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    context.with_resource(no_progress_bars())  # of weights that are loaded and saved; commands have their own

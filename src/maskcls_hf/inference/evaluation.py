@@ -41,7 +41,7 @@ def evaluate(
         `evaluator.compute()`; `evaluator.per_class()` has the rest.
 
     Raises:
-        ValueError: model and data have different classes, a file of the data is wrong, or an option is out of its range.
+        ValueError: model and data have different classes, a file of the data or an option is wrong.
     """
     for name, value in (("crop", crop), ("limit", limit)):
         if value is not None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -18,6 +17,7 @@ from ..image_processing_maskcls import MaskClsImageProcessor
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..quiet import verbosity
 from .recipe import Recipe
 from .recipe_values import CONFIGS, hints_of_section
 
@@ -28,6 +28,12 @@ TRAINING_FIELDS = (
 )  # fmt: skip
 
 LAYER_OF_BACKBONE = re.compile(r"\.(layers?|stages)\.")
+
+# Of values that no configuration checks: those of backbones are read by transformers, timm and torch.
+BUILDING_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
 MODELS: dict[str, Any] = {
@@ -54,8 +60,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     label2id = {name: label for label, name in id2label.items()}
     try:
         return CONFIGS[recipe.model.kind](**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Recipe {recipe.name}, section model: {error}") from error
+    except BUILDING_ERRORS as error:
+        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
 
 
 def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Model:
@@ -68,7 +74,11 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
         ValueError: a wrong value in the recipe, or a checkpoint of another architecture.
         OSError: no such checkpoint here or on the Hub.
     """
-    model = MODELS[recipe.model.kind](build_config(recipe, id2label))
+    config = build_config(recipe, id2label)
+    try:
+        model = MODELS[recipe.model.kind](config)
+    except BUILDING_ERRORS as error:
+        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
         load_backbone(model, recipe.model.backbone_checkpoint)
     return model
@@ -95,7 +105,9 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
                 f"The checkpoint {checkpoint!r} holds a {model_type}, model.backbone_config a "
                 f"{backbone.config.model_type}. {advice}"
             )
-        with _quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
+        # Not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders. Without the table of a
+        # classifier's weights that a backbone does not have.
+        with verbosity(logging.CRITICAL):
             loaded, report = cast(Any, type(backbone)).from_pretrained(
                 checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True
             )
@@ -119,17 +131,6 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
             f"The checkpoint {checkpoint!r} holds another architecture than model.backbone_config says: {len(wrong)} "
             f"weights are in one of them only, such as {wrong[0]}. {advice}"
         )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' table of a classifier's weights that a backbone does not have."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Model:

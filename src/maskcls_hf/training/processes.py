@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -107,6 +108,18 @@ def warn_if_not_sharded(accelerator: Accelerator) -> None:
             f"FSDP was asked for, but Accelerate has none here ({accelerator.device.type}, "
             f"{accelerator.distributed_type}): each process holds all weights."
         )
+
+
+@contextmanager
+def accelerate_as_before() -> Iterator[None]:
+    """What Accelerate knows of device, precision and loaders, which Trainer sets anew, is afterwards as before."""
+    before = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
+    try:
+        yield
+    finally:
+        for state, values in before:
+            state._shared_state.clear()
+            state._shared_state.update(values)
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from .recipe_sections import EvaluationSection, ModelSection, MultiScaleSection,
 from .recipe_values import as_type, hints_of_section, require_known
 
 RECIPES = Path(__file__).parent / "recipes"
-SECTIONS: dict[str, Any] = {name: hint for name, hint in get_type_hints(Recipe).items() if name != "name"}
+SECTIONS: dict[str, Any] = {
+    name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("name", "doubled")
+}
 
 
 def list_recipes() -> dict[str, str]:
@@ -39,17 +41,19 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: no valid YAML, an unknown section or key, one that stands twice (in a file, or in the overrides with
-            two values), or a value of a wrong type or out of range; the message names file, key and what is known.
+        ValueError: no valid YAML, an unknown section or key, a key that stands twice (in a file, or in the overrides with
+            two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
+            section that stands twice without contradicting itself is read, but no training starts with it.
     """
     path = _find(source)
-    sections = _read(path, ())
+    doubled: list[str] = []
+    sections = _read(path, (), doubled)
     _require_distinct(overrides)
     for override in overrides:
         sections = _overridden(sections, override)
     values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
     try:
-        return Recipe(name=path.stem, **values)
+        return Recipe(name=path.stem, doubled=tuple(doubled), **values)
     except ValueError as error:
         raise ValueError(f"{' '.join([str(path), *(f'--set {o}' for o in overrides)])}: {error}") from error
 
@@ -82,11 +86,13 @@ def _find(source: str | Path, beside: Path | None = None) -> Path:
     )
 
 
-def _read(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+def _read(path: Path, below: tuple[Path, ...], doubled: list[str]) -> dict[str, dict[str, Any]]:
     """Checked sections of a file, over those of its bases."""
     if path.resolve() in below:
         raise ValueError(f"{path}: the recipe is its own base ({' -> '.join(p.stem for p in (*below, path))}).")
-    content = read_yaml(path)
+    twice: list[str] = []
+    content = read_yaml(path, twice)
+    doubled += [f"{path}, {problem}" for problem in twice]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}).")
     given = dict(content)
@@ -94,7 +100,7 @@ def _read(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: base must be the name of a recipe, got {base!r}.")
     try:
-        inherited = {} if base is None else _read(_find(base, path), (*below, path.resolve()))
+        inherited = {} if base is None else _read(_find(base, path), (*below, path.resolve()), doubled)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: base: {error}") from error
     inherited.pop("paper", None)

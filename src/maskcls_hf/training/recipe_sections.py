@@ -156,9 +156,11 @@ class EvaluationSection:
 @dataclass
 class Recipe:
     """A training. `image_processor` and `augmentation` are options of `MaskClsImageProcessor` and `TrainTransform`;
-    `paper` holds the scores to expect."""
+    `paper` holds the scores to expect. `doubled` says which sections stand twice in the file: no training starts with
+    them."""
 
     name: str = ""
+    doubled: tuple[str, ...] = field(default=(), compare=False)
     paper: dict[str, Value] = field(default_factory=dict)
     data: DataSection = field(default_factory=DataSection)
     model: ModelSection = field(default_factory=ModelSection)
@@ -179,9 +181,9 @@ class Recipe:
             raise ValueError("evaluation.tasks is empty.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Sections as in the YAML file, without `name`."""
+        """Sections as in the YAML file, without `name` and `doubled`."""
         sections = dataclasses.asdict(self)
-        del sections["name"]
+        del sections["name"], sections["doubled"]
         sections["model"] |= sections["model"].pop("config")
         sections["optimizer"]["betas"] = list(self.optimizer.betas)
         return {key: value for key, value in sections.items() if value != {}}

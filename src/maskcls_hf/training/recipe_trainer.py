@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import is_bf16_available, parse_flag_from_env
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
+from ..quiet import no_progress_bars
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
-from .processes import warn_if_not_sharded
+from .processes import accelerate_as_before, warn_if_not_sharded
 from .progress import ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
@@ -29,6 +30,8 @@ logger = logging.get_logger(__name__)
 TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
 
 
+@accelerate_as_before()
+@no_progress_bars()  # of saving and loading weights; there is a bar of the training
 def train(
     recipe: Recipe,
     data: str | Path,
@@ -42,7 +45,7 @@ def train(
     """Train, evaluate and save the model, with `MaskClsTrainer`.
 
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
-    the log, and checkpoints.
+    the log, and checkpoints. The generators of Python, NumPy and torch are seeded with `training.seed`.
 
     Args:
         data: folder of the data set.
@@ -60,7 +63,7 @@ def train(
         DivergenceError: the loss became NaN or infinite.
     """
     out = Path(out)
-    logging.disable_progress_bar()  # of saving and loading weights; there is a bar of the training
+    check_precision(recipe)
     check_output(recipe, out, resume, tensorboard)
     processes = PartialState(cpu=on_cpu()).num_processes
     run = prepare(recipe, data, model=model, processes=processes, accumulate=accumulate)
@@ -116,6 +119,15 @@ def on_cpu() -> bool:
     """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so. To be told to Accelerate and
     Trainer, or each process started by torchrun trains alone."""
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def check_precision(recipe: Recipe) -> None:
+    """ValueError where this machine would train in another precision, or fail to."""
+    precision = recipe.training.precision
+    if on_cpu() and precision == "fp16":
+        raise ValueError("training.precision=fp16 needs a GPU; on a CPU: --set training.precision=bf16, or float32.")
+    if not on_cpu() and precision == "bf16" and not is_bf16_available():
+        raise ValueError("training.precision=bf16: this device has none; --set training.precision=fp16, or float32.")
 
 
 def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> TrainingArguments:

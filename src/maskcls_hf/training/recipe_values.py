@@ -91,9 +91,9 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
         }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return _checked_fields(value, hint, where, owner)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if abs(value) <= sys.float_info.max:  # integers have no limit
-            return float(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) <= sys.float_info.max:  # integers can be larger
+        return float(value)
     if hint in (int, bool, str) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where}: {owner} is {_shown(value)}, must be {_name(hint)}.")
