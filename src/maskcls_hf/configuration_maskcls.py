@@ -255,8 +255,7 @@ def check_number(
 ) -> None:
     value = getattr(config, name)
     kind = int if integer else (int, float)
-    is_number = isinstance(value, kind) and not isinstance(value, bool) and value != float("inf")
-    if not (is_number and minimum <= value <= maximum):
+    if isinstance(value, bool) or not isinstance(value, kind) or not minimum <= value <= maximum:
         limits = f"at least {minimum}" if maximum == float("inf") else f"from {minimum} to {maximum}"
         number = "an integer" if integer else "a number"
         raise ValueError(f"{type(config).__name__}: {name}={value!r} must be {number} {limits}.")

@@ -21,6 +21,7 @@ from transformers.utils import TensorType, logging
 from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, with_fourth_byte
 from .output_maps import OutputMapsMixin
+from .ranges import require_range
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)
@@ -157,6 +158,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             kwargs["label_offset"] = int(do_reduce_labels)
         if kwargs.get("label_ids_to_fuse") is not None:
             kwargs["label_ids_to_fuse"] = sorted(int(label) for label in kwargs["label_ids_to_fuse"])
+        check_image_options(kwargs)
         if kwargs.get("label_format") not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
@@ -299,6 +301,22 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
+
+
+def check_image_options(options: Mapping[str, Any]) -> None:
+    """ValueError for sizes, deviations and factors with which no image could be made."""
+    for name in ("size", "pad_size"):
+        for edge, length in dict(options.get(name) or {}).items():
+            if length is not None:
+                require_range(f"{name}[{edge!r}]", length, "[1, inf)")
+    for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)"), ("rescale_factor", "(0, inf)")):
+        values = options.get(name)
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if value is not None:
+                require_range(name, value, interval)
+    resample = options.get("resample")
+    if isinstance(resample, int) and resample not in list(PILImageResampling):
+        raise ValueError(f"resample={resample} must be one of {', '.join(map(str, PILImageResampling))}.")
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -14,15 +14,18 @@ def require_range(name: str, value: Any, interval: str, integer: bool = False) -
     """
     if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise ValueError(f"{name}={value!r} must be {'an integer' if integer else 'a number'}.")
+    number: Any = value
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value >= low if interval[0] == "[" else value > low
-    below = value <= high if interval[-1] == "]" else value < high
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
-        finite = " and finite" if not math.isfinite(value) else ""
+        finite = " and finite" if not math.isfinite(number) else ""
         raise ValueError(f"{name}={value} must {_in_words(low, high, interval)}{finite}.")
 
 
 def _in_words(low: float, high: float, interval: str) -> str:
+    if math.isinf(low):
+        return "be a number"
     if math.isinf(high):
         if interval[0] == "[" and low == 0:
             return "not be negative"
@@ -30,4 +33,4 @@ def _in_words(low: float, high: float, interval: str) -> str:
     if interval[0] == "(" and interval[-1] == ")":
         return f"be between {low:g} and {high:g}"
     excluded = f", without {high:g}" if interval[-1] == ")" else ""
-    return f"be from {low:g} to {high:g}{excluded}"
+    return f"be from {low:g} to {high:.10g}{excluded}"

@@ -76,10 +76,8 @@ class Predictor:
         self.batch_size = batch_size
         check_tile(16 if tile is None else tile, overlap)
         require_range("batch_size", batch_size, "[1, inf)", integer=True)
-        for scale in self.scales:
-            require_range("scales", scale, "(0, inf)")
-        if enlarge is not None:
-            require_range("enlarge", enlarge, "(0, inf)")
+        if any(not 0 < scale < math.inf for scale in (*self.scales, 1.0 if enlarge is None else enlarge)):
+            raise ValueError(f"scales and enlarge must be positive and finite, got {self.scales} and {enlarge}.")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:

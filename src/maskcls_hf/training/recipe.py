@@ -41,9 +41,9 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: no valid YAML, an unknown section or key, a key that stands twice (in a file, or in the overrides with
+        ValueError: no valid YAML, an unknown section or key, one that stands twice (in a file, or in the overrides with
             two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
-            section that stands twice without contradicting itself is read, but no training starts with it.
+            section that stands twice and does not contradict itself is read, but no training starts with it.
     """
     path = _find(source)
     doubled: list[str] = []

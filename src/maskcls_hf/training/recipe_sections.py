@@ -85,12 +85,12 @@ class ScheduleSection:
     """
 
     kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
-    max_steps: int = 160000
-    warmup_steps: int = 0
-    warmup_factor: float | None = None
-    power: float = 0.9
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.1
+    max_steps: Count = 160000
+    warmup_steps: Annotated[int, "[0, inf)"] = 0
+    warmup_factor: Share | None = None
+    power: NotNegative = 0.9
+    milestones: list[Count] = field(default_factory=list)
+    gamma: NotNegative = 0.1
 
 
 @dataclass
@@ -174,9 +174,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that is out of range."""
-        learning_rate_factor(0, **dataclasses.asdict(self.schedule))
         for section in dataclasses.fields(self):
             require_ranges(section.name, getattr(self, section.name))
+        try:
+            learning_rate_factor(0, **dataclasses.asdict(self.schedule))
+        except ValueError as error:
+            raise ValueError(f"schedule: {error}") from error
         if not self.evaluation.tasks:
             raise ValueError("evaluation.tasks is empty.")
 

@@ -19,7 +19,15 @@ from ..image_processing_maskcls import MaskClsImageProcessorKwargs
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"mask_classification": MaskClsConfig, "per_pixel": PerPixelConfig}
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
-OF_THE_DATA = ("id2label", "void_id")  # arguments of TrainTransform that no recipe gives
+# What no recipe gives, as the data or the training loop does, or nothing uses it.
+OF_OTHERS = {
+    "augmentation": ("id2label", "void_id", "return"),
+    "image_processor": (
+        "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
+        "image_seq_length", "input_data_format", "label_format", "label_ids_to_fuse", "label_offset", "num_labels",
+        "return_tensors", "void_id",
+    ),
+}  # fmt: skip
 
 
 def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
@@ -30,12 +38,10 @@ def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
         own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
         hints = {f.name: f.type for f in own}
         return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}
-    if section == "image_processor":
-        return dict(sorted(get_type_hints(MaskClsImageProcessorKwargs).items()))
-    if section == "augmentation":
-        hints = get_type_hints(TrainTransform.__init__)
-        return {name: hint for name, hint in hints.items() if name not in (*OF_THE_DATA, "return")}
-    return {}
+    if section not in OF_OTHERS:
+        return {}
+    hints = get_type_hints(MaskClsImageProcessorKwargs if section == "image_processor" else TrainTransform.__init__)
+    return {name: hint for name, hint in sorted(hints.items()) if name not in OF_OTHERS[section]}
 
 
 def require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
@@ -127,8 +133,8 @@ def _name(hint: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin in (Union, UnionType):
-        names = (_name(argument) for argument in arguments if argument is not type(None))
-        return " or ".join(dict.fromkeys(names))
+        names = dict.fromkeys(_name(argument) for argument in arguments if argument is not type(None))
+        return " or ".join(name for name in names if name != NAMES[int] or NAMES[float] not in names)
     if origin in (list, Sequence) or Ellipsis in arguments:
         return f"a list, each {_name(arguments[0])}"
     if origin is tuple:

@@ -153,7 +153,8 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         The loss is that of the batches of all processes, where it is divided by the counts of all.
         """
         number = len(inputs["pixel_values"])
-        inputs, weight = without_copies(self._prepare_inputs(inputs), self.accelerator)
+        inputs, weight = without_copies(inputs, self.accelerator)
+        inputs = self._prepare_inputs(inputs)
         ground_truth = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             items = self._get_num_items_in_batch([inputs], self.args.device, weight)
