@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -47,6 +48,11 @@ class TestTimeBudget:
         budget.start()
         budget.tick()
         assert budget.progress(3, 4) == 0.75 and not budget.spent
+
+    @pytest.mark.parametrize("minutes", [0, -1.0, math.nan, math.inf])
+    def test_wrong_budgets(self, minutes):
+        with pytest.raises(ValueError, match=f"max_minutes={minutes} must be above 0"):
+            TimeBudget(minutes)
 
     def test_the_clock_ends_it(self, clock):
         clock += [0.0, 30.0, 61.0]
@@ -105,6 +111,11 @@ def steps(model: nn.Module, number: int):
 
 
 class TestExponentialMovingAverage:
+    @pytest.mark.parametrize("decay", [-0.1, 1.5, math.nan])
+    def test_wrong_decays(self, decay):
+        with pytest.raises(ValueError, match=f"decay={decay} must be from 0 to 1"):
+            ExponentialMovingAverage(nn.Linear(2, 2), decay)
+
     def test_is_the_average_by_hand(self):
         model, decay = with_batch_norm(), 0.8
         ema, expected = ExponentialMovingAverage(model, decay), None

@@ -19,7 +19,7 @@ def require_range(name: str, value: Any, interval: str, integer: bool = False) -
     above = number >= low if interval[0] == "[" else number > low
     below = number <= high if interval[-1] == "]" else number < high
     if not (above and below):
-        finite = " and finite" if not math.isfinite(number) else ""
+        finite = " and finite" if isinstance(number, float) and not math.isfinite(number) else ""
         raise ValueError(f"{name}={value} must {_in_words(low, high, interval)}{finite}.")
 
 

@@ -138,7 +138,9 @@ def read_recipe(path: str | Path) -> Recipe:
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {path}.")
     sections = read_yaml(path)
-    if not isinstance(sections, dict):
+    if not isinstance(sections, dict) or not all(
+        isinstance(values, dict) or values is None or name == "base" for name, values in sections.items()
+    ):
         raise ValueError(f"{path} must hold sections with keys and values.")
     named = re.match(r"# (\S+): all values", path.read_text(encoding="utf-8"))  # as `Recipe.save` writes it
     name = named[1] if named else path.stem
