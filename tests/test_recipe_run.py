@@ -184,7 +184,8 @@ class TestReading:
         "key",
         [
             "model.mask_weight", "model.num_queries", "model.backbone_config.embedding_size",
-            "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate", "optimizer.clip_norm", "schedule.power",
+            "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate",
+            "optimizer.clip_norm", "schedule.power",
             "schedule.max_steps", "augmentation.scale", "augmentation.colour", "augmentation.crop_size",
             "training.max_minutes", "training.ema_decay", "training.batch_size", "evaluation.threshold",
             "evaluation.crop", "sampling.by_area", "data.options.number",

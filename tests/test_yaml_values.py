@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from maskcls_hf.yaml_values import REPEATED_VALUES, dump_yaml, parse_yaml, read_yaml
+from maskcls_hf.data.yaml_values import REPEATED_VALUES, dump_yaml, parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
@@ -22,7 +22,8 @@ MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     [
         ("1e-1", 0.1), ("2e1", 20), ("1e5", 100000), ("-1E+3", -1000), ("1.5e3", 1500.0), (".5e1", 5.0), ("1.", 1.0),
         ("1_000", 1000), ("1_0.5", 10.5), ("-1", -1), ("+1", 1), ("0x10", 16), ("0b11", 3), ("0", 0),
-        ("1e400", math.inf), (".inf", math.inf), ("-.inf", -math.inf), ('"5"', "5"), ("true", True), ("no", False), ("~", None),
+        ("1e400", math.inf), (".inf", math.inf), ("-.inf", -math.inf), ('"5"', "5"), ("true", True),
+        ("no", False), ("~", None),
         ("010", "010"), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("1e", "1e"), ("1.5.2", "1.5.2"), ("e1", "e1"),
     ],
 )  # fmt: skip

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..quiet import no_progress_bars
+from ..hub.quiet import no_progress_bars
 from .convert import convert
 from .evaluate import evaluate
 from .push import push

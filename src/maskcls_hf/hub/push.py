@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..inference.predictor import MODELS
-from ..quiet import verbosity
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
+from .quiet import verbosity
 from .saved_model import SavedModel
 
 PICTURE_LINK = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")

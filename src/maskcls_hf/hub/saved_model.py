@@ -14,7 +14,7 @@ from safetensors import safe_open
 from ..configuration_maskcls import MaskClsConfig
 from ..configuration_perpixel import PerPixelConfig
 from ..data.files import read_json
-from ..yaml_values import read_yaml
+from ..data.yaml_values import read_yaml
 
 CONFIGS = {config.model_type: config for config in (MaskClsConfig, PerPixelConfig)}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

@@ -13,11 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..data.sample import void_id_of
+from ..hub.quiet import verbosity
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
-from ..quiet import verbosity
 from .recipe import Recipe
 from .recipe_values import CONFIGS, hints_of_section
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from ..data.yaml_values import dump_yaml
 from ..ranges import require_range
-from ..yaml_values import dump_yaml
 from .schedules import learning_rate_factor
 
 Value = Any  # of a key that other code reads and checks

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
-from ..quiet import no_progress_bars
+from ..hub.quiet import no_progress_bars
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
 from .processes import accelerate_as_before, warn_if_not_sharded
