@@ -125,17 +125,17 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator)
     with run.averaged(network):
         share_buffers(network)
         for batch in loader:
-            number = len(batch["pixel_values"])
-            batch, weight = without_copies(batch, accelerator)
             truth = batch.pop("ground_truth")
-            items = items_of_step([batch], network.config, accelerator, weight)
-            outputs = model(**batch, num_items_in_batch=items)
-            measured = filled_up(run.evaluator.measure(outputs, truth), number)
+            own, weight = without_copies(batch, accelerator)
+            items = items_of_step([own], network.config, accelerator, weight)
+            outputs = model(**own, num_items_in_batch=items)
+            measured = run.evaluator.measure(outputs, truth[: len(own["pixel_values"])])
+            measured = filled_up(measured, len(truth))
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}
             measured = accelerator.pad_across_processes(measured, dim=1, pad_index=-100)
             run.evaluator.add(accelerator.gather_for_metrics(measured))
             loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
-            losses.append(accelerator.gather_for_metrics(loss.repeat(number)))
+            losses.append(accelerator.gather_for_metrics(loss.repeat(len(truth))))
     model.train()
     scores = {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
     run.evaluator.reset()

@@ -147,8 +147,6 @@ def test_per_pixel_model_scores_classes_only(folders, tmp_path):
         (["-m", "{maskcls}", "-d", "{data}", *["--data-option", "void=1"] * 2], ["--data-option void is given twice"]),
         (["-m", "{maskcls}", "-d", "{data}", "--data-option", "void=" + "[" * 100000], ["void"]),
         (["-m", "{maskcls}", "-d", "{data}", "--task", "panoptic", "--boundary"], ["semantic maps"]),
-        (["-m", "{maskcls}", "-d", "{data}", "--scale", "inf"], ["scales and enlarge must be positive and finite"]),
-        (["-m", "{maskcls}", "-d", "{data}", "--enlarge", "0"], ["scales and enlarge must be positive and finite"]),
         (["-m", "{maskcls}", "-d", "{data}", "--data-option", "colour=1"], ["colour"]),
         (["-m", "{maskcls}", "-d", "{other}"], ["model (5): sky, road", "data (6)", "only the data has: cat"]),
         (["-m", "{maskcls}", "-d", "{instances}"], ["only the model has: car, dog", "cell"]),

@@ -1,15 +1,16 @@
 """`maskcls convert`: checkpoints of other implementations and per-pixel models to ours, and back."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
-from ..data.files import read_class_names
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..interchange_maskformer import MASKFORMER
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
@@ -45,6 +46,7 @@ def convert(
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
+    logging.disable_progress_bar()
     try:
         per_pixel = not is_original(source) and model_type(source) not in (MaskClsConfig.model_type, MASKFORMER)
         if not per_pixel and (num_queries is not None or matching is not None):
@@ -75,5 +77,5 @@ def model_type(source: str) -> str | None:
 
 def class_names(path: Path) -> dict[str, Any]:
     """Fields of a configuration, from the file `path`."""
-    names = read_class_names(path)
+    names = {int(label): str(name) for label, name in json.loads(path.read_text()).items()}
     return {"id2label": names, "label2id": {name: label for label, name in names.items()}}

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from transformers.utils import logging
 
 from ..data import SegmentationDataset, open_dataset
 from ..hub.scores import write_json
@@ -101,6 +102,7 @@ def evaluate(
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
+    logging.disable_progress_bar()
     try:
         check_options(json_file, crop, middle, scale, flip, multi_scale)
         dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
+from transformers.utils import logging
 
 from ..data import open_dataset
 from ..hub.failure_cases import failure_cases, save_failure_cases
@@ -76,6 +77,7 @@ def push(
 
     Example: `maskcls push runs/camvid me/camvid-maskformer --license cc-by-nc-4.0 --dataset CamVid --dry-run look`
     """
+    logging.disable_progress_bar()
     try:
         check_repo_id(repo_id)
         SavedModel(folder)  # before anything takes time

@@ -20,7 +20,6 @@ from transformers.utils import logging
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..inference.predictor import MODELS
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
-from .quiet import verbosity
 from .saved_model import SavedModel
 
 PICTURE_LINK = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
@@ -145,12 +144,15 @@ def local_pictures(text: str) -> Iterable[str]:
 
 def load_checked(saved: SavedModel) -> PreTrainedModel:
     """The model, with all of its weights, which are finite."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         model_class: Any = MODELS[str(saved.model_type)]
-        with verbosity(logging.ERROR):
-            model, report = model_class.from_pretrained(saved.folder, output_loading_info=True)
+        model, report = model_class.from_pretrained(saved.folder, output_loading_info=True)
     except RuntimeError as error:
         raise ValueError(f"The weights in {saved.folder} do not fit its config.json: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
     for problem, names in (("lack", report["missing_keys"]), ("have unknown", report["unexpected_keys"])):
         if names:
             raise ValueError(

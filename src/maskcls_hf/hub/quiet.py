@@ -10,27 +10,17 @@ from transformers.utils import logging
 
 
 @contextmanager
-def verbosity(level: int) -> Iterator[None]:
-    """Only messages of transformers from `level` on."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(level)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-@contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Without the bars of transformers and huggingface_hub (of loading, saving and downloading weights). The verbosity
     is afterwards as before too: Trainer sets it in all processes but the main one."""
     shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    verbosity = logging.get_verbosity()
     if shown:
         logging.disable_progress_bar()
     try:
-        with verbosity(logging.get_verbosity()):
-            yield
+        yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
             if not hub_shown:

@@ -55,7 +55,7 @@ class Predictor:
         enlarge: network pixels an image pixel, instead of the resizing of the image processor.
 
     Raises:
-        ValueError: a tile, an overlap, a scale or a batch size outside its range.
+        ValueError: a tile, an overlap or a scale outside its range.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Predictor:
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
         self.batch_size = batch_size
-        check_tile(16 if tile is None else tile, overlap)
-        require_range("batch_size", batch_size, "[1, inf)", integer=True)
-        if any(not 0 < scale < math.inf for scale in (*self.scales, 1.0 if enlarge is None else enlarge)):
-            raise ValueError(f"scales and enlarge must be positive and finite, got {self.scales} and {enlarge}.")
+        if tile is not None:
+            check_tile(tile, overlap)
+        if any(not scale > 0 for scale in (*self.scales, enlarge or 1.0)):
+            raise ValueError(f"scales and enlarge must be positive, got {self.scales} and {enlarge}.")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +15,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..data.sample import void_id_of
-from ..hub.quiet import verbosity
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..modeling_base import MaskClsPreTrainedModel
 from ..modeling_maskcls import MaskClsForUniversalSegmentation
@@ -105,9 +106,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
                 f"The checkpoint {checkpoint!r} holds a {model_type}, model.backbone_config a "
                 f"{backbone.config.model_type}. {advice}"
             )
-        # Not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders. Without the table of a
-        # classifier's weights that a backbone does not have.
-        with verbosity(logging.CRITICAL):
+        with _quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
             loaded, report = cast(Any, type(backbone)).from_pretrained(
                 checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True
             )
@@ -131,6 +130,17 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
             f"The checkpoint {checkpoint!r} holds another architecture than model.backbone_config says: {len(wrong)} "
             f"weights are in one of them only, such as {wrong[0]}. {advice}"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of a classifier's weights that a backbone does not have."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Model:
