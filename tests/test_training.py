@@ -338,3 +338,13 @@ class TestTrainer:
     def test_several_gpus_in_one_process_are_refused(self):
         with pytest.raises(ValueError, match="accelerate launch"):
             MaskClsTrainer(model=nn.Linear(1, 1), args=SimpleNamespace(n_gpu=2))
+
+    def test_an_evaluator_without_ground_truth_is_refused_before_the_training(self, tmp_path):
+        processor = MaskClsImageProcessor()
+        with pytest.raises(ValueError, match="needs ground_truth: eval_collator with keep_ground_truth=True"):
+            MaskClsTrainer(
+                model=MaskClsForUniversalSegmentation(maskcls_config()),
+                args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+                data_collator=MaskClsCollator(processor),
+                evaluator=Evaluator(processor, {0: "a"}),
+            )

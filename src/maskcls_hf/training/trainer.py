@@ -18,6 +18,8 @@ from .checkpointing_trainer import CheckpointingTrainer
 from .divergence import check_finite, forward_pass
 from .processes import filled_up, items_of_step, share_buffers, without_copies
 
+NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
+
 
 class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
     """`CheckpointingTrainer` and `PublishingTrainer` with these differences.
@@ -62,6 +64,8 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         super().__init__(model=model, args=args, sampler=sampler, ema=ema, compute_metrics=evaluator, **kwargs)
         self.evaluator = evaluator
         self.eval_collator = eval_collator or self.data_collator
+        if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
+            raise ValueError(NO_TRUTH)
         forward = self.accelerator.unwrap_model(self.model).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._grad_norm: Any = None
@@ -165,7 +169,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         if prediction_loss_only or self.evaluator is None:
             return loss, None, None
         if ground_truth is None:
-            raise ValueError("The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it.")
+            raise ValueError(NO_TRUTH)
         measurements = self.evaluator.measure(outputs, ground_truth)
         measurements = {name: values.to(loss.device) for name, values in filled_up(measurements, number).items()}
         return loss, measurements, loss.new_zeros(number)
