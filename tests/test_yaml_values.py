@@ -12,6 +12,7 @@ from maskcls_hf.data.yaml_values import REPEATED_VALUES, dump_yaml, parse_yaml, 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)
 )
+DEEP = "a0: &a0 x\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 100))
 MERGES = "a0: &a0 {x: 1, y: 2}\n" + "".join(
     f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 9)
 )
@@ -52,6 +53,7 @@ def test_nan():
         ("a: &a {<<: *a}", "stands in what it stands for"),
         ("[" * 100000, "nested deeper than 50"),
         ("{a: " * 200 + "1" + "}" * 200, "nested deeper than 50"),
+        (DEEP, "nested deeper than 50"),
         (LAUGHS, f"aliases stand for more than {REPEATED_VALUES} values"),
         (MERGES, f"aliases stand for more than {REPEATED_VALUES} values"),
         ("? [a]\n: 1", "a key must be a text or a number"),

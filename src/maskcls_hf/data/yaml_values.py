@@ -19,11 +19,11 @@ REPEATED_VALUES = 10_000
 DEEPEST = 50
 _TAG = "tag:yaml.org,2002:"
 _TYPES = ("null", "bool", "int", "float", "str", "seq", "map")
-_EXPONENT = "[eE][-+]?[0-9]+"
+_DIGITS, _EXPONENT = "[0-9][0-9_]*", "[eE][-+]?[0-9]+"
 _NUMBERS = {
     "int": "[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0|[1-9][0-9_]*)",
-    "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(EXPONENT)?|[-+]?[0-9][0-9_]*EXPONENT|"
-    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)".replace("EXPONENT", _EXPONENT),
+    "float": rf"[-+]?({_DIGITS}\.[0-9_]*|\.{_DIGITS})({_EXPONENT})?|[-+]?{_DIGITS}{_EXPONENT}|"
+    r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 
 
@@ -31,32 +31,40 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: str, doubled: list[str] | None):
         super().__init__(stream)
         self._doubled = doubled
-        self._depth = self._values = self._repeated = 0
+        self._depth = self._deepest = self._values = self._repeated = 0
         self._open: set[str] = set()  # anchors whose values are not complete
-        self._sizes: dict[str, int] = {}  # of the others, in values
+        self._sizes: dict[str, tuple[int, int]] = {}  # of the others, in values and in levels
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
                 raise _problem(f"the alias *{event.anchor} stands in what it stands for", event)
-            self._repeated += self._sizes.get(event.anchor, 0)
-            self._values += self._sizes.get(event.anchor, 0)
+            values, levels = self._sizes.get(event.anchor, (0, 0))
+            self._repeated += values
+            self._values += values
             if self._repeated > REPEATED_VALUES:
                 raise _problem(f"aliases stand for more than {REPEATED_VALUES} values", event)
+            self._reach(self._depth + levels, event)
             return super().compose_node(parent, index)
         self._depth += 1
-        if self._depth > DEEPEST:
-            raise _problem(f"values are nested deeper than {DEEPEST} levels", event)
+        above, self._deepest = self._deepest, 0
+        self._reach(self._depth, event)
         before, self._values = self._values, self._values + 1
         if event.anchor is not None:
             self._open.add(event.anchor)
         node = super().compose_node(parent, index)
         if event.anchor is not None:
             self._open.discard(event.anchor)
-            self._sizes[event.anchor] = self._values - before
+            self._sizes[event.anchor] = self._values - before, self._deepest - self._depth + 1
+        self._deepest = max(self._deepest, above)
         self._depth -= 1
         return node
+
+    def _reach(self, depth: int, event: Any) -> None:
+        self._deepest = max(self._deepest, depth)
+        if depth > DEEPEST:
+            raise _problem(f"values are nested deeper than {DEEPEST} levels", event)
 
     def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
