@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
+import re
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification, SwinForImageClassification
 from typer.testing import CliRunner
 
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
-from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare
+from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
@@ -402,6 +408,43 @@ class TestScripts:
     def test_bad_arguments_end_with_a_sentence(self, tmp_path, squares, script, options, message):
         with pytest.raises(SystemExit, match=message):
             script.main(arguments(write_recipe(tmp_path), squares, tmp_path / "out", *options))
+
+    @pytest.mark.parametrize(
+        ("script", "split", "workers"),
+        [
+            (train_trainer, "train", 1),
+            (train_trainer, "val", 0),
+            (train_accelerate, "train", 0),
+            (train_accelerate, "val", 1),
+        ],
+    )
+    def test_bad_data_end_with_a_sentence(self, tmp_path, script, split, workers):
+        """The one line names the file, also from a loader worker, and never a step for what is in the evaluation."""
+        data = write_squares(tmp_path / "data")
+        pixels = np.zeros((48, 48), dtype=np.float32)
+        pixels[3, 3] = np.nan
+        for path in (data / split / "images").glob("*.png"):
+            path.unlink()
+            tifffile.imwrite(path.with_suffix(".tif"), pixels)
+        recipe = write_recipe(tmp_path, schedule={"max_steps": 1}, training={"workers": workers})
+        with pytest.raises(SystemExit) as stop:
+            script.main(arguments(recipe, data, tmp_path / "out"))
+        for batches in gc.get_objects():  # else Python's cleaning up waits seconds for the workers
+            if type(batches).__name__ == "_MultiProcessingDataLoaderIter":
+                batches._shutdown_workers()
+        message = str(stop.value)
+        assert re.fullmatch(r"Error: \S+image\d\.tif: the image holds NaN or infinity .*", message), message
+        assert f"/{split}/images/" in message
+
+    def test_data_without_anything_to_learn_are_said(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(run_data.logger, "propagate", True)
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        data = write_squares(tmp_path / "data")
+        for path in (data / "val/instances").glob("*.png"):
+            Image.fromarray(np.zeros((48, 48), dtype=np.uint16)).save(path)
+        prepare(load_recipe(write_recipe(tmp_path)), data)
+        told = [record.message for record in caplog.records if "nothing to learn" in record.message]
+        assert len(told) == 1 and "the 3 images of val: no instance of square" in told[0]
 
     def test_help_and_list(self, capsys):
         for option, text in (("--help", "--recipe ade20k_r50"), ("--list", "44.5 mIoU")):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .errors import naming
 from .sample import Sample
 from .transforms import stable_seed
 
@@ -29,7 +30,9 @@ class AugmentedDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, *occurrence = (0, key) if isinstance(key, int) else key
-        return self.transform(self.dataset[index], (self.seed, epoch, index, *occurrence))
+        sample = self.dataset[index]
+        with naming(sample["name"]):
+            return self.transform(sample, (self.seed, epoch, index, *occurrence))
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
+from ..data.errors import told_of_workers
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
 from .processes import warn_if_not_sharded
@@ -29,6 +30,7 @@ logger = logging.get_logger(__name__)
 TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
 
 
+@told_of_workers()
 def train(
     recipe: Recipe,
     data: str | Path,
