@@ -1,7 +1,7 @@
 """How much an image's result depends on the padding of its batch:  python benchmarks/padding.py
 
 An image of 200 x 300 pixels goes through full-size networks with random weights, alone (padded to 224 x 320, multiples
-of 32) and padded further as in a batch with larger images. Differences are in standard deviations of the logits.
+of 32) and beside a larger image. Differences are in standard deviations of the logits.
 """
 
 import torch
@@ -33,13 +33,15 @@ SIZE, ALONE, PADDED = (200, 300), (224, 320), [(224, 416), (320, 320), (448, 640
 
 
 def logits(model: MaskClsForUniversalSegmentation, image: Tensor, padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Class logits, and mask logits of the cells inside the image."""
-    height, width = SIZE
-    pixel_values, pixel_mask = torch.zeros(1, 3, *padded), torch.zeros(1, *padded, dtype=torch.int64)
-    pixel_values[:, :, :height, :width], pixel_mask[:, :height, :width] = image, 1
+    """Class logits, and mask logits of the cells inside the image, alone or beside one of the padded size."""
+    (height, width), images = SIZE, 1 if padded == ALONE else 2
+    pixel_values = torch.randn(images, 3, *padded, generator=torch.Generator().manual_seed(0))
+    pixel_mask = torch.ones(images, *padded, dtype=torch.int64)
+    pixel_values[0], pixel_mask[0] = 0, 0
+    pixel_values[0, :, :height, :width], pixel_mask[0, :height, :width] = image, 1
     with torch.inference_mode():
         outputs = model(pixel_values, pixel_mask=pixel_mask)
-    return outputs.class_queries_logits, outputs.masks_queries_logits[..., : height // 4, : width // 4]
+    return outputs.class_queries_logits[:1], outputs.masks_queries_logits[:1, :, : height // 4, : width // 4]
 
 
 def largest_difference(backbone: PreTrainedConfig, attend_to_padding: bool) -> tuple[float, float]:

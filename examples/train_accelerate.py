@@ -20,10 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
 
+from maskcls_hf.data.errors import told_of_workers
 from maskcls_hf.hub.quiet import no_progress_bars
 from maskcls_hf.training import TRAINING_ERRORS, LossMeans, Run, TrainingLog, TrainingProgress, load_recipe, prepare
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
-from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
+from maskcls_hf.training.divergence import check_finite, check_weights, evaluation_after, forward_pass
 from maskcls_hf.training.processes import (
     filled_up,
     items_of_step,
@@ -36,6 +37,7 @@ from maskcls_hf.training.recipe_trainer import check_output, check_precision, on
 from train_trainer import parse_arguments
 
 
+@told_of_workers()
 def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -> dict[str, float]:
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     train_loader, eval_loader = (rng_free(accelerator.prepare(loader), settings.seed) for loader in run.loaders())
@@ -87,14 +89,14 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool) -
         if saves or step % settings.log_steps == 0:
             report({**means.pop(accelerator), "grad_norm": float(grad_norm), "learning_rate": learning_rate})
         if every is not None and step % every == 0:
-            report(scores := evaluate(run, model, eval_loader, accelerator))
+            report(scores := evaluate(run, model, eval_loader, accelerator, out, step))
         if saves:
             check_weights(network, step, out)
             save_state(accelerator, out, step, settings.save_total_limit)
         progress.resume_clock()
 
     if not scores:
-        report(scores := evaluate(run, model, eval_loader, accelerator))
+        report(scores := evaluate(run, model, eval_loader, accelerator, out, step))
     progress.stop()
     with run.averaged(network):
         weights = accelerator.get_state_dict(model)
@@ -119,7 +121,9 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int) -> Iterator[list[d
 
 
 @torch.no_grad()
-def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator) -> dict[str, float]:
+def evaluate(
+    run: Run, model: Any, loader: DataLoader, accelerator: Accelerator, out: Path, step: int
+) -> dict[str, float]:
     network, losses = accelerator.unwrap_model(model), []
     model.eval()
     with run.averaged(network):
@@ -128,7 +132,8 @@ def evaluate(run: Run, model: Any, loader: DataLoader, accelerator: Accelerator)
             truth = batch.pop("ground_truth")
             own, weight = without_copies(batch, accelerator)
             items = items_of_step([own], network.config, accelerator, weight)
-            outputs = model(**own, num_items_in_batch=items)
+            with forward_pass(evaluation_after(step, truth), out):
+                outputs = model(**own, num_items_in_batch=items)
             measured = run.evaluator.measure(outputs, truth[: len(own["pixel_values"])])
             measured = filled_up(measured, len(truth))
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -163,6 +164,31 @@ def test_broken_image_is_named(folders, tmp_path):
     path = root / "val" / "images" / "1.png"
     path.write_bytes(path.read_bytes()[:100])
     assert str(path) in run("-m", folders.maskcls, "-d", root, code=1).stderr.replace("\n", "")
+
+
+def test_masks_of_0_and_255_are_said(folders, tmp_path):
+    """Of two classes only the first is labelled: a score of 100 % says nothing."""
+    root = write_data(tmp_path / "data", list(CLASSES.values()))
+    for path in (root / "val" / "labels").glob("*.png"):
+        mask = np.zeros(np.asarray(Image.open(path)).shape, dtype=np.uint8)
+        mask[10:20, 10:20] = 255
+        Image.fromarray(mask).save(path)
+    first, second, *_ = CLASSES.values()
+    said = " ".join(run("-m", folders.maskcls, "-d", root).stderr.split())
+    assert f"Every labelled pixel in all of the 3 images of val is {first}; never: {second}" in said
+    assert "labelled pixel" not in run("-m", folders.maskcls, "-d", folders.data).stderr
+
+
+def test_bad_files_are_named_before_or_after_the_first_image(folders, tmp_path):
+    root = write_data(tmp_path / "data", list(CLASSES.values()))
+    with Image.open(root / "val/images/1.png") as image:
+        pixels = np.asarray(image.convert("L")).astype(np.float32)
+    pixels[3, 3] = np.inf
+    (root / "val/images/1.png").unlink()
+    tifffile.imwrite(root / "val/images/1.tif", pixels)
+    assert "1.tif: the image holds NaN or infinity" in run("-m", folders.maskcls, "-d", root, code=1).stderr
+    (root / "val/labels/2.png").write_bytes(b"")
+    assert "2.png cannot be read as an image: it is empty" in run("-m", folders.maskcls, "-d", root, code=1).stderr
 
 
 def test_help_names_every_score():

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.data import (
     Ade20k,
+    AugmentedDataset,
     Cityscapes,
+    MaskClsCollator,
     SegmentationFolder,
     open_dataset,
 )
+from maskcls_hf.data.errors import DataError, told_of_workers
+from maskcls_hf.data.files import read_class_names
 from maskcls_hf.data.sample import VOID, void_value
+from maskcls_hf.data.validation import validate_dataset
+from maskcls_hf.metrics import GroundTruth
 from tiny import maskcls_config
 
 
@@ -72,6 +82,84 @@ class TestSegmentationFolder:
         sample = data[0]
         assert sample["segmentation_map"].unique().tolist() == [0, 1, 2, 300]
         assert [sample["instance_id_to_semantic_id"][i] for i in (0, 1, 2, 300)] == [0, 1, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("void_values", "classes"),
+        [
+            ((), {0: 0, 1: 1, 255: 1}),  # 255 is an instance like others
+            ([255], {0: 0, 1: 1, 255: VOID}),  # the border in Pascal VOC's SegmentationObject
+            (255, {0: 0, 1: 1, 255: VOID}),
+            ([0, 255], {0: VOID, 1: 1, 255: VOID}),
+        ],
+    )
+    def test_void_in_instance_maps(self, tmp_path, void_values, classes):
+        """Reader, truth, targets of the training and validate agree."""
+        ids = np.zeros((20, 30), dtype=np.uint8)
+        ids[4:12, 4:12], ids[5:11, 5:11] = 255, 1
+        root = write_instances(tmp_path, count=1)
+        Image.fromarray(ids).save(root / "train/instances/image0.png")
+        Image.new("RGB", (30, 20)).save(root / "train/images/image0.png")
+        data = open_dataset(root, "train", void_values=void_values)
+        assert data[0]["instance_id_to_semantic_id"] == classes
+        truth = GroundTruth.from_sample(data[0], data.void_id)
+        things = sum(label == 1 for label in classes.values())
+        assert truth.labels.tolist().count(1) == things
+        void = sum((ids == i).sum() for i, label in classes.items() if label == VOID)
+        assert (truth.places == VOID).sum() == void
+        batch = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), do_resize=False)([data[0]])
+        assert batch["class_labels"][0].tolist().count(1) == things
+        assert (void and batch["void_mask"].sum()) == void
+        report = validate_dataset(root, ["train"], options={"void_values": void_values}, workers=1)
+        assert report.splits[0].void_pixels == void and report.splits[0].classes[1].segments == things
+        assert report.ok and ("mask_255" in report.grouped()) == (classes[255] != VOID)
+
+    @pytest.mark.parametrize("largest", [2**16, 2**24 - 1, 2**31 - 1])
+    def test_memory_goes_with_the_ids_that_occur(self, tmp_path, largest):
+        root = write_instances(tmp_path, count=1)
+        ids = np.zeros((48, 48), dtype=np.int32)
+        ids[5:9, 5:9] = largest
+        (root / "train/instances/image0.png").unlink()
+        Image.fromarray(ids).save(root / "train/instances/image0.tif")
+        data = SegmentationFolder(root, "train")
+        assert data[0]["instance_id_to_semantic_id"] == {0: 0, largest: 1}
+        batch = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), keep_ground_truth=True)([data[0]])
+        assert batch["class_labels"][0].tolist() == [0, 1] == batch["ground_truth"][0].labels.tolist()
+
+    @pytest.mark.parametrize(("dtype", "wrong"), [(np.int32, -2), (np.uint32, 2**32 - 1)])
+    def test_ids_that_are_none(self, tmp_path, dtype, wrong):
+        root = write_instances(tmp_path, count=1)
+        (root / "train/instances/image0.png").unlink()
+        tifffile.imwrite(root / "train/instances/image0.tif", np.full((48, 48), wrong, dtype=dtype))
+        with pytest.raises(ValueError, match=rf"image0\.tif holds ids .*{wrong}"):
+            SegmentationFolder(root, "train")[0]
+        assert {f.kind for f in validate_dataset(root, ["train"], workers=1).findings} >= {"ids_outside"}
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"void_values": "255"}, "void_values='255': needs label values"),
+            ({"void_values": ["255"]}, "void_values: '255' is no label value"),
+            ({"void_values": [1.5]}, "void_values: 1.5 is no label value"),
+            ({"void_values": True}, "void_values: True is no label value"),
+            ({"void_values": [70000]}, "Label values lie in 0..65535, got 70000"),
+            ({"void_values": [1]}, r"Label values 1 are classes and void at once"),
+            ({"instances": "no"}, "instances='no': needs true or false"),
+            ({"image_folder": "{nothing}/images"}, "nothing"),
+        ],
+    )
+    def test_wrong_options_are_named(self, tmp_path, options, message):
+        root = write_semantic(tmp_path)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            open_dataset(root, "train", "folder", **options)
+        report = validate_dataset(root, ["train"], "folder", options=options, workers=1)
+        assert not report.ok and any(re.search(message, f"{f.message} {f.file}") for f in report.findings)
+
+    def test_a_config_json_of_something_else(self, tmp_path):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").unlink()
+        (root / "config.json").write_text('{"labels": [{"name": "a"}]}')
+        with pytest.raises(ValueError, match=r"config\.json is not Mapillary's"):
+            open_dataset(root, "train")
 
     def test_cache_gives_the_same(self, tmp_path):
         root = write_instances(tmp_path)
@@ -247,6 +335,63 @@ class TestSegmentationFolder:
         assert data.id2label == {0: "Left"}
         assert data[0]["segmentation_map"].unique().tolist() == [0, 255]
 
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ({"model_type": "maskcls"}, "is not Mapillary's, with a list of labels, and there is no"),
+            ({"labels": [5]}, r"is not Mapillary's, with readable and evaluate .*: labels\[0\] is 5"),
+            ({"labels": [{"readable": "Left"}]}, r"is not Mapillary's, .*: labels\[0\] is \{'readable'"),
+            ({"labels": [{"readable": None, "evaluate": True}]}, "the name of class 0: null is no text"),
+        ],
+    )
+    def test_a_config_that_is_not_mapillarys(self, tmp_path, content, message):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").unlink()
+        (root / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message) as error:
+            SegmentationFolder(root, "train")
+        assert "config.json" in str(error.value)
+        assert [f.kind for f in validate_dataset(root, workers=1).findings if f.severity == "error"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('{"0": {"name": "sky"}}', r"the name of class 0: \{'name': 'sky'\} is no text"),
+            ('{"0": null}', "the name of class 0: null is no text"),
+            ('{"0": 5}', "the name of class 0: 5 is no text"),
+            ('{"0": " "}', "the name of class 0: ' ' is no text, or a blank one"),
+            ('{"0": "\\ud800"}', "half characters"),
+            ('{"sky": 0}', "the key 'sky' is no label id"),
+            ('{"0.5": "sky"}', "the key '0.5' is no label id"),
+            ('{"1_0": "sky"}', "the key '1_0' is no label id"),
+            ('{"1": "sky", "01": "road"}', "names class 1 twice: 'sky' and 'road'"),
+            ('{"0": "sky", "0": "road"}', "the key '0' stands twice"),
+            ('["sky"]', r"is \['sky'\], not a JSON object like"),
+            ("null", "is null, not a JSON object"),
+            ("{}", "names no classes"),
+            ("[" * 100000 + "]" * 100000, "is nested too deeply"),
+        ],
+    )
+    def test_names_of_classes_are_checked(self, tmp_path, content, message):
+        root = write_semantic(tmp_path)
+        (root / "labels.json").write_text(content)
+        with pytest.raises(ValueError, match=message) as error:
+            SegmentationFolder(root, "train")
+        assert "labels.json" in str(error.value)
+        found = [finding for finding in validate_dataset(root, workers=1).findings if finding.severity == "error"]
+        assert [(finding.kind, finding.message) for finding in found] == [("bad_class_names", str(error.value))]
+
+    def test_classes_of_one_name_stay_apart(self, tmp_path):
+        root = write_semantic(tmp_path)
+        names = {0: "cat", 1: "cat", 2: "cat (0)", 3: "dog"}
+        data = SegmentationFolder(root, "train", id2label=names)
+        assert data.id2label == {0: "cat (0) (0)", 1: "cat (1)", 2: "cat (0) (2)", 3: "dog"}
+        assert data.model_fields()["label2id"] == {name: label for label, name in data.id2label.items()}
+
+    @pytest.mark.parametrize("names", [{0: "a\nb"}, {0: "\x1b[31mred"}, {"0": "car [moving]"}, {np.int64(0): "sky"}])
+    def test_names_may_hold_any_characters(self, names):
+        assert read_class_names(names) == {0: next(iter(names.values()))}
+
     @needs_shared
     @pytest.mark.parametrize(
         ("name", "images", "classes"),
@@ -296,12 +441,51 @@ class TestAde20k:
         assert data[0]["segmentation_map"][0, 0, ::4].tolist() == [255, 0, 2]
         assert data.stuff_ids == [0, 1, 2, 3]
 
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            (b"Idx\tName\n1\twall\n1\tsky\n", "names class 1 twice: 'wall' and 'sky'"),
+            (b"Idx\tName\n1\t \n", "the name of class 1: '' is no text, or a blank one"),
+            (b"Idx\tName\n\xc2\xb2\twall\n", "is not a table with the columns"),
+            (b"Idx\tName\n1\tw\xe9\n", "cannot be read as text"),
+        ],
+    )
+    def test_a_table_that_is_none(self, tmp_path, table, message):
+        root = write_ade20k(tmp_path)
+        (root / "objectInfo150.txt").write_bytes(table)
+        with pytest.raises(ValueError, match=message) as error:
+            open_dataset(root, "training")
+        assert "objectInfo150.txt" in str(error.value)
+
     def test_names_must_come_from_somewhere(self, tmp_path):
         root = write_ade20k(tmp_path, names=False)
         with pytest.raises(FileNotFoundError, match="names the classes"):
             Ade20k(root)
         data = open_dataset(root, "training", id2label={i: f"class {i}" for i in range(1, 151)})
         assert len(data.id2label) == 150 and data[0]["segmentation_map"].unique().tolist() == [0, 2, 255]
+
+    def test_other_data_in_folders_of_these_names(self, tmp_path):
+        root = write_ade20k(tmp_path, names=False)
+        (root / "labels.json").write_text('{"0": "background", "1": "object", "2": "other", "3": "more"}')
+        messages = [f.message for f in validate_dataset(root, workers=1).findings if f.kind == "bad_class_names"]
+        for layout in (None, "ade20k"):
+            with pytest.raises(
+                ValueError, match="layout ade20k label value 0 is void.*named as class 'background'"
+            ) as e:
+                open_dataset(root, "training", layout)
+            assert 'image_folder="images/{split}"' in str(e.value)
+            assert ("found by looking" in str(e.value)) == (layout is None)
+            messages.append(str(e.value))
+        assert len(messages) == 3 and all("ade20k" in message for message in messages)
+        options = {"image_folder": "images/{split}", "label_folder": "annotations/{split}"}
+        assert open_dataset(root, "training", "folder", **options).id2label[0] == "background"
+
+    def test_a_value_that_is_named_twice(self, tmp_path):
+        root = write_ade20k(tmp_path)
+        path = root / "objectInfo150.txt"
+        path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+        with pytest.raises(ValueError, match=r"objectInfo150\.txt names class 1 twice"):
+            open_dataset(root, "training")
 
 
 def write_cityscapes(root: Path) -> Path:
@@ -392,3 +576,62 @@ class TestOpenDataset:
         assert sorted(data.id2label) == list(range(classes))
         sample = data[0]
         assert tuple(sample["image"].shape[-2:]) == data.sizes()[0]
+
+
+class Failing:
+    """A transform or collator that fails."""
+
+    def __init__(self, error: type[Exception]):
+        self.error = error
+
+    def __call__(self, *arguments, **options):
+        raise self.error("no luck")
+
+
+class TestErrorsOfLoaderWorkers:
+    """One line that names the image, of whatever type the error was."""
+
+    @pytest.mark.parametrize("place", ["label", "missing", "transform", "collator"])
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_are_one_line(self, tmp_path, place, workers):
+        root = write_semantic(tmp_path)
+        data, collate = SegmentationFolder(root, "train"), first_sample
+        if place == "label":
+            Image.fromarray(np.full((20, 30), 9, dtype=np.uint8)).save(root / "train/labels/0.png")
+        elif place == "missing":
+            (root / "train/images/0.png").unlink()
+        elif place == "transform":
+            data = AugmentedDataset(data, Failing(KeyError), seed=0)
+        else:
+            collate = MaskClsCollator(Failing(ZeroDivisionError))
+            collate.image_processor.void_id = 255
+        batches = iter(DataLoader(data, num_workers=workers, collate_fn=collate))
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            list(batches)
+        if workers:  # else Python's cleaning up waits seconds for them
+            batches._shutdown_workers()
+        message = str(error.value)
+        assert "\n" not in message and "Traceback" not in message
+        expected = {
+            "label": "train/labels/0.png holds label values 9",
+            "missing": "train/images/0.png",
+            "transform": "image 0: KeyError: 'no luck'",
+            "collator": "image 0: ZeroDivisionError: no luck",
+        }
+        assert expected[place] in message
+
+    def test_a_worker_that_the_system_ends(self, tmp_path):
+        data = AugmentedDataset(SegmentationFolder(write_semantic(tmp_path), "train"), end_process, seed=0)
+        message = r"ended by the system: DataLoader worker .* training.workers=1"
+        with pytest.raises(DataError, match=message), told_of_workers():
+            list(DataLoader(data, num_workers=1, collate_fn=first_sample))
+        with pytest.raises(RuntimeError, match="another"), told_of_workers():
+            raise RuntimeError("another")
+
+
+def first_sample(samples: list) -> object:
+    return samples[0]
+
+
+def end_process(sample, seed):
+    os._exit(1)

@@ -164,7 +164,7 @@ def scores(batch: int, images: int = 5, loop: bool = False) -> dict[str, float]:
         accelerator = Accelerator(cpu=True)
         loader = accelerator.prepare(DataLoader(Squares(images), batch, collate_fn=collator))
         run = SimpleNamespace(evaluator=evaluator, averaged=lambda network: nullcontext())
-        metrics = train_accelerate.evaluate(run, accelerator.prepare(model), loader, accelerator)
+        metrics = train_accelerate.evaluate(run, accelerator.prepare(model), loader, accelerator, Path("absent"), 0)
     else:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(

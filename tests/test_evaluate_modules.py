@@ -81,8 +81,80 @@ class TestMeanIoU:
         with pytest.raises(ValueError, match="Prediction holds class ids"):
             load("mean_iou").compute(predictions=[[[9]]], references=[[[0]]], num_labels=2, ignore_index=255)
 
+    def test_errors_say_image_and_value(self, load):
+        good = np.array([[0, 1], [1, 1]])
+        for reference, message in (
+            (np.array([[0, 1], [0, -100]]), r"reference 0: ids go from -100 to 1.*np.where\(ids == -100, 255, ids\)"),
+            (np.array([[0, 1], [0, 70000]]), "reference 0: ids go from 0 to 70000"),
+            (np.zeros((2, 2, 4), np.uint8), r"reference 0: .*got \(2, 2, 4\) of uint8"),
+            (np.array([[0.5]]), "reference 0: .* of float64"),
+            (np.zeros((3, 2), np.uint8), "image 0: Prediction .* and target .* one size"),
+            (np.full((2, 2), 9), r"image 0: Target holds class ids \[9\] outside 0..1"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                load("mean_iou").compute(predictions=[good], references=[reference], num_labels=2, ignore_index=-100)
+
+    def test_label_map(self, load):
+        """As in evaluate's own, of references and before `reduce_labels`; here all ids change at once."""
+        options = dict(predictions=[np.array([[0, 1], [1, 1]])], num_labels=2, ignore_index=255)
+        results = load("mean_iou").compute(references=[np.array([[1, 0], [0, 0]])], label_map={0: 1, 1: 0}, **options)
+        assert results["mean_iou"] == 1
+        reference = np.array([[7, 2], [2, 2]])
+        results = load("mean_iou").compute(references=[reference], label_map={7: 1}, reduce_labels=True, **options)
+        assert results["mean_iou"] == 1
+
 
 class TestPanopticQuality:
+    IDS = np.array([[1, 1], [2, 2]])
+    INFOS = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
+
+    def score(self, load, segmentation, segments_info, **options) -> float:
+        prediction = {"segmentation": self.IDS, "segments_info": self.INFOS}
+        reference = {"segmentation": segmentation, "segments_info": segments_info}
+        results = load("panoptic_quality").compute(
+            predictions=[prediction], references=[reference], num_labels=2, **options
+        )
+        return results["pq"]
+
+    def test_other_forms_of_the_same(self, load):
+        coco = [{"id": i["id"], "category_id": i["label_id"], "area": 2} for i in self.INFOS]
+        far = [{**self.INFOS[0], "id": 2**40}, self.INFOS[1]]
+        for segmentation, infos in (
+            (self.IDS, coco),
+            (np.stack([self.IDS, 0 * self.IDS, 0 * self.IDS], -1).astype(np.uint8), self.INFOS),
+            (np.where(self.IDS == 1, 2**40, self.IDS), far),
+            (self.IDS, [{key: np.int64(value) for key, value in info.items()} for info in self.INFOS]),
+        ):
+            assert self.score(load, segmentation, infos) == 1
+
+    def test_a_listed_segment_without_a_pixel_is_missed(self, load):
+        more = [*self.INFOS, {"id": 3, "label_id": 0}]
+        assert self.score(load, self.IDS, more) == pytest.approx((1 / 1.5 + 1) / 2)
+        assert self.score(load, self.IDS, [*more[:2], {**more[2], "iscrowd": 1}]) == 1
+
+    def test_errors_say_image_and_field(self, load):
+        with_alpha = np.zeros((2, 2, 4), np.uint8)
+        for segmentation, infos, message in (
+            (
+                self.IDS,
+                [{"id": 1}, self.INFOS[1]],
+                r"reference 0, segments_info 0: label_id \(or category_id\) is None",
+            ),
+            (self.IDS, [{"label_id": 1}], "reference 0, segments_info 0: id is None"),
+            (self.IDS, [{"id": "1", "label_id": 0}], "reference 0, segments_info 0: id is '1'"),
+            (self.IDS, [{"id": 1, "label_id": 0.5}], "segments_info 0: label_id .* is 0.5"),
+            (self.IDS, [{**self.INFOS[0], "iscrowd": "0"}], "segments_info 0: iscrowd is '0'"),
+            (self.IDS, [5], "reference 0, segments_info 0: id is None"),
+            (self.IDS, self.INFOS[:1] * 2, r"reference 0: segments_info names an id twice: \[1, 1\]"),
+            (with_alpha, [], r"reference 0: segmentation has shape \(2, 2, 4\).*three channels"),
+            (self.IDS / 2, self.INFOS, "reference 0: segmentation .* of float64"),
+            (self.IDS, [{**self.INFOS[0], "label_id": 7}], r"image 0: true segments have classes \[7\]"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                self.score(load, segmentation, infos)
+        with pytest.raises(ValueError, match="prediction is no dict with segmentation and segments_info"):
+            load("panoptic_quality").add(prediction=self.IDS, reference={})
+
     def test_equals_the_class_and_panopticapi(self, load):
         case = random_case(11)
         label_of = {category["id"]: k for k, category in enumerate(case.categories)}

@@ -125,8 +125,8 @@ class TestAgainstOtherCode:
         for number, sample in enumerate(samples, start=1):
             ids, classes = sample["segmentation_map"][0].numpy(), sample["instance_id_to_semantic_id"]
             images.append(dict(id=number, height=ids.shape[0], width=ids.shape[1]))
-            for i in np.unique(ids).tolist():
-                if classes[i] != VOID and classes[i] not in STUFF:
+            for i in classes:  # also those without a pixel, which pycocotools counts as missed
+                if classes[i] not in (None, VOID, *STUFF):
                     code = coco_mask.encode(np.asfortranarray((ids == i).astype(np.uint8)))
                     area, box = float(coco_mask.area(code)), coco_mask.toBbox(code).tolist()
                     record = dict(image_id=number, category_id=classes[i], segmentation=code, area=area, bbox=box)

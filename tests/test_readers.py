@@ -166,8 +166,8 @@ class TestCocoInstances:
             ({"size": [30, 20], "counts": [600]}, r"size \[30, 20\], the image is \[20, 30\]"),
             ({"size": [20, 30], "counts": [10, 20]}, "cover 30 pixels, the image has 600"),
             ({"size": [20, 30], "counts": [700, -100]}, "cover 600 pixels"),
-            ({"size": [20, 30], "counts": "abc"}, "the image has 600"),
-            ({"size": [20, 30], "counts": "\u00ff0"}, "cover -1 pixels"),
+            ({"size": [20, 30], "counts": "abc"}, "not COCO's compressed run lengths: 'abc'"),
+            ({"size": [20, 30], "counts": "\u00ff0"}, "not COCO's compressed run lengths"),
             ({"size": [20, 30]}, "without counts"),
         ],
     )
@@ -182,10 +182,10 @@ class TestCocoInstances:
         ("change", "message"),
         [
             (lambda c: c.pop("categories"), "lacks categories"),
-            (lambda c: c["images"][0].pop("height"), "images has no height"),
+            (lambda c: c["images"][0].pop("height"), r"images\[0\] \(id 7\) has no height"),
             (lambda c: c["images"][1].update(id=7), "several images have one id"),
             (lambda c: c["annotations"][0].update(image_id=8), "annotation 100 is of image 8"),
-            (lambda c: c["annotations"][0].update(category_id=1), "categories 1 of annotations"),
+            (lambda c: c["annotations"][0].update(category_id=1), "annotation 100 is of category 1, which"),
             (lambda c: (c["images"].clear(), c["annotations"].clear()), "No folder with|lists no images"),
         ],
     )
@@ -328,11 +328,20 @@ class TestCocoPanoptic:
         ("change", "message"),
         [
             (lambda c: c["annotations"][0]["segments_info"].pop(), r"7\.png has 1 segment ids that .* not list: 5"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(id=0), "share an id, or have id 0"),
-            (lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4), "categories 4 of annotations"),
+            (
+                lambda c: c["annotations"][0]["segments_info"][0].update(id=0),
+                r"7\.png: segments_info\[0\] has id 0, which is void",
+            ),
+            (
+                lambda c: c["annotations"][0]["segments_info"][0].update(category_id=4),
+                r"7\.png: segments_info\[0\] is of category 4, which",
+            ),
             (lambda c: c["annotations"][0].pop("segments_info"), "no segments_info, so this is no panoptic file"),
-            (lambda c: c["annotations"].append(c["annotations"][0]), "none or several: 7.png"),
-            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: sky"),
+            (
+                lambda c: c["annotations"].append(c["annotations"][0]),
+                r"image 7 has several panoptic annotations, also 7\.png",
+            ),
+            (lambda c: c["categories"][0].pop("isthing"), "categories without isthing: 'sky'"),
             (lambda c: c["annotations"][0].update(file_name="8.png"), "No folder with 8.png"),
         ],
     )
@@ -502,6 +511,87 @@ class TestSegmentationTable:
             SegmentationTable(table, id2label={6: "cat"}, segments_column="s")[0]
         with pytest.raises(ValueError, match=r"column 'label' of row 0 is no list of segments"):
             SegmentationTable(table, id2label={5: "cat"}, segments_column="label")[0]
+
+    @pytest.mark.parametrize("column", ["segments_column", "name_column", "image_column", "label_column"])
+    def test_every_column_is_looked_for_at_once(self, column):
+        table = semantic_table()
+        for kind, rows in ((SegmentationTable, table), (SegmentationStream, table.to_iterable_dataset())):
+            with pytest.raises(ValueError, match=r"no column 'absent'; it has image, label"):
+                kind(rows, id2label=NAMES, void_values=[0], **{column: "absent"})
+        unknown = datasets.IterableDataset.from_generator(lambda: iter([{"image": np.zeros((2, 2, 3), np.uint8)}]))
+        with pytest.raises(ValueError, match="row 0 of the stream has no column"):
+            list(SegmentationStream(unknown, id2label=NAMES, **{column: "absent"}))
+
+    def test_the_other_kind_of_table_and_all_splits(self):
+        table = semantic_table()
+        with pytest.raises(TypeError, match="SegmentationStream"):
+            SegmentationTable(table.to_iterable_dataset(), id2label=NAMES)
+        with pytest.raises(TypeError, match="SegmentationTable"):
+            SegmentationStream(table, id2label=NAMES)
+        for kind in (SegmentationTable, SegmentationStream):
+            with pytest.raises(TypeError, match="choose from train, val"):
+                kind(datasets.DatasetDict(train=table, val=table), id2label=NAMES)
+
+    def test_bytes_and_paths_of_files(self, tmp_path):
+        expected = SegmentationTable(semantic_table(1), id2label=NAMES, void_values=[0])
+        contents = {name: value["bytes"] for name, value in semantic_rows(1)[0].items()}
+        paths = {name: str(tmp_path / f"{name}.png") for name in contents}
+        for name, path in paths.items():
+            Path(path).write_bytes(contents[name])
+        for row, kind in ((contents, "binary"), (paths, "string")):
+            features = datasets.Features({name: datasets.Value(kind) for name in row})
+            table = datasets.Dataset.from_list([row], features=features)
+            data = SegmentationTable(table, id2label=NAMES, void_values=[0])
+            assert torch.equal(data[0]["image"], expected[0]["image"]) and data.sizes() == [(6, 15)]
+            assert torch.equal(data[0]["segmentation_map"], expected[0]["segmentation_map"])
+        Path(paths["label"]).unlink()
+        with pytest.raises(FileNotFoundError, match=r"column 'label' of row 0: no file .*label\.png"):
+            data[0]
+
+    @pytest.mark.parametrize("value", [b"no image", None, [["a", "b"]], b""])
+    def test_values_that_are_no_image_name_row_and_column(self, value):
+        table = datasets.Dataset.from_list([{"image": value, "label": [[0, 1]]}])
+        for kind in (table, table.to_iterable_dataset()):
+            data = (SegmentationTable if kind is table else SegmentationStream)(kind, id2label=NAMES, void_values=[0])
+            with pytest.raises(ValueError, match="column 'image' of row 0"):
+                next(iter(data))
+
+    def test_the_mode_of_a_column_is_kept(self):
+        """As `datasets` itself gives the images."""
+        ids, picture = Image.fromarray(np.eye(6, 15, dtype=np.uint8)), Image.new("RGBA", (15, 6), (200, 0, 0, 10))
+        features = datasets.Features({"image": datasets.Image(mode="RGB"), "label": datasets.Image(mode="L")})
+        table = datasets.Dataset.from_dict({"image": [picture], "label": [ids.convert("RGB")]}, features=features)
+        assert table[0]["label"].mode == "L"
+        for data in (
+            SegmentationTable(table, id2label={0: "a", 1: "b"}),
+            SegmentationStream(table.to_iterable_dataset(), id2label={0: "a", 1: "b"}),
+        ):
+            sample = next(iter(data))
+            assert np.array_equal(sample["segmentation_map"][0].numpy(), np.asarray(table[0]["label"]))
+            assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), np.asarray(table[0]["image"]))
+
+    def test_void_and_wrong_records_of_instances(self):
+        row = {"image": np.zeros((2, 4, 3), np.uint8), "label": [[0, 255, 1, 1]] * 2}
+
+        def table(*records: dict) -> datasets.Dataset:
+            return datasets.Dataset.from_list([{**row, "s": list(records)}])
+
+        options = dict(id2label={5: "cat"}, segments_column="s", void_values=[255])
+        good = {"id": 1, "label": 5}
+        data = SegmentationTable(table(good), **options)
+        assert data[0]["instance_id_to_semantic_id"] == {0: VOID, 255: VOID, 1: 0}
+        assert (GroundTruth.from_sample(data[0]).places == VOID).sum() == 4
+        for records, message in (
+            ([good, good], "column 's' of row 0 lists segments twice: 1"),
+            ([good, {"id": 255, "label": 5}], "segments 255, which void_values calls void"),
+            ([{"id": 1.5, "label": 5.0}], "column 's' of row 0 is no list of segments"),
+            ([{"id": "1", "label": "5", "iscrowd": "maybe"}], "column 's' of row 0 is no list of segments"),
+            ([{"id": 1, "label": 5, "iscrowd": 7}], "column 's' of row 0 is no list of segments"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                SegmentationTable(table(*records), **options)[0]
+        texts = table({"id": "1", "label": "5", "iscrowd": "0"})
+        assert SegmentationTable(texts, **options)[0]["crowd_ids"] == []
 
 
 def numbers(batches) -> list[int]:

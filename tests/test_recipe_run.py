@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
-import logging as logging_of_python
+import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
+import tifffile
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
@@ -22,13 +26,13 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from PIL import Image, ImageFile
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification, SwinForImageClassification
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.inference import Predictor
-from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, train
+from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data, train
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
@@ -574,6 +578,43 @@ class TestScripts:
         with pytest.raises(SystemExit, match=message):
             script.main(arguments(write_recipe(tmp_path), squares, tmp_path / "out", *options))
 
+    @pytest.mark.parametrize(
+        ("script", "split", "workers"),
+        [
+            (train_trainer, "train", 1),
+            (train_trainer, "val", 0),
+            (train_accelerate, "train", 0),
+            (train_accelerate, "val", 1),
+        ],
+    )
+    def test_bad_data_end_with_a_sentence(self, tmp_path, script, split, workers):
+        """The one line names the file, also from a loader worker, and never a step for what is in the evaluation."""
+        data = write_squares(tmp_path / "data")
+        pixels = np.zeros((48, 48), dtype=np.float32)
+        pixels[3, 3] = np.nan
+        for path in (data / split / "images").glob("*.png"):
+            path.unlink()
+            tifffile.imwrite(path.with_suffix(".tif"), pixels)
+        recipe = write_recipe(tmp_path, schedule={"max_steps": 1}, training={"workers": workers})
+        with pytest.raises(SystemExit) as stop:
+            script.main(arguments(recipe, data, tmp_path / "out"))
+        for batches in gc.get_objects():  # else Python's cleaning up waits seconds for the workers
+            if type(batches).__name__ == "_MultiProcessingDataLoaderIter":
+                batches._shutdown_workers()
+        message = str(stop.value)
+        assert re.fullmatch(r"Error: \S+image\d\.tif: the image holds NaN or infinity .*", message), message
+        assert f"/{split}/images/" in message
+
+    def test_data_without_anything_to_learn_are_said(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(run_data.logger, "propagate", True)
+        monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+        data = write_squares(tmp_path / "data")
+        for path in (data / "val/instances").glob("*.png"):
+            Image.fromarray(np.zeros((48, 48), dtype=np.uint16)).save(path)
+        prepare(load_recipe(write_recipe(tmp_path)), data)
+        told = [record.message for record in caplog.records if "nothing to learn" in record.message]
+        assert len(told) == 1 and "the 3 images of val: no instance of square" in told[0]
+
     def test_help_and_list(self, capsys):
         for option, text in (("--help", "--recipe ade20k_r50"), ("--list", "44.5 mIoU")):
             with pytest.raises(SystemExit) as stop:
@@ -595,8 +636,12 @@ def global_state() -> dict[str, Any]:
     umask = os.umask(0)
     os.umask(umask)
     return {
-        "verbosity": logging.get_verbosity(),
-        "bars": (logging.is_progress_bar_enabled(), are_progress_bars_disabled(), datasets.is_progress_bar_enabled()),
+        "verbosity": transformers_logging.get_verbosity(),
+        "bars": (
+            transformers_logging.is_progress_bar_enabled(),
+            are_progress_bars_disabled(),
+            datasets.is_progress_bar_enabled(),
+        ),
         "warnings": (list(warnings.filters), warnings.showwarning),
         "torch": (
             torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.is_grad_enabled(),
@@ -607,7 +652,7 @@ def global_state() -> dict[str, Any]:
         "accelerate": [dict(state._shared_state) for state in (PartialState, AcceleratorState)],
         "process": (dict(os.environ), os.getcwd(), umask, list(sys.path), sys.excepthook, sys.getrecursionlimit()),
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
-        "logging": (list(logging_of_python.root.handlers), logging_of_python.root.level),
+        "logging": (list(logging.root.handlers), logging.root.level),
         "pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
     }  # fmt: skip
 
@@ -616,9 +661,9 @@ class TestGlobalState:
     @pytest.fixture(params=[True, False], ids=["bars", "no bars"], autouse=True)
     def bars(self, request):
         """With transformers' bars on and off."""
-        (logging.enable_progress_bar if request.param else logging.disable_progress_bar)()
+        (transformers_logging.enable_progress_bar if request.param else transformers_logging.disable_progress_bar)()
         yield
-        logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
     def test_trainings_and_commands_leave_it(self, tmp_path, squares):
         recipe = load_recipe(write_recipe(tmp_path, schedule={"max_steps": 1, "warmup_steps": 0}))

@@ -29,6 +29,7 @@ from maskcls_hf.training import (
     build_scheduler,
 )
 from maskcls_hf.training.build import enable_gradient_checkpointing
+from maskcls_hf.training.divergence import DivergenceError
 from recipes import write_squares
 from tiny import maskcls_config, segments, swin
 
@@ -327,6 +328,14 @@ class TestTrainer:
         assert len(losses) == 3
         for step, loss in enumerate(losses, start=1):
             assert f"step {step}/3  loss {loss:.4g}  cross_entropy" in shown.file.getvalue()
+
+    def test_weights_that_are_nan_are_said_of_the_evaluation(self, tmp_path):
+        trainer = make_trainer(write_squares(tmp_path))
+        for parameter in trainer.model.parameters():
+            parameter.data.fill_(float("nan"))
+        trainer.state.global_step = 3
+        with pytest.raises(DivergenceError, match=r"evaluation after step 3 \(images image0, image1, image2\)"):
+            trainer.evaluate()
 
     def test_augmented_data_brings_its_sampler(self, tmp_path):
         trainer = make_trainer(write_squares(tmp_path))

@@ -2,22 +2,27 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsImageProcessor
+from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
 from maskcls_hf.cli.main import app
-from maskcls_hf.data import open_dataset
+from maskcls_hf.data import occurrence, open_dataset
 from maskcls_hf.data.cityscapes import CLASSES
+from maskcls_hf.data.occurrence import told_of_classes
 from maskcls_hf.data.validation import RULES, validate_dataset
 from maskcls_hf.data.validation.files import voc_colours
 from maskcls_hf.data.validation.segments import blobs, vanished, vanished_masks
+from maskcls_hf.inference.evaluation import model_classes
+from maskcls_hf.metrics import Evaluator, GroundTruth
 
 HEIGHT, WIDTH = 32, 48
 NAMES = {0: "sky", 1: "road", 2: "car"}
@@ -464,6 +469,106 @@ class TestClasses:
         edit_json(coco / "val/instances.json", lambda content: content["categories"][0].update(name="lion"))
         finding = the_finding(coco, "classes_differ")
         assert finding.split == "val" and "lion" in finding.message
+
+    def test_class_that_training_alone_has(self, folder):
+        save(folder / "val/labels/c.png", np.where(label_map() == 2, 0, label_map()).astype(np.uint8))
+        finding = the_finding(folder, "only_in_train")
+        assert finding.severity == "warning" and finding.split == "val" and "1 of 3: car" in finding.message
+
+    @pytest.mark.parametrize(
+        ("values", "kind", "expected"),
+        [
+            ({0: "background", 255: "object"}, "labels", set()),  # a class
+            ({0: "background", 1: "object"}, "labels", {"mask_255", "never_seen"}),
+            ({0: "cell"}, "instances", {"mask_255"}),
+        ],
+    )
+    def test_what_255_means(self, tmp_path, values, kind, expected):
+        write_json(tmp_path / "labels.json", values)
+        save(tmp_path / "train/images/a.png", picture(0))
+        save(tmp_path / f"train/{kind}/a.png", np.where(label_map() == 1, 255, 0).astype(np.uint8))
+        assert kinds(tmp_path) == expected
+        text = " ".join(f"{f.message} {RULES[f.kind].advice}" for f in validate_dataset(tmp_path, workers=1).findings)
+        assert ("255 is read as unlabelled" in text) == (expected == {"mask_255", "never_seen"})
+        assert ("255 is read as an instance" in text) == (kind == "instances")
+
+    def test_255_among_many_instances_is_one_of_them(self, tmp_path):
+        write_json(tmp_path / "labels.json", {0: "cell"})
+        save(tmp_path / "train/images/a.png", np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8))
+        save(tmp_path / "train/instances/a.png", np.arange(600, dtype=np.uint16).reshape(20, 30))
+        assert "mask_255" not in {finding.kind for finding in validate_dataset(tmp_path, workers=1).findings}
+
+
+class TestNothingToLearn:
+    """validate says it as an error; training and evaluation as a line."""
+
+    def told(self, root: Path, **options) -> str:
+        return told_of_classes(open_dataset(root, "train", **options), "train")
+
+    @pytest.mark.parametrize("names", [NAMES, {0: "a"}])
+    def test_every_pixel_void(self, folder, names):
+        write_json(folder / "labels.json", names)
+        for name in "ab":
+            save(folder / f"train/labels/{name}.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8))
+        if len(names) == 1:
+            save(folder / "val/labels/c.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint8))
+        finding = next(f for f in validate_dataset(folder, workers=1).findings if f.kind == "nothing_to_learn")
+        assert finding.severity == "error" and finding.split == "train" and "no pixel is labelled" in finding.message
+        assert "all of the 2 images of train: no pixel is labelled as any class" in self.told(folder)
+
+    def test_only_background(self, folder):
+        for name in "ab":
+            save(folder / f"train/labels/{name}.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint8))
+        found = {f.kind: f.severity for f in validate_dataset(folder, ["train"], workers=1).findings}
+        assert found == {"never_seen": "warning"}
+        assert "Every labelled pixel in all of the 2 images of train is sky; never: road, car" in self.told(folder)
+
+    def test_a_class_that_never_occurs(self, folder):
+        write_json(folder / "labels.json", {**NAMES, 3: "bus"})
+        assert "1 of 4 classes never occur in all of the 2 images of train: bus" in self.told(folder)
+        write_json(folder / "labels.json", NAMES)
+        assert self.told(folder) == ""
+
+    def test_instance_maps_without_an_instance(self, instances):
+        save(instances / "train/instances/a.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint16))
+        assert "nothing_to_learn" in {f.kind for f in validate_dataset(instances, workers=1).findings}
+        assert "no instance of nucleus" in self.told(instances)
+
+    def test_crowds_alone(self, coco):
+        edit_json(coco / "train/instances.json", lambda c: [a.update(iscrowd=1) for a in c["annotations"]])
+        assert "nothing_to_learn" in {f.kind for f in validate_dataset(coco, workers=1).findings}
+        assert "all segments are crowd regions" in self.told(coco)
+
+    def test_of_a_large_set_a_part_is_looked_at(self, folder, monkeypatch):
+        monkeypatch.setattr(occurrence, "LOOKED_AT", 1)
+        write_json(folder / "labels.json", {**NAMES, 3: "bus"})
+        assert self.told(folder) == ""  # bus may be in the others
+        save(folder / "train/labels/a.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8))
+        assert "in 1 of the 2 images of train: no pixel is labelled" in self.told(folder)
+
+
+def test_many_classes_take_time_in_proportion(tmp_path):
+    """Reader, image processor, configuration, scores and validate: no step compares all classes with all."""
+    number = 60_000
+    write_json(tmp_path / "labels.json", {i: f"class {i}" for i in range(number)})
+    save(tmp_path / "train/images/a.png", picture(0))
+    save(tmp_path / "train/labels/a.png", np.where(label_map() == 2, 59_999, label_map()).astype(np.uint16))
+    start = time.process_time()
+    data = open_dataset(tmp_path, "train")
+    sample = data[0]
+    processor = MaskClsImageProcessor(**data.processor_fields())
+    MaskClsConfig(**data.model_fields())
+    names = {i: data.id2label[number - 1 - i] for i in range(number)}
+    assert model_classes(names, data.id2label)[:2].tolist() == [number - 1, number - 2]
+    evaluator = Evaluator(processor, data.id2label, [0], ["semantic", "panoptic", "instance"])
+    truth = GroundTruth.from_sample(sample)
+    found = {"segmentation": torch.zeros(truth.size, dtype=torch.int64), "segments_info": []}
+    maps = {"semantic": truth.semantic(65535), "panoptic": found, "instance": found | {"masks": []}}
+    evaluator.add(evaluator.measure_maps([maps], [truth]))
+    scores = evaluator.compute()
+    assert scores["mean_iou"] == 1 and scores["pq"] == 0 == scores["ap"]
+    assert "never_seen" in {finding.kind for finding in validate_dataset(tmp_path, workers=1).findings}
+    assert time.process_time() - start < 8
 
 
 class TestSegments:

@@ -1,11 +1,14 @@
 """The backbone: anything of transformers' AutoBackbone with stages, or a plain ViT."""
 
+import copy
+import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoBackbone, PreTrainedConfig
 
-from .simple_feature_pyramid import SimpleFeaturePyramid, patch_size_of, prepared
+from .simple_feature_pyramid import SimpleFeaturePyramid, check_plain_vit, patch_size_of
 
 
 def build_backbone(config: PreTrainedConfig) -> Any:
@@ -32,7 +35,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
         of_timm = getattr(backbone, "_backbone", None)
         if of_timm is not None and getattr(of_timm.model, "dynamic_img_size", None) is False:
             backbone = AutoBackbone.from_config(config, dynamic_img_size=True)
-        return SimpleFeaturePyramid(prepared(backbone), patch_size)
+        check_plain_vit(backbone)
+        return SimpleFeaturePyramid(backbone, patch_size)
     if len(backbone.channels) < 2:
         raise ValueError(
             f"The pixel decoder needs a feature pyramid, but backbone_config (model_type={config.model_type!r}) gives "
@@ -40,9 +44,8 @@ def build_backbone(config: PreTrainedConfig) -> Any:
             "a plain ViT, which has a patch_size and no stages, gets its pyramid from one map.)"
         )
     if config.model_type == "swin":
-        # Its stages have norms of their own; this one's output is thrown away, and an unused parameter stops DDP.
-        backbone.swin.layernorm = nn.Identity()
-    stem_type = getattr(config, "stem_type", "basic")
+        backbone.swin.layernorm = nn.Identity()  # its output is thrown away: each stage has a norm of its own
+    stem_type = getattr(config, "stem_type", "basic") if config.model_type == "resnet" else "basic"
     if stem_type == "deep":
         backbone.embedder.embedder = DeepStem(config.num_channels, config.embedding_size)
     elif stem_type != "basic":
@@ -82,6 +85,46 @@ class ConvBatchNormReLU(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.norm(self.conv(features)).relu()
+
+
+def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tensor]] | None:
+    """Feature maps of a backbone, and the parameters that they are made of, on meta tensors: shapes and the graph of
+    gradients, while nothing is computed. None: it looks at values."""
+    side = getattr(backbone, "image_size", DRY_RUN_SIDE)  # of a network that takes one size only
+    parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
+    stand_ins = {id(p): parameters[name] for name, p in backbone.named_parameters()}
+    stand_ins |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in backbone.buffers()}
+    copied = copy.deepcopy(backbone, memo=stand_ins)  # some modules keep what they compute once
+    # Not on the device meta by default: BEiT of transformers keeps an index for all models of the process.
+    with torch.device("cpu"), torch.enable_grad():
+        try:
+            return list(copied(torch.empty(2, channels, side, side, device="meta")).feature_maps), parameters
+        except (NotImplementedError, RuntimeError, ValueError):
+            return None
+
+
+DRY_RUN_SIDE = 224
+
+
+def largest_stride(maps: list[Tensor]) -> int:
+    """Of the maps of a dry run; a power of two."""
+    return 2 ** math.ceil(math.log2(DRY_RUN_SIDE / maps[-1].shape[2]))
+
+
+def freeze_unused(backbone: Any, maps: list[Tensor], parameters: dict[str, Tensor]) -> None:
+    """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns. As a
+    parameter, without a gradient, it would stop DistributedDataParallel."""
+    seen, nodes = set(), [m.grad_fn for m in maps]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes.extend(next_node for next_node, _ in node.next_functions)
+    used = {id(node.variable) for node in seen if hasattr(node, "variable")}
+    for path in [path for path, parameter in parameters.items() if id(parameter) not in used]:
+        parent, _, name = path.rpartition(".")
+        module = backbone.get_submodule(parent)
+        module.register_buffer(name, module._parameters.pop(name).detach())
 
 
 def freeze_batch_norm(backbone: nn.Module) -> None:

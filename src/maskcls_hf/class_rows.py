@@ -1,5 +1,6 @@
 """Other classes for a trained model: the rows of its layers that stand for classes."""
 
+from collections import Counter
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
         raise ValueError(f"id2label: ids must be 0..K-1 without gaps, got {sorted(new)}.")
     names = [new[index] for index in range(len(new))]
     if len(set(names)) < len(names):
-        raise ValueError(f"id2label: names given twice: {sorted({n for n in names if names.count(n) > 1})}.")
+        raise ValueError(
+            f"id2label: names given twice: {sorted(name for name, times in Counter(names).items() if times > 1)}."
+        )
     ids = {name: index for index, name in old.items()}
     return [ids.get(name) for name in names]
 

@@ -27,6 +27,20 @@ class PixelFeatures:
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
 
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PixelFeatures":
+        """For models whose parts are on several devices: accelerate moves what a part is called with."""
+        if self.context.device == torch.empty(0, device=device).device:
+            return self
+
+        def move(features: Tensor) -> Tensor:
+            return features.to(device, non_blocking=non_blocking)
+
+        region = self.region and ValidRegion(move(self.region.sizes), self.region.padded_size, self.region.complete)
+        pyramid = [move(features) for features in self.pyramid]
+        return PixelFeatures(
+            move(self.context), pyramid, self.mask_projection, region, move(self.project()), self.upsampling
+        )
+
     def project(self) -> Tensor:
         """Make `per_pixel_embeddings`, if they are not there yet."""
         if self.per_pixel_embeddings is None:
@@ -42,9 +56,7 @@ class PixelFeatures:
         """
         projection = self.mask_projection
         is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        is_at_hand = not projection.weight.is_meta  # accelerate brings offloaded weights only to a module's own call
-        is_less = mask_embeddings.shape[1] <= projection.out_channels and self.per_pixel_embeddings is None
-        if is_eager and is_at_hand and is_less:
+        if is_eager and self.per_pixel_embeddings is None and is_bare(projection, mask_embeddings.shape[1]):
             kernels = torch.einsum("bne,ecyx->bncyx", mask_embeddings, projection.weight)
             biases = torch.einsum("bne,e->bn", mask_embeddings, projection.bias)
 
@@ -66,6 +78,17 @@ class PixelFeatures:
         if region is None:
             return projection(finest)
         return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
+
+
+def is_bare(projection: nn.Module, queries: int) -> bool:
+    """Whether a projection is no more than its weights (no adapter, no hooks, not offloaded), and N <= C_E."""
+    return (
+        type(projection) is nn.Conv2d
+        and queries <= projection.out_channels
+        and not projection.weight.is_meta
+        and "forward" not in vars(projection)
+        and not (projection._forward_hooks or projection._forward_pre_hooks)
+    )
 
 
 class SegmentLogits(NamedTuple):
@@ -121,16 +144,54 @@ class ValidRegion:
 
     @classmethod
     def of_batch(cls, pixel_values: Tensor, pixel_mask: Tensor | None) -> "ValidRegion":
-        """pixel_values (B, 3, H, W), pixel_mask (B, H, W), non-zero where there is image (None: everywhere)."""
+        """pixel_values (B, 3, H, W), pixel_mask (B, H, W), non-zero where there is image (None: everywhere).
+
+        Raises:
+            `ValueError`: shapes that do not fit; on the CPU also an image without a pixel, or padding elsewhere than at
+                the bottom and on the right.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
+        images, _, height, width = pixel_values.shape
         if pixel_mask is None:
             inside = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
-            complete = True
+        elif pixel_mask.shape != (images, height, width):
+            raise ValueError(
+                f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "
+                f"{(images, height, width)}: one map an image, 1 for image and 0 for padding."
+            )
         else:
             inside = pixel_mask != 0
-            # Looking is free on the CPU; elsewhere it would make the host wait.
-            complete = inside.device.type == "cpu" and not torch.compiler.is_compiling() and bool(inside.all())
         sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
-        return cls(sizes, (pixel_values.shape[2], pixel_values.shape[3]), complete)
+        region = cls(sizes, (height, width), complete=pixel_mask is None)
+        # Looking is free on the CPU; elsewhere it would make the host wait.
+        if pixel_mask is not None and inside.device.type == "cpu" and not torch.compiler.is_compiling():
+            region.check(inside)
+            region.complete = bool(inside.all())
+        return region
+
+    def check(self, inside: Tensor) -> None:
+        """Raise `ValueError` where a mask (B, H, W) is not that of an image in the upper left corner."""
+        for index, (image, wanted) in enumerate(zip(inside, self.mask_at(*self.padded_size), strict=True)):
+            if not image.any():
+                raise ValueError(f"pixel_mask: image {index} of the batch has no pixel. Leave it out.")
+            if not torch.equal(image, wanted):
+                raise ValueError(f"pixel_mask: padding of image {index} is not at the bottom and on the right.")
+
+    def trimmed(self, multiple: int) -> "ValidRegion":
+        """The batch without what is padding of every image, in multiples of `multiple` pixels.
+
+        On the CPU only, as it looks; and only where the padded size is such a multiple, so that maps of all strides are
+        trimmed in proportion.
+        """
+        is_known = self.sizes.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.complete or not is_known or any(length % multiple for length in self.padded_size):
+            return self
+        height, width = (-(-length // multiple) * multiple for length in self.sizes.amax(0).tolist())
+        if (height, width) == self.padded_size:
+            return self
+        is_complete = bool((self.sizes == torch.tensor([height, width])).all())
+        return ValidRegion(self.sizes, (height, width), is_complete)
 
     def sizes_at(self, height: int, width: int) -> Tensor:
         """Sizes of the images on a grid of `height` x `width` cells (B, 2); a cell partly inside counts."""
@@ -153,7 +214,7 @@ class ValidRegion:
         Bilinear upsampling then sees at the border of the image what it would see without padding.
         """
         batch, channels, height, width = features.shape
-        last = self.sizes_at(height, width) - 1  # (B, 2)
+        last = (self.sizes_at(height, width) - 1).clamp(min=0)  # (B, 2)
         rows = torch.minimum(torch.arange(height, device=last.device), last[:, :1])  # (B, h)
         columns = torch.minimum(torch.arange(width, device=last.device), last[:, 1:])  # (B, w)
         features = features.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))

@@ -173,7 +173,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if isinstance(source, (list, tuple)):
             return [self.fetch_images(item) for item in source]
         if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isfile(source)):
-            return open_image(source)
+            try:
+                return open_image(source)
+            except ValueError as error:
+                raise ValueError(f"{os.fspath(source)}: {error}") from error
         return super().fetch_images(source) if isinstance(source, str) else source
 
     def process_image(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
+import struct
 import sys
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
@@ -19,11 +23,174 @@ except ImportError:  # images are then copied
     pyarrow = None
 
 
-def open_image(source: str | os.PathLike) -> Image.Image:
-    """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read."""
-    with Image.open(source) as image:
+MAX_PIXELS = "MASKCLS_MAX_IMAGE_PIXELS"  # environment variable
+ONE_PICTURE = ("MPO", "PSD")  # previews, depth or layers come after the picture
+LOSSY = ("JPEG", "MPO")
+STARTS = {
+    b"version https://git-lfs": "it is a pointer of Git LFS, not the file: run `git lfs pull`",
+    b"<!DOCTYPE": "it is a web page: the download failed",
+    b"<html": "it is a web page: the download failed",
+}
+TIFF_BYTE_ORDERS = {b"II*\0": "<", b"II+\0": "<", b"MM\0*": ">", b"MM\0+": ">"}
+EXIF_ORIENTATION = 0x0112
+TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+# Tags of a TIFF that are looked at, and what its samples are by their format.
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, BANDS, FORMAT = (
+    254,
+    255,
+    256,
+    257,
+    258,
+    259,
+    262,
+    277,
+    339,
+)
+NUMBERS = {3: "H", 4: "L"}  # types of tags
+SAMPLES = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
+
+
+def open_image(source: str | os.PathLike | io.BytesIO) -> Image.Image:
+    """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, holds several pictures, or more pixels than `MASKCLS_MAX_IMAGE_PIXELS`.
+    """
+    with opened(source) as image:
         image.load()
         return image
+
+
+@contextmanager
+def opened(source: str | os.PathLike | io.BytesIO) -> Iterator[Image.Image]:
+    """As `open_image`, with the header alone; what fails inside is such a ValueError too."""
+    try:
+        _allow_pixels(os.environ.get(MAX_PIXELS))
+        with Image.open(source) as image:
+            _check_whole(image)
+            image.info["bits_a_value"] = _bits(image)
+            yield image
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # decoders raise errors of many types for broken files
+        raise ValueError(_cause(source, error)) from error
+
+
+def size_in_header(source: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+    """Height and width of a file that is opened so, upright."""
+    with opened(source) as image:
+        width, height = image.size
+        if image.format == "TIFF":  # newer versions of Pillow have turned this size already
+            width, height = image.tag_v2[WIDTH], image.tag_v2[HEIGHT]  # type: ignore[attr-defined]
+        return (width, height) if image.getexif().get(EXIF_ORIENTATION) in TURNED else (height, width)
+
+
+def _allow_pixels(number: str | None) -> None:
+    """Raise Pillow's limit, which guards against small files that become very large images."""
+    if not number:
+        return
+    if not number.isdecimal():
+        raise ValueError(f"the environment variable {MAX_PIXELS}={number} is no number of pixels.")
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(number))
+
+
+def _check_whole(image: Any) -> None:
+    """Pillow's first view of a file is all that it holds."""
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        # 1: a smaller copy, 4: a mask of transparency
+        pages = sum(
+            WIDTH in tag and not (tag.get(SUBFILE, (0,))[0] & 5 or tag.get(OLD_SUBFILE, (0,))[0] == 2)
+            for tag in _tiff_directories(image.fp)
+        )
+        if pages <= 1 and tags.get(PHOTOMETRIC, 0) in (0, 1, 3) and tags.get(BANDS, 1) > len(image.getbands()):
+            raise ValueError(f"it is {_tiff_kind(image.fp)}, of which Pillow gives the first. {_TIFF_ADVICE}")
+    else:
+        pages = 1 if image.format in ONE_PICTURE else getattr(image, "n_frames", 1)
+    if pages > 1:
+        raise ValueError(f"it has {pages} pages (frames), where one picture is expected: save each as a file.")
+
+
+_TIFF_ADVICE = "Save it with 8 or 16 bits as grey (one band), RGB or RGBA, or as float32 of one band."
+
+
+def _tiff_directories(file: IO[bytes]) -> Iterator[dict[int, tuple[int, ...]]]:
+    """Of each page of a TIFF the tags that are a few whole numbers; up to where the file is cut off."""
+    file.seek(0)
+    start = file.read(16)
+    order, is_big = TIFF_BYTE_ORDERS[start[:4]], 43 in start[2:4]
+    word, counter, entry = (f"{order}{form}" for form in (("Q", "Q", "HHQ8s") if is_big else ("L", "H", "HHL4s")))
+    unread = file.seek(0, os.SEEK_END)  # pages could overlap, so that there were more tags than bytes
+    seen: set[int] = set()
+    try:
+        (place,) = struct.unpack_from(word, start, 8 if is_big else 4)
+        while place and place not in seen:
+            seen.add(place)
+            file.seek(place)
+            (count,) = struct.unpack(counter, file.read(struct.calcsize(counter)))
+            unread -= (length := count * struct.calcsize(entry))
+            if unread < 0:
+                return
+            entries = file.read(length)
+            (place,) = struct.unpack(word, file.read(struct.calcsize(word)))
+            yield {
+                tag: _tiff_numbers(file, f"{order}{number}{NUMBERS[kind]}", value, word)
+                for tag, kind, number, value in struct.iter_unpack(entry, entries)
+                if kind in NUMBERS and 0 < number <= 64
+            }
+    except struct.error:
+        return
+
+
+def _tiff_numbers(file: IO[bytes], form: str, value: bytes, word: str) -> tuple[int, ...]:
+    """Of a tag: they stand in its place or, if they are too many, elsewhere."""
+    if struct.calcsize(form) > len(value):
+        file.seek(*struct.unpack(word, value))
+        value = file.read(struct.calcsize(form))
+    return struct.unpack_from(form, value)
+
+
+def _tiff_kind(file: IO[bytes]) -> str:
+    """Such as "a TIFF of 5 bands of uint8"."""
+    tags = next(_tiff_directories(file))
+    bits, formats, bands = tags.get(BITS, (1,)), tags.get(FORMAT, (1,)), tags.get(BANDS, (1,))[0]
+    kinds = dict.fromkeys(f"{SAMPLES.get(f, 'unknown')}{b}" for f, b in zip(formats * len(bits), bits, strict=False))
+    return (
+        f"a TIFF of {bands} band{'s' * (bands > 1)} of {' and '.join(kinds)} (photometric interpretation "
+        f"{tags.get(PHOTOMETRIC, (0,))[0]}, compression {tags.get(COMPRESSION, (1,))[0]})"
+    )
+
+
+def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
+    """Why a file cannot be read."""
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder, not a file"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for its pixels"
+    if isinstance(error, Image.DecompressionBombError):
+        size = str(error).partition(", could")[0]
+        return (
+            f"{size}, against small files that become very large images. To read it, set the environment variable "
+            f"{MAX_PIXELS} to its number of pixels"
+        )
+    with nullcontext(source) if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        file.seek(0)
+        start = file.read(64)
+        if not start:
+            return "it is empty (0 bytes)"
+        for known, meaning in STARTS.items():
+            if start.startswith(known):
+                return meaning
+        if isinstance(error, (UnidentifiedImageError, KeyError)):
+            if start[:4] not in TIFF_BYTE_ORDERS:
+                return "it is in no format that Pillow knows"
+            try:
+                return f"it is {_tiff_kind(file)}, which Pillow does not read. {_TIFF_ADVICE}"
+            except StopIteration:
+                return "it is a TIFF that is cut off or damaged"
+    return str(error) or type(error).__name__
 
 
 def image_list(images: Any) -> list[Any]:
@@ -64,6 +231,8 @@ def image_to_tensor(
         pixels = _pil_pixels(image, to_rgb)
         input_data_format = ChannelDimension.LAST
     elif isinstance(image, np.ndarray):
+        if image.dtype.kind not in "biuf":
+            raise ValueError(f"an image is an array of numbers, got {image.dtype}.")
         native = image.astype(image.dtype.newbyteorder("="), copy=False)
         pixels = torch.from_numpy(np.require(native, requirements=["C", "W"]))
     else:
@@ -96,13 +265,21 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     if isinstance(label_map, (str, os.PathLike)):
         if not os.path.isfile(label_map):
             raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r} is not a file.")
-        label_map = open_image(label_map)
+        try:
+            label_map = open_image(label_map)
+        except ValueError as error:
+            raise ValueError(f"{where}: segmentation map {os.fspath(label_map)!r}: {error}") from error
     kind = "array"
     if isinstance(label_map, Image.Image):
         kind = f"image of mode {label_map.mode!r}"
-        label_map = np.array(ImageOps.exif_transpose(label_map))
+        if label_map.format in LOSSY:
+            raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
+        label_map = _stored_values(label_map)
     if not isinstance(label_map, Tensor):
-        label_map = _label_tensor(np.asarray(label_map))
+        label_map = np.asarray(label_map)
+        if label_map.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: a segmentation map is an array of numbers, got {label_map.dtype}.")
+        label_map = _label_tensor(label_map)
     shape = tuple(label_map.shape)
     if label_map.ndim == 3 and 1 in (shape[0], shape[-1]):
         label_map = label_map.squeeze(0 if shape[0] == 1 else -1)
@@ -160,17 +337,47 @@ def _inside(masks: Tensor, where: str) -> Tensor:
     return inside
 
 
+def _bits(image: Any) -> int:
+    """Bits of a value of grey in the file, which Pillow forgets when it decodes a PNG."""
+    if image.format == "TIFF":
+        return image.tag_v2.get(BITS, (1,))[0]
+    arguments = image.tile[0][3] if getattr(image, "tile", None) else ()
+    raw = arguments if isinstance(arguments, str) else next(iter(arguments or ()), None)
+    return image.info.get("bits_a_value", {"L;2": 2, "L;4": 4}.get(str(raw), 8))
+
+
+def _stored_values(image: Image.Image) -> np.ndarray:
+    """The values of the file, upright.
+
+    Pillow inverts grey of a TIFF in which 0 is white, spreads values of 2 and 4 bits over 0..255, and does not tell
+    int8 from uint8, or uint32 from int32.
+    """
+    bits, mode = _bits(image), image.mode
+    values = np.array(ImageOps.exif_transpose(image))
+    tags = image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
+    if mode in ("1", "L") and tags.get(PHOTOMETRIC, 0 if tags else 1) == 0:
+        values = ~values
+    if mode == "L" and bits < 8:
+        values //= 255 // (2**bits - 1)
+    sample = tags.get(FORMAT, (1,))[0]
+    if mode == "L" and sample == 2:
+        return values.view(np.int8)
+    return values.view(np.uint32) if mode == "I" and tags and sample == 1 and bits == 32 else values
+
+
 def _pil_pixels(image: Image.Image, to_rgb: bool) -> Tensor:
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        pixels = np.array(image).astype(np.int64)
+        pixels = _stored_values(image).astype(np.int64)
         low, high = int(pixels.min()), int(pixels.max())
         if low < 0 or high > 65535:
             raise ValueError(f"an image of mode {image.mode!r} holds values from {low} to {high}; expected 0..65535.")
         # Pillow opens a 16-bit file as I;16 or, by version, I. An 8-bit image can also have been converted to I.
         is_8_bit = image.mode == "I" and high <= 255
         return torch.from_numpy(pixels.astype(np.uint8 if is_8_bit else np.uint16))
+    if image.mode == "L" and (signed := _stored_values(image)).dtype == np.int8:
+        return torch.from_numpy(signed)
     if to_rgb and image.mode not in ("1", "L", "F", "RGB"):
         transparent = "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info
         image = image.convert("RGBA" if transparent else "RGB")
@@ -204,6 +411,10 @@ def _to_8_bit_scale(pixels: Tensor) -> Tensor:
     if pixels.dtype == torch.uint16:
         return pixels.to(torch.float32) / 257
     if pixels.is_floating_point():
+        if wrong := int((~torch.isfinite(pixels)).sum()):
+            raise ValueError(
+                f"the image holds NaN or infinity at {wrong} of {pixels.numel()} values: replace them, such as by 0."
+            )
         return pixels.to(torch.float32)
     if pixels.dtype != torch.uint8:
         low, high = int(pixels.min()), int(pixels.max())

@@ -1,6 +1,7 @@
 """Layers that more than one part of the network is made of."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class ConvNorm(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         # The paper's 32 groups; where they do not divide the channels, as many as leave more than one in each.
         groups = 32 if out_channels % 32 == 0 else math.gcd(32, out_channels // 2)
-        self.norm = nn.GroupNorm(groups, out_channels)
+        self.norm = MaskedGroupNorm(groups, out_channels)
         self.relu = relu
 
     def forward(self, features: Tensor, region: ValidRegion | None = None) -> Tensor:
@@ -30,20 +31,35 @@ class ConvNorm(nn.Module):
             features = self.norm(self.conv(features))
         else:
             inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
-            features = masked_group_norm(self.conv(features * inside), inside, self.norm)
+            features = self.norm(self.conv(features * inside), inside)
         return features.relu_() if self.relu else features
 
 
-def masked_group_norm(features: Tensor, inside: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`norm` with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
+class MaskedGroupNorm(nn.GroupNorm):
+    """A group norm that may look at a part of the cells only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
+
+    def forward(self, features: Tensor, inside: Tensor | None = None) -> Tensor:
+        if inside is None:
+            return super().forward(features)
+        return masked_group_norm(features, inside, self.num_groups, self.weight, self.bias, self.eps)
+
+
+def masked_group_norm(
+    features: Tensor, inside: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """A group norm with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
     batch, channels, height, width = features.shape
-    grouped = features.float().view(batch, norm.num_groups, -1, height, width)
+    grouped = features.float().reshape(batch, num_groups, -1, height, width)
     weights = inside[:, :, None].to(grouped.dtype)  # (B, 1, 1, h, w)
-    count = weights.sum(dim=(2, 3, 4), keepdim=True) * grouped.shape[2]
+    count = (weights.sum(dim=(2, 3, 4), keepdim=True) * grouped.shape[2]).clamp(min=1)
     mean = (grouped * weights).sum(dim=(2, 3, 4), keepdim=True) / count
     variance = ((grouped - mean).square() * weights).sum(dim=(2, 3, 4), keepdim=True) / count
-    normed = ((grouped - mean) * torch.rsqrt(variance + norm.eps)).view(batch, channels, height, width)
-    return (normed * norm.weight.float()[:, None, None] + norm.bias.float()[:, None, None]).to(features.dtype)
+    normed = ((grouped - mean) * torch.rsqrt(variance + eps)).view(batch, channels, height, width)
+    if weight is not None:
+        normed = normed * weight.float()[:, None, None]
+    if bias is not None:
+        normed = normed + bias.float()[:, None, None]
+    return normed.to(features.dtype)
 
 
 class MLP(nn.Module):
@@ -65,6 +81,11 @@ class QueryTable(nn.Embedding):
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
+
+
+def all_rows(table: Any, device: torch.device) -> Tensor:
+    """All vectors of an embedding, by calling it: adapters and offloaded weights are there only then."""
+    return table(torch.arange(table.weight.shape[0], device=device))
 
 
 def sine_positions(features: Tensor, inside: Tensor | None, temperature: float = 10000.0) -> Tensor:

@@ -5,6 +5,7 @@ all layers and images of a step at once, so that the costs leave the device in o
 a line in `MATCHERS`.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -229,7 +230,7 @@ class FixedMatcher:
         for image, number in enumerate(targets.numbers):
             classes = labels[start : start + number]
             start += number
-            twice = sorted({c for c in classes if classes.count(c) > 1})
+            twice = sorted(c for c, times in Counter(classes).items() if times > 1)
             if twice:
                 raise ValueError(
                     f"Fixed matching takes one segment a class, but image {image} has several of class {twice}. "

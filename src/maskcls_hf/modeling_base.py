@@ -1,24 +1,30 @@
 """What all models share: loading, initialisation, and the pixel-level module (paper Section 3.2)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import build_backbone, freeze_batch_norm
-from .border_guard import BorderGuard
+from .backbones import build_backbone, dry_run, freeze_batch_norm, freeze_unused, largest_stride
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, ValidRegion
 from .interchange_maskformer import holds_maskformer, load_maskformer
 from .layers import QueryTable, XavierLinear
 from .outputs import MaskClsModelOutput
+from .padding_mask_hooks import PaddingMaskHooks, checkpoint_with_batch, sees_padding
 from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS
 from .transformer_decoders import DecoderOutput
+
+logger = logging.get_logger(__name__)
 
 
 class MaskClsPreTrainedModel(PreTrainedModel):
@@ -59,6 +65,12 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         if attn_implementation == "sdpa" and without:
             attn_implementation = {"": "sdpa", "backbone_config": "eager"}
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, *args: Any, **kwargs: Any
+    ) -> None:
+        """Layers that run again in the backward pass must know the padding of their batch."""
+        super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -105,9 +117,19 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         is_converted = config.pixel_decoder == "per_pixel"
         build = build_per_pixel_network if is_converted else build_backbone
         self.backbone: Any = build(config.backbone_config)
+        tried = dry_run(self.backbone, getattr(config.backbone_config, "num_channels", 3))
+        if tried is not None:
+            freeze_unused(self.backbone, *tried)
         if config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
-        self.border_guard = BorderGuard(self.backbone, attend_to_filling=is_converted)
+        self.padding_masks = PaddingMaskHooks(self.backbone, attend_to_filling=is_converted)
+        seeing = sees_padding(self.backbone)
+        if seeing is not None and not config.attend_to_padding:
+            logger.warning_once(
+                f"{seeing} may look at the padding of a batch: an image can give slightly different results alone and "
+                "in a batch with larger ones. Where that matters, use batches of images of one size."
+            )
+        self.trimming = None if seeing is not None or tried is None else largest_stride(tried[0])
         self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
 
     def train(self, mode: bool = True):
@@ -119,14 +141,25 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], PixelFeatures]:
         """Feature maps of the backbone, and what the pixel decoder makes of them."""
         seen = None if self.config.attend_to_padding else ValidRegion.of_batch(pixel_values, pixel_mask)
-        self.border_guard.region = seen
         if pixel_values.device.type == "cpu" and not torch.is_grad_enabled():
             # Max pooling is ten times as fast in this layout. Not with gradients: those of a strided 1x1 convolution of
             # under 16 channels write past their memory (github.com/uxlfoundation/oneDNN/issues/6035).
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        feature_maps = list(self.backbone(pixel_values).feature_maps)
+        feature_maps = self.backbone_maps(pixel_values, seen)
         region = None if seen is None or seen.complete else seen
         return feature_maps, self.pixel_decoder(feature_maps, region)
+
+    def backbone_maps(self, pixel_values: Tensor, seen: ValidRegion | None) -> list[Tensor]:
+        """Feature maps of the backbone, finest first; it is spared what all images are padded by, which is zero."""
+        trimmed = seen if seen is None or self.trimming is None else seen.trimmed(self.trimming)
+        if trimmed is None or trimmed is seen:
+            with self.padding_masks.batch(seen):
+                return list(self.backbone(pixel_values).feature_maps)
+        (rows, columns), (height, width) = pixel_values.shape[2:], trimmed.padded_size
+        with self.padding_masks.batch(trimmed):
+            maps = self.backbone(pixel_values[..., :height, :width]).feature_maps
+        sizes = [(m.shape[2] * rows // height, m.shape[3] * columns // width) for m in maps]
+        return [F.pad(m, (0, w - m.shape[3], 0, h - m.shape[2])) for m, (h, w) in zip(maps, sizes, strict=True)]
 
     @can_return_tuple
     def forward(

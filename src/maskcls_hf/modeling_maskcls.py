@@ -127,8 +127,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
+        def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
+            return self.segmentation_module(segment_embeddings, features)
+
         feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
+            pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
         layers = [self.segmentation_module(embedding, features) for embedding in decoded.layers(all_layers)]
         looks_inside = bool(want_hidden or decoded.attentions)

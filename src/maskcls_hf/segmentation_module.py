@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import PixelFeatures, PixelLogits, SegmentLogits
-from .layers import MLP, QueryTable
+from .layers import MLP, QueryTable, all_rows
 
 
 class SegmentationModule(nn.Module):
@@ -35,8 +35,8 @@ class SegmentationModule(nn.Module):
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
         if self.has_priors:
-            class_logits = class_logits + self.class_priors.weight
-            mask_embeddings = mask_embeddings + self.mask_priors.weight
+            class_logits = class_logits + all_rows(self.class_priors, class_logits.device)
+            mask_embeddings = mask_embeddings + all_rows(self.mask_priors, mask_embeddings.device)
         mask_logits = features.mask_logits(mask_embeddings)
         if self.exclusive_masks:
             mask_logits = exclusive_logits(mask_logits)

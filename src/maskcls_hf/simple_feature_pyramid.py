@@ -83,15 +83,14 @@ def is_plain_vit(config: PreTrainedConfig) -> bool:
     return hasattr(config, "patch_size") and not hasattr(config, "depths")
 
 
-def prepared(vit: Any) -> Any:
-    """The ViT, where what has no part in its map does not learn: DDP stops at a parameter without a gradient.
-
+def check_plain_vit(vit: Any) -> None:
+    """
     Raises:
         `ValueError`: it does not give its last map.
     """
     config = vit.config
     if config.model_type == "timm_backbone":
-        return vit  # timm itself leaves out what comes behind the map
+        return
     if config.out_features[-1] != vit.stage_names[-1]:
         raise ValueError(
             f"backbone_config (model_type={config.model_type!r}): of a plain ViT the last map is taken, but "
@@ -100,16 +99,3 @@ def prepared(vit: Any) -> Any:
         )
     if not getattr(config, "reshape_hidden_states", True):
         raise ValueError(f"backbone_config (model_type={config.model_type!r}) needs reshape_hidden_states=True.")
-    for module in vit.modules():
-        as_buffer(module, "mask_token")  # for pretraining only
-    if not getattr(config, "apply_layernorm", True) and hasattr(vit, "layernorm"):
-        as_buffer(vit.layernorm, "weight")
-        as_buffer(vit.layernorm, "bias")
-    return vit
-
-
-def as_buffer(module: nn.Module, name: str) -> None:
-    """Make a parameter, if the module has it, a buffer: the checkpoint keeps it, and it never learns."""
-    parameter = module._parameters.pop(name, None)
-    if parameter is not None:
-        module.register_buffer(name, parameter.detach())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import PixelFeatures, SegmentLogits
-from .layers import TransformerLayer, sine_positions
+from .layers import TransformerLayer, all_rows, sine_positions
 
 
 class DecoderOutput(NamedTuple):
@@ -54,7 +54,7 @@ class StandardTransformerDecoder(nn.Module):
         key_mask = None if inside is None else inside.flatten(1)
         context = context_map.flatten(2).transpose(1, 2)  # (B, H/32 * W/32, C)
 
-        queries = self.queries_embedder.weight.expand(context.shape[0], -1, -1)  # (B, N, C)
+        queries = all_rows(self.queries_embedder, context.device).expand(context.shape[0], -1, -1)  # (B, N, C)
         segments = torch.zeros_like(queries, dtype=context.dtype)
         output = DecoderOutput([], [])
         for layer in self.layers:

@@ -14,6 +14,7 @@ from rich.table import Table
 from transformers.utils import logging
 
 from ..data import SegmentationDataset, open_dataset
+from ..data.occurrence import told_of_classes
 from ..hub.scores import write_json
 from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data
@@ -27,6 +28,7 @@ from .console import (
     TileOption,
     TileOverlapOption,
     choose_device,
+    complain,
     fail,
     progress_bar,
 )
@@ -106,6 +108,8 @@ def evaluate(
     try:
         check_options(json_file, crop, middle, scale, flip, multi_scale)
         dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
+        if told := told_of_classes(dataset, split):
+            complain(told)
         predictor = Predictor.from_pretrained(
             model,
             choose_device(device),

@@ -81,7 +81,7 @@ def validate(
 
         try:
             report = validate_dataset(data, limit=limit, on_progress=show_progress, **settings)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             fail(error)
     show(report, Console())
     if json_file is not None:

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..ranges import require_range
+from .errors import naming
 from .sample import Sample
 from .transforms import stable_seed
 
@@ -31,7 +32,9 @@ class AugmentedDataset(Dataset[Sample]):
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, *occurrence = (0, key) if isinstance(key, int) else key
-        return self.transform(self.dataset[index], (self.seed, epoch, index, *occurrence))
+        sample = self.dataset[index]
+        with naming(sample["name"]):
+            return self.transform(sample, (self.seed, epoch, index, *occurrence))
 
 
 class EpochSampler(Sampler[tuple[int, ...]]):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from .dataset import Targets
-from .files import require_folder, some, unique_ids
+from .files import int32_ids, require_folder, some, unique_ids
 from .folder_dataset import VOID_VALUES, LabelMapDataset
 from .sample import VOID
 
@@ -90,7 +88,7 @@ class Cityscapes(LabelMapDataset):
     def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
         if not self.has_instances:
             return super()._read_targets(index, size)
-        ids: Tensor = self.raw_map(index).int()
+        ids = int32_ids(self.raw_map(index), self.annotation(index))
         present = unique_ids(ids)
         label_of = {i: i // PER_LABEL if PER_LABEL <= i < VOID_VALUES[1] else i for i in present}
         if wrong := [i for i, label in label_of.items() if label not in (*CLASSES, *OTHERS, *VOID_VALUES)]:

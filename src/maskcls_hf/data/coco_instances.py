@@ -9,12 +9,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from pycocotools import mask as coco_mask
+from transformers.utils import logging
 
-from .coco_files import CocoDataset, Packed, find_image_folder, read_coco, require_json
+from .coco_files import CocoDataset, Packed, choose_json, find_image_folder, read_coco
+from .coco_records import CocoContent, is_number
 from .dataset import Targets
+from .files import shown
 from .sample import VOID
 
-FARTHEST = 1e5  # pixels; polygon points beyond it are faults, and would take pycocotools much memory
+logger = logging.get_logger(__name__)
+
+# Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
+FARTHEST = 1e5  # pixels; of a polygon's points
+LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
+PARTS = 64  # polygons that are merged at once
 
 RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
 
@@ -30,16 +38,17 @@ class Instance(NamedTuple):
 class CocoInstances(CocoDataset):
     """Images with instances of things, of COCO's instance format.
 
-    Layouts: SPLIT/instances.json with SPLIT/images; annotations/instances_SPLIT.json with SPLIT or images/SPLIT;
-    SPLIT/_annotations.coco.json with the images beside it. Masks are polygons, run lengths or compressed run
-    lengths, drawn by pycocotools on access. Where they overlap the targets are a stack of masks, else a map with the
-    place of each instance in the json, from 1. An instance whose mask has no pixel is in neither.
+    Layouts: SPLIT/instances.json with SPLIT/images; annotations/instances_SPLIT.json (also with a year behind SPLIT),
+    annotations/SPLIT.json or SPLIT.json with SPLIT or images/SPLIT; SPLIT/_annotations.coco.json with the images
+    beside it. Masks are polygons, run lengths or compressed run lengths, drawn by pycocotools on access. Where they
+    overlap the targets are a stack of masks, else a map with the place of each instance in the json, from 1. An
+    instance whose mask has no pixel is in neither.
 
     Args:
         root: folder of the data.
         split: part of the names above; None where there are no splits.
-        annotations: the json, below the root, where it lies elsewhere.
-        image_folder: of the images, below the root, where they lie elsewhere.
+        annotations: the json, below the root, where it lies elsewhere, such as "annotations/{split}.json".
+        image_folder: of the images, below the root, where they lie elsewhere, such as "images/{split}".
         background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabelled), or "class" (one
             segment of stuff of class 0).
         background_name: of that class.
@@ -63,27 +72,33 @@ class CocoInstances(CocoDataset):
     ):
         if background not in ("negatives", "void", "class"):
             raise ValueError(f'background={background!r}: needs "negatives", "void" or "class".')
+        if not isinstance(background_name, str) or not background_name:
+            raise ValueError(f"background_name={background_name!r}: needs a text.")
         root = Path(root)
-        path = root / annotations if annotations else require_json(root, split, "instances")
-        content = read_coco(path)
-        categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
-        names, stuff = dict(categories), []
+        path = choose_json(root, split, "instances", annotations)
+        content = read_coco(path, "instances")
+        names, stuff = dict(content.class_names), []
         if background == "class":
-            stuff = [min(categories, default=1) - 1]
+            stuff = [min(names) - 1]
             names[stuff[0]] = background_name
-        first = content["images"][0]["file_name"] if content["images"] else ""
-        folder = root / image_folder if image_folder else find_image_folder(root, split, path, first)
+        files = [image["file_name"] for image in content.images.values()]
+        folder = find_image_folder(root, split, path, "instances", files, image_folder)
         kind: Literal["panoptic", "instance"] = "panoptic" if background == "class" else "instance"
-        super().__init__(path, content, folder, names, kind, stuff, cache)
-        self.check_categories((a["category_id"] for a in content["annotations"]), categories)
+        super().__init__(root, path, content, folder, names, kind, stuff, cache)
         self._background: int | None = {"negatives": None, "void": VOID, "class": 0}[background]
-        of_image = self.grouped(content["annotations"])
-        self._instances = Packed([self._instance(a) for a in of_image[image_id]] for image_id in self.image_ids)
+        try:
+            self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
+        except RecursionError:
+            raise ValueError(f"{path}: a segmentation is nested too deeply; `maskcls validate` names it.") from None
+        if _all_relative(content):
+            logger.warning(
+                f"{path}: all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
+            )
 
     def _instance(self, annotation: Any) -> tuple:
         """As a plain tuple: fewer bytes."""
         label = self.class_of_label[annotation["category_id"]]
-        crowd = bool(annotation.get("iscrowd", 0))
+        crowd = bool(annotation.get("iscrowd"))
         return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
 
     def instances(self, index: int) -> list[Instance]:
@@ -91,29 +106,40 @@ class CocoInstances(CocoDataset):
         return [Instance(*fields) for fields in self._instances[index]]
 
     def annotation(self, index: int) -> str:
-        return f"{self.json_path}, image {self.image_ids[index]} ({self.file_names[index]})"
+        return self.record(index)
 
     def run_lengths(self, index: int) -> list[RunLengths]:
         """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
-        where = self.annotation(index)
-        size = self._sizes[index]
-        return [
-            run_lengths(instance.segmentation, size, f"{where}, annotation {instance.id}")
-            for instance in self.instances(index)
-        ]
+        return [self._mask(index, instance) for instance in self.instances(index)]
+
+    def _mask(self, index: int, instance: Instance) -> RunLengths:
+        where = f"{self.record(index)}, annotation {shown(instance.id)}"
+        return run_lengths(instance.segmentation, self._sizes[index], where)
 
     def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
+        self.check_record(index, size)
         instances, masks = self.instances(index), self.run_lengths(index)
         ids = painted(masks, self._sizes[index])
         if ids is None:
             stack = decoded_stack(masks, self._sizes[index])
             classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
-            if self._background is not None:
+            background = ~stack.any(0, keepdim=True)
+            if self._background is not None and bool(background.any()):  # without a pixel it is nothing to be found
                 classes[len(masks)] = self._background
-                stack = torch.cat([stack, ~stack.any(0, keepdim=True)])
+                stack = torch.cat([stack, background])
             return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
-        classes = {0: self._background} | {place: i.label for place, i in enumerate(instances, start=1)}
+        classes = {0: self._background} if bool((ids == 0).any()) else {}
+        classes |= {place: i.label for place, i in enumerate(instances, start=1)}
         return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+
+
+def _all_relative(content: CocoContent) -> bool:
+    """Whether there are polygons, and all of them lie in 0..1."""
+    of_image = zip(content.images.values(), content.annotations.values(), strict=True)
+    pairs = ((image, annotation) for image, found in of_image for annotation in found)
+    return any(content.annotations.values()) and all(
+        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+    )
 
 
 def _crowd_and_areas(instances: Iterable[tuple[int, Instance]]) -> tuple[list[int], dict[int, float]]:
@@ -133,55 +159,102 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
     if isinstance(segmentation, dict):
         return _checked_run_lengths(segmentation, size, where)
     if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f"{where} has no segmentation (a box only?), got {str(segmentation)[:80]}.")
+        raise ValueError(f"{where} has no segmentation (a box only?), got {shown(segmentation)}.")
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(
                 f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
-                f"got {str(polygon)[:80]}."
+                f"got {shown(polygon)}."
             )
-        if not all(isinstance(number, (int, float)) and abs(number) < FARTHEST for number in polygon):  # NaN neither
+        if not all(type(number) in (int, float) and abs(number) < FARTHEST for number in polygon):  # NaN neither
             raise ValueError(
                 f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
             )
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    _check_length(segmentation, size, where)
+    parts = coco_mask.frPyObjects(segmentation, height, width)
+    while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
+        parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
+    return coco_mask.merge(parts)
+
+
+def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
+    """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
+    height, width = size
+    longest, longest_of_all = max(LONGEST, height * width / 4), max(10 * LONGEST, 2 * height * width)
+    lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
+    if max(lengths) <= longest and sum(lengths) <= longest_of_all:
+        return
+    lengths = [_length(polygon) for polygon in polygons]
+    if max(lengths) > longest or sum(lengths) > longest_of_all:
+        raise ValueError(
+            f"{where}: {len(polygons)} polygons with {sum(map(len, polygons)) // 2} points have outlines of "
+            f"{sum(lengths):.0f} pixels, too much for an image of {width} x {height}."
+        )
+
+
+def _length(polygon: list[float]) -> float:
+    """Pixels on the outline."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
+    if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
+        return False
+    return all(
+        isinstance(polygon, list) and polygon and all(is_number(number) and 0 <= number <= 1 for number in polygon)
+        for polygon in segmentation
+    )
 
 
 def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
     own_size, counts = segmentation.get("size"), segmentation.get("counts")
-    if own_size is None or tuple(own_size) != size:
-        raise ValueError(f"{where}: run lengths of size {own_size}, the image is {list(size)} (height, width).")
+    if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
+        turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
+        raise ValueError(
+            f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width){turned}."
+        )
+    pixels = size[0] * size[1]
     if isinstance(counts, list):
-        if min(counts, default=0) < 0 or sum(counts) != size[0] * size[1]:
-            raise ValueError(f"{where}: run lengths cover {sum(counts)} pixels, the image has {size[0] * size[1]}.")
+        if not all(type(count) is int or type(count) is float and count.is_integer() for count in counts):
+            raise ValueError(f"{where}: run lengths have counts that are no whole numbers: {shown(counts)}.")
+        if min(counts, default=0) < 0 or sum(counts) != pixels:
+            negative = ", some negative" if min(counts, default=0) < 0 else ""
+            raise ValueError(
+                f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
+            )
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
     if not isinstance(counts, (str, bytes)):
-        raise ValueError(f"{where}: run lengths without counts: {str(segmentation)[:80]}.")
-    counts = counts.encode() if isinstance(counts, str) else counts
-    if (covered := _covered_pixels(counts)) != size[0] * size[1]:
-        raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {size[0] * size[1]}.")
-    return {"size": list(size), "counts": counts}
+        raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
+    packed = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
+    covered = _covered_pixels(packed)
+    if covered is None:
+        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.")
+    if covered != pixels:
+        raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
+    return {"size": list(size), "counts": packed}
 
 
-def _covered_pixels(counts: bytes) -> int:
-    """Sum of compressed run lengths, which pycocotools does not check; -1 where they are broken.
+def _covered_pixels(counts: bytes) -> int | None:
+    """Sum of compressed run lengths, which pycocotools does not check; None where they are broken.
 
     Each number is written in digits of 5 bits, lowest first, as characters from "0" on; 32 says that more digits
     follow, 16 in the last one that it is negative. From the fourth number on it is the difference to the last but one.
     """
     digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return -1
+        return None
     ends = np.flatnonzero(digits & 32 == 0)
     starts = np.concatenate([[0], ends[:-1] + 1])
     shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
     if shifts.max() > 30:
-        return -1
+        return None
     runs = np.add.reduceat((digits & 31) << shifts, starts)
     runs -= np.where(digits[ends] & 16, 1 << shifts[ends] + 5, 0)
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
-    return int(runs.sum()) if runs.min() >= 0 else -1
+    return int(runs.sum()) if runs.min() >= 0 else None
 
 
 def painted(masks: list[RunLengths], size: tuple[int, int]) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import naming
 from .sample import VOID, Sample, void_value
 
 
@@ -38,6 +39,10 @@ class MaskClsCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         names = ", ".join(sample["name"] for sample in samples)
+        with naming(names):
+            return self._batch(samples, names)
+
+    def _batch(self, samples: Sequence[Sample], names: str) -> dict[str, Any]:
         semantic = [sample["instance_id_to_semantic_id"] is None for sample in samples]
         if any(semantic) and not all(semantic):
             raise ValueError(f"A batch holds semantic maps or instance maps, not both: images {names}.")
@@ -104,7 +109,8 @@ def _classes_without_crowd(sample: Sample) -> dict[int, int | None]:
 
 def _as_stack(pixels: Tensor, classes: dict[int, int | None]) -> tuple[Tensor, Tensor]:
     """A map of ids (1, H, W) or a stack (M, H, W) -> the stack of what has a class or is void, and its labels."""
-    kept = [segment for segment, label in classes.items() if label is not None]
+    there = set(classes) if pixels.dtype == torch.bool else set(pixels.unique().tolist())
+    kept = [segment for segment, label in classes.items() if label is not None and segment in there]
     labels = torch.tensor([classes[segment] for segment in kept], dtype=torch.int64)
     if pixels.dtype == torch.bool:
         return pixels[kept], labels

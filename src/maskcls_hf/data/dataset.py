@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from .errors import naming
 from .files import image_size, read_image
 from .sample import Sample, void_id_of
 
@@ -120,13 +122,19 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        if self._cache is None:
-            image, targets = self._read(index)
-        else:
-            if index not in self._cache:
-                self._cache[index] = self._read(index)
-            image, targets = self._cache[index]
-        return as_sample(image, targets, self.names[index])
+        with naming(self.names[index]):
+            if self._cache is None:
+                image, targets = self._read(index)
+            else:
+                if index not in self._cache:
+                    self._cache[index] = self._read(index)
+                image, targets = self._cache[index]
+            return as_sample(image, targets, self.names[index])
+
+    def targets(self, index: int) -> Targets:
+        """Annotation of an image, without its pixels."""
+        with naming(self.names[index]):
+            return self._read_targets(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:
         image = read_image(self.image_path(index))
@@ -153,25 +161,28 @@ def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
 
 def check_sizes(pixels: Tensor, image: Tensor, annotation: str, image_name: str) -> None:
     """ValueError that names both unless annotation (..., H, W) and image (3, H, W) have one size."""
-    height, width = pixels.shape[-2:]
-    expected = image.shape[-2:]
-    if (height, width) == tuple(expected):
+    check_size((pixels.shape[-2], pixels.shape[-1]), (image.shape[-2], image.shape[-1]), annotation, image_name)
+
+
+def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str, image_name: str) -> None:
+    """As [`check_sizes`], of sizes (height, width)."""
+    if size == expected:
         return
     message = (
-        f"{annotation} is {width} x {height} pixels (width x height), its image {image_name} "
+        f"{annotation} is {size[1]} x {size[0]} pixels (width x height), its image {image_name} "
         f"{expected[1]} x {expected[0]}."
     )
-    if (width, height) == tuple(expected):
+    if size == expected[::-1]:
         message += " The two are turned against each other: the EXIF orientation of images and label maps is applied."
     raise ValueError(message)
 
 
 def _distinct_names(class_names: Mapping[int, str]) -> dict[int, str]:
     """Names by class; one that several classes share gets the file's id behind it."""
-    names = [class_names[label] for label in sorted(class_names)]
-    if not names:
+    if not class_names:
         raise ValueError("No class is named.")
-    return {
-        place: name if names.count(name) == 1 else f"{name} ({label})"
-        for place, (label, name) in enumerate(zip(sorted(class_names), names, strict=True))
-    }
+    labels = sorted(class_names)
+    names = [class_names[label] for label in labels]
+    while len(times := Counter(names)) < len(names):  # again where "cat (1)" is a name of its own
+        names = [name if times[name] == 1 else f"{name} ({label})" for label, name in zip(labels, names, strict=True)]
+    return dict(enumerate(names))

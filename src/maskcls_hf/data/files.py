@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+import re
+import reprlib
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from ..image_reading import image_to_tensor, read_coloured_map, read_label_map
+from ..image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
 from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-EXIF_ORIENTATION = 0x0112
-TURNED = (5, 6, 7, 8)  # orientations that swap height and width
+CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
 
 
 def read_image(source: Any, where: str = "") -> Tensor:
@@ -30,8 +35,8 @@ def read_image(source: Any, where: str = "") -> Tensor:
     image = decoded(source, where)
     try:
         return image_to_tensor(image)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:  # as of what decodes it
+        raise ValueError(f"{where}: {str(error) or type(error).__name__}") from error
 
 
 def read_map(source: Any, where: str = "") -> Tensor:
@@ -51,38 +56,44 @@ def unique_ids(ids: Tensor) -> list[int]:
     return np.unique(Runs.of(ids.numpy()).values).tolist()
 
 
+def int32_ids(ids: Tensor, where: str) -> Tensor:
+    """A map of ids (H, W) as int32; ValueError where they do not fit."""
+    if ids.dtype == torch.int64 and ids.numel() and not -(2**31) <= int(ids.min()) <= int(ids.max()) < 2**31:
+        raise ValueError(f"{where} holds ids from {int(ids.min())} to {int(ids.max())}, which are to lie below 2^31.")
+    return ids.int()
+
+
 def decoded(source: Any, where: str) -> Any:
-    """A path or a record of bytes and path as PIL image; anything else as it is."""
-    if isinstance(source, dict):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source.get("path")
+    """A path, the bytes of a file or a record of bytes and path as PIL image; anything else as it is."""
+    source = _file_of(source)
     if source is None:
         raise ValueError(f"{where} is empty.")
-    if not isinstance(source, (str, Path, io.BytesIO)):
-        return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+    if isinstance(source, (str, Path, io.BytesIO)):
+        return _opened_as(open_image, source, where)
+    return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+
+
+def _file_of(source: Any) -> Any:
+    if isinstance(source, dict):
+        source = source["bytes"] if source.get("bytes") is not None else source.get("path")
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
+def _opened_as(read: Callable[[Any], Any], source: Any, where: str) -> Any:
     try:
-        with Image.open(source) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # decoders raise errors of many types for broken files
+        return read(source)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{where}: no file {source}." if str(source) != where else f"No file {where}."
+        ) from error
+    except ValueError as error:
         raise ValueError(f"{where} cannot be read as an image: {error}") from error
 
 
 def image_size(source: Any, where: str = "") -> tuple[int, int]:
     """Height and width of an image, upright by its EXIF orientation, from the header alone."""
     where = where or str(source)
-    if isinstance(source, dict):
-        source = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else source["path"]
-    try:
-        with Image.open(source) as image:
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in TURNED
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # as above
-        raise ValueError(f"{where} cannot be read as an image: {error}") from error
-    return (width, height) if turned else (height, width)
+    return _opened_as(size_in_header, _file_of(source), where)
 
 
 def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
@@ -110,8 +121,7 @@ def _by_stem(folder: Path, suffixes: Sequence[str], kind: str) -> dict[str, Path
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
-        stems = [path.stem for path in paths]
-        twice = sorted({stem for stem in stems if stems.count(stem) > 1})
+        twice = sorted(stem for stem, number in Counter(path.stem for path in paths).items() if number > 1)
         raise ValueError(f"{kind} of the same name in {folder}: {some(twice)}.")
     return found
 
@@ -121,14 +131,53 @@ def some(names: Sequence[Any], limit: int = 5) -> str:
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
+def shown(value: Any) -> str:
+    """A value of a file in a message: short, on one line, and a text other than a number."""
+    return "null" if value is None else reprlib.repr(value)
+
+
+def class_name(value: Any) -> str:
+    """The value itself. ValueError: it is no text, a blank one, or one that no file can hold."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{shown(value)} is no text, or a blank one")
+    if any(unicodedata.category(character) == "Cs" for character in value):
+        raise ValueError(f"{shown(value)} has half characters (surrogates)")
+    return value
+
+
+def has_controls(text: str) -> bool:
+    """Whether there are characters in a text that a terminal would obey, or that end a line."""
+    return not text.isprintable() and any(unicodedata.category(character) in CONTROL for character in text)
+
+
+def with_split(pattern: str, split: str | None) -> str:
+    """`"annotations/{split}.json"` -> the path of a split. ValueError: it is no text."""
+    if not isinstance(pattern, str):
+        raise ValueError(f"{shown(pattern)} is no path of files or folders, such as 'images/{{split}}'.")
+    return pattern.replace("{split}", split or "")
+
+
 def read_json(path: Path) -> Any:
     """Raises FileNotFoundError or ValueError, with the path."""
     try:
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        if not content or content.isspace():
+            raise ValueError("the file is empty")
+        return json.loads(content, object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise FileNotFoundError(f"No file {path}.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:  # also of the encoding
         raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return found
 
 
 def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
@@ -140,10 +189,32 @@ def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
         if not path.is_file():
             raise FileNotFoundError(f'No {path}: it names the classes, like {{"0": "sky", "1": "road"}}.')
         content = read_json(path)
-    try:
-        class_names = {int(label): str(name) for label, name in content.items()}
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'{where} is not a JSON object like {{"0": "sky", "1": "road"}}: {error}') from error
-    if not class_names:
+    if not isinstance(content, Mapping):
+        raise ValueError(f'{where} is {shown(content)}, not a JSON object like {{"0": "sky", "1": "road"}}.')
+    if not content:
         raise ValueError(f"{where} names no classes.")
-    return class_names
+    return checked_names(content.items(), where)
+
+
+def checked_names(names: Iterable[tuple[Any, Any]], where: str) -> dict[int, str]:
+    """Names by label id, from pairs of both. ValueError: an id is no number or stands twice, a name is no text."""
+    checked: dict[int, str] = {}
+    for key, name in names:
+        if (label := _label_id(key)) is None:
+            raise ValueError(f'{where}: the key {shown(key)} is no label id, as in {{"0": "sky", "1": "road"}}.')
+        if label in checked:
+            raise ValueError(f"{where} names class {label} twice: {shown(checked[label])} and {shown(name)}.")
+        try:
+            checked[label] = class_name(name)
+        except ValueError as error:
+            raise ValueError(f"{where}: the name of class {label}: {error}.") from None
+    return checked
+
+
+def _label_id(key: Any) -> int | None:
+    if isinstance(key, str):
+        return int(key) if re.fullmatch(r"-?[0-9]{1,18}", key) else None
+    try:
+        return None if isinstance(key, bool) else operator.index(key)
+    except TypeError:
+        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .cityscapes import Cityscapes
-from .coco_files import find_json, json_candidates
+from .coco_files import find_jsons, json_candidates
 from .coco_instances import CocoInstances
 from .coco_panoptic import CocoPanoptic
 from .dataset import SegmentationDataset
@@ -48,14 +48,14 @@ LAYOUTS: dict[str, Layout] = {
     "ade20k": Layout(Ade20k, lambda root, split: bool(split) and _all_are_folders(_ade20k(root, split)), _ade20k),
     "coco_panoptic": Layout(
         CocoPanoptic,
-        lambda root, split: find_json(root, split, "panoptic") is not None,
-        lambda root, split: list(json_candidates(root, split, "panoptic")),
+        lambda root, split: bool(find_jsons(root, split, "panoptic")),
+        lambda root, split: json_candidates(root, split, "panoptic"),
     ),
     "folder": Layout(SegmentationFolder, _is_folder, _folder),
     "coco_instances": Layout(
         CocoInstances,
-        lambda root, split: find_json(root, split, "instances") is not None,
-        lambda root, split: list(json_candidates(root, split, "instances")),
+        lambda root, split: bool(find_jsons(root, split, "instances")),
+        lambda root, split: json_candidates(root, split, "instances"),
     ),
 }
 
@@ -80,14 +80,19 @@ def open_dataset(
     """
     root = Path(root)
     require_folder(root, "data set")
-    if layout is None:
-        layout = find_layout(root, split)
+    was_found = layout is None
+    layout = find_layout(root, split) if layout is None else layout
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     try:
         return LAYOUTS[layout].reader(root, split, cache=cache, **options)
     except TypeError as error:
         raise TypeError(f"Layout {layout} of {root}: {error}") from error
+    except (FileNotFoundError, ValueError) as error:
+        if not (was_found and layout == "ade20k"):  # data of other sets lies in folders of these names too
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{error} (Layout {layout} was found by looking at the names of the folders.)") from error
 
 
 def find_layout(root: Path, split: str | None) -> str:

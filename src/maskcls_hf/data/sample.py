@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -33,6 +33,27 @@ class Sample(TypedDict):
     crowd_ids: list[int]
     name: str
     areas: NotRequired[dict[int, float]]
+
+
+def without_absent(sample: Sample) -> Sample:
+    """The same without the segments that have no pixel, such as those outside of a crop: scores would miss them."""
+    pixels, classes = sample["segmentation_map"].as_subclass(torch.Tensor), sample["instance_id_to_semantic_id"]
+    if classes is None:
+        return sample
+    if pixels.dtype == torch.bool:
+        kept = pixels.flatten(1).any(1).nonzero()[:, 0].tolist()
+        pixels, place_of = pixels[kept], {old: new for new, old in enumerate(kept)}
+    else:
+        place_of = {segment: segment for segment in pixels.unique().tolist()}
+    found: Any = {
+        **sample,
+        "segmentation_map": tv_tensors.Mask(pixels),
+        "instance_id_to_semantic_id": {place_of[i]: label for i, label in classes.items() if i in place_of},
+        "crowd_ids": [place_of[i] for i in sample["crowd_ids"] if i in place_of],
+    }
+    if "areas" in sample:
+        found["areas"] = {place_of[i]: area for i, area in sample["areas"].items() if i in place_of}
+    return found
 
 
 def void_value(class_map: Tensor) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..data.dataset import SegmentationDataset
-from ..data.sample import Sample
+from ..data.sample import Sample, without_absent
 from ..metrics import Evaluator, GroundTruth
 from ..ranges import require_range
 from .predictor import Predictor
@@ -82,7 +82,8 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
             f"only the model has: {', '.join(sorted(set(names) - set(wanted))) or '-'}\n"
             f"only the data has: {', '.join(sorted(set(wanted) - set(names))) or '-'}"
         )
-    return torch.tensor([names.index(name) for name in wanted])
+    place = {name: label for label, name in enumerate(names)}
+    return torch.tensor([place[name] for name in wanted])
 
 
 def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sample]:
@@ -98,16 +99,10 @@ def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sa
     for rows in _windows(height, size, middle):
         for columns in _windows(width, size, middle):
             part: dict[str, Any] = {"image": tv_tensors.Image(sample["image"].as_subclass(Tensor)[:, rows, columns])}
-            targets = pixels[:, rows, columns]
-            classes, crowd = sample["instance_id_to_semantic_id"], sample["crowd_ids"]
-            if targets.dtype == torch.bool and classes is not None:  # a stack: masks without pixels drop out
-                kept = targets.flatten(1).any(1).nonzero()[:, 0].tolist()
-                targets = targets[kept]
-                classes = {place: classes[i] for place, i in enumerate(kept)}
-                crowd = [place for place, i in enumerate(kept) if i in crowd]
-            part |= {"segmentation_map": tv_tensors.Mask(targets), "instance_id_to_semantic_id": classes}
-            name = f"{sample['name']}[{rows.start}:{rows.stop}, {columns.start}:{columns.stop}]"
-            yield Sample(**part, crowd_ids=crowd, name=name)  # type: ignore[typeddict-item]
+            part["segmentation_map"] = tv_tensors.Mask(pixels[:, rows, columns])
+            part["name"] = f"{sample['name']}[{rows.start}:{rows.stop}, {columns.start}:{columns.stop}]"
+            kept: Any = {name: sample[name] for name in ("instance_id_to_semantic_id", "crowd_ids")}  # type: ignore[literal-required]
+            yield without_absent(kept | part)
 
 
 def _windows(length: int, size: int, middle: bool) -> list[slice]:

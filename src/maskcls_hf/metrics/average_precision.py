@@ -87,7 +87,7 @@ class MaskAP:
         if np.isnan(of_scores).any():
             wrong = np.flatnonzero(np.isnan(of_scores)).tolist()
             raise ValueError(f"{ground_truth.name}: the scores of instances {wrong} are NaN.")
-        true = self._records(ground_truth.masks, as_array(ground_truth.labels), ground_truth.size)
+        true = self._records(_true_masks(ground_truth), as_array(ground_truth.labels), ground_truth.size)
         found = self._records(masks, of_labels, ground_truth.size)
         for place, record in true.items():
             record["iscrowd"] = int(ground_truth.crowd[place])
@@ -149,25 +149,40 @@ class MaskAP:
     def compute(self) -> dict[str, float]:
         """`ap` (mean over IoU 0.50:0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and `ar`, the mean
         recall over IoU 0.50:0.95. NaN without true instances, 0 without predicted ones."""
-        precision, recall = self.accumulated()
+        precision, recall = self.accumulated(self._labels_there())
         return summary(precision, recall)
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """Scores of each class, by its name."""
-        precision, recall = self.accumulated()
-        return {name: summary(precision[:, :, [k]], recall[:, [k]]) for k, name in enumerate(self.names.values())}
+        there = self._labels_there()
+        precision, recall = self.accumulated(there)
+        place = {label: [k] for k, label in enumerate(there)}
+        return {
+            name: summary(precision[:, :, place.get(label, [])], recall[:, place.get(label, [])])
+            for label, name in self.names.items()
+        }
 
-    def accumulated(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _labels_there(self) -> list[int]:
+        """Classes of which there is an instance, true or predicted: there can be far more classes than these."""
+        return sorted({int(label) for rows in self._rows for label in rows[:, CLASS].unique().tolist()})
+
+    def accumulated(self, labels: Sequence[int] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Precision (IoU thresholds, recalls, classes, areas) and recall (IoU thresholds, classes, areas) by
-        pycocotools; -1 where there is no true instance.
+        pycocotools; -1 where there is no true instance. `labels`: of these classes; None: of all.
 
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
         """
         rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64), *self._rows]).numpy()
+        labels = list(self.names) if labels is None else list(labels)
+        if not labels:
+            return -np.ones((self.thresholds, 1, 0, self.areas)), -np.ones((self.thresholds, 0, self.areas))
+        order = np.argsort(rows[:, CLASS], kind="stable")
+        ends = np.searchsorted(rows[order, CLASS], labels, side="right")
+        of_class = [rows[order[start:end]] for start, end in zip([0, *ends], ends, strict=False)]
         evaluation = COCOeval(iouType="segm")
         params = evaluation.params
-        params.imgIds, params.catIds, params.maxDets = [0], list(self.names), [max(len(rows), 1)]
-        evaluation.evalImgs = [record for label in self.names for record in self._joined(rows[rows[:, CLASS] == label])]
+        params.imgIds, params.catIds, params.maxDets = [0], labels, [max(len(rows), 1)]
+        evaluation.evalImgs = [record for rows_of_class in of_class for record in self._joined(rows_of_class)]
         evaluation._paramsEval = params
         with contextlib.redirect_stdout(io.StringIO()):
             evaluation.accumulate()
@@ -194,6 +209,16 @@ class MaskAP:
     def unpack(self, fields: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Bit fields (D,) -> (area ranges, IoU thresholds, D)."""
         return _unpack(fields, self.areas * self.thresholds).reshape(self.areas, self.thresholds, -1)
+
+
+def _true_masks(ground_truth: GroundTruth) -> list[dict[str, Any]]:
+    """Run lengths of all true segments, of which those without a pixel take no memory."""
+    empty = coco_mask.encode(np.zeros(ground_truth.size, dtype=np.uint8, order="F"))
+    masks = [dict(empty) for _ in ground_truth.labels]
+    for place in ground_truth.visible:
+        mask = as_array(ground_truth.masks_of([place])[0])
+        masks[place] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return masks
 
 
 def _run_lengths(masks: Masks, places: list[int], size: tuple[int, int]) -> list[dict[str, Any]]:

@@ -155,7 +155,7 @@ class Evaluator:
                 measured[name] = metric.measure(found["segmentation"], found["segments_info"], true)
             elif name == "instance_f1":
                 found = maps["panoptic"]
-                infos = [info for info in found["segments_info"] if info["label_id"] in metric.label_ids]
+                infos = [info for info in found["segments_info"] if info["label_id"] in metric.names]
                 ids = torch.tensor([info["id"] for info in infos], device=found["segmentation"].device)
                 masks = found["segmentation"] == ids.view(-1, 1, 1)
                 measured[name] = metric.measure(masks, [info["label_id"] for info in infos], true)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -44,7 +44,8 @@ class GroundTruth:
     def from_sample(cls, sample: Sample, void_id: int | None = None) -> GroundTruth:
         """Of a sample of any reader; `void_id` marks unlabelled pixels in a map of classes (None: as in the readers).
 
-        Segments come in the order of `instance_id_to_semantic_id`, or of rising class ids.
+        Segments come in the order of `instance_id_to_semantic_id`, or of rising class ids. One without a pixel is a
+        segment that no prediction can find, as for panopticapi and pycocotools.
 
         Raises:
             ValueError: the map holds ids that `instance_id_to_semantic_id` lacks.
@@ -60,6 +61,8 @@ class GroundTruth:
             void_id = void_value(pixels) if void_id is None else void_id
             classes = {i: VOID if i == void_id else i for i in np.unique(runs.values).tolist()}
         known = list(classes)
+        if far := [i for i in known if not -(2**63) <= i < 2**63]:
+            raise ValueError(f"{name}: segment ids {far[:5]} have more than 64 bits.")
         place_of_run = places_in(runs.values, known)
         is_there = np.zeros(len(known) + 1, dtype=np.bool_)
         is_there[place_of_run] = True
@@ -70,7 +73,7 @@ class GroundTruth:
         for place, (i, label) in enumerate(classes.items()):
             if label is None:
                 places[place] = NO_SEGMENT
-            elif label != VOID and is_there[place]:
+            elif label != VOID:
                 places[place] = len(kept)
                 kept.append(i)
         labels = torch.tensor([classes[i] for i in kept], dtype=torch.int64)
@@ -96,9 +99,21 @@ class GroundTruth:
     @cached_property
     def masks(self) -> Tensor:
         """(M, H, W) bool."""
+        return self.masks_of(range(len(self.labels)))
+
+    def masks_of(self, segments: Sequence[int]) -> Tensor:
+        """The masks of some segments, by their places in `labels`: (number, H, W) bool."""
         if self.stack is not None:
-            return self.stack
-        return self.places == torch.arange(len(self.labels)).view(-1, 1, 1)
+            return self.stack[list(segments)]
+        return self.places == torch.tensor(segments, dtype=torch.int64).view(-1, 1, 1)
+
+    @cached_property
+    def visible(self) -> list[int]:
+        """Places in `labels` of the segments that have a pixel: a file can list many more than its map has pixels."""
+        if self.stack is not None:
+            return self.stack.flatten(1).any(1).nonzero()[:, 0].tolist()
+        assert self.runs is not None
+        return [place for place in np.unique(self.runs.values).tolist() if place >= 0]
 
     @cached_property
     def places(self) -> Tensor:
@@ -144,7 +159,8 @@ class GroundTruth:
 
 
 def _are_crowd(kept: list[int], crowd_ids: list[int]) -> Tensor:
-    return torch.tensor([i in crowd_ids for i in kept], dtype=torch.bool)
+    known = set(crowd_ids)
+    return torch.tensor([i in known for i in kept], dtype=torch.bool)
 
 
 def _areas(kept: list[int], sample: Sample) -> Tensor | None:

@@ -54,13 +54,18 @@ class InstanceF1(SummedMetric):
         Raises:
             ValueError: the sizes differ.
         """
-        predicted, true = as_array(masks), as_array(ground_truth.masks)
+        predicted, visible = as_array(masks), ground_truth.visible
+        true = as_array(ground_truth.masks_of(visible))
         predicted_labels, true_labels = as_array(labels), as_array(ground_truth.labels)
         crowd = as_array(ground_truth.crowd)
-        overlaps = mask_overlaps(predicted, true)
-        areas, true_areas = (m.sum((1, 2), dtype=np.float64) for m in (predicted, true))
+        overlaps, true_areas = np.zeros((len(predicted), len(crowd)), np.float32), np.zeros(len(crowd))
+        overlaps[:, visible] = mask_overlaps(predicted, true)
+        areas, true_areas[visible] = (m.sum((1, 2), dtype=np.float64) for m in (predicted, true))
         counts = np.zeros(self.shape)
+        there = {*predicted_labels.tolist(), *true_labels.tolist()}
         for column, label in enumerate(self.label_ids):
+            if label not in there:
+                continue
             rows = predicted_labels == label
             segments, crowds = (true_labels == label) & ~crowd, (true_labels == label) & crowd
             common = overlaps[np.ix_(rows, segments)]

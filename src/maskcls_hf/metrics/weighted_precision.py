@@ -21,9 +21,10 @@ def weighted_scores(
         weights: how often each image occurs in each replicate (images, R).
         image_of_row: (D,)
     """
-    shape = (metric.thresholds, len(metric.names), metric.areas, weights.shape[1])
+    labels = np.unique(rows[:, CLASS])  # no score is of the others
+    shape = (metric.thresholds, len(labels), metric.areas, weights.shape[1])
     precision, recall = -np.ones(shape), -np.ones(shape)
-    for k, label in enumerate(metric.names):
+    for k, label in enumerate(labels):
         of_class = rows[:, CLASS] == label
         truth = rows[of_class & (rows[:, KIND] != DETECTION)]
         detections = of_class & (rows[:, KIND] == DETECTION)

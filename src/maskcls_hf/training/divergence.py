@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..data.files import some
 from .checkpoints import NoGoodCheckpoint, last_good_checkpoint
 
 
@@ -50,12 +52,23 @@ def check_finite(
 
 
 @contextmanager
-def forward_pass(step: int, output: str | Path | None = None) -> Iterator[None]:
-    """Around a forward pass: the matcher's error about costs that are not finite becomes a [`DivergenceError`]."""
+def forward_pass(step: int | str, output: str | Path | None = None) -> Iterator[None]:
+    """Around a forward pass: the matcher's error about costs that are not finite becomes a [`DivergenceError`].
+
+    Args:
+        step: number of the step, or what else the pass is for, such as "the evaluation after step 9".
+    """
     try:
         yield
     except FloatingPointError as error:  # not by the matcher's class: remote code has one of its own
-        raise DivergenceError(_message(f"The matching failed in step {step}. {error}", output)) from error
+        moment = f"step {step}" if isinstance(step, int) else step
+        raise DivergenceError(_message(f"The matching failed in {moment}. {error}", output)) from error
+
+
+def evaluation_after(step: int, ground_truth: Sequence[Any] | None) -> str:
+    """Of `forward_pass`: an evaluation of images with their `metrics.GroundTruth`."""
+    names = some([truth.name for truth in ground_truth or ()])
+    return f"the evaluation after step {step}" + (f" (images {names})" if names else "")
 
 
 def check_weights(model: nn.Module, step: int, output: str | Path | None = None) -> None:

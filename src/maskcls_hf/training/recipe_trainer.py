@@ -15,6 +15,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
+from ..data.errors import told_of_workers
 from ..hub.quiet import no_progress_bars
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
@@ -32,6 +33,7 @@ TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
 
 @accelerate_as_before()
 @no_progress_bars()  # of saving and loading weights; there is a bar of the training
+@told_of_workers()
 def train(
     recipe: Recipe,
     data: str | Path,

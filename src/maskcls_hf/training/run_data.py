@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
+from ..data.errors import naming
+from ..data.occurrence import told_of_classes
+from ..data.sample import without_absent
 from .recipe import Recipe
+
+logger = logging.get_logger(__name__)
 
 
 def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
@@ -37,6 +44,10 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
             f"{len(names[0])} and {len(names[1])}, {differing}."
         )
     _check_tasks(recipe, train)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for split, data in {section.train_split: train, section.eval_split: evaluation}.items():
+            if told := told_of_classes(data, split):
+                logger.warning(told)
     return train, evaluation
 
 
@@ -83,6 +94,8 @@ class Cropped(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        sample = self.crop(self.dataset[index])
+        sample = self.dataset[index]
+        with naming(sample["name"]):
+            sample = without_absent(self.crop(sample))
         sample.pop("areas", None)  # of the whole image
         return sample

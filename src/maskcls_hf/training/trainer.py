@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from ..data import AugmentedDataset, EpochSampler
 from ..hub.publishing_trainer import PublishingTrainer
 from .checkpointing_trainer import CheckpointingTrainer
-from .divergence import check_finite, forward_pass
+from .divergence import check_finite, evaluation_after, forward_pass
 from .processes import filled_up, items_of_step, share_buffers, without_copies
 
 NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
@@ -69,6 +69,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         forward = self.accelerator.unwrap_model(self.model).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._grad_norm: Any = None
+        self._evaluated: Any = None  # ground truth of the batch
         self._terms: dict[str, Tensor] = {}  # of the losses of the step that is under way
         self._logged: list[dict[str, Tensor]] = []  # of the steps since the last log
         self.add_callback(_CheckStep(self))
@@ -91,7 +92,9 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        with forward_pass(self.state.global_step + 1, self.args.output_dir):
+        step = self.state.global_step
+        moment = step + 1 if model.training else evaluation_after(step, self._evaluated)
+        with forward_pass(moment, self.args.output_dir):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
@@ -159,7 +162,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         number = len(inputs["pixel_values"])
         inputs, weight = without_copies(inputs, self.accelerator)
         inputs = self._prepare_inputs(inputs)
-        ground_truth = inputs.pop("ground_truth", None)
+        ground_truth = self._evaluated = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             items = self._get_num_items_in_batch([inputs], self.args.device, weight)
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)

@@ -23,7 +23,7 @@ class CityscapesSurvey(MapSurvey):
             self.find("no_images", f"no CITY/NAME{IMAGE_ENDING}", images)
         ending = self._ending([path.name for path in labels.glob("*/*.png")])
         self.classes = dict(enumerate(CLASSES.values())) if ending == "labelTrainIds" else dict(CLASSES)
-        self.void_values = {*VOID_VALUES, *(() if ending == "labelTrainIds" else OTHERS)}
+        self.void_values = {*VOID_VALUES, *(() if ending == "labelTrainIds" else OTHERS)} - set(self.classes)
         if ending == "instanceIds":
             self.kind, self.stuff = "panoptic", set(CLASSES) - set(THINGS)
         expected = set()

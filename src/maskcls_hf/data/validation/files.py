@@ -9,10 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ...image_reading import coloured_ids, image_to_tensor, open_image, read_coloured_map, read_label_map
-from ..files import EXIF_ORIENTATION, TURNED
+from ...image_reading import (
+    EXIF_ORIENTATION,
+    TURNED,
+    coloured_ids,
+    image_to_tensor,
+    open_image,
+    read_coloured_map,
+    read_label_map,
+)
 
 Find = Callable[[str, str, Path | str | None], None]  # kind, message, file
 
@@ -30,11 +37,6 @@ IMAGE_MODES = (
     "LAB",
     "HSV",
 )  # become RGB as they are
-STARTS = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file: run `git lfs pull`",
-    b"<!DOCTYPE": "is a web page: the download failed",
-    b"<html": "is a web page: the download failed",
-}
 
 
 @dataclass
@@ -80,16 +82,9 @@ def read_label_image(path: Path, find: Find) -> Image.Image | None:
 def _opened(path: Path, kind: str, find: Find) -> tuple[Image.Image, bytes] | None:
     try:
         data = path.read_bytes()
-        if not data:
-            raise ValueError("is empty (0 bytes)")
-        for start, meaning in STARTS.items():
-            if data.startswith(start):
-                raise ValueError(meaning)
-        return open_image(io.BytesIO(data)), data  # type: ignore[arg-type]  # Pillow takes both
-    except UnidentifiedImageError:
-        find(kind, "is in no format that Pillow knows", path)
-    except Exception as error:  # decoders raise errors of many types for broken files
-        find(kind, str(error) or type(error).__name__, path)
+        return open_image(io.BytesIO(data)), data
+    except (OSError, ValueError) as error:
+        find(kind, str(error), path)
     return None
 
 

@@ -54,7 +54,8 @@ RULES: dict[str, Rule] = {
     ),
     "missing_folder": _error("A folder is missing", "Put the files there, or name the folder in the recipe's options."),
     "bad_class_names": _error(
-        "The names of the classes cannot be read", 'Write labels.json beside the splits: {"0": "sky", "1": "road"}.'
+        "The names of the classes cannot be read",
+        'Write labels.json beside the splits: {"0": "sky", "1": "road"}; in a COCO json, categories with id and name.',
     ),
     "no_images": _error("A split has no images", "Put images there: .jpg, .png, .tif, .bmp or .webp."),
     "image_without_label": _error(
@@ -72,9 +73,13 @@ RULES: dict[str, Rule] = {
     ),
     # single files
     "unreadable_image": _error(
-        "Images that cannot be read", "Copy or download the file again, or remove it and its label."
+        "Images that cannot be read",
+        "As the message says; a damaged file: copy or download it again, or remove it and its label.",
     ),
-    "unreadable_label": _error("Label files that cannot be read", "Export the file again, or remove it and its image."),
+    "unreadable_label": _error(
+        "Label files that cannot be read",
+        "As the message says; a damaged file: export it again, or remove it and its image.",
+    ),
     "size_mismatch": _error(
         "Label and image differ in size",
         "Export the label at the size of its image. Resize labels with nearest neighbour only.",
@@ -112,17 +117,34 @@ RULES: dict[str, Rule] = {
         "Class ids seem to be shifted by one", "Make the keys of labels.json equal to the values in the files."
     ),
     "mask_255": _warning(
-        "Masks of 0 and 255",
-        "255 is read as unlabelled, not as a class. Save the second class as 1, each instance as 1..n.",
+        "255 seems to be read as something else than it means",
+        "Save the second class of a mask as 1, each instance as 1..n. Where 255 marks unlabelled pixels of instance "
+        "maps, as the border in Pascal VOC's SegmentationObject, give it as void (--void 255 here, void_values in the "
+        "recipe's data options).",
     ),
     "void_class": _warning(
         "A class is named like unlabelled pixels",
         "It is trained and scored as a class. Leave it out of labels.json and give its value as void (--void here, "
         "void_values in the recipe's data options).",
     ),
-    "never_seen": _note("Classes that never occur", "They cannot be learned: leave them out, or add images with them."),
+    "nothing_to_learn": _error(
+        "There is nothing to learn or to score",
+        "Look whether the labels are complete, and whether their values mean what the names of the classes say.",
+    ),
+    "never_seen": _warning(
+        "Classes that never occur", "They cannot be learned: leave them out, or add images with them."
+    ),
+    "only_in_train": _warning(
+        "Classes that occur in training, but not here", "They have no score here: split the images anew."
+    ),
     "not_in_train": _warning(
         "Classes that occur, but not in training", "Their score will be 0: split the images anew, or leave them out."
+    ),
+    "same_class_name": _note(
+        "Classes of one name", "They get their id behind the name; join or rename them if they are one."
+    ),
+    "control_characters": _note(
+        "Class names with control characters", "They are trained with, and shown as \\n or \\x1b. Better rename them."
     ),
     "classes_differ": _error("The splits have different classes", "Give all splits the same categories and ids."),
     # segments
@@ -130,7 +152,10 @@ RULES: dict[str, Rule] = {
         "Images with every pixel unlabelled", "Nothing is learned from them: remove or annotate them."
     ),
     "no_segments": _note("Images without an instance", "Right for true negatives; else annotate them."),
-    "empty_segment": _warning("Segments without a pixel", "Remove them; they are skipped."),
+    "empty_segment": _warning("Segments without a pixel", "Draw them anew, or remove them; they are skipped."),
+    "relative_polygon": _warning(
+        "Polygons in parts of the image", "Points are pixels: multiply x by the width of the image, y by its height."
+    ),
     "tiny_segment": _note("Segments of under 10 pixels", "Often slips of the annotation tool. Look at a few."),
     "vanishing": _warning(
         "Segments that vanish at training resolution",

@@ -12,7 +12,8 @@ from pycocotools import mask as coco_mask
 from transformers.image_utils import SizeDict
 
 from ...image_geometry import resize_nearest, resized_size
-from ..files import unique_ids
+from ..coco_records import is_number
+from ..files import shown, unique_ids
 
 TINY = 10  # pixels
 
@@ -105,9 +106,9 @@ def area_differs(given: Any, blob: Blob, slack: bool) -> bool:
 
 def box_differs(given: Any, blob: Blob, slack: bool) -> str | None:
     """What is wrong with a box of a json; None: nothing."""
-    if not (isinstance(given, (list, tuple)) and len(given) == 4):
-        return f"box {given}, not [left, top, width, height]"
-    left, top, width, height = (float(number) for number in given)
+    if not (isinstance(given, list) and len(given) == 4 and all(map(is_number, given))):
+        return f"box {shown(given)}, not [left, top, width, height]"
+    left, top, width, height = np.array(given, dtype=np.float64).tolist()
     tolerance = 3 + 0.05 * max(blob.box[2:]) if slack else 0.5
     own = np.array([blob.box[0], blob.box[1], blob.box[0] + blob.box[2], blob.box[1] + blob.box[3]])
     if (abs(np.array([left, top, left + width, top + height]) - own) <= tolerance).all():

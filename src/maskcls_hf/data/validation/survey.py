@@ -12,8 +12,16 @@ import numpy as np
 
 from ..dataset import Kind
 from ..files import IMAGE_SUFFIXES, LABEL_SUFFIXES, some
-from ..folder_dataset import LABEL_FOLDERS, VOID_VALUES, below, class_names_of
-from ..folder_dataset import names_of_table as ade20k_names
+from ..folder_dataset import (
+    LABEL_FOLDERS,
+    VOID_VALUES,
+    ade20k_names,
+    as_values,
+    below,
+    check_void,
+    class_names_of,
+    holds_instances,
+)
 from .files import Find, Picture, compare_sizes, read_class_map
 from .rules import Finding
 from .segments import ImageLabels, Segment, blobs, vanished
@@ -76,7 +84,6 @@ class MapSurvey(Survey):
         super().__init__(root, split, options, size)
         self.void_values: set[int] = set()
         self.look()
-        self.void_values -= set(self.classes)
         if self.kind == "semantic":
             self.stuff = set(self.classes)
 
@@ -157,15 +164,19 @@ class FolderSurvey(MapSurvey):
         return there[0] if there else images.parent / LABEL_FOLDERS[0]
 
     def _read_classes(self, labels: Path) -> None:
-        self.void_values = {*VOID_VALUES, *self.options.get("void_values", ())}
+        given: set[int] = set()
+        has_instances = False
         try:
             self.classes, no_classes = self._class_names()
+            given = as_values(self.options.get("void_values", ()))
+            has_instances = holds_instances(labels, self.options.get("instances"))
+            if not has_instances:
+                given |= set(no_classes)
+                check_void(self.classes, given)
         except (OSError, ValueError, KeyError, TypeError) as error:
             self.find("bad_class_names", str(error))
-        else:
-            self.void_values |= set(no_classes)
-        instances = self.options.get("instances")
-        if labels.name == "instances" if instances is None else instances:
+        self.void_values = given if has_instances else {*given, *VOID_VALUES} - set(self.classes)
+        if has_instances:
             self.kind, self.stuff, self.expects_things = "panoptic", {0}, True
             if len(self.classes) > 1:
                 self.find("bad_class_names", f"{len(self.classes)} classes, but instance maps have one class of things")
@@ -178,7 +189,9 @@ class FolderSurvey(MapSurvey):
     def segment_of(self, value: int) -> tuple[int | None, bool]:
         if self.kind == "semantic":
             return super().segment_of(value)
-        if value < 0:
+        if value in self.void_values:
+            return None, False
+        if not 0 <= value < 2**31:
             raise KeyError(value)
         return int(value != 0), False
 
@@ -219,8 +232,4 @@ class AdeSurvey(FolderSurvey):
     image_pattern, label_pattern = "images/{split}", "annotations/{split}"
 
     def _class_names(self) -> tuple[dict[int, str], list[int]]:
-        table = self.root / "objectInfo150.txt"
-        if self.options.get("id2label") is None and table.is_file():
-            return ade20k_names(table), [0]
-        names, no_classes = super()._class_names()
-        return names, [0, *no_classes]
+        return ade20k_names(self.root, self.options.get("id2label")), [0]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..files import some
+from ..files import has_controls, shown, some
+from ..occurrence import nothing_to_learn
 from .files import Find, Picture, read_picture
 from .report import ClassCount, Report, SplitReport
 from .rules import Finding
@@ -32,6 +33,7 @@ class Tally:
     def __init__(self, report: Report):
         self.report = report
         self.values: set[int] = set()
+        self.learned: dict[str | None, set[int]] = {}  # of each split the classes of segments that are no crowds
         self._palette: dict[int, tuple[tuple[int, ...], str]] = {}
         self._digests: dict[bytes, tuple[str | None, str]] = {}
 
@@ -48,7 +50,10 @@ class Tally:
         split.void_pixels += found.labels.void
         split.segments.append(len(found.labels.segments))
         split.crowds += sum(segment.crowd for segment in found.labels.segments)
+        learned = self.learned.setdefault(split.name, set())
         for segment in found.labels.segments:
+            if segment.area and not segment.crowd:
+                learned.add(segment.label)
             count = split.classes.setdefault(segment.label, ClassCount())
             count.segments += 1
             count.pixels += segment.area
@@ -121,17 +126,41 @@ def conclude(tally: Tally, surveys: Sequence[Survey]) -> None:
             differ = set(survey.classes.items()) ^ set(surveys[0].classes.items())
             message = f"not as in {surveys[0].split}: {some(sorted(differ)) or 'other classes are stuff'}"
             found.append(Finding("classes_differ", message, survey.split))
+    labels_of: dict[str, list[int]] = {}
     for label, name in report.class_names.items():
+        labels_of.setdefault(name, []).append(label)
+        if has_controls(name):
+            found.append(Finding("control_characters", f"{label}: {shown(name)}"))
         if name.lower().replace(" ", "").replace("-", "") in VOID_NAMES:
             found.append(Finding("void_class", f"{label}: {name}"))
+    for name, labels in labels_of.items():
+        if len(labels) > 1:
+            found.append(Finding("same_class_name", f"{shown(name)} is the name of {some(labels)}"))
     for split in report.splits:
         if split.crowds:
             found.append(Finding("crowd", f"{split.crowds} of {sum(split.segments)} segments", split.name))
     if surveys and report.kind == "semantic" and (shifted := shift(surveys[0], tally.values)):
         found.append(Finding("off_by_one", shifted))
-    if report.layout == "folder" and len(report.class_names) > 1 and tally.values == {0, 255}:
-        found.append(Finding("mask_255", f"the files have no other values than {some(sorted(tally.values))}"))
+    if surveys and report.layout == "folder" and 255 in tally.values:
+        found += _meaning_of_255(surveys[0], tally.values)
     _compare_splits(report)
+    wrong = {finding.split for finding in found if finding.severity == "error"}  # what is refused is not learned either
+    for split, survey in zip(report.splits, surveys, strict=True):
+        if split.checked == split.images and split.name in tally.learned and split.name not in wrong:
+            message = nothing_to_learn(
+                tally.learned[split.name], survey.classes, survey.stuff, survey.kind, split.crowds > 0
+            )
+            found += [Finding("nothing_to_learn", message, split.name)] if message else []
+
+
+def _meaning_of_255(survey: Survey, values: set[int]) -> Iterator[Finding]:
+    """255 where it probably means something else than what it is read as."""
+    is_void = 255 in getattr(survey, "void_values", set())
+    if survey.kind == "semantic" and is_void and len(survey.classes) > 1 and values == {0, 255}:
+        yield Finding("mask_255", "the files have no other values than 0, 255, and 255 is read as unlabelled")
+    if survey.kind != "semantic" and not is_void and 254 not in values:
+        others = some(sorted(values - {0, 255})) or "none"
+        yield Finding("mask_255", f"255 is read as an instance; the other ids are {others}")
 
 
 def shift(survey: Survey, values: set[int]) -> str | None:
@@ -171,7 +200,14 @@ def _compare_splits(report: Report) -> None:
     if train is None or not seen[train]:
         return
     for split, classes in seen.items():
-        new = [report.class_names.get(label, str(label)) for label in sorted(classes - seen[train])]
+        absent, new = (
+            [report.class_names.get(label, str(label)) for label in sorted(labels)]
+            for labels in (seen[train] - classes, classes - seen[train])
+        )
+        lacks = f"{len(absent)} of {len(seen[train])}: {some(absent, 10)}"
         if new:
             message = f"{len(new)} of {len(classes)}: {some(new, 10)}"
-            report.findings.append(Finding("not_in_train", message, split))
+            lacking = f"; of the classes in training it lacks {lacks}" if absent else ""
+            report.findings.append(Finding("not_in_train", message + lacking, split))
+        elif absent and classes:
+            report.findings.append(Finding("only_in_train", lacks, split))

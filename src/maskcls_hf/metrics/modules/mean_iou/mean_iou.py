@@ -24,6 +24,8 @@ Args:
         Marks unlabelled pixels.
     nan_to_num (`int`, *optional*):
         Replaces NaN in the results.
+    label_map (`dict` of `int` to `int`, *optional*):
+        Ids of the references and the ids that they become, all at once.
     reduce_labels (`bool`, *optional*, defaults to `False`):
         References count classes from 1, and 0 is unlabelled (ADE20K).
 
@@ -61,21 +63,42 @@ class MeanIoU(evaluate.Metric):
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one image."""
-        super().add(prediction=_class_map(prediction), reference=_class_map(reference), **kwargs)
+        prediction, reference = _class_map(prediction, "prediction"), _class_map(reference, "reference")
+        super().add(prediction=prediction, reference=reference, **kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add several images."""
-        maps = [[_class_map(image) for image in images] for images in (predictions, references)]
-        super().add_batch(predictions=maps[0], references=maps[1], **kwargs)
+        predictions, references = (
+            [_class_map(image, f"{name} {number}") for number, image in enumerate(images)]
+            for name, images in (("prediction", predictions), ("reference", references))
+        )
+        super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, *, predictions, references, num_labels, ignore_index, nan_to_num=None, reduce_labels=False):
+    def _compute(
+        self,
+        *,
+        predictions,
+        references,
+        num_labels,
+        ignore_index,
+        nan_to_num=None,
+        label_map=None,
+        reduce_labels=False,
+    ):
         metric = StreamingMeanIoU({label: str(label) for label in range(num_labels)}, ignore_index)
-        for prediction, reference in zip(predictions, references, strict=True):
-            reference = np.asarray(reference)
+        for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+            reference = np.asarray(reference).astype(np.int64)
+            if label_map:
+                old = reference.copy()
+                for label, new in label_map.items():
+                    reference[old == int(label)] = int(new)
             if reduce_labels:
                 void = (reference == 0) | (reference == ignore_index)
                 reference = np.where(void, ignore_index, reference - 1)
-            metric.update(np.asarray(prediction), reference)
+            try:
+                metric.update(np.asarray(prediction), reference)
+            except ValueError as error:
+                raise ValueError(f"image {number}: {error}") from error
         scores, of_classes = metric.scores(metric.sums), metric.class_scores(metric.sums)
         results = {
             "mean_iou": scores["mean_iou"].item(),
@@ -90,9 +113,15 @@ class MeanIoU(evaluate.Metric):
         return results
 
 
-def _class_map(image):
+def _class_map(image, name):
     """Ids in 16 bits, which `datasets` stores without loss as PNG."""
     ids = np.asarray(image)
-    if ids.ndim != 2 or ids.dtype.kind not in "iu" or (ids.size and not 0 <= ids.min() <= ids.max() < 2**16):
-        raise ValueError(f"A class map is (height, width) of ids 0..65535, got {ids.shape} of {ids.dtype}.")
+    if ids.ndim != 2 or ids.dtype.kind not in "iub":
+        raise ValueError(f"{name}: a class map has integers of shape (height, width), got {ids.shape} of {ids.dtype}.")
+    smallest, largest = int(ids.min(initial=0)), int(ids.max(initial=0))
+    if not 0 <= smallest <= largest < 2**16:
+        raise ValueError(
+            f"{name}: ids go from {smallest} to {largest}, class maps hold 0..65535. Of unlabelled pixels marked "
+            f"otherwise: np.where(ids == {smallest if smallest < 0 else largest}, 255, ids) and ignore_index=255."
+        )
     return ids.astype(np.uint16)

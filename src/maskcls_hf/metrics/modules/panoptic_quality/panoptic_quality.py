@@ -1,5 +1,8 @@
 """Panoptic quality as a module of the `evaluate` library: `evaluate.load("PATH/panoptic_quality")`."""
 
+from collections.abc import Mapping
+from numbers import Integral
+
 import datasets
 import evaluate
 import numpy as np
@@ -20,11 +23,11 @@ Args:
         - `segmentation`: integer array of shape `(height, width)`, the id of each pixel's segment, or an image
           `(height, width, 3)` in the colours of COCO panoptic files (id = R + 256 G + 65536 B). Ids below 1 that
           `segments_info` lacks are no segment.
-        - `segments_info`: list of dicts with `id` and `label_id`; other keys are allowed. As
-          `post_process_panoptic_segmentation` gives them.
+        - `segments_info`: list of dicts with `id` and `label_id` (or `category_id`, as in COCO's files); other keys are
+          allowed. As `post_process_panoptic_segmentation` gives them.
     references (`list` of `dict`), one an image:
         - `segmentation`: likewise; pixels with an id that `segments_info` lacks are void.
-        - `segments_info`: list of dicts with `id`, `label_id` and, for crowd regions, `iscrowd` 1.
+        - `segments_info`: likewise, and for crowd regions `iscrowd` 1. A segment without a pixel is missed.
     num_labels (`int`):
         Number of classes; their ids are 0..num_labels-1.
     stuff_ids (`list` of `int`, *optional*):
@@ -71,12 +74,13 @@ class PanopticQualityModule(evaluate.Metric):
 
     def add(self, *, prediction=None, reference=None, **kwargs):
         """Add one image."""
-        super().add(prediction=_numbered(prediction, "prediction"), reference=_numbered(reference), **kwargs)
+        prediction, reference = _numbered(prediction, "prediction", True), _numbered(reference, "reference")
+        super().add(prediction=prediction, reference=reference, **kwargs)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
         """Add several images."""
-        predictions = [_numbered(image, f"prediction {number}") for number, image in enumerate(predictions)]
-        references = [_numbered(image) for image in references]
+        predictions = [_numbered(image, f"prediction {number}", True) for number, image in enumerate(predictions)]
+        references = [_numbered(image, f"reference {number}") for number, image in enumerate(references)]
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, *, predictions, references, num_labels, stuff_ids=()):
@@ -94,26 +98,47 @@ class PanopticQualityModule(evaluate.Metric):
         return metric.compute() | {f"per_category_{name}": values.numpy() for name, values in of_classes.items()}
 
 
-def _numbered(image, name=None):
+def _numbered(image, name, check_ids=False):
     """Segments numbered from 1 in the order of `segments_info`, so that 16 bits hold them; 0 is no segment.
 
-    With a name, for predictions: ids above 0 that `segments_info` lacks are errors.
+    `check_ids`, for predictions: ids above 0 that `segments_info` lacks are errors.
     """
-    ids, infos = np.asarray(image["segmentation"]), image["segments_info"]
-    if ids.ndim == 3:
+    if not isinstance(image, Mapping) or not {"segmentation", "segments_info"} <= set(image):
+        raise ValueError(f"{name} is no dict with segmentation and segments_info.")
+    ids = np.asarray(image["segmentation"])
+    if ids.ndim == 3 and ids.shape[-1] == 3:
         ids = coloured_ids(ids)
-    known = [int(info["id"]) for info in infos]
+    if ids.ndim != 2 or ids.dtype.kind not in "iub":
+        raise ValueError(
+            f"{name}: segmentation has shape {ids.shape} of {ids.dtype}; expected integers (height, width), or an "
+            "image of three channels (height, width, 3)."
+        )
+    infos = [_record(info, f"{name}, segments_info {place}") for place, info in enumerate(image["segments_info"])]
+    known = [info["id"] for info in infos]
     if len(set(known)) < len(known):
-        raise ValueError(f"segments_info names an id twice: {sorted(known)}.")
+        raise ValueError(f"{name}: segments_info names an id twice: {sorted(known)[:20]}.")
+    if len(known) >= 2**16:
+        raise ValueError(f"{name}: {len(known)} segments; at most {2**16 - 1} are stored.")
     present, runs = Runs.of(ids).numbered()
     number = dict(zip(known, range(1, len(known) + 1), strict=True))
     unknown = [i for i in present.tolist() if i not in number and i > 0]
-    if name and unknown:
+    if check_ids and unknown:
         raise ValueError(f"{name}: the map holds ids {unknown[:5]} that segments_info lacks.")
     numbers = np.array([number.get(i, 0) for i in present.tolist()], dtype=np.uint16)
     segmentation = runs.look_up(numbers).map()
-    records = [
-        {"id": number[int(info["id"])], "label_id": int(info["label_id"]), "iscrowd": int(info.get("iscrowd", 0))}
-        for info in infos
-    ]
-    return {"segmentation": segmentation, "segments_info": records}
+    return {"segmentation": segmentation, "segments_info": [info | {"id": number[info["id"]]} for info in infos]}
+
+
+def _record(info, where):
+    """The numbers of a segment. ValueError: one of them is missing or is none."""
+    given = dict(info) if isinstance(info, Mapping) else {}
+    given.setdefault("label_id", given.get("category_id"))
+    given.setdefault("iscrowd", 0)
+    found = {}
+    for field in _INFO:
+        value = given.get(field)
+        if not isinstance(value, (Integral, np.bool_)) or (field == "iscrowd" and value not in (0, 1)):
+            needed = "label_id (or category_id)" if field == "label_id" else field
+            raise ValueError(f"{where}: {needed} is {value!r}, not a number as needed: {info}.")
+        found[field] = int(value)
+    return found

@@ -1,0 +1,48 @@
+"""What is wrong with an image or its annotation: an error of one line, in whichever process it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch.utils.data import get_worker_info
+
+
+class DataError(ValueError):
+    """Names the image. Out of a loader worker it comes as it was raised."""
+
+    def __init__(self, message: str):
+        if message.startswith("Caught "):  # torch raises it anew with the worker's traceback, which ends in the message
+            message = message.rpartition(f"\n{__name__}.{type(self).__name__}: ")[2].strip()
+        super().__init__(message)
+
+
+@contextmanager
+def naming(image: str) -> Iterator[None]:
+    """Whatever fails inside names the image: ValueError and OSError as they are, where they do, else a `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        is_known = isinstance(error, (OSError, ValueError))
+        message = str(error) if is_known else f"{type(error).__name__}: {error}".removesuffix(": ")
+        if image not in message:
+            message = f"image {image}: {message}"
+        elif is_known and get_worker_info() is None:
+            raise
+        raise DataError(message) from error
+
+
+@contextmanager
+def told_of_workers() -> Iterator[None]:
+    """A loader worker that the system has ended becomes a `DataError` that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise DataError(
+            f"A process that reads the data was ended by the system: {str(error).rstrip('. ')}. Often memory runs out: "
+            "read with fewer (--set training.workers=1)."
+        ) from error

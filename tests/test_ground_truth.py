@@ -1,0 +1,98 @@
+"""`GroundTruth` of what the readers give: segments without a pixel are annotated, parts outside of a crop are not."""
+
+from __future__ import annotations
+
+import copy
+import tracemalloc
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from torchvision import tv_tensors
+
+from maskcls_hf.data import CentreCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
+from maskcls_hf.data.sample import without_absent
+from maskcls_hf.inference.evaluation import crops
+from maskcls_hf.metrics import GroundTruth, InstanceF1, MaskAP, PanopticQuality
+from test_readers import HEIGHT, WIDTH, instances_json, panoptic_json, write_coco, write_panoptic
+
+
+class TestSegmentsWithoutPixels:
+    """They are annotated, so that a prediction misses them: as pycocotools and panopticapi count."""
+
+    def samples(self, root: Path) -> dict[str, tuple]:
+        content, ids = panoptic_json()
+        content["annotations"][0]["segments_info"].append({"id": 9, "category_id": 3, "iscrowd": 0, "area": 0})
+        flat = instances_json()
+        empty = {"id": 999, "image_id": 7, "category_id": 3, "segmentation": {"size": [HEIGHT, WIDTH]}}
+        empty["segmentation"]["counts"] = [HEIGHT * WIDTH]
+        flat["annotations"].append(empty)
+        overlapping = copy.deepcopy(flat)
+        overlapping["annotations"].append({**flat["annotations"][1], "id": 1000})
+        row = {"image": np.zeros((2, 4, 3), np.uint8), "label": [[0, 0, 1, 1]] * 2}
+        row["s"] = [{"id": 1, "label": 3}, {"id": 2, "label": 90}]
+        return {
+            "panoptic": CocoPanoptic(write_panoptic(root / "p", content), "train"),
+            "instances": CocoInstances(write_coco(root / "i", flat), "train"),
+            "overlapping": CocoInstances(write_coco(root / "o", overlapping), "train"),
+            "table": SegmentationTable(
+                datasets.Dataset.from_list([row]), id2label={3: "a", 90: "b"}, segments_column="s"
+            ),
+        }
+
+    @pytest.mark.parametrize("name", ["panoptic", "instances", "overlapping", "table"])
+    def test_are_missed(self, tmp_path, name):
+        data = self.samples(tmp_path)[name]
+        truth = GroundTruth.from_sample(data[0], data.void_id)
+        empty = [place for place, mask in enumerate(truth.masks) if not mask.any()]
+        assert len(empty) == 1 and not truth.crowd[empty[0]]
+        label = int(truth.labels[empty[0]])
+        found = [mask for place, mask in enumerate(truth.masks) if place not in empty and not truth.crowd[place]]
+        labels = [int(truth.labels[p]) for p in range(len(truth.labels)) if p not in empty and not truth.crowd[p]]
+        masks = torch.stack(found)
+        for metric, arguments in (
+            (InstanceF1(data.id2label), (masks, labels)),
+            (MaskAP(data.id2label), (masks, labels, [0.9] * len(labels))),
+        ):
+            metric.update(*arguments, truth)
+            scores = metric.per_class()[metric.names[label]]
+            of_class = int(((truth.labels == label) & ~truth.crowd).sum())
+            assert scores["recall" if "recall" in scores else "ar"] == pytest.approx((of_class - 1) / of_class)
+        if name != "overlapping":
+            metric = PanopticQuality(data.id2label, data.stuff_ids)
+            metric.update(torch.zeros(truth.size, dtype=torch.int64), [], truth)
+            assert metric.sums[3].sum() == (~truth.crowd).sum()  # all are missed
+
+    @pytest.mark.parametrize("name", ["panoptic", "instances", "overlapping", "table"])
+    def test_crops_have_none(self, tmp_path, name):
+        """What lies outside of a crop is not annotated in it."""
+        sample = self.samples(tmp_path)[name][0]
+        for crop in [*crops(sample, 6), without_absent(CentreCrop(6)(sample))]:
+            truth = GroundTruth.from_sample(crop, 255)
+            assert len(truth.visible) == len(truth.labels) == len(truth.crowd)
+
+    def test_many_listed_segments_take_no_memory_for_pixels(self):
+        """100,000 masks of 64 x 64 would be 400 MB."""
+        number = 100_000
+        pixels = tv_tensors.Mask(torch.ones((1, 64, 64), dtype=torch.int32))
+        classes = dict.fromkeys(range(1, number + 1), 0)
+        sample = Sample(image=None, segmentation_map=pixels, instance_id_to_semantic_id=classes, crowd_ids=[], name="x")
+        truth = GroundTruth.from_sample(sample)
+        assert len(truth.labels) == number and truth.visible == [0]
+        tracemalloc.start()
+        metric = InstanceF1({0: "a"})
+        metric.update(np.ones((1, 64, 64), dtype=bool), [0], truth)
+        assert metric.sums[:, 0].tolist() == [1, 0, number - 1]
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        tracemalloc.stop()
+
+    def test_background_without_a_pixel_is_no_annotation(self, tmp_path):
+        content = instances_json()
+        whole = {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}
+        content["annotations"] = [{"id": 1, "image_id": 7, "category_id": 3, "segmentation": whole}]
+        for copies in (1, 2):
+            content["annotations"] *= copies
+            data = CocoInstances(write_coco(tmp_path / str(copies), content), "train", background="class")
+            assert GroundTruth.from_sample(data[0]).labels.tolist() == [data.class_of_label[3]] * copies
