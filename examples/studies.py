@@ -59,7 +59,7 @@ class Study:
     methods: list[Method]
 
     def load_recipe(self, *changes: str) -> Recipe:
-        return load_recipe(self.arguments.recipe, [*self.arguments.set, *changes])
+        return load_recipe(self.arguments.recipe, joined(*self.arguments.set, *changes))
 
     @property
     def title(self) -> str:
@@ -121,6 +121,11 @@ def facts_of_run(script: str, argv: list[str] | None, study: Study) -> dict[str,
     }
 
 
+def joined(*changes: str) -> list[str]:
+    """Changes of a recipe, the last one of each key: those of a method count more than those for all."""
+    return list({change.partition("=")[0].strip(): change for change in changes}.values())
+
+
 # -- training ----------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +135,7 @@ def train(method: Method, folder: Path, arguments: argparse.Namespace) -> None:
         return
     command = [sys.executable, "-m", "maskcls_hf.cli", "train", "--recipe", arguments.recipe]
     command += ["--data", str(arguments.data), "--out", str(folder)]
-    for change in (*arguments.set, *method.changes):
+    for change in joined(*arguments.set, *method.changes):
         command += ["--set", change]
     if any(folder.glob("checkpoint-*")):
         command.append("--resume")

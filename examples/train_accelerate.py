@@ -20,9 +20,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch.utils.data import DataLoader
-from transformers.utils import logging
 
 from maskcls_hf.data.errors import told_of_workers
+from maskcls_hf.hub.quiet import no_progress_bars
 from maskcls_hf.training import (
     TRAINING_ERRORS,
     LossMeans,
@@ -39,8 +39,15 @@ from maskcls_hf.training import (
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
 from maskcls_hf.training.divergence import check_finite, check_weights, evaluation_after, forward_pass
 from maskcls_hf.training.output import training_in
-from maskcls_hf.training.processes import items_of_step, own_class, share_buffers, warn_if_not_sharded
-from maskcls_hf.training.recipe_trainer import check_output, on_cpu, save_results
+from maskcls_hf.training.processes import (
+    filled_up,
+    items_of_step,
+    own_class,
+    share_buffers,
+    warn_if_not_sharded,
+    without_copies,
+)
+from maskcls_hf.training.recipe_trainer import check_output, check_precision, on_cpu, save_results
 from maskcls_hf.training.stopping import end
 from maskcls_hf.writing import saving_model
 from train_trainer import parse_arguments
@@ -152,14 +159,17 @@ def evaluate(
             if stop.agreed(accelerator.device):
                 break
             truth = batch.pop("ground_truth")
-            items = items_of_step([batch], network.config, accelerator)
+            own, weight = without_copies(batch, accelerator)
+            items = items_of_step([own], network.config, accelerator, weight)
             with forward_pass(evaluation_after(step, truth), out):
-                outputs = model(**batch, num_items_in_batch=items)
-            measured = run.evaluator.measure(outputs, truth)
+                outputs = model(**own, num_items_in_batch=items)
+            measured = run.evaluator.measure(outputs, truth[: len(own["pixel_values"])])
+            measured = filled_up(measured, len(truth))
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}
             measured = accelerator.pad_across_processes(measured, dim=1, pad_index=-100)
             run.evaluator.add(accelerator.gather_for_metrics(measured))
-            losses.append(accelerator.gather_for_metrics(outputs.loss.repeat(len(truth)) * accelerator.num_processes))
+            loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
+            losses.append(accelerator.gather_for_metrics(loss.repeat(len(truth))))
     model.train()
     scores = (
         {} if stop.agreed(accelerator.device) else {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
@@ -168,9 +178,9 @@ def evaluate(
     return {f"eval_{name}": value for name, value in scores.items()}
 
 
+@no_progress_bars()  # of saving and loading weights
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv, __doc__)
-    logging.disable_progress_bar()  # of saving and loading weights
     try:
         with stop_signals() as stop:
             return train(load_recipe(arguments.recipe, arguments.set), arguments, stop)
@@ -181,6 +191,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 def train(recipe: Recipe, arguments: argparse.Namespace, stop: StopSignals) -> dict[str, float]:
+    check_precision(recipe)
     precision = {"float32": "no"}.get(recipe.training.precision, recipe.training.precision)
     log_with = "tensorboard" if arguments.tensorboard else None
     accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, log_with=log_with, project_dir=arguments.out)

@@ -6,29 +6,35 @@ import errno
 import math
 import os
 import re
+import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 from transformers import TrainerCallback, TrainingArguments
 
 from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelForSemanticSegmentation
 from maskcls_hf.data import MaskClsCollator
 from maskcls_hf.metrics import Evaluator
-from maskcls_hf.training import MaskClsTrainer
+from maskcls_hf.training import MaskClsTrainer, StopSignals
 from maskcls_hf.training.checkpoints import saving
 from maskcls_hf.training.divergence import DivergenceError, check_finite
 from maskcls_hf.training.processes import items_of_step, share_buffers
 from maskcls_hf.writing import CannotWrite
 from resumable import Squares
 from tiny import maskcls_config, perpixel_config, segments
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
+import train_accelerate
 
 Step = dict[str, torch.Tensor]  # gradients, by name of the parameter, and losses
 # Segments of the four images of the step; in two processes the first two images are of process 0. There are 7 queries.
@@ -147,25 +153,47 @@ def steps(case: tuple[str, str], split: str) -> dict[str, Step]:
     return made
 
 
-def scores(batch: int) -> dict[str, float]:
-    """Of five images, which two processes with batches of 2 cannot share evenly."""
+UNEVEN = (5, 7, 1)  # images that two processes with batches of 2 do not share evenly: of 5 and of 1 one has none
+
+
+def scores(batch: int, images: int = 5, loop: bool = False) -> dict[str, float]:
     torch.manual_seed(0)
     names = {0: "even", 1: "odd"}
     processor = MaskClsImageProcessor(num_labels=2, do_resize=False)
     evaluator = Evaluator(processor, names, (0,), tasks=("semantic", "panoptic", "instance"), threshold=0.2)
+    model = MaskClsForUniversalSegmentation(maskcls_config(id2label=names))
+    collator = MaskClsCollator(processor, keep_ground_truth=True)
+    if loop:
+        accelerator = Accelerator(cpu=True)
+        loader = accelerator.prepare(DataLoader(Squares(images), batch, collate_fn=collator))
+        run = SimpleNamespace(evaluator=evaluator, averaged=lambda network: nullcontext())
+        model, out, stop = accelerator.prepare(model), Path("absent"), StopSignals()
+        metrics = train_accelerate.evaluate(run, model, loader, accelerator, out, 0, stop)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = TrainingArguments(
+                output_dir=folder, per_device_eval_batch_size=batch, use_cpu=True, report_to="none", disable_tqdm=True,
+                dataloader_pin_memory=False,
+            )  # fmt: skip
+            trainer = MaskClsTrainer(
+                model=model, args=arguments, eval_dataset=Squares(images), data_collator=MaskClsCollator(processor),
+                evaluator=evaluator, eval_collator=collator,
+            )  # fmt: skip
+            metrics = trainer.evaluate()
+    measured = ("loss", "mean_iou", "pixel_accuracy", "pq", "sq", "rq", "ap", "ap50")
+    return {name: metrics[f"eval_{name}"] for name in measured}
+
+
+def per_pixel_loss(batch: int, images: int) -> float:
+    """Of images with very different numbers of labelled pixels."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            output_dir=folder, per_device_eval_batch_size=batch, use_cpu=True, report_to="none", disable_tqdm=True,
+            output_dir=folder, per_device_eval_batch_size=batch, use_cpu=True, report_to="none",
             dataloader_pin_memory=False,
         )  # fmt: skip
-        trainer = MaskClsTrainer(
-            model=MaskClsForUniversalSegmentation(maskcls_config(id2label=names)), args=arguments,
-            eval_dataset=Squares(5), data_collator=MaskClsCollator(processor), evaluator=evaluator,
-            eval_collator=MaskClsCollator(processor, keep_ground_truth=True),
-        )  # fmt: skip
-        metrics = trainer.evaluate()
-    measured = ("mean_iou", "pixel_accuracy", "pq", "sq", "rq", "ap", "ap50")
-    return {name: metrics[f"eval_{name}"] for name in measured}
+        data = Subset(Images("pixel", "different"), range(images))
+        trainer = MaskClsTrainer(model=make_model("pixel"), args=arguments, eval_dataset=data, data_collator=collate)
+        return trainer.evaluate()["eval_loss"]
 
 
 class Processes:
@@ -185,7 +213,8 @@ class Processes:
             "buffers": shared_buffers(rank),
             "saved": self.save_late(rank),
             "unwritten": self.fail_to_save_on_one(rank),
-            "scores": scores(2),
+            "scores": {(images, loop): scores(2, images, loop) for images in UNEVEN for loop in (False, True)},
+            "per_pixel_loss": per_pixel_loss(2, 3),
         }
 
     def save_late(self, rank: int) -> list[str]:
@@ -269,10 +298,19 @@ class TestProcesses:
         for of_rank in processes["steps"]:
             assert_equal(of_rank["stream"], whole)
 
-    def test_scores_count_each_image_once(self, processes):
-        expected = scores(4)
-        assert [result["scores"] for result in processes["results"]] == [pytest.approx(expected, nan_ok=True)] * 2
-        assert 0 < expected["mean_iou"] < 1 and 0 < expected["pixel_accuracy"] < 1
+    @pytest.mark.parametrize("images", UNEVEN)
+    @pytest.mark.parametrize("loop", [False, True])
+    def test_scores_and_loss_count_each_image_once(self, processes, images, loop):
+        expected = scores(4, images)
+        for result in processes["results"]:
+            assert result["scores"][images, loop] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        assert expected["loss"] > 0
+        if images > 1:
+            assert 0 < expected["mean_iou"] < 1 and 0 < expected["pixel_accuracy"] < 1
+
+    def test_the_loss_of_per_pixel_models_counts_each_image_once(self, processes):
+        expected = per_pixel_loss(4, 3)
+        assert [result["per_pixel_loss"] for result in processes["results"]] == [pytest.approx(expected)] * 2
 
     def test_a_checkpoint_waits_for_all(self, processes):
         assert [result["saved"] for result in processes["results"]] == [["0", "1", "manifest.json"]] * 2

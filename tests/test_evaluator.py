@@ -274,6 +274,13 @@ class TestMeasurements:
             (partial(evaluator, tasks=["semantics"]), "tasks must be some of"),
             (partial(evaluator, tasks=[]), "tasks must be some of"),
             (partial(Evaluator, None, CLASSES, list(CLASSES), ["instance"]), "no instances"),
+            (partial(evaluator, tasks=["panoptic"], boundary=True), "boundary=True is of semantic maps"),
+            (partial(evaluator, threshold=1.5), "threshold=1.5 must be from 0 to 1"),
+            (partial(evaluator, threshold=float("nan")), "threshold=nan must be"),
+            (partial(evaluator, mask_threshold=-0.1), "mask_threshold=-0.1 must be"),
+            (partial(evaluator, overlap_threshold=2), "overlap_threshold=2 must be"),
+            (partial(evaluator, bootstrap=-1), "bootstrap=-1 must not be negative"),
+            (partial(evaluator, max_detections=0), "max_detections=0 must be at least 1"),
         ],
     )
     def test_wrong_arguments(self, make, message):

@@ -1240,3 +1240,25 @@ def test_an_rgb_image_is_read_where_it_lies(size):
     assert all(with_fourth_byte(other) is other for other in others)
     edge = torch.zeros(7, dtype=torch.uint8).as_strided((3, 1, 2), (1, 8, 4))  # the last fourth byte is not there
     assert with_fourth_byte(edge) is edge
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": {"shortest_edge": 0}}, r"size\['shortest_edge'\]=0 must be at least 1"),
+        ({"size": {"height": 32, "width": -1}}, r"size\['width'\]=-1 must be at least 1"),
+        ({"pad_size": {"height": 0, "width": 8}}, r"pad_size\['height'\]=0 must be at least 1"),
+        ({"image_std": [1.0, 0.0, 1.0]}, "image_std=0.0 must be above 0"),
+        ({"image_std": -1.0}, "image_std=-1.0 must be above 0"),
+        ({"image_std": [1.0, float("nan"), 1.0]}, "image_std=nan must be above 0 and finite"),
+        ({"image_mean": float("inf")}, "image_mean=inf must be a number and finite"),
+        ({"rescale_factor": 0.0}, "rescale_factor=0.0 must be above 0"),
+        ({"rescale_factor": float("nan")}, "rescale_factor=nan must be above 0"),
+        ({"resample": 99}, "resample=99 must be one of 0, "),
+    ],
+)
+def test_options_that_make_no_image(options, message):
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor(**options)
+    with pytest.raises(ValueError, match=message):
+        MaskClsImageProcessor()(torch.zeros(3, 8, 8, dtype=torch.uint8), **options)

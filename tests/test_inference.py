@@ -2,7 +2,9 @@
 
 import copy
 import inspect
+import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.hub.speed import measure_speed
-from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor
+from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor, evaluate
 from maskcls_hf.inference.eval_mode import in_eval_mode
 from maskcls_hf.inference.predictor import options_of
 from maskcls_hf.inference.stitching import InstanceStitch, PanopticStitch, SemanticBlend
@@ -120,12 +122,28 @@ class TestWholeImages:
             predictor(model, tile=64, overlap=0.6)
         with pytest.raises(ValueError, match="positive"):
             predictor(model, scales=[0.0])
+        for tile, overlap in ((math.nan, 0.25), (64, math.nan)):
+            with pytest.raises(ValueError, match=r"tile"):
+                predictor(model, tile=tile, overlap=overlap)
         with pytest.raises(ValueError, match="scales and flip"):
             predictor(model, flip=True)(picture(), "panoptic")
         with pytest.raises(ValueError, match="panoramic"):
             predictor(model)(picture(), "panoramic")
         with pytest.raises(ValueError, match="knows no segments"):
             Predictor.from_pretrained(save_perpixel(tmp_path))(picture(), "panoptic")
+
+    @pytest.mark.parametrize("name", ["threshold", "mask_threshold", "overlap_mask_area_threshold"])
+    @pytest.mark.parametrize("value", [-0.1, 1.5, math.nan, math.inf, "0.5"])
+    def test_thresholds_are_checked_before_the_model_runs(self, model, monkeypatch, name, value):
+        monkeypatch.setattr(model, "forward", None)
+        with pytest.raises(ValueError, match=f"{name}=.* must be"):
+            predictor(model)(picture(), "panoptic", **{name: value})
+
+    @pytest.mark.parametrize("options", [{"crop": 0}, {"crop": -1}, {"limit": 0}, {"limit": 2.5}])
+    def test_options_of_an_evaluation(self, model, options):
+        data = SimpleNamespace(id2label=model.config.id2label)
+        with pytest.raises(ValueError, match=rf"{next(iter(options))}=.* must be"):
+            evaluate(predictor(model), data, evaluator=None, **options)
 
 
 @torch.no_grad()

@@ -206,6 +206,22 @@ class TestText:
             assert said in text
         assert "## Training\n" not in text and "## Speed" not in text
 
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("training: {seed: 1, seed: 2}", "'seed' stands twice"),
+            ("training: {seed: 1}\ntraining: {workers: 0}", "'training' stands twice"),
+            ("paper: &p {a: *p}", "stands in what it stands for"),
+            ("[" * 100000, "nested deeper"),
+            ("training: 3", "must hold sections with keys and values"),
+            ("", "must hold sections with keys and values"),
+        ],
+    )
+    def test_a_wrong_recipe_is_named(self, folder, text, message):
+        (folder / "recipe.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"recipe.yaml .*{message}"):
+            write_model_card(folder, CARD)
+
     def test_paper_scores_stand_beside(self, folder):
         load_recipe("ade20k_r50").save(folder / "recipe.yaml")
         text = write_model_card(folder, CARD).read_text()

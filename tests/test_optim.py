@@ -111,6 +111,23 @@ class TestGroups:
         optimizer = build_optimizer(nn.Linear(2, 2), 1e-3, 0.1, betas=(0.8, 0.95))
         assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
 
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"learning_rate": -1e-3}, "learning_rate=-0.001 must not be negative"),
+            ({"learning_rate": math.nan}, "learning_rate=nan must"),
+            ({"learning_rate": math.inf}, "learning_rate=inf must not be negative and finite"),
+            ({"weight_decay": -0.1}, "weight_decay=-0.1 must not be negative"),
+            ({"weight_decay": math.nan}, "weight_decay=nan must"),
+            ({"backbone_multiplier": -1}, "backbone_multiplier=-1 must not be negative"),
+            ({"backbone_multiplier": math.nan}, "backbone_multiplier=nan must"),
+            ({"betas": (0.9, 1.0)}, "betas=1.0 must be from 0 to 1, without 1"),
+        ],
+    )
+    def test_wrong_settings_are_named(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            build_optimizer(nn.Linear(2, 2), **{"learning_rate": 1e-3, "weight_decay": 0.1, **settings})
+
 
 def make_optimizer() -> torch.optim.Optimizer:
     return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=2.0)
@@ -206,6 +223,12 @@ class TestSchedules:
             ({"max_steps": 0}, "max_steps=0 must be at least 1"),
             ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
             ({"warmup_factor": 2.0}, "warmup_factor=2.0 must be from 0 to 1"),
+            ({"warmup_factor": math.nan}, "warmup_factor=nan must be"),
+            ({"max_steps": math.nan}, "max_steps=nan must be an integer"),
+            ({"power": -1.0}, "power=-1.0 must not be negative"),
+            ({"power": math.nan}, "power=nan must not be negative and finite"),
+            ({"kind": "multistep", "milestones": [3], "gamma": -0.1}, "gamma=-0.1 must not be negative"),
+            ({"kind": "multistep", "milestones": [-3, 2]}, "milestones=-3 must be at least 1"),
             ({"kind": "multistep"}, "milestones=.. of a multistep schedule"),
             ({"kind": "multistep", "milestones": [3, 2]}, "must be ascending"),
         ],

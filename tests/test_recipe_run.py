@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import logging
+import os
 import re
 import shutil
+import signal
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import tifffile
 import torch
-from accelerate import Accelerator
-from PIL import Image
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from huggingface_hub.utils import are_progress_bars_disabled
+from PIL import Image, ImageFile
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassification, SwinForImageClassification
+from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
-from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data
+from maskcls_hf.inference import Predictor
+from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data, train
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
+from maskcls_hf.training.recipe_sections import TrainingSection
 from maskcls_hf.training.run_data import WholeSteps
 from per_pixel_models import segformer
 from recipes import BACKBONE, write_recipe, write_squares
@@ -133,6 +144,40 @@ class TestReading:
             ("model.num_queries.x=3", "model.num_queries is 8, which has no keys"),
             ("model.dropout=[", "not a value in YAML"),
             ("dropout", "must be section.key=value"),
+            (f"model.backbone_config{'.a' * 2000}=1", "must be section.key=value"),
+            ("schedule.max_steps=0", "schedule.max_steps=0 must be above 0"),
+            ("schedule.max_steps=010", "schedule.max_steps is '010', must be an integer"),
+            ("schedule.power=-1", "schedule.power=-1.0 must not be negative"),
+            ("schedule.gamma=-1", "schedule.gamma=-1.0 must not be negative"),
+            ("schedule.milestones=[0]", r"schedule.milestones\[0\]=0 must be above 0"),
+            ("schedule.warmup_factor=2", "schedule.warmup_factor=2.0 must be from 0 to 1"),
+            ("optimizer.learning_rate=0", "optimizer.learning_rate=0.0 must be above 0"),
+            ('optimizer.learning_rate="1e-4"', "optimizer.learning_rate is '1e-4', must be a number"),
+            ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1.0 must not be negative"),
+            ("optimizer.backbone_multiplier=-1", "optimizer.backbone_multiplier=-1.0 must not be negative"),
+            ("optimizer.clip_norm=-1", "optimizer.clip_norm=-1.0 must not be negative"),
+            ("optimizer.betas=[0.9, 1]", r"optimizer.betas\[1\]=1.0 must be from 0 to 1, without 1"),
+            ("training.seed=-1", "training.seed=-1 must be from 0 to 4294967295"),
+            ("training.workers=-1", "training.workers=-1 must not be negative"),
+            ("training.max_minutes=0", "training.max_minutes=0.0 must be above 0"),
+            ("sampling.by_area=0", "sampling.by_area=0 must be above 0"),
+            ("evaluation.tasks=[]", "evaluation.tasks is empty"),
+            ("evaluation.threshold=1.5", "evaluation.threshold=1.5 must be from 0 to 1"),
+            ("evaluation.overlap_threshold=-0.1", "evaluation.overlap_threshold=-0.1 must be from 0 to 1"),
+            ("evaluation.crop=-1", "evaluation.crop=-1 must be above 0"),
+            ("evaluation.bootstrap=-1", "evaluation.bootstrap=-1 must not be negative"),
+            (
+                "evaluation.multi_scale={short_edges: [32, 0]}",
+                r"evaluation.multi_scale.short_edges\[1\]=0 must be above",
+            ),
+            ("model.mask_weight=true", "model.mask_weight is True, must be a number"),
+            ('model.num_queries="5"', "model.num_queries is '5', must be an integer or 'num_labels'"),
+            ("image_processor.do_resize=on top", "is 'on top', must be true or false"),
+            ("image_processor.size={shortest_edge: big}", "image_processor.size is .*, must be an integer or a list"),
+            ("image_processor.return_tensors=np", "unknown key image_processor.return_tensors"),
+            ("augmentation.crop_size=true", "is True, must be an integer or a list, each an integer"),
+            ("augmentation.flip=3", "augmentation.flip is 3, must be true or false"),
+            ("data.options={3: 4}", "a key of data.options is 3, must be a text"),
         ],
     )
     def test_a_wrong_override_is_named(self, tmp_path, override, message):
@@ -140,8 +185,89 @@ class TestReading:
             load_recipe(write_recipe(tmp_path), [override])
 
     @pytest.mark.parametrize(
+        "key",
+        [
+            "model.mask_weight", "model.num_queries", "model.backbone_config.embedding_size",
+            "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate",
+            "optimizer.clip_norm", "schedule.power",
+            "schedule.max_steps", "augmentation.scale", "augmentation.colour", "augmentation.crop_size",
+            "training.max_minutes", "training.ema_decay", "training.batch_size", "evaluation.threshold",
+            "evaluation.crop", "sampling.by_area", "data.options.number",
+        ],
+    )  # fmt: skip
+    @pytest.mark.parametrize("value", [".nan", "[1, .nan]", ".inf", "1e400"])
+    def test_no_number_is_nan_or_infinite(self, tmp_path, key, value):
+        with pytest.raises(ValueError, match=rf"{key}(\[1\])? is .*, must be a"):
+            load_recipe(write_recipe(tmp_path), [f"{key}={value}"])
+
+    def test_numbers_are_read_alike_in_all_sections(self, tmp_path):
+        path = tmp_path / "numbers.yaml"
+        path.write_text(
+            "model: {mask_weight: 2e1, dropout: 1e-1, num_queries: 1e1, backbone_config: {embedding_size: 8e0}}\n"
+            "image_processor: {rescale_factor: 4e-3, image_std: [5e-1, 1, 1], size: {shortest_edge: 6.4e1}}\n"
+            "augmentation: {crop_size: 3e1, scale: [5e-1, 2e0], colour: 1e-1}\n"
+            "optimizer: {learning_rate: 1e-3, clip_norm: 1e0}\nschedule: {max_steps: 1e3, milestones: [0x10, 1_00]}\n"
+            "training: {batch_size: 2e0, max_minutes: 1e1}\nevaluation: {threshold: 5e-1, crop: 2e1}\n"
+        )
+        with pytest.raises(ValueError, match="image_processor.size is .*64.0"):
+            load_recipe(path)
+        path.write_text(path.read_text().replace("6.4e1", "64e0"))
+        recipe = load_recipe(path)
+        backbone = {"embedding_size": 8}
+        assert recipe.model.config == {
+            "mask_weight": 20,
+            "dropout": 0.1,
+            "num_queries": 10,
+            "backbone_config": backbone,
+        }
+        assert recipe.image_processor == {
+            "rescale_factor": 0.004,
+            "image_std": [0.5, 1, 1],
+            "size": {"shortest_edge": 64},
+        }
+        assert recipe.augmentation == {"crop_size": 30, "scale": [0.5, 2], "colour": 0.1}
+        assert (recipe.optimizer.learning_rate, recipe.optimizer.clip_norm) == (0.001, 1)
+        assert (recipe.schedule.max_steps, recipe.schedule.milestones) == (1000, [16, 100])
+        assert (recipe.training.batch_size, recipe.training.max_minutes) == (2, 10)
+        assert (recipe.evaluation.threshold, recipe.evaluation.crop) == (0.5, 20)
+        recipe.save(tmp_path / "again.yaml")
+        assert load_recipe(tmp_path / "again.yaml").as_dict() == recipe.as_dict()
+
+    def test_an_override_with_two_values(self, tmp_path):
+        path = write_recipe(tmp_path)
+        with pytest.raises(ValueError, match="--set training.seed is given twice: 1 and 2"):
+            load_recipe(path, ["training.seed=1", "training.workers=0", "training.seed=2"])
+        assert load_recipe(path, ["training.seed=1", "training.seed=1"]).training.seed == 1
+
+    def test_a_section_that_stands_twice(self, tmp_path, squares):
+        path = write_recipe(tmp_path)
+        text = path.read_text()
+        path.write_text(text + "training: {workers: 0}\n")
+        assert load_recipe(path).training.batch_size == 2, "nothing is dropped"
+        (tmp_path / "child.yaml").write_text("base: tiny\n")
+        for name in ("tiny", "child"):
+            with pytest.raises(
+                ValueError, match=r"tiny.yaml, line \d+: the key 'training' stands twice, first in line"
+            ):
+                prepare(load_recipe(tmp_path / f"{name}.yaml"), squares)
+        path.write_text(text + "training: {batch_size: 3}\n")
+        with pytest.raises(ValueError, match="tiny.yaml is not valid YAML: line .* 'training' stands twice"):
+            load_recipe(path)
+
+    @pytest.mark.parametrize(
         ("text", "message"),
         [
+            (
+                "training: {seed: 1, seed: 2}",
+                "wrong.yaml is not valid YAML: line 1, column 21: the key 'seed' stands twice",
+            ),
+            ("model: {backbone_config: {depths: [1], depths: [2]}}", "'depths' stands twice"),
+            ("paper: &p {a: *p}", "stands in what it stands for"),
+            ("", "must hold sections"),
+            ("Training: {seed: 1}", "unknown section 'Training'"),
+            ("3: {seed: 1}", "unknown section 3"),
+            ("training: {3: 1}", "unknown key training.3"),
+            ("training: {Seed: 1}", r"did you mean seed\?"),
             ("optimizer: {lr: 1}", "wrong.yaml: unknown key optimizer.lr"),
             ("optimizer: 3", "wrong.yaml: optimizer must hold keys and values, got 3"),
             ("optimizer: {", "wrong.yaml is not valid YAML"),
@@ -306,12 +432,51 @@ class TestPrepare:
             (("image_processor.size_divisor=-1",), {}, "size_divisor"),
             (("augmentation.scale=[0, 0]",), {}, "section augmentation: "),
             ((), {"model": "absent"}, "No saved model in absent"),
+            ((), {"processes": 0}, "processes=0 must be at least 1"),
+            ((), {"accumulate": -1}, "accumulate=-1 must be at least 1"),
+            (("image_processor.image_std=[0, 1, 1]",), {}, "section image_processor: image_std=0.0 must be above 0"),
+            (("image_processor.image_std=[1, 1]",), {}, "image_std has 2 values"),
+            (("image_processor.rescale_factor=0",), {}, "section image_processor: rescale_factor=0.0 must be above 0"),
+            (("image_processor.size={height: 0, width: 9}",), {}, "section image_processor: size.'height'.=0 must be"),
+            (("image_processor.size=-4",), {}, "section image_processor: size.'shortest_edge'.=-4 must be at least 1"),
+            (("image_processor.resample=99",), {}, "section image_processor: resample=99 must be one of"),
+            (("image_processor.pad_size={height: 8, width: 8}",), {}, "larger than pad_size"),
+            (("model.backbone_config={depths: few}",), {}, "section model: Validation error for field 'depths'"),
+            (("model.backbone_config={hidden_sizes: [-8, 8]}",), {}, "section model: .*negative dimension"),
+            (("model.mask_weight=-1",), {}, "section model: .*mask_weight=-1.0 must be"),
+            (("evaluation.bootstrap=1",), {}, "replicates=1 must be at least 2"),
+            (("evaluation.boundary=true", "evaluation.tasks=[panoptic]"), {}, "boundary=True is of semantic maps"),
+            (("model.kind=per_pixel",), {}, "gives semantic maps only"),
+            (("data.eval_split=absent",), {}, "split absent"),
         ],
     )
     def test_what_is_wrong_is_named(self, tmp_path, squares, overrides, options, message):
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             run = prepare(load_recipe(write_recipe(tmp_path), overrides), squares, **options)
             next(iter(run.loaders()[0]))
+
+    def test_an_evaluation_that_fails_does_so_before_the_first_step(self, tmp_path):
+        data = write_squares(tmp_path / "data")
+        (data / "val" / "images" / "image0.png").write_bytes(b"broken")
+        with pytest.raises(ValueError, match="image0.png cannot be read"):
+            prepare(load_recipe(write_recipe(tmp_path)), data)
+        for path in (data / "val" / "images").iterdir():
+            path.unlink()
+        with pytest.raises(ValueError, match="No images in"):
+            prepare(load_recipe(write_recipe(tmp_path)), data)
+
+    def test_a_warmup_that_does_not_end_is_said(self, tmp_path, squares, caplog):
+        prepare(load_recipe(write_recipe(tmp_path)), squares)
+        assert not caplog.text
+        prepare(load_recipe(write_recipe(tmp_path), ["schedule.max_steps=1"]), squares)
+        assert "schedule.warmup_steps=2: of 1 steps none has the full learning rate" in caplog.text
+
+    def test_the_seed_counts_and_the_generator_stays(self, tmp_path, squares):
+        recipe = load_recipe(write_recipe(tmp_path))
+        state = torch.get_rng_state()
+        first, second = (prepare(recipe, squares).model.state_dict() for _ in range(2))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_fsdp_that_became_ddp_is_said(self, monkeypatch, caplog):
         accelerator = Accelerator(cpu=True)
@@ -403,6 +568,10 @@ class TestScripts:
             (["--resume"], "There is no checkpoint in"),
             (["--model=absent"], "No saved model in absent"),
             (["--set", "model.foo=1"], "unknown key model.foo"),
+            (["--set", "optimizer.clip_norm=-1"], "optimizer.clip_norm=-1.0 must not be negative"),
+            (["--set", "evaluation.threshold=.nan"], "evaluation.threshold is nan"),
+            (["--set", "training.precision=fp16"], "training.precision=fp16 needs a GPU"),
+            (["--accumulate", "0"], "accumulate=0 must be at least 1"),
         ],
     )
     def test_bad_arguments_end_with_a_sentence(self, tmp_path, squares, script, options, message):
@@ -460,6 +629,68 @@ class TestScripts:
         )  # fmt: skip
         scores = train_trainer.main(arguments(recipe, squares, tmp_path / "out", "--set=training.log_steps=20"))
         assert scores["eval_mean_iou"] > 0.8
+
+
+def global_state() -> dict[str, Any]:
+    """What a library must leave as it was; the generators of random numbers are seeded by a training."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return {
+        "verbosity": transformers_logging.get_verbosity(),
+        "bars": (
+            transformers_logging.is_progress_bar_enabled(),
+            are_progress_bars_disabled(),
+            datasets.is_progress_bar_enabled(),
+        ),
+        "warnings": (list(warnings.filters), warnings.showwarning),
+        "torch": (
+            torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled(),
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic,
+            torch.multiprocessing.get_sharing_strategy(),
+        ),
+        "accelerate": [dict(state._shared_state) for state in (PartialState, AcceleratorState)],
+        "process": (dict(os.environ), os.getcwd(), umask, list(sys.path), sys.excepthook, sys.getrecursionlimit()),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
+        "logging": (list(logging.root.handlers), logging.root.level),
+        "pillow": (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES),
+    }  # fmt: skip
+
+
+class TestGlobalState:
+    @pytest.fixture(params=[True, False], ids=["bars", "no bars"], autouse=True)
+    def bars(self, request):
+        """With transformers' bars on and off."""
+        (transformers_logging.enable_progress_bar if request.param else transformers_logging.disable_progress_bar)()
+        yield
+        transformers_logging.enable_progress_bar()
+
+    def test_trainings_and_commands_leave_it(self, tmp_path, squares):
+        recipe = load_recipe(write_recipe(tmp_path, schedule={"max_steps": 1, "warmup_steps": 0}))
+        before, out = global_state(), tmp_path / "out"
+        train(recipe, squares, out)
+        assert global_state() == before
+        train(
+            dataclasses.replace(recipe, training=TrainingSection(batch_size=2, workers=0, precision="bf16")),
+            squares,
+            tmp_path / "half",
+        )
+        assert global_state() == before
+        with pytest.raises(FileNotFoundError):
+            train(recipe, tmp_path / "absent", tmp_path / "other")
+        assert global_state() == before
+        images = squares / "val" / "images"
+        for command in (
+            ["evaluate", "--model", out, "--data", squares],
+            ["evaluate", "--model", tmp_path, "--data", squares],
+            ["segment", images, "--model", out, "--out", tmp_path / "segments"],
+            ["convert", out, tmp_path / "converted", "--to-transformers"],
+            ["validate", squares],
+        ):
+            CliRunner().invoke(app, [str(word) for word in command])
+            assert global_state() == before, command
+        Predictor.from_pretrained(out)(images / "image0.png")
+        assert global_state() == before
 
 
 class TestCommand:

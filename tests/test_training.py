@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,11 @@ class TestTimeBudget:
         budget.start()
         budget.tick()
         assert budget.progress(3, 4) == 0.75 and not budget.spent
+
+    @pytest.mark.parametrize("minutes", [0, -1.0, math.nan, math.inf])
+    def test_wrong_budgets(self, minutes):
+        with pytest.raises(ValueError, match=f"max_minutes={minutes} must be above 0"):
+            TimeBudget(minutes)
 
     def test_the_clock_ends_it(self, clock):
         clock += [0.0, 30.0, 61.0]
@@ -106,6 +112,11 @@ def steps(model: nn.Module, number: int):
 
 
 class TestExponentialMovingAverage:
+    @pytest.mark.parametrize("decay", [-0.1, 1.5, math.nan])
+    def test_wrong_decays(self, decay):
+        with pytest.raises(ValueError, match=f"decay={decay} must be from 0 to 1"):
+            ExponentialMovingAverage(nn.Linear(2, 2), decay)
+
     def test_is_the_average_by_hand(self):
         model, decay = with_batch_norm(), 0.8
         ema, expected = ExponentialMovingAverage(model, decay), None
@@ -361,3 +372,13 @@ class TestTrainer:
     def test_several_gpus_in_one_process_are_refused(self):
         with pytest.raises(ValueError, match="accelerate launch"):
             MaskClsTrainer(model=nn.Linear(1, 1), args=SimpleNamespace(n_gpu=2))
+
+    def test_an_evaluator_without_ground_truth_is_refused_before_the_training(self, tmp_path):
+        processor = MaskClsImageProcessor()
+        with pytest.raises(ValueError, match="needs ground_truth: eval_collator with keep_ground_truth=True"):
+            MaskClsTrainer(
+                model=MaskClsForUniversalSegmentation(maskcls_config()),
+                args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"),
+                data_collator=MaskClsCollator(processor),
+                evaluator=Evaluator(processor, {0: "a"}),
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import math
 import pickle
 import random
 
@@ -543,6 +544,11 @@ class TestEpochSampler:
         assert len(sampler) == 3
         assert sorted(sampler) == [(0, 0, 0), (0, 0, 1), (0, 2, 0)]
 
+    def test_a_seed_below_0(self):
+        for make in (lambda: EpochSampler(3, seed=-1), lambda: AugmentedDataset([], None, seed=-1)):
+            with pytest.raises(ValueError, match="seed=-1 must not be negative"):
+                make()
+
     @pytest.mark.parametrize("repeats", [[1, 2], [0, 0, 0], [1, -1, 3]])
     def test_unfit_repeats_are_refused(self, repeats):
         with pytest.raises(ValueError, match="each of the 3 images"):
@@ -566,6 +572,11 @@ class TestOptions:
             ({"crop_size": 0}, "crop_size="),
             ({"crop_size": [1, 2, 3]}, "crop_size="),
             ({"crop_size": "512"}, "crop_size="),
+            ({"crop_size": True}, "crop_size="),
+            ({"crop_size": 8, "scale": [1, math.inf]}, "scale="),
+            ({"crop_size": 8, "scale": [math.nan, 1]}, "scale="),
+            ({"crop_size": 8, "colour": math.inf}, "colour=inf"),
+            ({"crop_size": 8, "single_category_limit": True}, "single_category_limit="),
             ({"crop_size": 8, "scale": [2, 1]}, "scale=.*low <= high"),
             ({"crop_size": 8, "scale": [0, 1]}, "scale="),
             ({"crop_size": 8, "single_category_limit": 1.5}, "single_category_limit="),

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
@@ -28,6 +27,7 @@ from .label_tensors import naming
 from .memory import give_back_memory
 from .options import checked_label_ids, plain, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
+from .ranges import require_range
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)
@@ -205,19 +205,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 raise ValueError(f"{name}={value!r} must be an integer.")
         if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
             raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
-        for name in ("size", "pad_size"):
-            if any(not isinstance(v, int) or v < 1 for v in dict(kwargs[name] or {}).values() if v is not None):
-                raise ValueError(f"{name}={dict(kwargs[name])} must be positive integers.")
-        for name in ("image_mean", "image_std", "rescale_factor"):
-            value = kwargs.get(name)
-            numbers = np.asarray(0 if value is None else value)
-            if numbers.dtype.kind not in "iuf" or not np.isfinite(numbers).all():
-                raise ValueError(f"{name}={value!r} must be a number, or numbers.")
-            if name != "image_mean" and value is not None and not (numbers > 0).all():
-                raise ValueError(f"{name}={value!r} must be positive.")
-        resample = kwargs.get("resample")
-        if isinstance(resample, int) and resample not in list(PILImageResampling):
-            raise ValueError(f"resample={resample!r} must be one of {[int(mode) for mode in PILImageResampling]}.")
+        check_image_options(kwargs)
         for name, value in kwargs.items():
             if name.startswith("do_") and isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be True or False.")
@@ -405,6 +393,22 @@ def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{alias}={value!r} is another name of {name}={convert(value)}: {name}={given[name]!r}?")
         given[name] = convert(value)
     return given
+
+
+def check_image_options(options: Mapping[str, Any]) -> None:
+    """ValueError for sizes, deviations and factors with which no image could be made."""
+    for name in ("size", "pad_size"):
+        for edge, length in dict(options.get(name) or {}).items():
+            if length is not None:
+                require_range(f"{name}[{edge!r}]", length, "[1, inf)", integer=True)
+    for name, interval in (("image_mean", "(-inf, inf)"), ("image_std", "(0, inf)"), ("rescale_factor", "(0, inf)")):
+        values = options.get(name)
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if value is not None:
+                require_range(name, value, interval)
+    resample = options.get("resample")
+    if isinstance(resample, int) and resample not in list(PILImageResampling):
+        raise ValueError(f"resample={resample} must be one of {', '.join(map(str, PILImageResampling))}.")
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers.utils import logging
 
 from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
@@ -47,7 +46,6 @@ def convert(
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
-    logging.disable_progress_bar()
     try:
         check_new_folder(out)
         if is_original(source) and not Path(source).is_file():

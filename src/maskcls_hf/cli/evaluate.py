@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from transformers.utils import logging
 
 from ..data import SegmentationDataset, open_dataset
 from ..data.occurrence import told_of_classes
@@ -115,7 +114,6 @@ def evaluate(
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
-    logging.disable_progress_bar()
     try:
         check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
         ways: dict[str, Any] = dict(
@@ -208,9 +206,11 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
         key, equals, value = option.partition("=")
         if not equals:
             raise ValueError(f"--data-option {option}: expected KEY=VALUE, such as background=class.")
+        if key in found:
+            raise ValueError(f"--data-option {key} is given twice.")
         try:
             found[key] = json.loads(value)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             found[key] = value
     return found
 

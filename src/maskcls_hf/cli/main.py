@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
+from ..hub.quiet import no_progress_bars
 from ..visual.plain_text import printable
 from .console import guarded
 from .convert import convert
@@ -93,8 +94,9 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    context.with_resource(no_progress_bars())  # of weights that are loaded and saved; commands have their own

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import torch
 import typer
-from transformers.utils import logging
 
 from ..data import open_dataset
 from ..hub.failure_cases import failure_cases, save_failure_cases
@@ -78,7 +77,6 @@ def push(
 
     Example: `maskcls push runs/camvid me/camvid-maskformer --license cc-by-nc-4.0 --dataset CamVid --dry-run look`
     """
-    logging.disable_progress_bar()
     try:
         check_repo_id(repo_id)
         saved = SavedModel(folder)  # before anything takes time

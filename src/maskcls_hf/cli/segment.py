@@ -7,7 +7,6 @@ from typing import Annotated, NamedTuple
 
 import typer
 from torch import Tensor
-from transformers.utils import logging
 
 from ..image_reading import image_to_tensor, open_image
 from ..inference.predictor import Task
@@ -70,7 +69,6 @@ def segment(
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
-    logging.disable_progress_bar()
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold

@@ -48,6 +48,7 @@ class Segmenter:
         if task != "semantic" and class_of_saved(name) is PerPixelForSemanticSegmentation:
             raise ValueError(f"{name} classifies pixels and knows no segments: use --task semantic.")
         self.predictor = Predictor.from_pretrained(name, device, **inference)
+        self.predictor.check({task: options})
         self.task, self.options = task, options
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,13 +94,17 @@ def checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]
 
 def _sensible(name: str, value: Any) -> bool:
     if name == "single_category_limit":
-        return isinstance(value, int | float) and 0 < value <= 1
+        return _is_positive(value, int | float) and value <= 1
     numbers = [value] if name == "longest_edge" else value
     kind = int | float if name == "scale" else int
     if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not numbers:
         return False
-    if not all(isinstance(number, kind) and number > 0 for number in numbers):
+    if not all(_is_positive(number, kind) for number in numbers):
         return False
     if name in ("scale", "crop_range"):
         return len(numbers) == 2 and numbers[0] <= numbers[1]
     return name != "crop_size" or len(numbers) == 2
+
+
+def _is_positive(number: Any, kind: Any) -> bool:
+    return isinstance(number, kind) and not isinstance(number, bool) and 0 < number < math.inf

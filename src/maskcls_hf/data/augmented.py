@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from ..ranges import require_range
 from .errors import naming
 from .sample import Sample
 from .transforms import stable_seed
@@ -23,6 +24,7 @@ class AugmentedDataset(Dataset[Sample]):
     """
 
     def __init__(self, dataset: Dataset[Sample], transform: Callable[[Sample, tuple[int, ...]], Sample], seed: int):
+        require_range("seed", seed, "[0, inf)", integer=True)
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __len__(self) -> int:
@@ -58,6 +60,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
                 f"repeats must say of each of the {length} images how often it occurs an epoch, got {len(repeats)} "
                 f"numbers with sum {sum(repeats)}."
             )
+        require_range("seed", seed, "[0, inf)", integer=True)
         self.seed, self.shuffle, self.epoch = seed, shuffle, 0
         self.places: list[tuple[int, ...]] = [(index,) for index in range(length)]
         if repeats is not None:

@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from ..ranges import require_range
 from .augmentation_options import checked_options, class_swaps, warn_of_sides
 from .colour import SSDColour, any_contrast
 from .resize_and_crop import (
@@ -183,7 +184,7 @@ def _colour_steps(colour: str | float | None, with_any_contrast: bool) -> list[v
     steps: list[v2.Transform] = []
     if colour == "ssd":
         steps.append(SSDColour())
-    elif isinstance(colour, int | float) and not isinstance(colour, bool) and colour >= 0:
+    elif isinstance(colour, int | float) and not isinstance(colour, bool) and 0 <= colour < math.inf:
         if colour > 0:
             steps.append(v2.ColorJitter(colour, colour, colour, min(colour / 8, 0.5)))
     elif colour is not None:
@@ -231,6 +232,7 @@ class CentreCrop(v2.Transform):
 
     def __init__(self, size: int):
         super().__init__()
+        require_range("size", size, "[1, inf)", integer=True)
         self.size = size
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:

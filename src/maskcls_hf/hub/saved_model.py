@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -10,12 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors import safe_open
 
 from ..checkpoint_manifest import MODEL_FILES, PROCESSOR_FILES, require_whole
 from ..configuration_maskcls import MaskClsConfig
 from ..configuration_perpixel import PerPixelConfig
+from ..data.files import read_json
+from ..data.yaml_values import read_yaml
 
 CONFIGS = {config.model_type: config for config in (MaskClsConfig, PerPixelConfig)}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -49,8 +49,8 @@ class SavedModel:
         self._check_files()
         for files in (MODEL_FILES, PROCESSOR_FILES):
             require_whole(self.folder, files)
-        self.config = _read_json(self.folder / "config.json")
-        self.processor = _read_json(self.folder / "preprocessor_config.json")
+        self.config = read_json(self.folder / "config.json")
+        self.processor = read_json(self.folder / "preprocessor_config.json")
         if self.model_type not in CONFIGS:
             raise ValueError(f"{self.folder} holds a {self.model_type}; this package publishes {', '.join(CONFIGS)}.")
 
@@ -117,7 +117,7 @@ class SavedModel:
     def training_state(self) -> dict[str, Any]:
         """Content of `trainer_state.json`: log, steps. Empty without one."""
         path = self.folder / "trainer_state.json"
-        return _read_json(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
 
 def count_parameters(folder: Path) -> int | None:
@@ -141,20 +141,11 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no recipe {path}.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        sections = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(sections, dict):
+    sections = read_yaml(path)
+    if not isinstance(sections, dict) or not all(
+        isinstance(values, dict) or values is None or name == "base" for name, values in sections.items()
+    ):
         raise ValueError(f"{path} must hold sections with keys and values.")
-    named = re.match(r"# (\S+): all values", text)  # as `Recipe.save` writes it
+    named = re.match(r"# (\S+): all values", path.read_text(encoding="utf-8"))  # as `Recipe.save` writes it
     name = named[1] if named else path.stem
     return Recipe(None if name == "recipe" else name, sections)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult
 
 from .. import writing
+from ..data.files import read_json
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
 from ..visual.plain_text import markdown, printable
@@ -81,10 +81,7 @@ class Scores:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {path} with scores.")
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON: {error}") from error
+        content = read_json(path)
         if not isinstance(content, dict):
             raise ValueError(f"{path} must hold names and scores, got {type(content).__name__}.")
         try:

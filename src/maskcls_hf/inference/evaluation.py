@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from ..data.dataset import SegmentationDataset
 from ..data.sample import Sample, without_absent
 from ..metrics import Evaluator, GroundTruth
+from ..ranges import require_range
 from ..visual.plain_text import printable
 from .predictor import Predictor
 
@@ -41,8 +42,12 @@ def evaluate(
         `evaluator.compute()`; `evaluator.per_class()` has the rest.
 
     Raises:
-        ValueError: model and data have different classes, or a file of the data is wrong.
+        ValueError: model and data have different classes, a file of the data or an option is wrong.
     """
+    for name, value in (("crop", crop), ("limit", limit)):
+        if value is not None:
+            require_range(name, value, "[1, inf)", integer=True)
+    predictor.check(evaluator.options)
     of_model = model_classes(predictor.id2label, data.id2label)
     evaluator.reset()
 

@@ -20,6 +20,7 @@ from ..image_reading import image_list
 from ..label_tensors import naming
 from ..loading import class_of_saved, load_image_processor, load_model
 from ..options import plain, unused
+from ..ranges import require_range
 from .eval_mode import in_eval_mode
 from .mask_runs import MaskRuns
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
@@ -146,7 +147,7 @@ class Predictor:
             input_data_format: "channels_first" or "channels_last" for arrays and tensors; None: that of the image
                 processor.
         """
-        self._check(tasks)
+        self.check(tasks)
         model = in_eval_mode(self.model)
         if model is not self.model:
             predictor = copy.copy(self)
@@ -241,8 +242,13 @@ class Predictor:
             image, processor.do_convert_rgb, input_data_format or processor.input_data_format, processor.device
         )
 
-    def _check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
-        for task in tasks:
+    def check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
+        """Before the model runs.
+
+        Raises:
+            ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
+        """
+        for task, options in tasks.items():
             if task not in TASKS:
                 raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
             if task != "semantic" and not self.finds_segments:
@@ -257,6 +263,9 @@ class Predictor:
                     raise ValueError(f"{name} is not for instances: they may overlap.")
                 if name not in allowed:
                     raise TypeError(unused(name, allowed, f"post_process_{task}_segmentation"))
+            for name, value in options.items():
+                if name.endswith("threshold"):
+                    require_range(name, value, "[0, 1]")
 
 
 def options_of(task: Task) -> list[str]:

@@ -99,7 +99,7 @@ class TileGrid:
 
 
 def check_tile(tile: int, overlap: float) -> None:
-    if tile < 16:
+    if not tile >= 16:  # nor NaN
         raise ValueError(f"tile must be at least 16 pixels, got {tile}.")
     if not 0 <= overlap <= 0.5:
         raise ValueError(f"overlap must be a part of the tile from 0 to 0.5, got {overlap}.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..output_maps import classifies_pixels
+from ..ranges import require_range
 from .average_precision import MaskAP, pad_rows
 from .bootstrap import Bootstrap
 from .boundary import BoundaryIoU
@@ -47,7 +48,8 @@ class Evaluator:
         max_detections: most instances of a class in an image that count for AP.
 
     Raises:
-        ValueError: no task, an unknown one, or instances of classes of which none is a thing.
+        ValueError: no task, an unknown one, instances of classes of which none is a thing, boundaries without the task
+            semantic, or a threshold or number out of its range.
     """
 
     def __init__(
@@ -66,6 +68,13 @@ class Evaluator:
     ):
         if not tasks or not set(tasks) <= set(TASKS):
             raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {', '.join(tasks) or 'none'}.")
+        if boundary and "semantic" not in tasks:
+            raise ValueError("boundary=True is of semantic maps: add the task semantic, or leave it out.")
+        thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
+        for name, value in thresholds.items():
+            require_range(name, value, "[0, 1]")
+        require_range("bootstrap", bootstrap, "[0, inf)", integer=True)
+        require_range("max_detections", max_detections, "[1, inf)", integer=True)
         names = dict(id2label)
         things = {label: name for label, name in names.items() if label not in set(stuff_ids)}
         if "instance" in tasks and not things:

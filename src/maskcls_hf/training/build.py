@@ -8,6 +8,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -23,7 +24,7 @@ from ..modeling_maskcls import MaskClsForUniversalSegmentation
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
 from ..visual.plain_text import printable
 from .recipe import Recipe
-from .recipe_values import CONFIGS, keys_of_section
+from .recipe_values import CONFIGS, hints_of_section
 
 logger = logging.get_logger(__name__)
 
@@ -34,6 +35,12 @@ TRAINING_FIELDS = (
 )  # fmt: skip
 
 LAYER_OF_BACKBONE = re.compile(r"\.(layers?|stages)\.")
+
+# Of values that no configuration checks: those of backbones are read by transformers, timm and torch.
+BUILDING_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
+    ValueError,
+)  # fmt: skip
 
 Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
 MODELS: dict[str, Any] = {
@@ -51,9 +58,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     Raises:
         ValueError: a value that the configuration refuses; names the recipe.
     """
-    fields = {
-        key: value for key, value in recipe.model.config.items() if key in keys_of_section("model", recipe.model.kind)
-    }
+    known = hints_of_section("model", recipe.model.kind)
+    fields = {key: value for key, value in recipe.model.config.items() if key in known}
     if recipe.model.kind == "per_pixel":
         fields.setdefault("semantic_loss_ignore_index", void_id_of(len(id2label)))
     if fields.get("num_queries") == "num_labels":
@@ -61,8 +67,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     label2id = {name: label for label, name in id2label.items()}
     try:
         return CONFIGS[recipe.model.kind](**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Recipe {recipe.name}, section model: {error}") from error
+    except BUILDING_ERRORS as error:
+        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
 
 
 def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Model:
@@ -75,7 +81,11 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
         ValueError: a wrong value in the recipe, or a checkpoint of another architecture.
         OSError: no such checkpoint here or on the Hub.
     """
-    model = MODELS[recipe.model.kind](build_config(recipe, id2label))
+    config = build_config(recipe, id2label)
+    try:
+        model = MODELS[recipe.model.kind](config)
+    except BUILDING_ERRORS as error:
+        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
         load_backbone(model, recipe.model.backbone_checkpoint)
     return model

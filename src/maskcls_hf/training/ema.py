@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..ranges import require_range
+
 
 class ExponentialMovingAverage:
     """Average of a model's parameters and buffers over the optimiser steps: torch's `AveragedModel`.
@@ -21,9 +23,13 @@ class ExponentialMovingAverage:
     Args:
         model: the model without wrappers for distributed training, before these share out its weights.
         decay: 0.999 remembers about 1000 steps.
+
+    Raises:
+        ValueError: the decay is not between 0 and 1.
     """
 
     def __init__(self, model: nn.Module, decay: float):
+        require_range("decay", decay, "[0, 1]")
         move = get_ema_multi_avg_fn(decay)
 
         def average(averaged: Any, current: Any, number: Any) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ..ranges import require_range
+
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
 TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
@@ -22,7 +24,13 @@ def parameter_groups(
     feature pyramid over a plain ViT is new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
 
     Parameters that need no gradient are left out.
+
+    Raises:
+        ValueError: a rate, decay or multiplier that is negative, infinite or NaN.
     """
+    require_range("learning_rate", learning_rate, "[0, inf)")
+    require_range("weight_decay", weight_decay, "[0, inf)")
+    require_range("backbone_multiplier", backbone_multiplier, "[0, inf)")
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     seen: set[int] = set()
     for module_name, module in model.named_modules():
@@ -51,6 +59,12 @@ def build_optimizer(
     backbone_multiplier: float = 1.0,
     betas: tuple[float, float] = (0.9, 0.999),
 ) -> torch.optim.AdamW:
-    """AdamW over [`parameter_groups`]."""
+    """AdamW over [`parameter_groups`].
+
+    Raises:
+        ValueError: as [`parameter_groups`]; betas outside [0, 1).
+    """
+    for beta in betas:
+        require_range("betas", beta, "[0, 1)")
     groups = parameter_groups(model, learning_rate, weight_decay, backbone_multiplier)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(betas[0], betas[1]), weight_decay=weight_decay)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -18,7 +19,9 @@ from ..criterion import count_items, count_pixels
 logger = logging.get_logger(__name__)
 
 
-def items_of_step(batches: Sequence[Mapping[str, Any]], config: Any, accelerator: Accelerator | None = None) -> Tensor:
+def items_of_step(
+    batches: Sequence[Mapping[str, Any]], config: Any, accelerator: Accelerator | None = None, weight: float = 1.0
+) -> Tensor:
     """`num_items_in_batch` of one optimiser step: counts of its accumulated batches, over all processes.
 
     The loss of each batch is then divided by the counts of the whole step. Multiplied by the number of processes, whose
@@ -32,6 +35,7 @@ def items_of_step(batches: Sequence[Mapping[str, Any]], config: Any, accelerator
     Args:
         batches: of this process; with `class_labels`, or `labels` of a per-pixel model.
         config: of the model.
+        weight: of the counts of this process; 0 where its batch is but a copy, see [`without_copies`].
 
     Returns:
         (3,) float32 for mask classification, see `count_items`; a number of pixels () for a per-pixel model.
@@ -40,11 +44,46 @@ def items_of_step(batches: Sequence[Mapping[str, Any]], config: Any, accelerator
         counts = [count_items(batch["class_labels"], config.num_queries) for batch in batches]
     else:
         counts = [count_pixels(batch["labels"], config.semantic_loss_ignore_index) for batch in batches]
-    total = torch.stack(counts).sum(0)
+    total = torch.stack(counts).sum(0) * weight
     if accelerator is None:
         return total
     total = total.to(accelerator.device)
     return accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total  # type: ignore[return-value]
+
+
+def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[dict[str, Any], float]:
+    """An evaluation batch without its copies of other images, and 1; of nothing but copies, the first one and 0.
+
+    Accelerate fills up the last batches of several processes with copies of the first images. `gather_for_metrics`
+    takes out their scores again; the loss, and what it is divided by, must not count them either::
+
+        number = len(batch["pixel_values"])
+        batch, weight = without_copies(batch, accelerator)
+        items = items_of_step([batch], model.config, accelerator, weight)
+        outputs = model(**batch, num_items_in_batch=items)  # by all processes
+        loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
+        losses = accelerator.gather_for_metrics(loss.repeat(number))
+    """
+    number = len(batch["pixel_values"])
+    state, own = accelerator.gradient_state, number
+    if accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+        own = min(max(state.remainder - accelerator.process_index * number, 0), number)
+    one_an_image = {
+        name for name, values in batch.items() if isinstance(values, Sequence) or getattr(values, "ndim", 0) > 0
+    }
+    cut = {
+        name: values[: max(own, 1)] if name in one_an_image and len(values) == number else values
+        for name, values in batch.items()
+    }
+    return cut, float(own > 0)
+
+
+def filled_up(measurements: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
+    """Measurements of a batch [`without_copies`] for `number` images again, as `gather_for_metrics` expects them."""
+    return {
+        name: torch.cat([values, values[-1:].expand(number - len(values), *values.shape[1:])])
+        for name, values in measurements.items()
+    }
 
 
 def share_buffers(model: nn.Module) -> None:
@@ -69,6 +108,18 @@ def warn_if_not_sharded(accelerator: Accelerator) -> None:
             f"FSDP was asked for, but Accelerate has none here ({accelerator.device.type}, "
             f"{accelerator.distributed_type}): each process holds all weights."
         )
+
+
+@contextmanager
+def accelerate_as_before() -> Iterator[None]:
+    """What Accelerate knows of device, precision and loaders, which Trainer sets anew, is afterwards as before."""
+    before = [(state, dict(state._shared_state)) for state in (PartialState, AcceleratorState, GradientState)]
+    try:
+        yield
+    finally:
+        for state, values in before:
+            state._shared_state.clear()
+            state._shared_state.update(values)
 
 
 @contextmanager

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-import yaml
-
+from ..data.yaml_values import DEEPEST, parse_yaml, read_yaml
 from .recipe_sections import EvaluationSection, ModelSection, MultiScaleSection, Recipe
-from .recipe_values import as_type, keys_of_section, require_known
+from .recipe_values import as_type, hints_of_section, require_known
 
 RECIPES = Path(__file__).parent / "recipes"
-SECTIONS: dict[str, Any] = {name: hint for name, hint in get_type_hints(Recipe).items() if name != "name"}
+SECTIONS: dict[str, Any] = {
+    name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("name", "doubled")
+}
 
 
 def list_recipes() -> dict[str, str]:
@@ -40,16 +41,19 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises:
         FileNotFoundError: no such recipe.
-        ValueError: no valid YAML, an unknown section or key, or a value of a wrong type; the message names file, key
-            and what is known.
+        ValueError: no valid YAML, an unknown section or key, one that stands twice (in a file, or in the overrides with
+            two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
+            section that stands twice and does not contradict itself is read, but no training starts with it.
     """
     path = _find(source)
-    sections = _read(path, ())
+    doubled: list[str] = []
+    sections = _read(path, (), doubled)
+    _require_distinct(overrides)
     for override in overrides:
         sections = _overridden(sections, override)
     values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
     try:
-        return Recipe(name=path.stem, **values)
+        return Recipe(name=path.stem, doubled=tuple(doubled), **values)
     except ValueError as error:
         raise ValueError(f"{' '.join([str(path), *(f'--set {o}' for o in overrides)])}: {error}") from error
 
@@ -82,14 +86,13 @@ def _find(source: str | Path, beside: Path | None = None) -> Path:
     )
 
 
-def _read(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+def _read(path: Path, below: tuple[Path, ...], doubled: list[str]) -> dict[str, dict[str, Any]]:
     """Checked sections of a file, over those of its bases."""
     if path.resolve() in below:
         raise ValueError(f"{path}: the recipe is its own base ({' -> '.join(p.stem for p in (*below, path))}).")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    twice: list[str] = []
+    content = read_yaml(path, twice)
+    doubled += [f"{path}, {problem}" for problem in twice]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}).")
     given = dict(content)
@@ -97,21 +100,29 @@ def _read(path: Path, below: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
     if base is not None and not isinstance(base, str):
         raise ValueError(f"{path}: base must be the name of a recipe, got {base!r}.")
     try:
-        inherited = {} if base is None else _read(_find(base, path), (*below, path.resolve()))
+        inherited = {} if base is None else _read(_find(base, path), (*below, path.resolve()), doubled)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: base: {error}") from error
     inherited.pop("paper", None)
     return _merged(inherited, given, str(path))
 
 
+def _require_distinct(overrides: Sequence[str]) -> None:
+    """The last one would count, and the first be dropped without a word."""
+    given: dict[str, str] = {}
+    for name, _, text in (override.partition("=") for override in overrides):
+        if given.setdefault(name.strip(), text) != text:
+            raise ValueError(f"--set {name.strip()} is given twice: {given[name.strip()]} and {text}.")
+
+
 def _overridden(sections: dict[str, dict[str, Any]], override: str) -> dict[str, dict[str, Any]]:
     name, equals, text = override.partition("=")
     keys = name.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
+    if not equals or not 2 <= len(keys) <= DEEPEST or not all(keys):
         raise ValueError(f"--set {override}: must be section.key=value, such as optimizer.learning_rate=1e-4.")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except ValueError as error:
         raise ValueError(f"--set {override}: {text!r} is not a value in YAML: {error}") from error
     section, key, *deeper = keys
     whole = sections.get(section, {}).get(key)
@@ -155,10 +166,12 @@ def _checked(
     hint = SECTIONS[section]
     hints = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
     kind = {**sections.get("model", {}), **values}.get("kind", "mask_classification")
-    known = [*(name for name in hints if name != "config"), *keys_of_section(section, kind)]
+    hints = {name: hint for name, hint in hints.items() if name != "config"} | hints_of_section(section, kind)
     for key in values:
-        if known:
-            require_known(key, known, where, section)
+        if hints:
+            require_known(key, hints, where, section)
+    if section == "paper":
+        return dict(values)
     return {key: as_type(value, hints.get(key, Any), where, f"{section}.{key}") for key, value in values.items()}
 
 

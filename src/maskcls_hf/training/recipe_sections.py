@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-import yaml
-
+from ..data.yaml_values import dump_yaml
+from ..ranges import require_range
 from ..writing import write_text
 from .schedules import learning_rate_factor
 
 Value = Any  # of a key that other code reads and checks
+# In these ranges; of an optional value where it is not None, of a list each item.
+Positive = Annotated[float, "(0, inf)"]
+NotNegative = Annotated[float, "[0, inf)"]
+Share = Annotated[float, "[0, 1]"]
+Count = Annotated[int, "(0, inf)"]
 
 
 @dataclass
@@ -55,18 +60,18 @@ class SamplingSection:
         by_area: side in pixels; an image occurs as often an epoch as it holds squares of this side, at least once.
     """
 
-    by_area: int | None = None
+    by_area: Count | None = None
 
 
 @dataclass
 class OptimizerSection:
-    """AdamW, see `build_optimizer`; `clip_norm` is the largest norm of the gradient, None: no limit."""
+    """AdamW, see `build_optimizer`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
 
-    learning_rate: float = 1e-4
-    weight_decay: float = 1e-4
-    backbone_multiplier: float = 1.0
-    clip_norm: float | None = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 1e-4
+    backbone_multiplier: NotNegative = 1.0
+    clip_norm: NotNegative | None = 0.01
+    betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
 
 
 @dataclass
@@ -81,12 +86,12 @@ class ScheduleSection:
     """
 
     kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
-    max_steps: int = 160000
-    warmup_steps: int = 0
-    warmup_factor: float | None = None
-    power: float = 0.9
-    milestones: list[int] = field(default_factory=list)
-    gamma: float = 0.1
+    max_steps: Count = 160000
+    warmup_steps: Annotated[int, "[0, inf)"] = 0
+    warmup_factor: Share | None = None
+    power: NotNegative = 0.9
+    milestones: list[Count] = field(default_factory=list)
+    gamma: NotNegative = 0.1
 
 
 @dataclass
@@ -102,16 +107,16 @@ class TrainingSection:
         channels_last: memory layout of convolutions; faster, the numbers are the same up to rounding.
     """
 
-    batch_size: int = 16
-    ema_decay: float | None = None
-    seed: int = 0
+    batch_size: Count = 16
+    ema_decay: Annotated[float, "(0, 1)"] | None = None
+    seed: Annotated[int, "[0, 4294967295]"] = 0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     gradient_checkpointing: bool = False
-    max_minutes: float | None = None
-    workers: int = 2
-    log_steps: int = 50
-    save_steps: int = 1000
-    save_total_limit: int = 3
+    max_minutes: Positive | None = None
+    workers: Annotated[int, "[0, inf)"] = 2
+    log_steps: Count = 50
+    save_steps: Count = 1000
+    save_total_limit: Count = 3
     channels_last: bool = True
 
 
@@ -119,8 +124,8 @@ class TrainingSection:
 class MultiScaleSection:
     """Test-time augmentation of `maskcls evaluate --multi-scale`: short edges in pixels, each also flipped."""
 
-    short_edges: list[int] = field(default_factory=list)
-    longest_edge: int | None = None
+    short_edges: list[Count] = field(default_factory=list)
+    longest_edge: Count | None = None
     flip: bool = True
 
 
@@ -139,12 +144,12 @@ class EvaluationSection:
     """
 
     tasks: list[Literal["semantic", "panoptic", "instance"]] = field(default_factory=lambda: ["semantic"])
-    every_steps: int | None = 5000
-    batch_size: int | None = None
-    threshold: float = 0.8
-    overlap_threshold: float = 0.8
-    crop: int | None = None
-    bootstrap: int = 0
+    every_steps: Count | None = 5000
+    batch_size: Count | None = None
+    threshold: Share = 0.8
+    overlap_threshold: Share = 0.8
+    crop: Count | None = None
+    bootstrap: Annotated[int, "[0, inf)"] = 0
     boundary: bool = False
     multi_scale: MultiScaleSection | None = None
 
@@ -152,9 +157,11 @@ class EvaluationSection:
 @dataclass
 class Recipe:
     """A training. `image_processor` and `augmentation` are options of `MaskClsImageProcessor` and `TrainTransform`;
-    `paper` holds the scores to expect."""
+    `paper` holds the scores to expect. `doubled` says which sections stand twice in the file: no training starts with
+    them."""
 
     name: str = ""
+    doubled: tuple[str, ...] = field(default=(), compare=False)
     paper: dict[str, Value] = field(default_factory=dict)
     data: DataSection = field(default_factory=DataSection)
     model: ModelSection = field(default_factory=ModelSection)
@@ -168,27 +175,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that is out of range."""
-        learning_rate_factor(0, **dataclasses.asdict(self.schedule))
-        for name, value in (
-            ("training.batch_size", self.training.batch_size),
-            ("training.log_steps", self.training.log_steps),
-            ("training.save_steps", self.training.save_steps),
-            ("training.save_total_limit", self.training.save_total_limit),
-            ("evaluation.every_steps", self.evaluation.every_steps),
-            ("evaluation.batch_size", self.evaluation.batch_size),
-            ("optimizer.learning_rate", self.optimizer.learning_rate),
-        ):
-            if value is not None and value <= 0:
-                raise ValueError(f"{name}={value} must be above 0.")
-        if self.training.ema_decay is not None and not 0 < self.training.ema_decay < 1:
-            raise ValueError(f"training.ema_decay={self.training.ema_decay} must lie between 0 and 1.")
+        for section in dataclasses.fields(self):
+            require_ranges(section.name, getattr(self, section.name))
+        try:
+            learning_rate_factor(0, **dataclasses.asdict(self.schedule))
+        except ValueError as error:
+            raise ValueError(f"schedule: {error}") from error
         if not self.evaluation.tasks:
             raise ValueError("evaluation.tasks is empty.")
 
     def as_dict(self) -> dict[str, Any]:
-        """Sections as in the YAML file, without `name`."""
+        """Sections as in the YAML file, without `name` and `doubled`."""
         sections = dataclasses.asdict(self)
-        del sections["name"]
+        del sections["name"], sections["doubled"]
         sections["model"] |= sections["model"].pop("config")
         sections["optimizer"]["betas"] = list(self.optimizer.betas)
         return {key: value for key, value in sections.items() if value != {}}
@@ -206,4 +205,26 @@ class Recipe:
     def save(self, path: str | Path) -> None:
         """Write all values, those of bases and defaults included; [`load_recipe`] reads the file."""
         header = f"# {self.name}: all values, defaults included.\n" if self.name else ""
-        write_text(path, header + yaml.safe_dump(self.as_dict(), sort_keys=False))
+        write_text(path, header + dump_yaml(self.as_dict()))
+
+
+def require_ranges(owner: str, section: Any) -> None:
+    """ValueError for the first value of a section that is out of the range that its annotation gives."""
+    if not dataclasses.is_dataclass(section):
+        return
+    for name, hint in get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        require_ranges(f"{owner}.{name}", value)
+        _require_in_range(f"{owner}.{name}", value, hint)
+
+
+def _require_in_range(name: str, value: Any, hint: Any) -> None:
+    if hasattr(hint, "__metadata__"):
+        require_range(name, value, hint.__metadata__[0], integer=hint.__origin__ is int)
+    elif isinstance(value, (list, tuple)):
+        arguments = get_args(hint)
+        for i, item in enumerate(value):
+            _require_in_range(f"{name}[{i}]", item, arguments[min(i, len(arguments) - 1)])
+    elif value is not None:
+        for choice in get_args(hint):
+            _require_in_range(name, value, choice)

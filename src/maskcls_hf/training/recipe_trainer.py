@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import is_bf16_available, parse_flag_from_env
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -17,12 +17,13 @@ from transformers.utils import logging
 
 from ..checkpoint_manifest import MODEL_FILES
 from ..data.errors import told_of_workers
+from ..hub.quiet import no_progress_bars
 from ..visual.plain_text import printable
 from ..writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
 from .output import training_in
-from .processes import warn_if_not_sharded
+from .processes import accelerate_as_before, warn_if_not_sharded
 from .progress import ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
@@ -35,6 +36,8 @@ logger = logging.get_logger(__name__)
 TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
 
 
+@accelerate_as_before()
+@no_progress_bars()  # of saving and loading weights; there is a bar of the training
 @told_of_workers()
 def train(
     recipe: Recipe,
@@ -52,7 +55,7 @@ def train(
     uninterrupted training gives; a second one ends at once. (In the main thread; elsewhere signals are not handled.)
 
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
-    the log, and checkpoints.
+    the log, and checkpoints. The generators of Python, NumPy and torch are seeded with `training.seed`.
 
     Args:
         data: folder of the data set.
@@ -72,7 +75,7 @@ def train(
         TrainingStopped: a KeyboardInterrupt, by a signal.
     """
     out = Path(out)
-    logging.disable_progress_bar()  # of saving and loading weights; there is a bar of the training
+    check_precision(recipe)
     processes = PartialState(cpu=on_cpu()).num_processes
     with stop_signals() as stop, training_in(out):
         check_output(recipe, out, resume, tensorboard)
@@ -167,6 +170,15 @@ def on_cpu() -> bool:
     """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so. To be told to Accelerate and
     Trainer, or each process started by torchrun trains alone."""
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
+def check_precision(recipe: Recipe) -> None:
+    """ValueError where this machine would train in another precision, or fail to."""
+    precision = recipe.training.precision
+    if on_cpu() and precision == "fp16":
+        raise ValueError("training.precision=fp16 needs a GPU; on a CPU: --set training.precision=bf16, or float32.")
+    if not on_cpu() and precision == "bf16" and not is_bf16_available():
+        raise ValueError("training.precision=bf16: this device has none; --set training.precision=fp16, or float32.")
 
 
 def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> TrainingArguments:

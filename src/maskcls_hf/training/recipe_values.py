@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
-from collections.abc import Collection, Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedConfig
 
@@ -17,19 +19,29 @@ from ..image_processing_maskcls import MaskClsImageProcessorKwargs
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"mask_classification": MaskClsConfig, "per_pixel": PerPixelConfig}
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
-OF_THE_DATA = ("id2label", "void_id")  # arguments of TrainTransform that no recipe gives
+# What no recipe gives, as the data or the training loop does, or nothing uses it.
+OF_OTHERS = {
+    "augmentation": ("id2label", "void_id", "return"),
+    "image_processor": (
+        "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
+        "image_seq_length", "input_data_format", "label_format", "label_ids_to_fuse", "label_offset", "num_labels",
+        "return_tensors", "void_id",
+    ),
+}  # fmt: skip
 
 
-def keys_of_section(section: str, model_kind: str) -> list[str]:
-    """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them; () for others."""
+def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
+    """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them, and the types of
+    their values; {} for others."""
     if section == "model":
         config = CONFIGS.get(model_kind, MaskClsConfig)
-        return [f.name for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__]
-    if section == "image_processor":
-        return sorted(get_type_hints(MaskClsImageProcessorKwargs))
-    if section == "augmentation":
-        return [name for name in inspect.signature(TrainTransform).parameters if name not in OF_THE_DATA]
-    return []
+        own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
+        hints = {f.name: f.type for f in own}
+        return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}
+    if section not in OF_OTHERS:
+        return {}
+    hints = get_type_hints(MaskClsImageProcessorKwargs if section == "image_processor" else TrainTransform.__init__)
+    return {name: hint for name, hint in sorted(hints.items()) if name not in OF_OTHERS[section]}
 
 
 def require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
@@ -41,10 +53,11 @@ def require_known(key: Any, known: Collection[str], where: str, owner: str) -> N
 
 
 def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
-    """`value` as `hint` wants it: integers are numbers, `1e-4` (a text in YAML) too, lists become tuples.
+    """`value` as `hint` wants it: integers are numbers, lists become tuples. All numbers are finite.
 
     Args:
-        hint: Any, a class, `Literal`, a dataclass (the value stays a dict), a list or tuple of these, or one or None.
+        hint: Any, a class, `Literal`, a dataclass (the value stays a dict), a list, tuple or mapping of these, or one
+            of several.
         where: file, for messages.
         owner: section and key, for messages.
 
@@ -52,28 +65,60 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
         ValueError: it is of another type.
     """
     origin, arguments = get_origin(hint), get_args(hint)
-    if hint is Any or (value is None and type(None) in arguments):
+    _require_finite(value, where, owner)
+    if hint is Any or (hint is dict and isinstance(value, Mapping)):
         return value
-    if type(None) in arguments:
-        return as_type(value, arguments[0], where, owner)
+    if value is None and type(None) in arguments:
+        return None
+    if origin in (Union, UnionType):
+        choices = [argument for argument in arguments if argument is not type(None)]
+        if len(choices) == 1:
+            return as_type(value, choices[0], where, owner)
+        for choice in choices:
+            try:
+                return as_type(value, choice, where, owner)
+            except ValueError:
+                pass
     if origin is Literal and isinstance(value, str) and value in arguments:
         return value
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        hints = [arguments[0]] * len(value) if origin is list else arguments
+    if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
+        fixed = origin is tuple and arguments[-1] is not Ellipsis
+        hints = arguments if fixed else [arguments[0]] * len(value)
         if len(hints) == len(value):
             items = enumerate(zip(value, hints, strict=True))
-            return origin(as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items)
+            made = [as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
+            return tuple(made) if origin is tuple else made
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {
+            as_type(key, arguments[0], where, f"a key of {owner}"): None
+            if inner is None
+            else as_type(inner, arguments[1], where, f"{owner}.{key}")
+            for key, inner in value.items()
+        }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return _checked_fields(value, hint, where, owner)
-    if hint is float and not isinstance(value, bool):
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            pass
-    plain = origin or hint
-    if plain in (int, bool, str, dict) and isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) <= sys.float_info.max:  # integers can be larger
+        return float(value)
+    if hint in (int, bool, str) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
-    raise ValueError(f"{where}: {owner} is {value!r}, must be {_name(hint)}.")
+    raise ValueError(f"{where}: {owner} is {_shown(value)}, must be {_name(hint)}.")
+
+
+def _require_finite(value: Any, where: str, owner: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_finite(inner, where, f"{owner}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _require_finite(inner, where, f"{owner}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {owner} is {value}, must be a finite number.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _checked_fields(value: Mapping[str, Any], hint: Any, where: str, owner: str) -> dict[str, Any]:
@@ -87,7 +132,10 @@ def _name(hint: Any) -> str:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return " or ".join(map(repr, arguments))
-    if origin is list:
+    if origin in (Union, UnionType):
+        names = dict.fromkeys(_name(argument) for argument in arguments if argument is not type(None))
+        return " or ".join(name for name in names if name != NAMES[int] or NAMES[float] not in names)
+    if origin in (list, Sequence) or Ellipsis in arguments:
         return f"a list, each {_name(arguments[0])}"
     if origin is tuple:
         return f"a list of {len(arguments)}, each {_name(arguments[0])}"

@@ -14,10 +14,14 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
 from ..image_processing_maskcls import MaskClsImageProcessor
 from ..metrics import Evaluator
+from ..modeling_base import image_sizes
+from ..outputs import MaskClsForUniversalSegmentationOutput, PerPixelForSemanticSegmentationOutput
+from ..ranges import require_range
 from .build import (
     Model,
     build_image_processor,
@@ -34,6 +38,8 @@ from .run_data import Cropped, WholeSteps, open_splits
 from .schedules import build_scheduler
 from .stopping import shield_workers
 from .time_budget import TimeBudget
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -112,10 +118,19 @@ def prepare(
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
     settings = recipe.training
+    if recipe.doubled:
+        raise ValueError(f"Recipe {recipe.name}: {'; '.join(recipe.doubled)}. Write each section once.")
+    for name, number in (("processes", processes), ("accumulate", accumulate)):
+        require_range(name, number, "[1, inf)", integer=True)
     if settings.batch_size % (processes * accumulate):
         raise ValueError(
             f"training.batch_size={settings.batch_size} must be divisible by {processes} processes x {accumulate} "
             "accumulated batches."
+        )
+    if recipe.schedule.warmup_steps >= recipe.schedule.max_steps:
+        logger.warning(
+            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {recipe.schedule.max_steps} steps none has the "
+            "full learning rate."
         )
     if settings.ema_decay is not None and is_fsdp_wanted():
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
@@ -129,7 +144,7 @@ def prepare(
     budget = TimeBudget(settings.max_minutes)
     compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
     crop, batch_size = recipe.evaluation.crop, settings.batch_size // (processes * accumulate)
-    return Run(
+    run = Run(
         recipe=recipe,
         model=network,
         image_processor=image_processor,
@@ -157,13 +172,38 @@ def prepare(
         accumulate=accumulate,
         max_steps=recipe.schedule.max_steps,
     )
+    try_evaluation(run)
+    return run
+
+
+def try_evaluation(run: Run) -> None:
+    """Evaluate one image with logits of 0: what fails in the evaluation fails before the first step.
+
+    Raises:
+        OSError, ValueError: what is wrong with the image, the image processor or the options.
+    """
+    batch = run.eval_collator([run.eval_data[0]])
+    cells = [max(1, length // 4) for length in batch["pixel_values"].shape[-2:]]
+    classes = len(run.model.config.id2label)
+    sizes = image_sizes(batch["pixel_values"], batch.get("pixel_mask"))
+    sizes["original_sizes"] = batch.get("original_sizes")
+    if run.recipe.model.kind == "per_pixel":
+        outputs: Any = PerPixelForSemanticSegmentationOutput(logits=torch.zeros(1, classes, *cells), **sizes)
+    else:
+        outputs = MaskClsForUniversalSegmentationOutput(
+            class_queries_logits=torch.zeros(1, 1, classes + 1),
+            masks_queries_logits=torch.zeros(1, 1, *cells),
+            **sizes,
+        )
+    run.evaluator.measure(outputs, batch["ground_truth"])
 
 
 def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
-    torch.manual_seed(recipe.training.seed)
     model: Any = given
     if not isinstance(given, PreTrainedModel):
-        model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(recipe.training.seed)
+            model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..ranges import require_range
+
 SCHEDULES = ("poly", "cosine", "multistep", "constant")
 
 
@@ -68,7 +70,7 @@ def learning_rate_factor(
     Raises:
         `ValueError`: unknown kind, steps or factors out of range, milestones that do not ascend or are missing.
     """
-    _check(kind, max_steps, warmup_steps, warmup_factor, milestones)
+    _check(kind, max_steps, warmup_steps, warmup_factor, power, milestones, gamma)
     position = min(step if position is None else position, max_steps)
     warmup = 1.0
     if step < warmup_steps:
@@ -84,15 +86,23 @@ def learning_rate_factor(
 
 
 def _check(
-    kind: str, max_steps: int, warmup_steps: int, warmup_factor: float | None, milestones: Sequence[int]
+    kind: str,
+    max_steps: int,
+    warmup_steps: int,
+    warmup_factor: float | None,
+    power: float,
+    milestones: Sequence[int],
+    gamma: float,
 ) -> None:
     if kind not in SCHEDULES:
         raise ValueError(f"Unknown schedule {kind!r}, choose one of {list(SCHEDULES)}.")
-    if max_steps < 1 or warmup_steps < 0:
-        raise ValueError(
-            f"max_steps={max_steps} must be at least 1 and warmup_steps={warmup_steps} must not be negative."
-        )
-    if warmup_factor is not None and not 0 <= warmup_factor <= 1:
-        raise ValueError(f"warmup_factor={warmup_factor} must be from 0 to 1.")
+    require_range("max_steps", max_steps, "[1, inf)", integer=True)
+    require_range("warmup_steps", warmup_steps, "[0, inf)", integer=True)
+    if warmup_factor is not None:
+        require_range("warmup_factor", warmup_factor, "[0, 1]")
+    require_range("power", power, "[0, inf)")
+    require_range("gamma", gamma, "[0, inf)")
+    for milestone in milestones:
+        require_range("milestones", milestone, "[1, inf)", integer=True)
     if kind == "multistep" and (not milestones or list(milestones) != sorted(set(milestones))):
         raise ValueError(f"milestones={list(milestones)} of a multistep schedule must be ascending steps, one or more.")

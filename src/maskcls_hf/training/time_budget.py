@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..ranges import require_range
+
 
 class TimeBudget(TrainerCallback):
     """Ends training after `max_minutes` with the learning rate at its end, whatever the speed of the machine.
@@ -18,11 +20,14 @@ class TimeBudget(TrainerCallback):
 
     Args:
         max_minutes: the budget; None leaves the steps alone to decide.
+
+    Raises:
+        ValueError: the budget is not above 0, or infinite.
     """
 
     def __init__(self, max_minutes: float | None = None):
-        if max_minutes is not None and max_minutes <= 0:
-            raise ValueError(f"max_minutes must be positive, got {max_minutes}.")
+        if max_minutes is not None:
+            require_range("max_minutes", max_minutes, "(0, inf)")
         self.max_minutes = max_minutes
         self.minutes_spent = 0.0
         self._last_time = 0.0

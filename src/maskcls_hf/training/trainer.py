@@ -18,7 +18,9 @@ from ..hub.publishing_trainer import PublishingTrainer
 from ..memory import give_back_memory
 from .checkpointing_trainer import CheckpointingTrainer
 from .divergence import check_finite, evaluation_after, forward_pass
-from .processes import items_of_step, share_buffers
+from .processes import filled_up, items_of_step, share_buffers, without_copies
+
+NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
 
 
 class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
@@ -86,6 +88,8 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         )
         self.evaluator = evaluator
         self.eval_collator = eval_collator or self.data_collator
+        if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
+            raise ValueError(NO_TRUTH)
         forward = self.accelerator.unwrap_model(self.model).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._grad_norm: Any = None
@@ -96,12 +100,18 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
 
     # -- loss ------------------------------------------------------------------------------------------------------
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device, weight: float = 1.0) -> Tensor | None:
         """What the loss of one optimiser step is divided by, over its accumulated batches and all processes."""
         if not batch_samples or not self.model_accepts_loss_kwargs:
             return None
         over_all = self.accelerator if self.args.average_tokens_across_devices else None
-        return items_of_step(batch_samples, self.accelerator.unwrap_model(self.model).config, over_all).to(device)
+        config = self.accelerator.unwrap_model(self.model).config
+        return items_of_step(batch_samples, config, over_all, weight).to(device)
+
+    @property
+    def _shares_the_loss(self) -> bool:
+        """Each process has its share of a sum, instead of dividing by its own counts."""
+        return self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -133,9 +143,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         names = list(self._logged[0]) if self._logged else []  # none of models that tell their loss alone
         if "loss" in logs and names:
             means = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._logged]).mean(0)
-            # As the loss: each process has its share of a sum, unless it has divided by its own counts.
-            shared = self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
-            means = self.accelerator.reduce(means, "sum" if shared else "mean")
+            means = self.accelerator.reduce(means, "sum" if self._shares_the_loss else "mean")  # as the loss
             logs |= dict(zip(names, means.tolist(), strict=True))
             self._logged = []
         super().log(logs, start_time)
@@ -172,23 +180,30 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, Any, Tensor | None]:
-        """Loss, measurements of each image, and zeros (B,) where Trainer expects labels."""
+        """Loss, measurements of each image, and zeros (B,) where Trainer expects labels.
+
+        The loss is that of the batches of all processes, where it is divided by the counts of all.
+        """
+        number = len(inputs["pixel_values"])
+        inputs, weight = without_copies(inputs, self.accelerator)
         inputs = self._prepare_inputs(inputs)
         if self.args.bf16_full_eval or self.args.fp16_full_eval:  # outside of a training Trainer casts the weights
             dtype = self.accelerator.unwrap_model(self.model).dtype
             inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         ground_truth = self._evaluated = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            items = self._get_num_items_in_batch([inputs], self.args.device)
+            items = self._get_num_items_in_batch([inputs], self.args.device, weight)
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
         loss = loss.detach()
+        if self._shares_the_loss:
+            loss = self.accelerator.reduce(loss * weight, "mean")
         if prediction_loss_only or self.evaluator is None:
             return loss, None, None
         if ground_truth is None:
-            raise ValueError("The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it.")
+            raise ValueError(NO_TRUTH)
         measurements = self.evaluator.measure(outputs, ground_truth)
-        measurements = {name: values.to(loss.device) for name, values in measurements.items()}
-        return loss, measurements, loss.new_zeros(len(ground_truth))
+        measurements = {name: values.to(loss.device) for name, values in filled_up(measurements, number).items()}
+        return loss, measurements, loss.new_zeros(number)
 
 
 OTHERS = {
