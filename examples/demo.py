@@ -5,6 +5,7 @@ under a fluorescence microscope, here shrunk to the size of those in the trainin
 other images only (model_cards/maskcls-nuclei-tiny).
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.table import Table
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
-from maskcls_hf.cli.coco import CocoRecords, map_image
+from maskcls_hf.cli.coco import CocoRecords, coco_content, map_image
 from maskcls_hf.cli.segmenter import SegmentedImage
 from maskcls_hf.visual.drawing import Colour, draw_overlay, segment_colours
 
@@ -52,10 +53,11 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     draw_overlay(photograph, result.ids, result.segments, colours, names).save(out / "overlay.png")
     map_image(result, "panoptic", colours, len(names)).save(out / "map.png")
     records = CocoRecords("panoptic", names, stuff)
-    records.add("nuclear", "map.png", result, colours)
-    records.write(out / "segments.json")
+    record = records.of("map.png", result, colours)
+    record["image"]["file_name"] = "nuclear"
+    (out / "segments.json").write_text(json.dumps(coco_content([record], records.categories)))
 
-    print_table(names, records.annotations[0]["segments_info"], colours)
+    print_table(names, record["annotations"][0]["segments_info"], colours)
     print(f"Written to {out}: overlay.png, map.png, segments.json")
 
 

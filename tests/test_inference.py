@@ -228,7 +228,7 @@ class TestOptions:
             ("panoptic", {"target_sizes": [(9, 9)]}, "target_sizes is not .*size of their image"),
             ("panoptic", {"treshold": 0.5}, "no 'treshold': did you mean 'threshold'?"),
             ("semantic", {"threshold": 0.5}, "post_process_semantic_segmentation has no 'threshold'"),
-            ("panoptic", {"threshold": 2}, r"threshold must lie in \[0, 1\], got 2"),
+            ("panoptic", {"threshold": 2}, "threshold=2 must be from 0 to 1"),
         ],
     )
     @pytest.mark.parametrize("inference", [{}, {"tile": 40}])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,18 @@ def boxes(ids: NDArray[Any], wanted: Sequence[int]) -> list[list[int]]:
     found = ndimage.find_objects(ids.astype(np.int32), max(wanted, default=0))
     windows = [found[number - 1] for number in wanted]
     return [[x.start, y.start, x.stop - x.start, y.stop - y.start] for y, x in windows]
+
+
+def coco_content(records: Iterable[dict[str, Any]], categories: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
+    """Records of [`CocoRecords`] as COCO has them: images and annotations with running numbers."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, record in enumerate(records, start=1):
+        images.append({"id": number} | {key: value for key, value in record["image"].items() if key != "id"})
+        for annotation in record["annotations"]:
+            annotation = annotation | {"image_id": number}
+            annotations.append(annotation | {"id": len(annotations) + 1} if "id" in annotation else annotation)
+    return dict(images=images, annotations=annotations, categories=categories)
 
 
 class CocoRecords:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..inference.predictor import TASKS, Task
 from ..writing import replacing, write_text, written
+from .coco import coco_content
 
 try:
     import fcntl
@@ -158,15 +159,7 @@ class Results:
         self._seconds = self._written - start
 
     def content(self) -> dict[str, Any]:
-        """As COCO has it: images and annotations with running numbers."""
-        images: list[dict[str, Any]] = []
-        annotations: list[dict[str, Any]] = []
-        for number, record in enumerate(self.records.values(), start=1):
-            images.append({"id": number} | {key: value for key, value in record["image"].items() if key != "id"})
-            for annotation in record["annotations"]:
-                annotation = annotation | {"image_id": number}
-                annotations.append(annotation | {"id": len(annotations) + 1} if "id" in annotation else annotation)
-        return dict(images=images, annotations=annotations, categories=self.categories)
+        return coco_content(self.records.values(), self.categories)
 
 
 @contextmanager
