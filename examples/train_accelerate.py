@@ -78,7 +78,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
             accelerator.log(values, step=step)
 
     if every is not None and step and step % every == 0 and not log.has(step, "eval_loss"):
-        report(scores := evaluate(run, model, eval_loader, accelerator, stop))  # a signal has kept it out
+        report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))  # a signal has kept it out
     while step < run.max_steps and not run.budget.spent and not stop.agreed(accelerator.device):
         batches, losses, scores = next(steps), {}, {}
         items = items_of_step(batches, network.config, accelerator)  # that the loss of the whole step is divided by
