@@ -67,7 +67,8 @@ def when(monkeypatch, owner, name: str, call: int, *numbers: int) -> None:
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
-# Function, its call (the first `measure` tries the evaluation before the training), signals -> exit code, what is said, steps of the checkpoints
+# Function, its call (`measure`: the first tries the evaluation before the training), signals
+# -> exit code, what is said, steps of the checkpoints
 MOMENTS = {
     "in a step": ((TrainingProgress, "advance", 3), (TERM,), 143, "SIGTERM: stopped after step 3, go on with", [3]),
     "Ctrl-C": ((TrainingProgress, "advance", 1), (INT,), 130, "SIGINT: stopped after step 1, go on with --resume", [1]),
