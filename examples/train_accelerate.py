@@ -8,52 +8,31 @@ With `accelerate launch --use_fsdp --fsdp_version 2` the weights are shared out 
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
 
-from maskcls_hf.data.errors import told_of_workers
-from maskcls_hf.hub.quiet import no_progress_bars
 from maskcls_hf.training import (
-    TRAINING_ERRORS,
     LossMeans,
-    Recipe,
     Run,
     StopSignals,
     TrainingLog,
     TrainingProgress,
-    TrainingStopped,
     load_recipe,
     prepare,
     stop_signals,
 )
-from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
-from maskcls_hf.training.divergence import check_finite, check_weights, evaluation_after, forward_pass
+from maskcls_hf.training.checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
+from maskcls_hf.training.divergence import check_finite, check_weights, forward_pass
+from maskcls_hf.training.loop import batches_of_steps, clip_gradients, evaluate, save_training
 from maskcls_hf.training.output import training_in
-from maskcls_hf.training.processes import (
-    filled_up,
-    items_of_step,
-    own_class,
-    share_buffers,
-    warn_if_not_sharded,
-    without_copies,
-)
-from maskcls_hf.training.recipe_trainer import check_output, check_precision, on_cpu, save_results
-from maskcls_hf.training.stopping import end
-from maskcls_hf.writing import saving_model
+from maskcls_hf.training.processes import items_of_step, warn_if_not_sharded
+from maskcls_hf.training.recipe_trainer import as_script, check_output, check_precision, on_cpu
 from train_trainer import parse_arguments
 
 
-@told_of_workers()
 def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, stop: StopSignals) -> dict[str, float]:
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     train_loader, eval_loader = (rng_free(accelerator.prepare(loader), settings.seed) for loader in run.loaders())
@@ -78,7 +57,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
             accelerator.log(values, step=step)
 
     if every is not None and step and step % every == 0 and not log.has(step, "eval_loss"):
-        report(scores := evaluate(run, model, eval_loader, accelerator, stop))  # a signal has kept it out
+        report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))  # a signal has kept it out
     while step < run.max_steps and not run.budget.spent and not stop.agreed(accelerator.device):
         batches, losses, scores = next(steps), {}, {}
         items = items_of_step(batches, network.config, accelerator)  # that the loss of the whole step is divided by
@@ -89,8 +68,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
                 accelerator.backward(outputs.loss * accelerator.num_processes)  # gradients are averaged over processes
             for name, term in {"loss": outputs.loss, **outputs.loss_dict}.items():
                 losses[name] = losses.get(name, 0) + term.detach() * accelerator.num_processes
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), run.recipe.optimizer.clip_norm or float("inf"))
-        grad_norm = getattr(grad_norm, "full_tensor", lambda norm=grad_norm: norm)()  # FSDP: each process has a share
+        grad_norm = clip_gradients(accelerator, model, run.recipe.optimizer.clip_norm)
         check_finite(losses["loss"], losses, step + 1, out, grad_norm if accelerator.scaler is None else None)
         optimizer.step()
         if run.ema:
@@ -105,16 +83,16 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
         progress.advance(step)
         means.add(losses)
 
-        stops = stop.agreed(accelerator.device)
-        saves = stops or step == run.max_steps or run.budget.spent or step % settings.save_steps == 0
         rest = {"grad_norm": float(grad_norm), "learning_rate": learning_rate}
+        saves = stop.agreed(accelerator.device) or step == run.max_steps or run.budget.spent
+        saves = saves or step % settings.save_steps == 0
         if saves or step % settings.log_steps == 0:
             report({**means.pop(accelerator), **rest})
-        if every is not None and step % every == 0 and not stops:
+        if every is not None and step % every == 0 and not stop.agreed(accelerator.device):
             report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))
-        if not saves and stop.agreed(accelerator.device) and step % settings.log_steps:
-            report({**means.pop(accelerator), **rest})  # no mean spans a checkpoint
         if saves or stop.agreed(accelerator.device):
+            if means:  # a signal has come since: no mean spans a checkpoint
+                report({**means.pop(accelerator), **rest})
             check_weights(network, step, out)
             save_state(accelerator, out, step, settings.save_total_limit)
         progress.resume_clock()
@@ -124,79 +102,20 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
     progress.stop()
     if stop.agreed(accelerator.device):
         raise stop.stopped()
-    with run.averaged(network):
-        weights = accelerator.get_state_dict(model)
-        if accelerator.is_main_process:
-            with own_class(network), saving_model(out) as folder:
-                network.save_pretrained(folder, state_dict=weights)
-                run.image_processor.save_pretrained(folder)
-    if accelerator.is_main_process:
-        log.save(out)
-        save_results(scores, out)
+    save_training(run, model, accelerator, log, scores, out)
     return scores
 
 
-def batches_of_steps(run: Run, loader: DataLoader, step: int) -> Iterator[list[dict[str, Any]]]:
-    """The batches of each optimiser step, epoch after epoch, from step number `step` on."""
-    epoch, done = divmod(step * run.accumulate, len(loader))
-    while True:
-        batches = iter(epoch_batches(loader, run.sampler, epoch, done))
-        while step_batches := list(islice(batches, run.accumulate)):
-            yield step_batches
-        epoch, done = epoch + 1, 0
-
-
-@torch.no_grad()
-def evaluate(
-    run: Run, model: Any, loader: DataLoader, accelerator: Accelerator, out: Path, step: int, stop: StopSignals
-) -> dict[str, float]:
-    """Scores; none if a signal has come in between."""
-    network, losses = accelerator.unwrap_model(model), []
-    model.eval()
-    with run.averaged(network):
-        share_buffers(network)
-        for batch in loader:
-            if stop.agreed(accelerator.device):
-                break
-            truth = batch.pop("ground_truth")
-            own, weight = without_copies(batch, accelerator)
-            items = items_of_step([own], network.config, accelerator, weight)
-            with forward_pass(evaluation_after(step, truth), out):
-                outputs = model(**own, num_items_in_batch=items)
-            measured = run.evaluator.measure(outputs, truth[: len(own["pixel_values"])])
-            measured = filled_up(measured, len(truth))
-            measured = {name: values.to(accelerator.device) for name, values in measured.items()}
-            measured = accelerator.pad_across_processes(measured, dim=1, pad_index=-100)
-            run.evaluator.add(accelerator.gather_for_metrics(measured))
-            loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
-            losses.append(accelerator.gather_for_metrics(loss.repeat(len(truth))))
-    model.train()
-    scores = (
-        {} if stop.agreed(accelerator.device) else {"loss": float(torch.cat(losses).mean()), **run.evaluator.compute()}
-    )
-    run.evaluator.reset()
-    return {f"eval_{name}": value for name, value in scores.items()}
-
-
-@no_progress_bars()  # of saving and loading weights
+@as_script()
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv, __doc__)
-    try:
-        with stop_signals() as stop:
-            return train(load_recipe(arguments.recipe, arguments.set), arguments, stop)
-    except TRAINING_ERRORS as error:
-        sys.exit(f"Error: {error}")
-    except TrainingStopped as stopped:
-        end(stopped)
-
-
-def train(recipe: Recipe, arguments: argparse.Namespace, stop: StopSignals) -> dict[str, float]:
+    recipe, out = load_recipe(arguments.recipe, arguments.set), arguments.out
     check_precision(recipe)
     precision = {"float32": "no"}.get(recipe.training.precision, recipe.training.precision)
     log_with = "tensorboard" if arguments.tensorboard else None
-    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, log_with=log_with, project_dir=arguments.out)
-    with training_in(arguments.out):
-        check_output(recipe, arguments.out, arguments.resume, arguments.tensorboard)
+    accelerator = Accelerator(cpu=on_cpu(), mixed_precision=precision, log_with=log_with, project_dir=out)
+    with stop_signals() as stop, training_in(out):
+        check_output(recipe, out, arguments.resume, arguments.tensorboard)
         run = prepare(
             recipe,
             arguments.data,
@@ -206,11 +125,11 @@ def train(recipe: Recipe, arguments: argparse.Namespace, stop: StopSignals) -> d
         )
         if accelerator.is_main_process:
             warn_if_not_sharded(accelerator)
-            recipe.save(arguments.out / "recipe.yaml")
+            recipe.save(out / "recipe.yaml")
         accelerator.init_trackers("runs")
         accelerator.print(run.describe())
         with stop.patient():
-            scores = training_loop(run, accelerator, arguments.out, arguments.resume, stop)
+            scores = training_loop(run, accelerator, out, arguments.resume, stop)
         accelerator.end_training()
         return scores
 

@@ -10,11 +10,10 @@ value of it. `maskcls train` is the same as a command; train_accelerate.py shows
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from maskcls_hf.training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe, train
-from maskcls_hf.training.stopping import end
+from maskcls_hf.training import list_recipes, load_recipe, train
+from maskcls_hf.training.recipe_trainer import as_script
 
 
 def parse_arguments(argv: list[str] | None = None, description: str | None = __doc__) -> argparse.Namespace:
@@ -32,22 +31,18 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = __d
     return parser.parse_args(argv)
 
 
+@as_script()
 def main(argv: list[str] | None = None) -> dict[str, float]:
     arguments = parse_arguments(argv)
-    try:
-        return train(
-            load_recipe(arguments.recipe, arguments.set),
-            arguments.data,
-            arguments.out,
-            model=arguments.model,
-            resume=arguments.resume,
-            accumulate=arguments.accumulate,
-            tensorboard=arguments.tensorboard,
-        )
-    except TRAINING_ERRORS as error:
-        sys.exit(f"Error: {error}")
-    except TrainingStopped as stopped:
-        end(stopped)
+    return train(
+        load_recipe(arguments.recipe, arguments.set),
+        arguments.data,
+        arguments.out,
+        model=arguments.model,
+        resume=arguments.resume,
+        accumulate=arguments.accumulate,
+        tensorboard=arguments.tensorboard,
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import re
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -28,13 +27,11 @@ from maskcls_hf.metrics import Evaluator
 from maskcls_hf.training import MaskClsTrainer, StopSignals
 from maskcls_hf.training.checkpoints import saving
 from maskcls_hf.training.divergence import DivergenceError, check_finite
+from maskcls_hf.training.loop import evaluate
 from maskcls_hf.training.processes import items_of_step, share_buffers
 from maskcls_hf.writing import CannotWrite
 from resumable import Squares
 from tiny import maskcls_config, perpixel_config, segments
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
-import train_accelerate
 
 Step = dict[str, torch.Tensor]  # gradients, by name of the parameter, and losses
 # Segments of the four images of the step; in two processes the first two images are of process 0. There are 7 queries.
@@ -168,7 +165,7 @@ def scores(batch: int, images: int = 5, loop: bool = False) -> dict[str, float]:
         loader = accelerator.prepare(DataLoader(Squares(images), batch, collate_fn=collator))
         run = SimpleNamespace(evaluator=evaluator, averaged=lambda network: nullcontext())
         model, out, stop = accelerator.prepare(model), Path("absent"), StopSignals()
-        metrics = train_accelerate.evaluate(run, model, loader, accelerator, out, 0, stop)
+        metrics = evaluate(run, model, loader, accelerator, out, 0, stop)
     else:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(

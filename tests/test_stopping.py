@@ -67,14 +67,15 @@ def when(monkeypatch, owner, name: str, call: int, *numbers: int) -> None:
 
 
 INT, TERM = signal.SIGINT, signal.SIGTERM
-# Function, its call, signals -> exit code, what is said, steps of the checkpoints
+# Function, its call (`measure`: the first tries the evaluation before the training), signals
+# -> exit code, what is said, steps of the checkpoints
 MOMENTS = {
     "in a step": ((TrainingProgress, "advance", 3), (TERM,), 143, "SIGTERM: stopped after step 3, go on with", [3]),
     "Ctrl-C": ((TrainingProgress, "advance", 1), (INT,), 130, "SIGINT: stopped after step 1, go on with --resume", [1]),
     "before an evaluation": ((TrainingProgress, "advance", 2), (TERM,), 143, "stopped after step 2, go on", [2]),
-    "in an evaluation": ((Evaluator, "measure", 1), (TERM,), 143, "stopped after step 2, go on", [2]),
+    "in an evaluation": ((Evaluator, "measure", 2), (TERM,), 143, "stopped after step 2, go on", [2]),
     "while it saves": ((checkpoints, "_write_manifest", 1), (TERM,), 143, "stopped after step 4, go on", [4]),
-    "in the last evaluation": ((Evaluator, "measure", 5), (INT,), 130, "stopped after step 6, go on", [4, 6]),
+    "in the last evaluation": ((Evaluator, "measure", 6), (INT,), 130, "stopped after step 6, go on", [4, 6]),
     "twice": ((TrainingProgress, "advance", 5), (TERM, TERM), 143, ", at once: go on from the last", [4]),
     "twice while it saves": ((checkpoints, "_write_manifest", 2), (INT, TERM), 143, "after step 6, at once: ", [4]),
 }  # fmt: skip

@@ -220,6 +220,10 @@ class LossMeans:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
+    def __len__(self) -> int:
+        """Steps since the last line."""
+        return self._steps
+
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Losses of one step, multiplied by the number of processes where each has a share; nothing is transferred."""
         self._steps += 1

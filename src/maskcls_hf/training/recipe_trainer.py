@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,34 @@ from .processes import accelerate_as_before, warn_if_not_sharded
 from .progress import ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
-from .stopping import EvaluationStopped, StopSignals, StopTraining, shield_workers, stop_signals
+from .stopping import (
+    EvaluationStopped,
+    StopSignals,
+    StopTraining,
+    TrainingStopped,
+    end,
+    shield_workers,
+    stop_signals,
+)
 from .trainer import MaskClsTrainer
 
 logger = logging.get_logger(__name__)
 
 # What the user can mend: scripts say it without a traceback.
 TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
+
+
+@contextmanager
+def as_script() -> Iterator[None]:
+    """Around the training of a script: it ends with one line, without a traceback, where data, settings or the machine
+    do not allow it or a signal has stopped it; weights are saved and loaded without progress bars."""
+    try:
+        with no_progress_bars(), told_of_workers():
+            yield
+    except TRAINING_ERRORS as error:
+        sys.exit(f"Error: {printable(str(error), keep_lines=True)}")
+    except TrainingStopped as stopped:
+        end(stopped)
 
 
 @accelerate_as_before()
