@@ -49,11 +49,10 @@ class TestGroundTruth:
         classes = {70000: 1, 0: None, 7: 0, 5: VOID, 900: 1, 8: 4}
         truth = GroundTruth.from_sample(sample(pixels, classes, crowd_ids=[7]))
         assert truth.labels.tolist() == [1, 0, 1, 4] and truth.crowd.tolist() == [False, True, False, False]
-        there = [place for place, mask in enumerate(truth.mask_runs) if mask.area]
-        assert there == [0, 1, 2]  # the segment without a pixel is one that predictions miss
+        assert truth.visible == [0, 1, 2]  # the segment without a pixel is one that predictions miss
         assert truth.places.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
         assert truth.semantic(254).tolist() == [[1, 254, 254, 254, 1]]
-        assert truth.masks_of(there).long().argmax(-1)[:, 0].tolist() == [4, 2, 0]
+        assert truth.masks_of(truth.visible).long().argmax(-1)[:, 0].tolist() == [4, 2, 0]
         assert truth.masks.flatten(1).sum(1).tolist() == [1, 1, 1, 0]
 
     def test_stack(self):

@@ -117,6 +117,11 @@ class GroundTruth:
             return self.stack[list(segments)]
         return self.places == torch.tensor(segments, dtype=torch.int64, device=self.places.device).view(-1, 1, 1)
 
+    @property
+    def visible(self) -> list[int]:
+        """Places in `labels` of the segments that have a pixel."""
+        return [place for place, mask in enumerate(self.mask_runs) if mask.area]
+
     @cached_property
     def run_lengths(self) -> list[dict[str, Any]]:
         """The masks (M,) as COCO's encodings; a file can list many more than its map has pixels."""
