@@ -346,7 +346,7 @@ def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tens
             f"{where}: with class_labels the segmentation map must be a stack of masks (M, H, W), "
             f"got shape {tuple(stack.shape)}. Leave class_labels out for a map of ids (H, W)."
         )
-    return _inside(integers(stack, where), where)
+    return stack if stack.dtype == torch.bool else _inside(integers(stack, where), where)
 
 
 def _inside(masks: Tensor, where: str) -> Tensor:

@@ -122,7 +122,9 @@ class Annotation:
         """As `segments`, with a map of places (*padded_size) instead of masks; overlapping masks stay a stack."""
         if self.class_labels is not None:
             segments = self._segments_of_stack(rules, padded_size)
-            return segments if bool((segments.mask_labels.sum(0) > 1).any()) else _as_map(segments)
+            masks = segments.mask_labels
+            overlap = bool(masks.count_nonzero() > masks.any(0).count_nonzero())
+            return segments if overlap else _as_map(segments)
         id_map = IdMap.of(self.pixels)
         classes = _classes_of_ids(id_map.ids, rules, self.id_to_class, self.where)
         kept = classes >= 0

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from ..inference.mask_runs import MaskRuns
 from ..inference.predictor import Predictor, Task
 from ..loading import class_of_saved
+from ..mask_runs import MaskRuns
 from ..modeling_perpixel import PerPixelForSemanticSegmentation
 
 

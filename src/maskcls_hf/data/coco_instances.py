@@ -11,6 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 from transformers.utils import logging
 
+from ..mask_runs import MaskRuns, rle_counts
 from .coco_files import CocoDataset, Packed, choose_json, find_image_folder, read_coco
 from .coco_records import CocoContent, is_number
 from .dataset import Targets
@@ -121,12 +122,10 @@ class CocoInstances(CocoDataset):
         instances, masks = self.instances(index), self.run_lengths(index)
         ids = painted(masks, self._sizes[index])
         if ids is None:
-            stack = decoded_stack(masks, self._sizes[index])
+            stack = decoded_stack(masks, self._sizes[index], self._background is not None)
             classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
-            background = ~stack.any(0, keepdim=True)
-            if self._background is not None and bool(background.any()):  # without a pixel it is nothing to be found
+            if len(stack) > len(masks):
                 classes[len(masks)] = self._background
-                stack = torch.cat([stack, background])
             return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
         classes = {0: self._background} if bool((ids == 0).any()) else {}
         classes |= {place: i.label for place, i in enumerate(instances, start=1)}
@@ -227,52 +226,38 @@ def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where:
         return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
-    packed = counts.encode(errors="surrogatepass") if isinstance(counts, str) else counts
-    covered = _covered_pixels(packed)
-    if covered is None:
-        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.")
+    try:
+        covered = int(rle_counts(counts).sum())
+    except ValueError:
+        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.") from None
     if covered != pixels:
         raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
-    return {"size": list(size), "counts": packed}
-
-
-def _covered_pixels(counts: bytes) -> int | None:
-    """Sum of compressed run lengths, which pycocotools does not check; None where they are broken.
-
-    Each number is written in digits of 5 bits, lowest first, as characters from "0" on; 32 says that more digits
-    follow, 16 in the last one that it is negative. From the fourth number on it is the difference to the last but one.
-    """
-    digits = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - 48
-    if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
-        return None
-    ends = np.flatnonzero(digits & 32 == 0)
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    shifts = 5 * (np.arange(len(digits)) - np.repeat(starts, ends - starts + 1))
-    if shifts.max() > 30:
-        return None
-    runs = np.add.reduceat((digits & 31) << shifts, starts)
-    runs -= np.where(digits[ends] & 16, 1 << shifts[ends] + 5, 0)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return int(runs.sum()) if runs.min() >= 0 else None
+    return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 def painted(masks: list[RunLengths], size: tuple[int, int]) -> torch.Tensor | None:
     """Map (H, W) int32 with the place of each mask, from 1; None where masks overlap."""
     ids = np.zeros(size, dtype=np.int32)
     for place, mask in enumerate(masks, start=1):
-        left, top, width, height = (int(number) for number in coco_mask.toBbox(mask))
-        window = np.s_[top : top + height, left : left + width]
-        inside = coco_mask.decode(mask)[window].view(bool)
-        if (ids[window][inside] != 0).any():
+        box, inside = MaskRuns.of_rle(mask).window()
+        part = ids[box]
+        if part[inside].any():
             return None
-        ids[window][inside] = place
+        part[inside] = place
     return torch.from_numpy(ids)
 
 
-def decoded_stack(masks: list[RunLengths], size: tuple[int, int]) -> torch.Tensor:
-    """(M, H, W) bool."""
-    stack = torch.zeros((len(masks), *size), dtype=torch.bool)
+def decoded_stack(masks: list[RunLengths], size: tuple[int, int], with_background: bool = False) -> torch.Tensor:
+    """(M, H, W) bool. `with_background`: one more for the pixels of no mask, where there are any.
+
+    Zeros that nothing is written to take no memory of the machine: thousands of small masks of a large image fit.
+    """
+    stack, free = np.zeros((len(masks) + 1, *size), dtype=bool), np.ones(size, dtype=bool)
     for place, mask in enumerate(masks):
-        stack[place] = torch.from_numpy(coco_mask.decode(mask).view(bool))
-    return stack
+        box, inside = MaskRuns.of_rle(mask).window()
+        stack[place][box] = inside
+        free[box] &= ~inside
+    if not (with_background and free.any()):
+        return torch.from_numpy(stack[:-1])
+    stack[-1] = free
+    return torch.from_numpy(stack)

@@ -1,7 +1,7 @@
 """Trained models on images of any size, and their scores on data sets."""
 
+from ..mask_runs import MaskRuns
 from .evaluation import evaluate
-from .mask_runs import MaskRuns
 from .predictor import Predictor
 from .test_time_augmentation import PAPER_SCALES
 

@@ -87,7 +87,7 @@ class MaskAP:
         if np.isnan(of_scores).any():
             wrong = np.flatnonzero(np.isnan(of_scores)).tolist()
             raise ValueError(f"{ground_truth.name}: the scores of instances {wrong} are NaN.")
-        true = self._records(_true_masks(ground_truth), as_array(ground_truth.labels), ground_truth.size)
+        true = self._records(ground_truth.run_lengths, as_array(ground_truth.labels), ground_truth.size)
         found = self._records(masks, of_labels, ground_truth.size)
         for place, record in true.items():
             record["iscrowd"] = int(ground_truth.crowd[place])
@@ -110,7 +110,7 @@ class MaskAP:
                 "bbox": coco_mask.toBbox(code).tolist(),
                 "iscrowd": 0,
             }
-            for place, code in zip(places, _run_lengths(masks, places, size), strict=True)
+            for place, code in zip(places, run_lengths(masks, places, size), strict=True)
         }
 
     def _rows_of(self, true: list[dict[str, Any]], found: list[dict[str, Any]]) -> Tensor:
@@ -211,25 +211,18 @@ class MaskAP:
         return _unpack(fields, self.areas * self.thresholds).reshape(self.areas, self.thresholds, -1)
 
 
-def _true_masks(ground_truth: GroundTruth) -> list[dict[str, Any]]:
-    """Run lengths of all true segments, of which those without a pixel take no memory."""
-    empty = coco_mask.encode(np.zeros(ground_truth.size, dtype=np.uint8, order="F"))
-    masks = [dict(empty) for _ in ground_truth.labels]
-    for place in ground_truth.visible:
-        mask = as_array(ground_truth.masks_of([place])[0])
-        masks[place] = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return masks
-
-
-def _run_lengths(masks: Masks, places: list[int], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO encodings of the masks at some places."""
+def run_lengths(masks: Masks, places: list[int], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO encodings of the masks at some places. ValueError: they are of another size."""
     if isinstance(masks, Sequence):
         codes = [masks[place] for place in places]
     else:
         codes = [coco_mask.encode(np.asfortranarray(as_array(masks[place]).astype(np.uint8))) for place in places]
     for code in codes:
         if tuple(code["size"]) != size:
-            raise ValueError(f"A mask of size {tuple(code['size'])} is scored on an image of size {size}.")
+            raise ValueError(
+                f"Mask and image differ in size: a mask of size {tuple(code['size'])} is scored on an image of size "
+                f"{size}."
+            )
     return codes
 
 

@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ..mask_runs import MaskRuns
 from ..output_maps import classifies_pixels
 from ..ranges import require_range
+from ..runs import Runs, as_array, places_in
 from .average_precision import MaskAP, pad_rows
 from .bootstrap import Bootstrap
 from .boundary import BoundaryIoU
@@ -159,8 +162,7 @@ class Evaluator:
             elif name == "instance_f1":
                 found = maps["panoptic"]
                 infos = [info for info in found["segments_info"] if info["label_id"] in metric.names]
-                ids = torch.tensor([info["id"] for info in infos], device=found["segmentation"].device)
-                masks = found["segmentation"] == ids.view(-1, 1, 1)
+                masks = _masks_of(as_array(found["segmentation"]), [info["id"] for info in infos])
                 measured[name] = metric.measure(masks, [info["label_id"] for info in infos], true)
             else:
                 measured[name] = _measure_ap(metric, maps["instance"], true)
@@ -204,6 +206,13 @@ class Evaluator:
         scores = self.compute()
         self.reset()
         return scores
+
+
+def _masks_of(segmentation: NDArray, ids: list[int]) -> list[dict[str, Any]]:
+    """COCO encodings of some segments of a map (H, W)."""
+    runs = Runs.of(segmentation)
+    places = runs._replace(values=places_in(runs.values, ids)).map()
+    return [mask.rle() for mask in MaskRuns.of_places(places, len(ids))]
 
 
 def _measure_ap(metric: MaskAP, found: Mapping[str, Any], true: GroundTruth) -> Tensor:

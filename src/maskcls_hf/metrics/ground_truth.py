@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.sample import VOID, Sample, void_value
+from ..mask_runs import MaskRuns
 from ..runs import Runs, places_in
 
 NO_SEGMENT = -2  # place of pixels that are annotated as part of no segment, such as the background of COCO instances
@@ -86,7 +88,8 @@ class GroundTruth:
         labels = torch.tensor([classes[place] for place in kept], dtype=torch.int64, device="cpu")
         void = masks[[place for place in range(len(masks)) if classes[place] == VOID]].any(0)
         crowd = _are_crowd(kept, sample["crowd_ids"])
-        return cls(labels, crowd, stack=masks[kept], void=void, name=sample["name"], areas=_areas(kept, sample))
+        stack = masks if len(kept) == len(masks) else masks[kept]  # without a copy, which would need all its memory
+        return cls(labels, crowd, stack=stack, void=void, name=sample["name"], areas=_areas(kept, sample))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -99,7 +102,14 @@ class GroundTruth:
     @cached_property
     def masks(self) -> Tensor:
         """(M, H, W) bool."""
-        return self.masks_of(range(len(self.labels)))
+        return self.masks_of(range(len(self.labels))) if self.stack is None else self.stack
+
+    @cached_property
+    def mask_runs(self) -> list[MaskRuns]:
+        """The masks (M,) as runs, whose memory does not grow with the pixels of the image for each."""
+        if self.stack is not None:
+            return [MaskRuns.of_masks(mask[None])[0] for mask in self.stack]
+        return MaskRuns.of_places(self.places.numpy(), len(self.labels))
 
     def masks_of(self, segments: Sequence[int]) -> Tensor:
         """The masks of some segments, by their places in `labels`: (number, H, W) bool."""
@@ -107,13 +117,16 @@ class GroundTruth:
             return self.stack[list(segments)]
         return self.places == torch.tensor(segments, dtype=torch.int64, device=self.places.device).view(-1, 1, 1)
 
-    @cached_property
+    @property
     def visible(self) -> list[int]:
-        """Places in `labels` of the segments that have a pixel: a file can list many more than its map has pixels."""
-        if self.stack is not None:
-            return self.stack.flatten(1).any(1).nonzero()[:, 0].tolist()
-        assert self.runs is not None
-        return [place for place in np.unique(self.runs.values).tolist() if place >= 0]
+        """Places in `labels` of the segments that have a pixel."""
+        return [place for place, mask in enumerate(self.mask_runs) if mask.area]
+
+    @cached_property
+    def run_lengths(self) -> list[dict[str, Any]]:
+        """The masks (M,) as COCO's encodings; a file can list many more than its map has pixels."""
+        empty = MaskRuns(self.size, *np.zeros((2, 0), dtype=np.int64)).rle()
+        return [mask.rle() if mask.area else dict(empty) for mask in self.mask_runs]
 
     @cached_property
     def places(self) -> Tensor:
@@ -124,14 +137,16 @@ class GroundTruth:
         """
         if self.runs is not None:
             return torch.from_numpy(self.runs.map())
-        if bool((self.masks.sum(0) > 1).any()):
-            raise ValueError(f"{self.name}: segments overlap, so panoptic quality is not defined.")
-        places = torch.full(self.size, NO_SEGMENT, dtype=torch.int32, device="cpu")
+        places = np.full(self.size, NO_SEGMENT, dtype=np.int32)
         if self.void is not None:
-            places[self.void] = VOID
-        for place, mask in enumerate(self.masks):
-            places[mask] = place
-        return places
+            places[self.void.numpy()] = VOID
+        for place, mask in enumerate(self.mask_runs):
+            box, inside = mask.window()
+            part = places[box]
+            if (part[inside] >= 0).any():
+                raise ValueError(f"{self.name}: segments overlap, so panoptic quality is not defined.")
+            part[inside] = place
+        return torch.from_numpy(places)
 
     def semantic_runs(self, void_id: int = 255) -> Runs:
         """`semantic` as runs; where the segments are runs themselves, a class may go on in the next one."""
@@ -150,12 +165,14 @@ class GroundTruth:
         if self.runs is not None:
             return torch.from_numpy(self.semantic_runs(void_id).map())
         labels = torch.where(self.crowd, void_id, self.labels)
-        target = torch.full(self.size, void_id, dtype=torch.int64, device="cpu")
-        for mask, label in zip(self.masks, labels.tolist(), strict=True):
-            if bool(((target[mask] != void_id) & (target[mask] != label)).any()):
+        target = np.full(self.size, void_id, dtype=np.int64)
+        for mask, label in zip(self.mask_runs, labels.tolist(), strict=True):
+            box, inside = mask.window()
+            part = target[box]
+            if ((part[inside] != void_id) & (part[inside] != label)).any():
                 raise ValueError(f"{self.name}: segments of different classes overlap, so no map of classes exists.")
-            target[mask] = label
-        return target
+            part[inside] = label
+        return torch.from_numpy(target)
 
 
 def _are_crowd(kept: list[int], crowd_ids: list[int]) -> Tensor:

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..runs import as_array
+from .average_precision import Masks, run_lengths
 from .ground_truth import GroundTruth
 from .summed import SummedMetric
 
 
-def mask_overlaps(predicted: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Common pixels of each predicted mask (P, H, W) with each true mask (T, H, W): (P, T)."""
-    if predicted.shape[1:] != true.shape[1:]:
-        raise ValueError(f"Predicted masks {predicted.shape} and true masks {true.shape} differ in size.")
-    pixels = math.prod(true.shape[1:])  # float32 counts exactly up to 2^24 pixels
-    return predicted.reshape(len(predicted), pixels).astype(np.float32) @ true.reshape(len(true), pixels).T.astype(
-        np.float32
-    )
+def mask_overlaps(predicted: list[dict[str, Any]], true: list[dict[str, Any]]) -> NDArray[np.float64]:
+    """Common pixels of each predicted mask (P,) with each true one (T,), COCO encodings of one size: (P, T)."""
+    if not (predicted and true):
+        return np.zeros((len(predicted), len(true)))
+    # to pycocotools, an IoU with a crowd is the part of the prediction that lies in it
+    parts = coco_mask.iou(predicted, true, [1] * len(true))
+    return np.rint(parts * coco_mask.area(predicted)[:, None])
 
 
 class InstanceF1(SummedMetric):
@@ -46,21 +47,18 @@ class InstanceF1(SummedMetric):
         self.threshold = threshold
         self.label_ids = sorted(id2label)
 
-    def measure(
-        self, masks: Tensor | NDArray[np.bool_], labels: Sequence[int] | Tensor, ground_truth: GroundTruth
-    ) -> Tensor:
-        """Counts (3, K) of one image: predicted masks (n, H, W) bool and their classes (n,).
+    def measure(self, masks: Masks, labels: Sequence[int] | Tensor, ground_truth: GroundTruth) -> Tensor:
+        """Counts (3, K) of one image: predicted masks, (n, H, W) bool or n COCO encodings, and their classes (n,).
 
         Raises:
             ValueError: the sizes differ.
         """
-        predicted, visible = as_array(masks), ground_truth.visible
-        true = as_array(ground_truth.masks_of(visible))
         predicted_labels, true_labels = as_array(labels), as_array(ground_truth.labels)
         crowd = as_array(ground_truth.crowd)
-        overlaps, true_areas = np.zeros((len(predicted), len(crowd)), np.float32), np.zeros(len(crowd))
-        overlaps[:, visible] = mask_overlaps(predicted, true)
-        areas, true_areas[visible] = (m.sum((1, 2), dtype=np.float64) for m in (predicted, true))
+        predicted = run_lengths(masks, list(range(len(masks))), ground_truth.size)
+        overlaps = mask_overlaps(predicted, ground_truth.run_lengths)
+        areas = np.array([coco_mask.area(mask) for mask in predicted], dtype=np.float64)
+        true_areas = np.array([mask.area for mask in ground_truth.mask_runs], dtype=np.float64)
         counts = np.zeros(self.shape)
         there = {*predicted_labels.tolist(), *true_labels.tolist()}
         for column, label in enumerate(self.label_ids):

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pycocotools import mask as coco_mask
-
+from ...mask_runs import MaskRuns
 from ..coco_files import NamedFiles, choose_json, find_image_folder
 from ..coco_instances import is_relative, run_lengths
 from ..coco_records import UNREAD, CocoContent, CocoKind
@@ -136,8 +135,9 @@ class CocoInstancesSurvey(CocoSurvey):
             except ValueError as error:
                 find("bad_segmentation", str(error), None)
                 continue
-            left, top, width, height = (int(number) for number in coco_mask.toBbox(mask))
-            blob = Blob(int(coco_mask.area(mask)), (left, top, width, height))
+            runs = MaskRuns.of_rle(mask)
+            left, top, width, height = runs.box
+            blob = Blob(runs.area, (left, top, width, height))
             if is_relative(segmentation, size):
                 find("relative_polygon", f"{what}, {self.name_of(label)}: all points lie in 0..1", None)
                 continue
@@ -145,7 +145,7 @@ class CocoInstancesSurvey(CocoSurvey):
                 find("empty_segment", f"{what}, {self.name_of(label)}: no pixel", None)
                 continue
             self._check_numbers(annotation, blob, what, True, find)
-            masks.append(mask)
+            masks.append(runs)
             found.append(blob)
             labels.segments.append(Segment(label, blob.area, bool(annotation.get("iscrowd"))))
         lost = vanished_masks(masks, found, size, self.training_size)

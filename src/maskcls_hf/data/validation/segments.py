@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from transformers.image_utils import SizeDict
 
 from ...image_geometry import resize_nearest, resized_size
+from ...mask_runs import MaskRuns
 from ..coco_records import is_number
 from ..files import shown, unique_ids
 
@@ -119,9 +119,9 @@ def box_differs(given: Any, blob: Blob, slack: bool) -> str | None:
 
 
 def vanished_masks(
-    masks: list[Any], found: list[Blob], size: tuple[int, int], training_size: Mapping[str, int] | None
+    masks: list[MaskRuns], found: list[Blob], size: tuple[int, int], training_size: Mapping[str, int] | None
 ) -> list[bool]:
-    """Which masks, run lengths of pycocotools with their `Blob`, have no pixel after the resize."""
+    """Which masks, with their `Blob`, have no pixel after the resize."""
     new = smaller_size(size, training_size)
     if new is None:
         return [False] * len(masks)
@@ -129,10 +129,11 @@ def vanished_masks(
     lost = []
     for mask, (area, (left, top, width, height)) in zip(masks, found, strict=True):
         inside = np.ix_(
-            rows[(rows >= top) & (rows < top + height)], columns[(columns >= left) & (columns < left + width)]
+            rows[(rows >= top) & (rows < top + height)] - top,
+            columns[(columns >= left) & (columns < left + width)] - left,
         )
         samples = inside[0].size * inside[1].size
         # a mask that fills more of its box than the samples leave free has one of them: no need to draw it
         surely_kept = samples > width * height - area
-        lost.append(not surely_kept and not (samples and coco_mask.decode(mask)[inside].any()))
+        lost.append(not surely_kept and not (samples and mask.window()[1][inside].any()))
     return lost
