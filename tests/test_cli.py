@@ -1,6 +1,7 @@
 """`maskcls`: the files that it writes, what it says, its exit codes."""
 
 import errno
+import io
 import json
 import logging
 import os
@@ -475,3 +476,16 @@ class TestProcess:
         self.call(monkeypatch, capsys, "--version")
         assert TextFormatter().format(logging.makeLogRecord({"msg": "a\x1b[31m"})) == "a\\x1b[31m"
         assert "a\\x1b[31m" in warnings.formatwarning("a\x1b[31m", UserWarning, "file", 1)
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_to_a_full_disk_is_one_line(option, monkeypatch, capsys):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    with pytest.raises(SystemExit) as ended:
+        app([option], prog_name="maskcls")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "Error: [Errno 28] No space left on device\n"

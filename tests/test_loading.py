@@ -19,7 +19,7 @@ from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.convert import save_as_transformers
 from maskcls_hf.convert.per_pixel import load as load_per_pixel
-from maskcls_hf.loading import load_model, saved_config, where_to_look
+from maskcls_hf.loading import load_image_processor, load_model, saved_config, where_to_look
 from maskcls_hf.training import load_recipe
 from maskcls_hf.training.build import load_model as load_for_training
 
@@ -70,6 +70,15 @@ def pickled(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch PWNED'\ntR.")
 
 
+def foreign_shard(folder: Path) -> None:
+    """The first of two files holds all weights, of another model of the same shape, in place of its own."""
+    weights = load_file(folder / "model.safetensors")
+    MaskClsForUniversalSegmentation.from_pretrained(folder).save_pretrained(folder, max_shard_size="100KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    first = min(folder.glob("model-00001-*"))
+    save_file({name: torch.zeros_like(weight) for name, weight in weights.items()}, first, {"format": "pt"})
+
+
 DAMAGES = {
     "all missing": (change_weights(lambda w: (w.clear(), w.update(other=torch.zeros(3)))), "lack .* entries"),
     "none": (change_weights(lambda w: w.clear()), "lack .* entries"),
@@ -77,6 +86,10 @@ DAMAGES = {
     "left over": (change_weights(lambda w: w.update(other=torch.zeros(3))), "have unknown 1 entries, such as other"),
     "shape": (change_weights(lambda w: w.update({WEIGHT: w[WEIGHT][:1]})), f"do not fit its config.json: {WEIGHT}"),
     "nan": (change_weights(lambda w: w[WEIGHT].view(-1)[:1].fill_(math.nan)), f"{WEIGHT} holds NaN"),
+    "integers": (change_weights(lambda w: w.update({WEIGHT: w[WEIGHT].to(torch.int8)})), f"holds {WEIGHT} as I8"),
+    "truth values": (change_weights(lambda w: w.update({WEIGHT: w[WEIGHT] > 0})), f"holds {WEIGHT} as BOOL"),
+    "foreign shard": (foreign_shard, "holds other weights than model.safetensors.index.json says"),
+    "model_type of no text": (other_config(model_type=["maskcls"]), "does not hold the fields"),
     "empty file": (write("model.safetensors", b""), "cannot be read"),
     "cut file": (
         lambda f: write("model.safetensors", (f / "model.safetensors").read_bytes()[:-9])(f),
@@ -93,7 +106,7 @@ DAMAGES = {
     "other size, to be ignored": (other_config(mask_feature_size=99, ignore_mismatched_sizes=True), "do not fit"),
     "other package": (other_config(model_type="bert"), "model_type 'bert'"),
     "no configuration": (write("config.json", b"[]"), "neither the folder of a saved model"),
-    "pickle that runs code": (pickled, "cannot be read"),
+    "pickle that runs code": (pickled, "cannot be read: they hold more than tensors"),
 }
 
 
@@ -104,6 +117,37 @@ def test_damaged_models_are_refused(name, folder):
     with pytest.raises((ValueError, OSError), match=message):
         load_model(folder)
     assert not Path("PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[1]", b"{", b"\xff\xfe", b'{"size": "big"}', b'{"size": {"height": -1}}']
+)
+def test_a_damaged_image_processor_is_no_missing_one(content, folder, tmp_path):
+    (folder / "preprocessor_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="preprocessor_config.json in"):
+        load_image_processor(folder)
+    for command in (["convert", folder, tmp_path / "out", "--to-transformers"], ["convert", folder, tmp_path / "out"]):
+        result = CliRunner().invoke(app, list(map(str, command)))
+        assert result.exit_code == 1 and "Error: The preprocessor_config.json in" in result.stderr, result.output
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        write("config.json", b"[]"),
+        write("config.json", b"null"),
+        write("preprocessor_config.json", b"[]"),
+        other_config(dtype="evil"),
+        other_config(quantization_config=3),
+        other_config(id2label=3),
+    ],
+)
+def test_push_ends_in_a_line_for_a_damaged_configuration(damage, folder, tmp_path):
+    damage(folder)
+    result = CliRunner().invoke(app, ["push", str(folder), "me/x", "--dry-run", str(tmp_path / "out")])
+    assert result.exit_code == 1 and result.stderr.startswith("Error: ") and "Traceback" not in result.stderr
+    assert "config.json" in result.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["all missing", "empty file"])

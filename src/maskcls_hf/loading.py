@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import socket
 import threading
 import urllib.request
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
+from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -32,6 +34,7 @@ MODELS: dict[str, type[PreTrainedModel]] = {
     "maskcls_perpixel": PerPixelForSemanticSegmentation,
 }
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 PATIENCE = 3.0  # seconds until the Hub counts as out of reach
 
 
@@ -46,7 +49,8 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
     try:
         with quiet():
             config = PreTrainedConfig.get_config_dict(name, **options)[0]
-            config["model_type"]
+            if not isinstance(config["model_type"], str):
+                raise TypeError("model_type is no text")
     except Exception as error:  # a broken config.json raises errors of many kinds
         reason = "its config.json names no model_type" if isinstance(error, KeyError) else _first_line(error)
         if isinstance(error, (AttributeError, TypeError, RecursionError)):
@@ -127,8 +131,8 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
         model_class = class_of_saved(name)
     else:
         require_whole(name)  # our own classes do so themselves
-    check_shards(name)
     try:
+        check_files(name)
         with quiet():
             model, report = model_class.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **where_to_look(name), **options
@@ -139,6 +143,10 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
         raise ValueError(f"The model in {name} cannot be loaded: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"The weights in {name} do not fit its config.json: {_first_line(error)}") from error
+    except pickle.UnpicklingError as error:  # torch advises to let it run
+        raise ValueError(
+            f"The weights in {name} cannot be read: they hold more than tensors, what could run code."
+        ) from error
     except Exception as error:  # safetensors and unpickling raise errors of many kinds
         raise ValueError(f"The weights in {name} cannot be read: {_first_line(error)}") from error
     if options.keys() & vars(model.config).keys():
@@ -176,18 +184,38 @@ def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: obje
             raise ValueError(f"The weights in {where} are broken: {name} holds NaN or infinite values.")
 
 
-def check_shards(name: str | os.PathLike) -> None:
-    """Raise ValueError where the index of a folder's weights is broken, or names files outside of the folder."""
+def check_files(name: str | os.PathLike) -> None:
+    """Raise ValueError where a folder's files of weights, or their index, hold what transformers would take, or leave
+    out, without a word."""
+    files = [Path(name, "model.safetensors")]
     for index in (Path(name, file) for file in INDEXES):
         if not index.is_file():
             continue
         try:
-            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-            outside = [shard for shard in shards if Path(shard).name != shard or "\\" in shard]
+            places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            outside = [shard for shard in places.values() if Path(shard).name != shard or "\\" in shard]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"{index} is no index of weights ({type(error).__name__}: {error}).") from error
         if outside:
             raise ValueError(f"{index} names {outside[0]}, a file outside of its folder.")
+        if files[0].is_file():  # which is loaded in their place
+            continue
+        shards = sorted({*places.values()})
+        files += [Path(name, shard) for shard in shards if shard.endswith(".safetensors")]
+        for file in files[1:]:
+            listed = {weight for weight, shard in places.items() if shard == file.name}
+            if file.is_file() and (other := listed ^ stored_types(file).keys()):
+                raise ValueError(f"{file} holds other weights than {index.name} says, such as {min(other)}.")
+    for file in files:
+        for weight, kind in stored_types(file).items() if file.is_file() else ():
+            if weight.endswith(("weight", "bias")) and not kind.startswith(("F", "BF")):
+                raise ValueError(f"{file} holds {weight} as {kind}, not as floating-point numbers.")
+
+
+def stored_types(file: Path) -> dict[str, str]:
+    """Weight -> its type, as the header of a safetensors file names it: "F32", "BF16", "I8"."""
+    with safe_open(file, "pt") as tensors:
+        return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
 def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImageProcessor:
@@ -200,10 +228,12 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImag
     try:
         with quiet():
             return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # fields of a wrong type
-        raise ValueError(f"The preprocessor_config.json in {name} cannot be used: {_first_line(error)}") from error
+    except OSError as error:
+        if not any(os.path.lexists(Path(name, file)) for file in PROCESSORS):
+            raise
+        raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be read: it is damaged.") from error
+    except Exception as error:  # fields of a wrong value or type
+        raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
 
 
 @contextmanager

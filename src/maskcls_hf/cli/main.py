@@ -33,6 +33,10 @@ class App(typer.Typer):
         show_logs_as_text()
         try:
             code = get_command(self)(*arguments, standalone_mode=False, **options)
+        except OSError as error:  # help or version, to a full disk or to nobody
+            if not isinstance(error, BrokenPipeError):
+                print(printable(f"Error: {error}"), file=sys.stderr)
+            sys.exit(1)
         except Exception as error:
             if not hasattr(error, "format_message"):  # no wrong call: a fault of ours
                 print(printable(traceback.format_exc(), keep_lines=True), file=sys.stderr)

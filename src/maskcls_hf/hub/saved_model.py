@@ -16,6 +16,7 @@ from ..configuration_maskcls import MaskClsConfig
 from ..configuration_perpixel import PerPixelConfig
 from ..data.files import read_json
 from ..data.yaml_values import read_yaml
+from ..loading import saved_config
 
 CONFIGS = {config.model_type: config for config in (MaskClsConfig, PerPixelConfig)}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -41,7 +42,7 @@ class SavedModel:
     Raises:
         FileNotFoundError: one of them is missing; the message names other models that the folder holds.
         DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
-        ValueError: a model of another package.
+        ValueError: a model of another package, or a broken configuration.
     """
 
     def __init__(self, folder: str | Path):
@@ -49,8 +50,10 @@ class SavedModel:
         self._check_files()
         for files in (MODEL_FILES, PROCESSOR_FILES):
             require_whole(self.folder, files)
-        self.config = read_json(self.folder / "config.json")
+        self.config = saved_config(self.folder)
         self.processor = read_json(self.folder / "preprocessor_config.json")
+        if not isinstance(self.processor, dict):
+            raise ValueError(f"{self.folder / 'preprocessor_config.json'} must hold the options of an image processor.")
         if self.model_type not in CONFIGS:
             raise ValueError(f"{self.folder} holds a {self.model_type}; this package publishes {', '.join(CONFIGS)}.")
 
@@ -84,7 +87,10 @@ class SavedModel:
     @cached_property
     def full_config(self) -> Any:
         """With the defaults."""
-        return CONFIGS[str(self.model_type)].from_pretrained(self.folder)
+        try:
+            return CONFIGS[str(self.model_type)].from_pretrained(self.folder)
+        except Exception as error:  # fields of a wrong value or type
+            raise ValueError(f"{self.folder / 'config.json'} cannot be used: {error}") from error
 
     @property
     def stuff(self) -> list[int]:
