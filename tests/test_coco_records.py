@@ -421,6 +421,29 @@ class TestFiles:
         said = agreed(root)
         assert said is None if message is None else message in str(said)
 
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_names_that_no_file_can_have(self, tmp_path, kind):
+        content = content_of(kind)
+        content["images"][1]["file_name"] = f"{'x' * 5000}.png"
+        root = write(tmp_path, kind, content)
+        with pytest.raises(FileNotFoundError, match="1 images of .* are missing"):
+            open_dataset(root, "train")
+        assert "label_without_image" in {finding.kind for finding in validate_dataset(root).findings}
+
+    def test_many_missing_files_take_little_time(self, tmp_path):
+        """Each name was compared with each file: 13 s."""
+        content = content_of("instances")
+        content["images"] += [
+            {"id": i, "file_name": f"{i}.png", "width": WIDTH, "height": HEIGHT} for i in range(9, 4009)
+        ]
+        root = write(tmp_path, "instances", content)
+        for number in range(4000):
+            (root / f"train/images/other{number}.png").touch()
+        start = time.process_time()
+        with pytest.raises(FileNotFoundError, match="4000 images"):
+            open_dataset(root, "train")
+        assert time.process_time() - start < 3
+
     def test_the_folder_is_found_though_the_first_image_is_missing(self, tmp_path):
         root = write(tmp_path, names=("b.png",))
         assert "1 images of" in str(agreed(root))

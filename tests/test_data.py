@@ -340,6 +340,7 @@ class TestSegmentationFolder:
         ("content", "message"),
         [
             ({"model_type": "maskcls"}, "is not Mapillary's, with a list of labels, and there is no"),
+            ({"labels": [{"readable": "a", "evaluate": False}]}, "names no classes"),
             ({"labels": [5]}, r"is not Mapillary's, with readable and evaluate .*: labels\[0\] is 5"),
             ({"labels": [{"readable": "Left"}]}, r"is not Mapillary's, .*: labels\[0\] is \{'readable'"),
             ({"labels": [{"readable": None, "evaluate": True}]}, "the name of class 0: null is no text"),

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 from maskcls_hf.data import CentreCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
 from maskcls_hf.data.sample import without_absent
 from maskcls_hf.inference.evaluation import crops
-from maskcls_hf.metrics import GroundTruth, InstanceF1, MaskAP, PanopticQuality
+from maskcls_hf.metrics import Evaluator, GroundTruth, InstanceF1, MaskAP, PanopticQuality
 from test_readers import HEIGHT, WIDTH, instances_json, panoptic_json, write_coco, write_panoptic
 
 
@@ -87,6 +87,31 @@ class TestSegmentsWithoutPixels:
         assert metric.sums[:, 0].tolist() == [1, 0, number - 1]
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
+
+    @pytest.mark.parametrize("overlap", [False, True])
+    def test_many_small_instances_take_no_memory_for_the_whole_image(self, overlap):
+        """400 masks of 512 x 512 in 32 bits, of which pixels were counted, are 420 MB."""
+        ids = torch.arange(400).view(20, 20).repeat_interleave(25, 0).repeat_interleave(25, 1)
+        ids = torch.nn.functional.pad(ids, (0, 12, 0, 12), value=-1)
+        pixels = torch.stack([ids == i for i in range(400)]) if overlap else ids[None].int()
+        classes = dict.fromkeys(range(400), 0) | ({} if overlap else {-1: None})
+        sample = Sample(
+            image=None,
+            segmentation_map=tv_tensors.Mask(pixels),
+            instance_id_to_semantic_id=classes,
+            crowd_ids=[],
+            name="",
+        )
+        infos = [{"id": i, "label_id": 0, "score": 0.5} for i in range(400)]
+        maps = {"panoptic": {"segmentation": ids, "segments_info": infos}}
+        maps["instance"] = {"segmentation": GroundTruth.from_sample(sample).run_lengths, "segments_info": infos}
+        evaluator = Evaluator(None, {0: "a"}, tasks=("panoptic", "instance"), max_detections=1)
+        tracemalloc.start()
+        evaluator.add(evaluator.measure_maps([maps], [GroundTruth.from_sample(sample)]))
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+        tracemalloc.stop()
+        scores = evaluator.compute()
+        assert scores["f1"] == scores["pq"] == 1
 
     def test_background_without_a_pixel_is_no_annotation(self, tmp_path):
         content = instances_json()

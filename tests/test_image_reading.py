@@ -65,6 +65,18 @@ class TestSeveralPictures:
         with pytest.raises(ValueError, match=r"a\..* it has 3 pages"):
             read_map(path)
 
+    @pytest.mark.parametrize("options", [{"imagej": True, "truncate": True}, {"truncate": True}, {"volumetric": True}])
+    def test_pages_without_a_directory(self, tmp_path, options):
+        path, options = tmp_path / "a.tif", {"photometric": "minisblack", **options}
+        tile = {"tile": (16, 16, 16)} if "volumetric" in options else {}
+        tifffile.imwrite(path, np.zeros((16, 16, 32), np.uint8), **options, **tile)
+        assert all("it has 16 pages" in text for text in problems(path)) and len(problems(path)) == 5
+        for page in (np.ones((1, 2), np.uint8), np.ones((2, 1), np.uint8), np.ones((2, 3, 3), np.uint8)):
+            tifffile.imwrite(path, page)
+            assert not problems(path)
+        Image.new("L", (30, 20)).save(path, tiffinfo={270: "ImageJ=1.11a\nimages=5\nslices=5\n"})
+        assert not problems(path)  # one page of a stack, saved with its text
+
     def test_overviews_masks_and_previews_are_none(self, tmp_path):
         with tifffile.TiffWriter(tmp_path / "overviews.tif") as file:
             file.write(np.full((64, 64), 7, np.uint8))
@@ -214,6 +226,23 @@ class TestCauses:
         said = problems(path)
         assert len(said) == 5 and all(f"{path}" in text and f"it is a TIFF of {kind}" in text for text in said)
         assert all("Save it with 8 or 16 bits" in text for text in said)
+
+    def test_panoptic_maps_of_16_bits(self, tmp_path):
+        def chunk(name: bytes, content: bytes) -> bytes:
+            return struct.pack(">L", len(content)) + name + content + struct.pack(">L", zlib.crc32(name + content))
+
+        rows = b"".join(b"\0" + np.full((3, 3), 2, ">u2").tobytes() for _ in range(2))
+        header = struct.pack(">LLBBBBB", 3, 2, 16, 2, 0, 0, 0)
+        chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+        with pytest.raises(ValueError, match=r"a\.png has 16 bits a channel"):
+            read_coloured_ids(tmp_path / "a.png")
+
+    def test_signed_bytes_below_zero_are_no_image(self, tmp_path):
+        tifffile.imwrite(tmp_path / "a.tif", np.full((9, 8), -3, np.int8))
+        told: list[str] = []
+        assert read_picture(tmp_path / "a.tif", lambda kind, message, file: told.append(message)) is None
+        assert "from -3 to -3" in told[0]
 
     def test_other_files(self, tmp_path):
         whole = io.BytesIO()

@@ -548,7 +548,7 @@ class TestSegmentationTable:
         with pytest.raises(FileNotFoundError, match=r"column 'label' of row 0: no file .*label\.png"):
             data[0]
 
-    @pytest.mark.parametrize("value", [b"no image", None, [["a", "b"]], b""])
+    @pytest.mark.parametrize("value", [b"no image", None, [["a", "b"]], b"", [[1, 2], [3]], "x" * 5000])
     def test_values_that_are_no_image_name_row_and_column(self, value):
         table = datasets.Dataset.from_list([{"image": value, "label": [[0, 1]]}])
         for kind in (table, table.to_iterable_dataset()):

@@ -22,6 +22,7 @@ from maskcls_hf.data.validation import RULES, validate_dataset
 from maskcls_hf.data.validation.files import voc_colours
 from maskcls_hf.data.validation.segments import blobs, vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
+from maskcls_hf.mask_runs import MaskRuns
 from maskcls_hf.metrics import Evaluator, GroundTruth
 from recipes import write_recipe
 
@@ -645,10 +646,10 @@ class TestSegments:
             batch = processor(
                 images=np.zeros((61, 64, 3), dtype=np.uint8), segmentation_maps=ids, instance_id_to_semantic_id=classes
             )
-            masks = [coco_mask.encode(np.asfortranarray(ids == i).astype(np.uint8)) for i in found]
+            masks = MaskRuns.of_masks(np.stack([ids == i for i in found]))
             lost = vanished(ids, size)
             assert len(batch["class_labels"][0]) == len(found) - len(lost)
-            assert vanished_masks(masks, list(found.values()), (61, 64), size) == [i in lost for i in found]
+            assert vanished_masks(masks, (61, 64), size) == [i in lost for i in found]
             lost_of_all += len(lost)
         assert lost_of_all > 5
 

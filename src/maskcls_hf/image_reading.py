@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -38,17 +40,8 @@ TIFF_BYTE_ORDERS = {b"II*\0": "<", b"II+\0": "<", b"MM\0*": ">", b"MM\0+": ">"}
 EXIF_ORIENTATION = 0x0112
 TURNED = (5, 6, 7, 8)  # orientations that swap height and width
 # Tags of a TIFF that are looked at, and what its samples are by their format.
-SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, BANDS, FORMAT = (
-    254,
-    255,
-    256,
-    257,
-    258,
-    259,
-    262,
-    277,
-    339,
-)
+SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 254, 255, 256, 257, 258, 259, 262
+DESCRIPTION, BANDS, STRIP_BYTES, FORMAT, DEPTH = 270, 277, 279, 339, 32997
 NUMBERS = {3: "H", 4: "L"}  # types of tags
 SAMPLES = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
 
@@ -110,6 +103,8 @@ def _check_whole(image: Any) -> None:
             if WIDTH in tag
         ]
         pages = sum(are_pictures)
+        if pages == 1:
+            pages = _pages_without_directory(image)
         if pages and not are_pictures[0]:
             raise ValueError("its first page is a smaller copy or a mask of another one: save that one as a file.")
         if pages <= 1 and tags.get(PHOTOMETRIC, 0) in (0, 1, 3) and tags.get(BANDS, 1) > len(image.getbands()):
@@ -118,6 +113,22 @@ def _check_whole(image: Any) -> None:
         pages = 1 if image.format in ONE_PICTURE else getattr(image, "n_frames", 1)
     if pages > 1:
         raise ValueError(f"it has {pages} pages (frames), where one picture is expected: save each as a file.")
+
+
+def _pages_without_directory(image: Any) -> int:
+    """Pages of a TIFF with one directory: of a volume, or of a stack of ImageJ or tifffile, which lie one by one."""
+    tags = image.tag_v2
+    text, pages = str(tags.get(DESCRIPTION, "")), 1
+    if tags.get(DEPTH, 1) > 1:
+        return tags[DEPTH]
+    if text.startswith("ImageJ=") and (stated := re.search(r"^images=(\d{1,9})$", text, re.M)):
+        pages = int(stated[1])
+    elif stated := re.match(r'{"shape": \[([\d, ]+)\]', text):
+        numbers = math.prod(int(number) for number in stated[1].split(",")[:8])
+        pages = numbers // (tags[WIDTH] * tags[HEIGHT] * tags.get(BANDS, 1))
+    page = sum(tags.get(STRIP_BYTES, ()))
+    # saved again, one page of them can have the text still
+    return pages if page and pages * page <= image.fp.seek(0, os.SEEK_END) else 1
 
 
 _TIFF_ADVICE = "Save it with 8 or 16 bits as grey (one band), RGB or RGBA, or as float32 of one band."
@@ -174,6 +185,8 @@ def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
     """Why a file cannot be read."""
     if isinstance(error, IsADirectoryError):
         return "it is a folder, not a file"
+    if isinstance(error, OSError) and error.strerror:  # of the system, not of a decoder
+        return error.strerror
     if isinstance(error, MemoryError):
         return "there is not enough memory for its pixels"
     if isinstance(error, Image.DecompressionBombError):
@@ -318,9 +331,11 @@ def coloured_ids(colours: np.ndarray) -> np.ndarray:
 
 
 def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
-    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels, or a JPEG."""
+    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels or depths, or a JPEG."""
     if isinstance(image, Image.Image):
         _refuse_lossy(image, where)
+        if _bits(image) > 8:  # of which Pillow gives the upper 8
+            raise ValueError(f"{where} has {_bits(image)} bits a channel, a COCO panoptic map has 8.")
     if isinstance(image, Image.Image) and image.mode == "RGB" and sys.byteorder == "little":
         in_place = _memory_of(image)
         if in_place is not None:
@@ -363,7 +378,7 @@ def _bits(image: Any) -> int:
         return image.tag_v2.get(BITS, (1,))[0]
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ()
     raw = arguments if isinstance(arguments, str) else next(iter(arguments or ()), None)
-    return image.info.get("bits_a_value", {"L;2": 2, "L;4": 4}.get(str(raw), 8))
+    return image.info.get("bits_a_value", {"L;2": 2, "L;4": 4, "RGB;16B": 16}.get(str(raw), 8))
 
 
 def _stored_values(image: Image.Image) -> np.ndarray:

@@ -104,7 +104,7 @@ class NamedFiles:
     def __init__(self, root: Path, folder: Path):
         self.root, self.folder = root, folder
         self._there = _files_of(folder)
-        self._listed: dict[Path, set[str]] = {folder: self._there}
+        self._listed: dict[Path, dict[str, list[str]]] = {}  # files of each folder by what their names are compared by
 
     def find(self, name: str) -> str:
         """The name on the disk, which can be in another Unicode form.
@@ -119,27 +119,38 @@ class NamedFiles:
         inside = os.path.abspath(path)
         if not any(Path(inside).is_relative_to(os.path.abspath(top)) for top in (self.root, self.folder)):
             raise ValueError(f"{name} leads out of the data folder")
-        if path.is_file():
+        if os.path.isfile(path):  # False for names that are too long, too
             return name
         if path.parent not in self._listed:
-            self._listed[path.parent] = _files_of(path.parent)
-        there = self._listed[path.parent]
-        same = [other for other in there if _composed(other) == _composed(path.name)]
+            self._listed[path.parent] = _by_letters(_files_of(path.parent))
+        near = self._listed[path.parent].get(_letters(path.name), [])
+        same = [other for other in near if _composed(other) == _composed(path.name)]
         if len(same) == 1:
             return str(Path(name).with_name(same[0]))
-        near = [other for other in there if _composed(other).lower() == _composed(path.name).lower()]
         hint = ""
         if near:
             hint = f" (there is {near[0]}: small and capital letters differ)"
         elif "\\" in name:
             hint = " (written with backslashes: write / between folders)"
-        elif path.is_dir():
+        elif os.path.isdir(path):
             hint = " (a folder)"
         raise FileNotFoundError(f"{name}{hint}")
 
 
 def _files_of(folder: Path) -> set[str]:
-    return {entry.name for entry in os.scandir(folder) if entry.is_file()} if folder.is_dir() else set()
+    return {entry.name for entry in os.scandir(folder) if entry.is_file()} if os.path.isdir(folder) else set()
+
+
+def _by_letters(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in sorted(names):
+        found.setdefault(_letters(name), []).append(name)
+    return found
+
+
+def _letters(name: str) -> str:
+    """The same for names that differ in their Unicode form, or in small and capital letters, alone."""
+    return _composed(name).lower()
 
 
 def _composed(name: str) -> str:
@@ -245,7 +256,7 @@ def _first_with(root: Path, folders: list[Path], names: Sequence[str], what: str
     folders = list(dict.fromkeys(folders))
     for name in names[:NAMES_TRIED]:
         for folder in folders:
-            if (folder / name).is_file():
+            if os.path.isfile(folder / name):
                 return folder
     files = [NamedFiles(root, folder) for folder in folders]
     for name in names[:NAMES_TRIED]:

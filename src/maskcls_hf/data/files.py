@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
+from ..label_tensors import naming
 from ..runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -70,7 +71,10 @@ def decoded(source: Any, where: str) -> Any:
         raise ValueError(f"{where} is empty.")
     if isinstance(source, (str, Path, io.BytesIO)):
         return _opened_as(open_image, source, where)
-    return source if isinstance(source, (Image.Image, Tensor)) else np.asarray(source)
+    if isinstance(source, (Image.Image, Tensor)):
+        return source
+    with naming(where):  # rows of different lengths
+        return np.asarray(source)
 
 
 def _file_of(source: Any) -> Any:

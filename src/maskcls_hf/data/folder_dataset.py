@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..label_tensors import naming
 from .dataset import SegmentationDataset, Targets
 from .files import (
     checked_names,
@@ -187,7 +188,9 @@ class SegmentationFolder(LabelMapDataset):
             raise ValueError(
                 f"background={background!r} names class 0 of instance maps; {labels} holds maps of classes."
             )
-        super().__init__(pair_files(images, labels), names, () if has_instances else {*void, *no_classes}, cache)
+        files = pair_files(images, labels)
+        with naming(str(self.root)):
+            super().__init__(files, names, () if has_instances else {*void, *no_classes}, cache)
         self._void_instances = void
         if has_instances:
             self.kind, self.has_instances, self.stuff_ids = "panoptic", True, [0]
@@ -235,6 +238,8 @@ def class_names_of(root: Path, id2label: Mapping[int, str] | str | Path | None) 
                 f"labels[{place}] is {shown(label)}. Or write {root / 'labels.json'}."
             )
     names = checked_names(((i, label["readable"]) for i, label in enumerate(labels) if label["evaluate"]), str(path))
+    if not names:
+        raise ValueError(f"{path} names no classes: evaluate is false of all its labels.")
     return names, sorted(set(range(len(labels))) - set(names))
 
 

@@ -18,13 +18,14 @@ from .ground_truth import GroundTruth
 from .summed import SummedMetric
 
 
-def mask_overlaps(predicted: list[dict[str, Any]], true: list[dict[str, Any]]) -> NDArray[np.float64]:
-    """Common pixels of each predicted mask (P,) with each true one (T,), COCO encodings of one size: (P, T)."""
+def mask_overlaps(
+    predicted: list[dict[str, Any]], areas: NDArray[np.float64], true: list[dict[str, Any]]
+) -> NDArray[np.float64]:
+    """Common pixels of each predicted mask, with its area (P,), and each true one (T,), COCO encodings: (P, T)."""
     if not (predicted and true):
         return np.zeros((len(predicted), len(true)))
     # to pycocotools, an IoU with a crowd is the part of the prediction that lies in it
-    parts = coco_mask.iou(predicted, true, [1] * len(true))
-    return np.rint(parts * coco_mask.area(predicted)[:, None])
+    return np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
 
 
 class InstanceF1(SummedMetric):
@@ -56,8 +57,8 @@ class InstanceF1(SummedMetric):
         predicted_labels, true_labels = as_array(labels), as_array(ground_truth.labels)
         crowd = as_array(ground_truth.crowd)
         predicted = run_lengths(masks, list(range(len(masks))), ground_truth.size)
-        overlaps = mask_overlaps(predicted, ground_truth.run_lengths)
         areas = np.array([coco_mask.area(mask) for mask in predicted], dtype=np.float64)
+        overlaps = mask_overlaps(predicted, areas, ground_truth.run_lengths)
         true_areas = np.array([mask.area for mask in ground_truth.mask_runs], dtype=np.float64)
         counts = np.zeros(self.shape)
         there = {*predicted_labels.tolist(), *true_labels.tolist()}

@@ -43,6 +43,12 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
             f"{root}: the splits {section.train_split} and {section.eval_split} have different classes: "
             f"{len(names[0])} and {len(names[1])}, {differing}."
         )
+    if train.stuff_ids != evaluation.stuff_ids:
+        differing = ", ".join(train.id2label[i] for i in sorted({*train.stuff_ids} ^ {*evaluation.stuff_ids})[:5])
+        raise ValueError(
+            f"{root}: stuff (isthing 0) in one of the splits {section.train_split} and {section.eval_split}, things in "
+            f"the other: {differing}."
+        )
     _check_tasks(recipe, train)
     if int(os.environ.get("RANK", 0)) == 0:
         for split, data in {section.train_split: train, section.eval_split: evaluation}.items():

@@ -126,7 +126,7 @@ class CocoInstancesSurvey(CocoSurvey):
         if picture is None and size[0] * size[1] > MOST_UNSEEN:
             return None
         labels = ImageLabels(size)
-        masks, found = [], []
+        masks = []
         for annotation in annotations:
             what = f"annotation {shown(annotation.get('id'))}"
             segmentation, label = annotation.get("segmentation"), annotation["category_id"]
@@ -146,9 +146,8 @@ class CocoInstancesSurvey(CocoSurvey):
                 continue
             self._check_numbers(annotation, blob, what, True, find)
             masks.append(runs)
-            found.append(blob)
             labels.segments.append(Segment(label, blob.area, bool(annotation.get("iscrowd"))))
-        lost = vanished_masks(masks, found, size, self.training_size)
+        lost = vanished_masks(masks, size, self.training_size)
         for segment, is_lost in zip(labels.segments, lost, strict=True):
             segment.lost = is_lost
         return labels

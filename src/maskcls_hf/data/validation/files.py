@@ -63,7 +63,7 @@ def read_picture(path: Path, find: Find) -> Picture | None:
     image, data = opened
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        if image.mode not in IMAGE_MODES:
+        if image.mode not in IMAGE_MODES or image.format == "TIFF":  # whose samples can have a sign
             image_to_tensor(image)
     except Exception as error:  # broken headers raise errors of many types
         find("unreadable_image", str(error), path)

@@ -118,22 +118,21 @@ def box_differs(given: Any, blob: Blob, slack: bool) -> str | None:
     return f"box {[round(float(number), 1) for number in given]}, mask {list(blob.box)}{hint}"
 
 
-def vanished_masks(
-    masks: list[MaskRuns], found: list[Blob], size: tuple[int, int], training_size: Mapping[str, int] | None
-) -> list[bool]:
-    """Which masks, with their `Blob`, have no pixel after the resize."""
+def vanished_masks(masks: list[MaskRuns], size: tuple[int, int], training_size: Mapping[str, int] | None) -> list[bool]:
+    """Which masks have no pixel after the resize."""
     new = smaller_size(size, training_size)
     if new is None:
         return [False] * len(masks)
     rows, columns = (resize_nearest(torch.arange(size[i]).view(-1, 1), (new[i], 1))[:, 0].numpy() for i in (0, 1))
     lost = []
-    for mask, (area, (left, top, width, height)) in zip(masks, found, strict=True):
+    for mask in masks:
+        left, top, width, height = mask.box
         inside = np.ix_(
             rows[(rows >= top) & (rows < top + height)] - top,
             columns[(columns >= left) & (columns < left + width)] - left,
         )
         samples = inside[0].size * inside[1].size
         # a mask that fills more of its box than the samples leave free has one of them: no need to draw it
-        surely_kept = samples > width * height - area
+        surely_kept = samples > width * height - mask.area
         lost.append(not surely_kept and not (samples and mask.window()[1][inside].any()))
     return lost
