@@ -163,7 +163,7 @@ class TestReading:
             ("optimizer.clip_norm=-1", "optimizer.clip_norm=-1.0 must not be negative"),
             ("optimizer.betas=[0.9, 1]", r"optimizer.betas\[1\]=1.0 must be from 0 to 1, without 1"),
             ("training.seed=-1", "training.seed=-1 must be from 0 to 4294967295"),
-            ("training.workers=-1", "training.workers=-1 must not be negative"),
+            ("training.workers=-1", "training.workers=-1 must be from 0 to 1000"),
             ("training.max_minutes=0", "training.max_minutes=0.0 must be above 0"),
             ("sampling.by_area=0", "sampling.by_area=0 must be above 0"),
             ("evaluation.tasks=[]", "evaluation.tasks is empty"),
