@@ -110,6 +110,16 @@ def test_before_the_first_step(script, squares, recipe, tmp_path, monkeypatch, c
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_between_two_steps(script, squares, recipe, tmp_path, monkeypatch, capfd):
+    """What is done has a checkpoint, whenever the signal comes."""
+    when(monkeypatch, TrainingProgress, "resume_clock", 2, TERM)
+    with pytest.raises(SystemExit):
+        script.main(arguments(recipe, squares, tmp_path))
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert f"stopped after step {checkpoint.name.split('-')[1]}, go on" in capfd.readouterr().err
+
+
 def test_nobody_reads_on(squares, recipe, tmp_path):
     """A Ctrl-C ends the `tee` that the output goes to, too: what cannot be said does not keep the checkpoint out."""
     command = [sys.executable, "-m", "maskcls_hf.cli", "train", *arguments(recipe, squares, tmp_path / "out")]
