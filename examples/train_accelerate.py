@@ -58,7 +58,8 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
 
     if every is not None and step and step % every == 0 and not log.has(step, "eval_loss"):
         report(scores := evaluate(run, model, eval_loader, accelerator, out, step, stop))  # a signal has kept it out
-    while step < run.max_steps and not run.budget.spent and not stop.agreed(accelerator.device):
+    goes_on = not stop.agreed(accelerator.device)
+    while goes_on and step < run.max_steps and not run.budget.spent:
         batches, losses, scores = next(steps), {}, {}
         items = items_of_step(batches, network.config, accelerator)  # that the loss of the whole step is divided by
         for number, batch in enumerate(batches, start=1):
@@ -95,6 +96,7 @@ def training_loop(run: Run, accelerator: Accelerator, out: Path, resume: bool, s
                 report({**means.pop(accelerator), **rest})
             check_weights(network, step, out)
             save_state(accelerator, out, step, settings.save_total_limit)
+            goes_on = not stop.agreed(accelerator.device)  # asked here alone: what is done has a checkpoint
         progress.resume_clock()
 
     if not scores:

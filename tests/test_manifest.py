@@ -81,6 +81,12 @@ class TestDamagedManifest:
         (output / "checkpoint-2" / MANIFEST).mkdir()
         self.assert_named(output)
 
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    def test_a_pipe_in_its_place(self, output):
+        (output / "checkpoint-2" / MANIFEST).unlink()
+        os.mkfifo(output / "checkpoint-2" / MANIFEST)
+        self.assert_named(output)
+
     def test_any_flipped_bit(self, output):
         """Names the fault, or changes nothing that counts (white space)."""
         folder = output / "checkpoint-2"

@@ -111,6 +111,17 @@ class TestLock:
             script.main(arguments(recipe, squares, out))
         assert (out / "model.safetensors").read_text() == "mine"
 
+    @SCRIPTS
+    def test_a_folder_in_the_place_of_a_file(self, script, squares, tmp_path):
+        """Said before the training, not after it."""
+        recipe, out = write_recipe(tmp_path), tmp_path / "out"
+        for name in ("eval_results.json", "preprocessor_config.json"):
+            (out / name).mkdir(parents=True)
+            with pytest.raises(SystemExit, match=f"{name} is a folder, where the training writes a file"):
+                script.main(arguments(recipe, squares, out))
+            (out / name).rmdir()
+        assert not any(out.iterdir())
+
 
 class TestWhatCannotBeWritten:
     @SCRIPTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -66,12 +67,13 @@ def when(monkeypatch, owner, name: str, call: int, *numbers: int) -> None:
     monkeypatch.setattr(owner, name, and_send)
 
 
-INT, TERM = signal.SIGINT, signal.SIGTERM
+INT, TERM, HUP = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 # Function, its call (`measure`: the first tries the evaluation before the training), signals
 # -> exit code, what is said, steps of the checkpoints
 MOMENTS = {
     "in a step": ((TrainingProgress, "advance", 3), (TERM,), 143, "SIGTERM: stopped after step 3, go on with", [3]),
     "Ctrl-C": ((TrainingProgress, "advance", 1), (INT,), 130, "SIGINT: stopped after step 1, go on with --resume", [1]),
+    "terminal closed": ((TrainingProgress, "advance", 1), (HUP,), 129, "SIGHUP: stopped after step 1, go on with", [1]),
     "before an evaluation": ((TrainingProgress, "advance", 2), (TERM,), 143, "stopped after step 2, go on", [2]),
     "in an evaluation": ((Evaluator, "measure", 2), (TERM,), 143, "stopped after step 2, go on", [2]),
     "while it saves": ((checkpoints, "_write_manifest", 1), (TERM,), 143, "stopped after step 4, go on", [4]),
@@ -106,6 +108,31 @@ def test_before_the_first_step(script, squares, recipe, tmp_path, monkeypatch, c
     assert stopped.value.code == 143
     assert "SIGTERM: stopped before the first step of this run" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
+def test_between_two_steps(script, squares, recipe, tmp_path, monkeypatch, capfd):
+    """What is done has a checkpoint, whenever the signal comes."""
+    when(monkeypatch, TrainingProgress, "resume_clock", 2, TERM)
+    with pytest.raises(SystemExit):
+        script.main(arguments(recipe, squares, tmp_path))
+    (checkpoint,) = list_checkpoints(tmp_path)
+    assert f"stopped after step {checkpoint.name.split('-')[1]}, go on" in capfd.readouterr().err
+
+
+def test_nobody_reads_on(squares, recipe, tmp_path):
+    """A Ctrl-C ends the `tee` that the output goes to, too: what cannot be said does not keep the checkpoint out."""
+    command = [sys.executable, "-m", "maskcls_hf.cli", "train", *arguments(recipe, squares, tmp_path / "out")]
+    running = subprocess.Popen([*command, "--set=schedule.max_steps=1000"], stderr=subprocess.PIPE, text=True)
+    try:
+        next(line for line in running.stderr if line.startswith("step 1/"))
+        running.stderr.close()
+        running.send_signal(INT)
+        assert running.wait(timeout=100) == 130
+    finally:
+        running.kill()
+    assert all(verify(path) is None for path in list_checkpoints(tmp_path / "out"))
+    assert list_checkpoints(tmp_path / "out")
 
 
 def test_command(squares, recipe, tmp_path, monkeypatch):

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as sharded
+from safetensors.torch import load_file
 
 from maskcls_hf.checkpoint_manifest import MANIFEST, sha256
+from maskcls_hf.training import TimeBudget, TrainingLog
 from maskcls_hf.training.checkpoints import NoGoodCheckpoint, list_checkpoints
 from maskcls_hf.training.unpickling import FORCE, FORCE_NOT, tensors_only
 from recipes import write_recipe, write_squares
@@ -72,6 +74,23 @@ def test_a_recipe_that_is_damaged_does_not_matter(trained, tmp_path, caplog):
         shutil.rmtree(out)
 
 
+@pytest.mark.parametrize("state", ["{}", "null", '{"global_step": 4, "log_history": {}}', "[" * 100_000, None])
+def test_a_state_of_another_kind_is_said(state, trained, tmp_path):
+    """Of the training; None: it is missing."""
+    options = trained(train_trainer, tmp_path / "out")
+    checkpoint = tmp_path / "out" / "checkpoint-6"
+    path, manifest = checkpoint / "trainer_state.json", json.loads((checkpoint / MANIFEST).read_text())
+    if state is None:
+        path.unlink()
+        del manifest["files"][path.name]
+    else:
+        path.write_text(state)
+        manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(SystemExit, match="checkpoint-6"):
+        train_trainer.main([*options, "--resume"])
+
+
 def test_a_model_of_other_sizes_is_said(trained, tmp_path):
     for script in FILES:
         options = trained(script, tmp_path / script.__name__)
@@ -109,11 +128,25 @@ class TestTensorsOnly:
             torch.load(tmp_path / "states.pkl", weights_only=False)
         assert not (tmp_path / "mark").exists()
 
-    @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\4.", b"text"])
+    @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\4.", b"text", bytes(600)])
     def test_broken_files(self, content, tmp_path):
         (tmp_path / "states.pkl").write_bytes(content)
-        with pytest.raises(NoGoodCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
+        with pytest.raises(NoGoodCheckpoint, match="cannot be loaded") as caught, tensors_only(tmp_path):
             torch.load(tmp_path / "states.pkl")
+        assert "PyTorch 2.6" not in str(caught.value), "no advice to run what is in it"
+
+    @pytest.mark.parametrize("content", [b"", b"text", bytes(64)])
+    def test_broken_weights(self, content, tmp_path):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(NoGoodCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
+            load_file(tmp_path / "model.safetensors")
+
+    def test_states_of_another_kind(self, tmp_path):
+        optimizer = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters())
+        for owner in (optimizer, TrainingLog(3), TimeBudget(1.0)):
+            for state in (None, [], {}, {"entries": [1], "minutes_spent": "1"}, {"entries": [{}]}):
+                with pytest.raises(NoGoodCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
+                    owner.load_state_dict(state)
 
 
 class TestShardedStates:

@@ -43,6 +43,9 @@ def test_nan():
     [
         ("a: 1\nb: 2\na: 3", "line 3, column 1: the key 'a' stands twice, first in line 1"),
         ("{a: 1, a: 1}", "'a' stands twice"),
+        ("a: 1\nb: !!bool x", "line 2, column 4: 'x' is no value of its type"),
+        ("!!int ''", "'' is no value of its type"),
+        ("a: 0x_", "line 1, column 4: '0x_' is no value of its type"),
         ("x: {b: 1, c: [{d: 1, d: 2}]}", "'d' stands twice"),
         ("1: a\n0x1: b", "1 stands twice"),
         ("'a': 1\na: 2", "'a' stands twice"),

@@ -41,8 +41,11 @@ def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
         FileNotFoundError: there is none.
         ValueError, OSError: what is wrong with it.
     """
+    path = folder / MANIFEST
+    if path.exists() and not path.is_file():  # a pipe would keep us waiting
+        raise ValueError("it is not a file")
     try:
-        text = (folder / MANIFEST).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
         content = json.loads(text, object_pairs_hook=_without_duplicates)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

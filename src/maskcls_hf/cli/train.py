@@ -48,7 +48,8 @@ def train(
     `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
     train ...`.
 
-    Ctrl-C or SIGTERM ends the step and writes a checkpoint (exit code 130 or 143); a second one ends at once.
+    Ctrl-C, SIGTERM or SIGHUP ends the step and writes a checkpoint (exit code 130, 143 or 129); a second one ends at
+    once.
 
     Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
     """

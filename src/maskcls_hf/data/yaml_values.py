@@ -98,6 +98,12 @@ class _Loader(yaml.SafeLoader):
         first.value = first.value + new
         return True
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+        except (ValueError, LookupError) as error:  # `!!bool x`, `0x_`
+            raise _problem(f"{str(node.value)[:50]!r} is no value of its type ({error})", node) from error
+
     def construct_yaml_float(self, node: Any) -> int | float:
         value = super().construct_yaml_float(node)
         is_integer = "." not in node.value and value.is_integer()

@@ -68,7 +68,11 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     try:
         return CONFIGS[recipe.model.kind](**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
     except BUILDING_ERRORS as error:
-        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
+        raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split()).partition(" Exception raised from ")[0]  # torch adds its stack
 
 
 def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Model:
@@ -85,7 +89,7 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     try:
         model = MODELS[recipe.model.kind](config)
     except BUILDING_ERRORS as error:
-        raise ValueError(f"Recipe {recipe.name}, section model: {' '.join(str(error).split())}") from error
+        raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
         load_backbone(model, recipe.model.backbone_checkpoint)
     return model

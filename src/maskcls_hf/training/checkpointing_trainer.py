@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
+from ..ranges import require_range
 from ..writing import replacing, saving_model
 from .checkpoints import NoGoodCheckpoint, checkpoint_to_resume, rng_free, rotate, saving, verify
 from .divergence import check_weights
@@ -63,6 +64,8 @@ class CheckpointingTrainer(Trainer):
             resume_from_checkpoint = str(found)
         elif resume_from_checkpoint:
             _require_whole(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            _check_state(resume_from_checkpoint)
         if self.accelerator.num_processes > 1 and self.model_wrapped is self.model:
             # After an evaluation Accelerate takes the model for prepared, and processes would not average gradients.
             self.model.__dict__.pop("_is_accelerate_prepared", None)
@@ -197,6 +200,19 @@ def _require_whole(checkpoint: str) -> None:
     problem = verify(Path(checkpoint))
     if problem is not None:
         raise NoGoodCheckpoint(f"{checkpoint} is not a whole checkpoint: {problem}.")
+
+
+def _check_state(checkpoint: str) -> None:
+    """Trainer would begin anew where its state is missing, and fail anywhere where it is of another kind."""
+    file = Path(checkpoint) / TRAINER_STATE_NAME
+    if not file.is_file():
+        raise NoGoodCheckpoint(f"{file} is missing.")
+    with tensors_only(checkpoint):  # for its errors
+        state = TrainerState.load_from_json(str(file))
+        for name in ("global_step", "train_batch_size", "total_flos"):
+            require_range(name, getattr(state, name), "[0, inf)", integer=name != "total_flos")
+        if not isinstance(state.log_history, list) or not all(isinstance(e, dict) for e in state.log_history):
+            raise TypeError("log_history must be a list, each keys and values")
 
 
 class _Average(TrainerCallback):

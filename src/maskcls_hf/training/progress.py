@@ -18,9 +18,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..visual.plain_text import PlainConsole, printable
 from ..writing import write_json
+from .stopping import unread
 from .time_budget import TimeBudget
 
 WINDOW = 50  # steps that speed and remaining time are measured over
+
+
+class _Console(PlainConsole):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process; see [`unread`]."""
+        raise
 
 
 class TrainingProgress:
@@ -43,7 +50,7 @@ class TrainingProgress:
         console: Console | None = None,
     ):
         self.max_steps, self.images_a_step, self.budget, self.show = max_steps, images_a_step, budget, show
-        self.console = console or PlainConsole(stderr=True)
+        self.console = console or _Console(stderr=True)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
         self._mark = 0.0
         self._losses = ""
@@ -100,13 +107,15 @@ class TrainingProgress:
     def stop(self) -> None:
         atexit.unregister(self.stop)
         if self._bar is not None:
-            self._bar.stop()
+            with unread():
+                self._bar.stop()
             self._bar = None
 
     def _print(self, text: str) -> None:
         if self.show:
             line = f"step {self._step}/{self.max_steps}  {text}"
-            self.console.print(printable(line), soft_wrap=True, markup=False, emoji=False, highlight=False)
+            with unread():
+                self.console.print(printable(line), soft_wrap=True, markup=False, emoji=False, highlight=False)
 
     def _speed(self) -> str:
         if not self._seconds or not sum(self._seconds):
@@ -210,7 +219,7 @@ class TrainingLog:
         return {"entries": self.entries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.entries = list(state["entries"])
+        self.entries = [{**entry, "step": int(entry["step"])} for entry in state["entries"]]
 
 
 class LossMeans:

@@ -165,7 +165,7 @@ def _checked(
 ) -> dict[str, Any]:
     hint = SECTIONS[section]
     hints = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
-    kind = {**sections.get("model", {}), **values}.get("kind", "mask_classification")
+    kind = str({**sections.get("model", {}), **values}.get("kind", "mask_classification"))
     hints = {name: hint for name, hint in hints.items() if name != "config"} | hints_of_section(section, kind)
     for key in values:
         if hints:

@@ -113,7 +113,7 @@ class TrainingSection:
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     gradient_checkpointing: bool = False
     max_minutes: Positive | None = None
-    workers: Annotated[int, "[0, inf)"] = 2
+    workers: Annotated[int, "[0, 1000]"] = 2
     log_steps: Count = 50
     save_steps: Count = 1000
     save_total_limit: Count = 3

@@ -75,7 +75,7 @@ def train(
 ) -> dict[str, float]:
     """Train, evaluate and save the model, with `MaskClsTrainer`.
 
-    Ctrl-C and SIGTERM end the step that is under way and leave a checkpoint, after which a resume gives what an
+    Ctrl-C, SIGTERM and SIGHUP end the step that is under way and leave a checkpoint, after which a resume gives what an
     uninterrupted training gives; a second one ends at once. (In the main thread; elsewhere signals are not handled.)
 
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
@@ -236,7 +236,7 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
 def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
     """Scores of the evaluation after the last step, if there was one."""
     for entry in reversed(trainer.state.log_history):
-        if "eval_loss" in entry and entry["step"] == trainer.state.global_step:
+        if "eval_loss" in entry and entry.get("step") == trainer.state.global_step:
             return scores_of(entry)
     return None
 
@@ -253,7 +253,8 @@ def save_results(scores: dict[str, float], out: Path) -> None:
 def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
     """
     Raises:
-        ValueError: `out` has checkpoints that nobody asked to resume, or another model; or TensorBoard is not
+        ValueError: `out` has checkpoints that nobody asked to resume, another model, or a folder in the place of a
+            file; or TensorBoard is not
             installed.
         FileNotFoundError: nothing to resume.
     """
@@ -263,6 +264,9 @@ def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = Fa
     models = sorted(path.name for path in out.glob("*") if MODEL_FILES.fullmatch(path.name))
     if models and not resume:
         raise ValueError(f"{out} holds a model ({', '.join(models)}), which would be replaced: choose another folder.")
+    for name in ("recipe.yaml", "trainer_state.json", "eval_results.json", "preprocessor_config.json"):
+        if (out / name).is_dir():
+            raise ValueError(f"{out / name} is a folder, where the training writes a file: choose another folder.")
     if resume and not checkpoints:
         raise FileNotFoundError(f"There is no checkpoint in {out} to resume from.")
     if tensorboard and not is_tensorboard_available():

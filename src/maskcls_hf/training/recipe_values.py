@@ -100,6 +100,8 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is float and is_number and abs(value) <= sys.float_info.max:  # integers can be larger
         return float(value)
+    if hint is int and is_number and isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{where}: {owner} is {_shown(value)}, must be below 2^63.")
     if hint in (int, bool, str) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise ValueError(f"{where}: {owner} is {_shown(value)}, must be {_name(hint)}.")

@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM end a training after its step, with a checkpoint; a second one ends it at once."""
+"""Ctrl-C, SIGTERM and a terminal that closes (SIGHUP) end a training after its step, with a checkpoint; a second signal
+ends it at once."""
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -17,7 +19,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
 
 
@@ -93,7 +95,7 @@ class StopSignals:
 
 @contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Inside, Ctrl-C and SIGTERM are handled by the [`StopSignals`] that it gives; afterwards as before.
+    """Inside, `SIGNALS` are handled by the [`StopSignals`] that it gives; afterwards as before.
 
     Only the main thread may handle signals: in another one nothing changes. What is ignored (`nohup`) stays ignored.
     """
@@ -147,7 +149,9 @@ def shield_workers(loader: DataLoader) -> DataLoader:
 
 
 def _start_worker(initialize: Any, worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -165,14 +169,30 @@ def _end_with_parent() -> None:
 def end(stopped: TrainingStopped) -> NoReturn:
     """End a script: a line on standard error, by the main process, and the exit code."""
     if _is_main():
-        print(stopped, file=sys.stderr, flush=True)
+        with unread():
+            print(stopped, file=sys.stderr, flush=True)
     sys.exit(stopped.exit_code)
 
 
 def _say(text: str) -> None:
     """Not with `print`, which a handler may have interrupted."""
     if _is_main():
-        os.write(2, text.encode())
+        with unread():
+            os.write(2, text.encode())
+
+
+@contextmanager
+def unread() -> Iterator[None]:
+    """Around output on standard error, which goes nowhere from when nobody reads it any more: a Ctrl-C ends the `tee`
+    behind the training too, and SIGHUP comes when the terminal has gone."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 def _is_main() -> bool:

@@ -60,6 +60,7 @@ class TimeBudget(TrainerCallback):
         return {"minutes_spent": self.minutes_spent}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        require_range("minutes_spent", state["minutes_spent"], "[0, inf)")
         self.minutes_spent = state["minutes_spent"]
 
     def on_train_begin(

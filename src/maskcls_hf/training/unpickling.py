@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.serialization import add_safe_globals, get_safe_globals, safe_globals
 
 FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -35,6 +36,10 @@ METADATA_NAMES = {
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
 METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+# Broken files, and states of other sizes or kinds.
+BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+# Of torch's messages: how to let files run code, and what concerns its authors.
+ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
 
 _one_thread = threading.RLock()  # the environment is of all threads
 
@@ -59,14 +64,17 @@ def tensors_only(folder: str | Path) -> Iterator[None]:
     except NoGoodCheckpoint:
         raise
     except pickle.UnpicklingError as error:
-        raise NoGoodCheckpoint(_message(folder, str(error))) from error
-    except (RuntimeError, ValueError, LookupError, TypeError, EOFError) as error:  # broken files, states of other sizes
-        what = " ".join(str(error).split())[:300] or type(error).__name__
-        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {what}") from error
+        raise NoGoodCheckpoint(_message(folder, error)) from error
+    except BROKEN as error:
+        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {_in_short(error)}") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise NoGoodCheckpoint(f"{folder} cannot be loaded: {_in_short(error)}") from error  # a place past its end
     except BaseException as error:
         if type(error).__name__ != "CheckpointException":  # of torch.distributed.checkpoint; no Exception
             raise
-        raise NoGoodCheckpoint(_message(folder, str(error))) from error
+        raise NoGoodCheckpoint(_message(folder, error)) from error
 
 
 @contextmanager
@@ -83,14 +91,19 @@ def _forced() -> Iterator[None]:
             os.environ.update({name: value for name, value in set_before.items() if value is not None})
 
 
-def _message(folder: str | Path, error: str) -> str:
-    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+\.\w+)", error)
+def _message(folder: str | Path, error: BaseException) -> str:
+    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+\.\w+)", str(error))
     if named is None:
-        return f"{folder} cannot be loaded: {error.strip().splitlines()[0]}"
+        return f"{folder} cannot be loaded: {_in_short(error)}"
     return (
         f"{folder} is not loaded: a file in it asks for {named[1]}, which could run code. States of a training are "
         "tensors and numbers alone."
     )
+
+
+def _in_short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return ADVICE.sub("", text).strip()[:300] or type(error).__name__
 
 
 class _MetadataUnpickler(pickle.Unpickler):
