@@ -110,7 +110,7 @@ DRY_RUN_SIDE = 224
 
 
 class ShapesOnly(TorchFunctionMode):
-    """Norms and activations, slow on meta tensors, become what has the same shape and depends on the same parameters."""
+    """Norms and activations, slow on meta tensors, become what has the same shape and uses the same parameters."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return SHAPES_ONLY.get(function, function)(*args, **kwargs or {})
@@ -130,7 +130,8 @@ def scaled_channels(
     **kwargs,
 ) -> Tensor:
     per_channel = (-1, *[1] * (features.ndim - 2))
-    return scaled(features, None, *(p if p is None else p.view(per_channel) for p in (weight, bias)))
+    weight, bias = (None if values is None else values.view(per_channel) for values in (weight, bias))
+    return scaled(features, None, weight, bias)
 
 
 def scaled(
@@ -159,8 +160,7 @@ def check_maps(backbone: Any, maps: list[Tensor]) -> None:
 
 
 def largest_stride(maps: list[Tensor]) -> int:
-    """Of the maps of a dry run, and of a usual network inside, whose coarser maps may not be among them: a power of two,
-    32 at least."""
+    """Of the maps of a dry run: a power of two. 32 at least, as a network may have coarser maps than it gives."""
     return max(32, 2 ** math.ceil(math.log2(DRY_RUN_SIDE / maps[-1].shape[2])))
 
 
