@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
@@ -31,7 +32,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation
-from maskcls_hf.backbones import build_backbone
+from maskcls_hf.backbones import build_backbone, check_maps, dry_run
 from maskcls_hf.convert import to_transformers
 from maskcls_hf.training.build import load_backbone
 from maskcls_hf.training.optim import build_optimizer
@@ -450,3 +451,21 @@ def test_a_swinv2_whose_windows_are_full_is_that_of_transformers():
         maps = model(image, output_hidden_states=True).encoder_hidden_states
         for found, expected in zip(maps, plain(image).feature_maps, strict=True):
             torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("error", [AssertionError, TypeError, KeyError, NotImplementedError])
+def test_a_backbone_that_cannot_be_tried_on_meta_tensors_is_accepted(error):
+    class Picky(nn.Module):
+        def forward(self, pixel_values):
+            raise error("of another size")
+
+    assert dry_run(Picky(), 3) is None
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 7, 32), (2, 49, 32)])
+def test_maps_with_channels_last_are_refused_at_once(shape):
+    class Backbone(nn.Module):
+        channels = (32,)
+
+    with pytest.raises(ValueError, match="channels last"):
+        check_maps(Backbone(), [torch.empty(shape, device="meta")])

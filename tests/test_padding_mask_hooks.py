@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, TimmBackboneConfig
 
 from maskcls_hf import MaskClsForUniversalSegmentation, padding_mask_hooks
 from maskcls_hf.backbones import build_backbone
-from maskcls_hf.padding_mask_hooks import sees_padding
+from maskcls_hf.contracts import ValidRegion
+from maskcls_hf.padding_mask_hooks import PaddingMaskHooks, as_pair, sees_padding
 from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
 
 FOUR = {"depths": [1, 1, 1, 1], "out_features": STAGES}
@@ -156,6 +157,34 @@ def test_padding_of_all_images_is_spared_the_backbone():
     assert [m.shape[2:] for m in padded.encoder_hidden_states] == [(32, 40), (16, 20), (8, 10), (4, 5)]
     torch.testing.assert_close(padded.masks_queries_logits[..., :16, :16], tight.masks_queries_logits)
     torch.testing.assert_close(padded.class_queries_logits, tight.class_queries_logits)
+
+
+def test_trimming_leaves_multiples_of_the_strides_inside():
+    """HRNet and DLA go down to stride 32 for maps of stride 4."""
+    config = resnet()
+    config.out_features = ["stage1", "stage2"]
+    assert model_of(config).model.trimming == 32
+
+
+def test_filling_up_by_a_layer_when_compiled():
+    """Dynamo does not show F.pad to modes of torch functions."""
+    layers = nn.Sequential(nn.ConstantPad2d(1, 0.0), nn.MaxPool2d(3, 2))
+    hooks = PaddingMaskHooks(layers)
+    hooks.watch_functions = True
+    batch = batch_of((40, 96), (96, 90), padded=(96, 96))
+    region = ValidRegion.of_batch(batch["pixel_values"], batch["pixel_mask"])
+
+    def features(maps: torch.Tensor) -> torch.Tensor:
+        with hooks.batch(region):
+            return layers(maps)
+
+    maps = torch.randn(2, 4, 24, 24)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(features, backend="eager")(maps), features(maps))
+
+
+def test_kernel_sizes_of_every_form():
+    assert as_pair(3) == as_pair([3, 3]) == as_pair((3, 3)) == (3, 3)  # MViT of timm has lists
 
 
 class TestNothingIsKept:

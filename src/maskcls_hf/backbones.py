@@ -2,10 +2,13 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import AutoBackbone, PreTrainedConfig
 
 from .simple_feature_pyramid import SimpleFeaturePyramid, check_plain_vit, patch_size_of
@@ -89,26 +92,76 @@ class ConvBatchNormReLU(nn.Module):
 
 def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tensor]] | None:
     """Feature maps of a backbone, and the parameters that they are made of, on meta tensors: shapes and the graph of
-    gradients, while nothing is computed. None: it looks at values."""
+    gradients, while nothing is computed. None: it looks at values, or does not take images of this size."""
     side = getattr(backbone, "image_size", DRY_RUN_SIDE)  # of a network that takes one size only
     parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
     stand_ins = {id(p): parameters[name] for name, p in backbone.named_parameters()}
     stand_ins |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in backbone.buffers()}
-    copied = copy.deepcopy(backbone, memo=stand_ins)  # some modules keep what they compute once
+    copied = copy.deepcopy(backbone, memo=stand_ins).eval()  # some modules keep what they compute once
     # Not on the device meta by default: BEiT of transformers keeps an index for all models of the process.
-    with torch.device("cpu"), torch.enable_grad():
+    with torch.device("cpu"), torch.enable_grad(), ShapesOnly():
         try:
             return list(copied(torch.empty(2, channels, side, side, device="meta")).feature_maps), parameters
-        except (NotImplementedError, RuntimeError, ValueError):
+        except Exception:  # whatever a network raises of what it cannot take
             return None
 
 
 DRY_RUN_SIDE = 224
 
 
+class ShapesOnly(TorchFunctionMode):
+    """Norms and activations, slow on meta tensors, become what has the same shape and uses the same parameters."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return SHAPES_ONLY.get(function, function)(*args, **kwargs or {})
+
+
+def as_they_are(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return features
+
+
+def scaled_channels(
+    features: Tensor,
+    mean: Any,
+    variance: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *args,
+    **kwargs,
+) -> Tensor:
+    per_channel = (-1, *[1] * (features.ndim - 2))
+    weight, bias = (None if values is None else values.view(per_channel) for values in (weight, bias))
+    return scaled(features, None, weight, bias)
+
+
+def scaled(
+    features: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0.0
+) -> Tensor:
+    if weight is not None and bias is not None:
+        return torch.addcmul(bias, features, weight)
+    return features if weight is None else features * weight
+
+
+SHAPES_ONLY: dict[Any, Callable[..., Tensor]] = {
+    **dict.fromkeys((F.relu, F.gelu, F.silu, torch.relu, torch.Tensor.relu), as_they_are),
+    F.batch_norm: scaled_channels,
+    F.layer_norm: scaled,
+}
+
+
+def check_maps(backbone: Any, maps: list[Tensor]) -> None:
+    """Raise `ValueError` unless the maps of a dry run are (B, C, h, w) with the channels that the backbone names."""
+    shapes = [tuple(m.shape) for m in maps]
+    if any(len(s) != 4 for s in shapes) or [s[1] for s in shapes] != list(backbone.channels):
+        raise ValueError(
+            f"backbone_config: the pixel decoder takes maps (B, C, h, w) with C of {list(backbone.channels)}, but "
+            f"{type(backbone).__name__} gives {shapes}, channels last perhaps. Use another backbone."
+        )
+
+
 def largest_stride(maps: list[Tensor]) -> int:
-    """Of the maps of a dry run; a power of two."""
-    return 2 ** math.ceil(math.log2(DRY_RUN_SIDE / maps[-1].shape[2]))
+    """Of the maps of a dry run: a power of two. 32 at least, as a network may have coarser maps than it gives."""
+    return max(32, 2 ** math.ceil(math.log2(DRY_RUN_SIDE / maps[-1].shape[2])))
 
 
 def freeze_unused(backbone: Any, maps: list[Tensor], parameters: dict[str, Tensor]) -> None:

@@ -49,16 +49,17 @@ def masked_group_norm(
 ) -> Tensor:
     """A group norm with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
     batch, channels, height, width = features.shape
-    grouped = features.float().reshape(batch, num_groups, -1, height, width)
+    wide = torch.promote_types(features.dtype, torch.float32)
+    grouped = features.to(wide).reshape(batch, num_groups, -1, height, width)
     weights = inside[:, :, None].to(grouped.dtype)  # (B, 1, 1, h, w)
     count = (weights.sum(dim=(2, 3, 4), keepdim=True) * grouped.shape[2]).clamp(min=1)
     mean = (grouped * weights).sum(dim=(2, 3, 4), keepdim=True) / count
     variance = ((grouped - mean).square() * weights).sum(dim=(2, 3, 4), keepdim=True) / count
     normed = ((grouped - mean) * torch.rsqrt(variance + eps)).view(batch, channels, height, width)
     if weight is not None:
-        normed = normed * weight.float()[:, None, None]
+        normed = normed * weight.to(wide)[:, None, None]
     if bias is not None:
-        normed = normed + bias.float()[:, None, None]
+        normed = normed + bias.to(wide)[:, None, None]
     return normed.to(features.dtype)
 
 

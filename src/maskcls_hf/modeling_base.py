@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .backbones import build_backbone, dry_run, freeze_batch_norm, freeze_unused, largest_stride
+from .backbones import build_backbone, check_maps, dry_run, freeze_batch_norm, freeze_unused, largest_stride
 from .checkpoint_manifest import require_whole
 from .configuration_maskcls import MaskClsConfig
 from .contracts import PixelFeatures, ValidRegion
@@ -126,6 +126,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         self.backbone: Any = build(config.backbone_config)
         tried = dry_run(self.backbone, getattr(config.backbone_config, "num_channels", 3))
         if tried is not None:
+            check_maps(self.backbone, tried[0])
             freeze_unused(self.backbone, *tried)
         if config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)

@@ -1,7 +1,7 @@
 """Keeps padding out of a backbone, so that an image gives the same features whatever it is padded to."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -211,6 +211,9 @@ class PaddingMaskHooks:
                 stride = getattr(module.config, "patch_size", 1)
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
                 module.register_forward_pre_hook(fill_windows)
+            elif isinstance(module, nn.ConstantPad2d):  # torch.compile does not show F.pad to modes
+                module.register_forward_pre_hook(fill_before_padding)
+                module.register_forward_hook(note_filled)
             elif name in PATCH_MERGINGS:
                 module.register_forward_pre_hook(fill_merged)
                 stride *= 2
@@ -293,6 +296,18 @@ def fill_windows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
     return torch.where(outside, nothing, features), *rest
 
 
+def fill_before_padding(module: nn.ConstantPad2d, inputs: tuple[Tensor]) -> Tensor | None:
+    batch = current_batch()
+    outside = None if batch is None else batch.outside_of(inputs[0])
+    return None if outside is None else torch.where(outside, module.value, inputs[0])
+
+
+def note_filled(module: nn.Module, inputs: tuple[Tensor], features: Tensor) -> None:
+    batch = current_batch()
+    if batch is not None and batch.region is not None:
+        batch.filled = features
+
+
 def fill_merged(module: nn.Module, inputs: tuple) -> tuple | None:
     features, (height, width) = inputs  # (B, h * w, C)
     batch = current_batch()
@@ -309,8 +324,8 @@ def hide_outside(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) 
     return None if outside is None else logits.masked_fill(outside, torch.finfo(logits.dtype).min)
 
 
-def as_pair(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return size if isinstance(size, tuple) else (size, size)
+def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 # model_type of transformers -> classes of it that the hooks must find: an upstream rename is noticed.
