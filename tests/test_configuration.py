@@ -65,7 +65,7 @@ def test_backbone_from_a_dict():
         ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
         ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'fixed', 'box', 'pq'\]"),
         ({"num_queries": 0}, "num_queries=0 must be an integer at least 1"),
-        ({"decoder_layers": 2.5}, "decoder_layers=2.5 must be an integer at least 1"),
+        ({"decoder_layers": 2.5}, "decoder_layers=2.5 must be an integer from 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5 must be a number from 0 to 1"),
         ({"mask_weight": -1}, "mask_weight=-1 must be a number at least 0"),
         ({"mask_weight": float("inf")}, "mask_weight=inf must be a number at least 0"),
@@ -211,3 +211,24 @@ def test_a_per_pixel_model_needs_two_classes(transformer_module):
 def test_wrong_values_of_the_baseline_are_refused():
     with pytest.raises(ValueError, match="PerPixelConfig: transformer_module='on' must be one of"):
         PerPixelConfig(transformer_module="on")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decoder_layers": 10**7},
+        {"encoder_layers": 10**7, "pixel_decoder": "fpn_encoder"},
+        {"backbone_config": {"model_type": "resnet", "depths": [3, 4, 10**9, 3]}},
+        {"backbone_config": {"model_type": "swin", "depths": [2] * 10**5}},
+        {"backbone_config": {"model_type": "dinov2", "num_hidden_layers": 10**9}},
+        {"backbone_config": {"model_type": "upernet", "backbone_config": {"model_type": "swin", "depths": [1e9]}}},
+    ],
+)
+def test_a_few_bytes_do_not_ask_for_millions_of_layers(fields, tmp_path):
+    with pytest.raises(ValueError, match="layers"):
+        MaskClsConfig(**fields)
+    maskcls_config().save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(saved | fields))
+    with pytest.raises(ValueError, match="layers"):
+        AutoConfig.from_pretrained(tmp_path)

@@ -131,7 +131,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_choice(self, "pixel_decoder", PIXEL_DECODER_CHOICES)
         check_choice(self, "transformer_decoder", TRANSFORMER_DECODER_CHOICES)
         for name in POSITIVE_INTEGERS:
-            check_number(self, name, integer=True, minimum=1)
+            most = MOST_LAYERS if name.endswith("_layers") else float("inf")
+            check_number(self, name, integer=True, minimum=1, maximum=most)
         check_number(self, "init_xavier_std", minimum=0)
         check_number(self, "dropout", minimum=0, maximum=1)
         for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm"):
@@ -270,6 +271,8 @@ WEIGHTS = (
     "cross_entropy_weight", "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
     "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
 )  # fmt: skip
+MOST_LAYERS = 1000  # a file of a few bytes can ask for any number
+LAYER_FIELDS = ("depths", "num_hidden_layers", "num_layers", "layer_depths", "stage_num_blocks", "stage_numb_of_layers")
 POSITIVE_INTEGERS = (
     "num_queries", "hidden_size", "num_attention_heads", "encoder_layers", "encoder_ffn_dim", "decoder_layers",
     "decoder_ffn_dim", "fpn_feature_size", "mask_feature_size", "mask_kernel_size", "mask_upsampling",
@@ -299,6 +302,7 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
                 f"backbone_config: model_type={model_type!r} is not a model type of transformers; "
                 "give a backbone such as 'resnet', 'swin', 'convnext' or 'timm_backbone'."
             )
+        check_layers(fields)
         made = CONFIG_MAPPING[model_type](**fields)
         known = {field.name for field in dataclasses.fields(made)} | set(made.attribute_map)
         # Files of older versions have fields of which nothing is known any more.
@@ -308,6 +312,20 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
     if not hasattr(backbone_config, "model_type"):
         raise ValueError(f"backbone_config={backbone_config!r} must be a backbone configuration or its dict.")
     return backbone_config
+
+
+def check_layers(fields: Any) -> None:
+    """Raise `ValueError` for a backbone of more layers than any has, however deep its configuration lies."""
+    if isinstance(fields, list):
+        for value in fields:
+            check_layers(value)
+    elif isinstance(fields, dict):
+        for name, value in fields.items():
+            numbers = value if isinstance(value, list) else [value]
+            counted = [number for number in numbers if isinstance(number, (int, float))]
+            if name in LAYER_FIELDS and (len(numbers) > MOST_LAYERS or any(n > MOST_LAYERS for n in counted)):
+                raise ValueError(f"backbone_config: {name}={reprlib.repr(value)} is more than {MOST_LAYERS} layers.")
+            check_layers(value)
 
 
 def without_code(fields: Any) -> Any:
