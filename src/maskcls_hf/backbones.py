@@ -2,13 +2,10 @@
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from transformers import AutoBackbone, PreTrainedConfig
 
 from .simple_feature_pyramid import SimpleFeaturePyramid, check_plain_vit, patch_size_of
@@ -99,7 +96,7 @@ def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tenso
     stand_ins |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in backbone.buffers()}
     copied = copy.deepcopy(backbone, memo=stand_ins).eval()  # some modules keep what they compute once
     # Not on the device meta by default: BEiT of transformers keeps an index for all models of the process.
-    with torch.device("cpu"), torch.enable_grad(), ShapesOnly():
+    with torch.device("cpu"), torch.enable_grad():
         try:
             return list(copied(torch.empty(2, channels, side, side, device="meta")).feature_maps), parameters
         except Exception:  # whatever a network raises of what it cannot take
@@ -107,46 +104,6 @@ def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tenso
 
 
 DRY_RUN_SIDE = 224
-
-
-class ShapesOnly(TorchFunctionMode):
-    """Norms and activations, slow on meta tensors, become what has the same shape and uses the same parameters."""
-
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        return SHAPES_ONLY.get(function, function)(*args, **kwargs or {})
-
-
-def as_they_are(features: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return features
-
-
-def scaled_channels(
-    features: Tensor,
-    mean: Any,
-    variance: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    *args,
-    **kwargs,
-) -> Tensor:
-    per_channel = (-1, *[1] * (features.ndim - 2))
-    weight, bias = (None if values is None else values.view(per_channel) for values in (weight, bias))
-    return scaled(features, None, weight, bias)
-
-
-def scaled(
-    features: Tensor, shape: Any, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 0.0
-) -> Tensor:
-    if weight is not None and bias is not None:
-        return torch.addcmul(bias, features, weight)
-    return features if weight is None else features * weight
-
-
-SHAPES_ONLY: dict[Any, Callable[..., Tensor]] = {
-    **dict.fromkeys((F.relu, F.gelu, F.silu, torch.relu, torch.Tensor.relu), as_they_are),
-    F.batch_norm: scaled_channels,
-    F.layer_norm: scaled,
-}
 
 
 def check_maps(backbone: Any, maps: list[Tensor]) -> None:
