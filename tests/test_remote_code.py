@@ -21,7 +21,6 @@ from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsIm
 from without_package import masks_of
 
 PACKAGE = Path(maskcls_hf.__file__).parent
-TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
 THIRD_PARTY = {"PIL", "huggingface_hub", "numpy", "torch", "torchvision", "transformers"}
 
 
@@ -29,6 +28,11 @@ def files_of(*modules: str) -> set[str]:
     """Names of the files that `modules` need, themselves included."""
     needed = [[PACKAGE / f"{name}.py", *get_relative_import_files(PACKAGE / f"{name}.py")] for name in modules]
     return {Path(path).name for paths in needed for path in paths}
+
+
+SAVED = ("configuration_maskcls", "configuration_perpixel", "image_processing_maskcls", "modeling_maskcls")
+TRAVELLING = sorted(PACKAGE / name for name in files_of(*SAVED, "modeling_perpixel"))
+assert len(TRAVELLING) > 20
 
 
 @pytest.fixture(scope="module")

@@ -48,9 +48,12 @@ def reference(request, tmp_path_factory, squares, recipe):
 
 @pytest.fixture(autouse=True)
 def handlers():
-    before = [signal.getsignal(number) for number in SIGNALS]
+    """Those of a terminal, also where the tests run in the background, which ignores what a terminal sends."""
+    usual = {number: signal.SIG_DFL for number in SIGNALS} | {signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+    left = {number: signal.signal(number, handler) for number, handler in before.items()}
+    assert left == usual
 
 
 def when(monkeypatch, owner, name: str, call: int, *numbers: int) -> None:

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoint_manifest import CONFIG_FILES, require_whole
+from .checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
 from .image_processing_maskcls import MaskClsImageProcessor
 from .modeling_maskcls import MaskClsForUniversalSegmentation
 from .modeling_perpixel import PerPixelForSemanticSegmentation
@@ -228,6 +228,8 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImag
     try:
         with quiet():
             return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
+    except DamagedCheckpoint:
+        raise
     except OSError as error:
         if not any(os.path.lexists(Path(name, file)) for file in PROCESSORS):
             raise
