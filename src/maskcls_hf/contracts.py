@@ -172,11 +172,13 @@ class ValidRegion:
 
     def check(self, inside: Tensor) -> None:
         """Raise `ValueError` where a mask (B, H, W) is not that of an image in the upper left corner."""
-        for index, (image, wanted) in enumerate(zip(inside, self.mask_at(*self.padded_size), strict=True)):
-            if not image.any():
-                raise ValueError(f"pixel_mask: image {index} of the batch has no pixel. Leave it out.")
-            if not torch.equal(image, wanted):
-                raise ValueError(f"pixel_mask: padding of image {index} is not at the bottom and on the right.")
+        empty = (self.sizes == 0).any(1)  # (B,)
+        wrong = (inside != self.mask_at(*self.padded_size)).flatten(1).any(1)  # (B,)
+        if empty.any():
+            raise ValueError(f"pixel_mask: image {int(empty.nonzero()[0])} of the batch has no pixel. Leave it out.")
+        if wrong.any():
+            index = int(wrong.nonzero()[0])
+            raise ValueError(f"pixel_mask: padding of image {index} is not at the bottom and on the right.")
 
     def trimmed(self, multiple: int) -> "ValidRegion":
         """The batch without what is padding of every image, in multiples of `multiple` pixels.
