@@ -22,8 +22,8 @@ from rich.progress import track
 from rich.table import Table
 
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
-from maskcls_hf.contracts import SegmentLogits
-from maskcls_hf.criterion import MaskClsCriterion
+from maskcls_hf.models.contracts import SegmentLogits
+from maskcls_hf.models.criterion import MaskClsCriterion
 
 
 @dataclass(frozen=True)

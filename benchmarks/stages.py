@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
-from maskcls_hf.contracts import SegmentLogits
 from maskcls_hf.inference import Predictor
+from maskcls_hf.models.contracts import SegmentLogits
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {

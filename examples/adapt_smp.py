@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from maskcls_hf.convert import from_per_pixel
-from maskcls_hf.per_pixel_networks import PerPixelNetwork, register_per_pixel_network
+from maskcls_hf.models.per_pixel_networks import PerPixelNetwork, register_per_pixel_network
 
 
 class SmpConfig(PreTrainedConfig):

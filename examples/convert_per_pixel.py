@@ -32,13 +32,13 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from maskcls_hf import MaskClsImageProcessor
-from maskcls_hf.configuration_maskcls import as_backbone_config
 from maskcls_hf.convert import from_per_pixel
 from maskcls_hf.data.sample import void_id_of
 from maskcls_hf.hub.saved_model import count_parameters
 from maskcls_hf.hub.scores import write_json
-from maskcls_hf.modeling_base import image_sizes
-from maskcls_hf.post_processing import per_pixel_map
+from maskcls_hf.models.configuration_maskcls import as_backbone_config
+from maskcls_hf.models.modeling_base import image_sizes
+from maskcls_hf.models.post_processing import per_pixel_map
 from maskcls_hf.training import Recipe, prepare
 from maskcls_hf.training.build import build_image_processor
 from maskcls_hf.training.checkpoints import list_checkpoints

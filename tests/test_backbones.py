@@ -32,8 +32,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation
-from maskcls_hf.backbones import build_backbone, check_maps, dry_run
 from maskcls_hf.convert import to_transformers
+from maskcls_hf.models.backbones import build_backbone, check_maps, dry_run
 from maskcls_hf.training.build import load_backbone
 from maskcls_hf.training.optim import build_optimizer
 from tiny import STAGES, convnext, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin

@@ -7,9 +7,9 @@ from torchvision import ops
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.box_ops import box_losses, boxes_of_masks, generalized_box_iou, to_centres, to_corners
-from maskcls_hf.contracts import SegmentLogits
-from maskcls_hf.matchers import SegmentTargets
+from maskcls_hf.models.box_ops import box_losses, boxes_of_masks, generalized_box_iou, to_centres, to_corners
+from maskcls_hf.models.contracts import SegmentLogits
+from maskcls_hf.models.matchers import SegmentTargets
 from test_criterion import as_map
 from tiny import maskcls_config, pixel_mask, segments
 

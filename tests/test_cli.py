@@ -400,7 +400,7 @@ class TestInputsFirst:
 
     @pytest.fixture(autouse=True)
     def no_model(self, monkeypatch):
-        for place in ("loading.load_model", "inference.predictor.load_model", "hub.push.load_model"):
+        for place in ("inference.loading.load_model", "inference.predictor.load_model", "hub.push.load_model"):
             monkeypatch.setattr(f"maskcls_hf.{place}", lambda *_, **__: pytest.fail("loads the model"))
 
     @pytest.mark.parametrize(

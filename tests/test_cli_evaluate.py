@@ -22,7 +22,7 @@ from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import Evaluator
-from maskcls_hf.visual.plain_text import printable
+from maskcls_hf.utils.plain_text import printable
 from tiny import maskcls_config
 
 SIZES = [(48, 80), (80, 48), (64, 64)]

@@ -7,8 +7,8 @@ import torch
 from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.contracts import PixelLogits, SegmentLogits
-from maskcls_hf.criterion import count_items, per_pixel_loss
+from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
+from maskcls_hf.models.criterion import count_items, per_pixel_loss
 from tiny import MAX_DEEPLAB, maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}

@@ -29,7 +29,7 @@ from maskcls_hf.training.checkpoints import saving
 from maskcls_hf.training.divergence import DivergenceError, check_finite
 from maskcls_hf.training.loop import evaluate
 from maskcls_hf.training.processes import items_of_step, share_buffers
-from maskcls_hf.writing import CannotWrite
+from maskcls_hf.utils.writing import CannotWrite
 from resumable import Squares
 from tiny import maskcls_config, perpixel_config, segments
 

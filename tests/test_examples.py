@@ -18,7 +18,7 @@ from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import GroundTruth
-from maskcls_hf.reference_maps import panoptic_winners
+from maskcls_hf.models.reference_maps import panoptic_winners
 from recipes import write_recipe
 from test_data import write_semantic
 from tiny import STAGES

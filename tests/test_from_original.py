@@ -15,7 +15,7 @@ from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, P
 from maskcls_hf.convert import from_original, save_from_original
 from maskcls_hf.convert.checkpoint_files import read_checkpoint
 from maskcls_hf.convert.original_names import parameters
-from maskcls_hf.post_processing import panoptic_segments, semantic_map
+from maskcls_hf.models.post_processing import panoptic_segments, semantic_map
 from original_checkpoints import KEYS, empty, filled, keys
 
 TOLERANCE = 5e-5  # of the oracle: rounding in float32

@@ -17,7 +17,7 @@ from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.segment import outcomes
 from maskcls_hf.data.files import image_size, read_coloured_ids, read_image, read_map
 from maskcls_hf.data.validation.files import read_class_map, read_picture
-from maskcls_hf.image_reading import MAX_PIXELS
+from maskcls_hf.models.image_reading import MAX_PIXELS
 
 
 def problems(path: Path) -> list[str]:

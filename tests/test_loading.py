@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import MaskFormerForInstanceSegmentation, PreTrainedConfig, SegformerConfig
 from typer.testing import CliRunner
 
-import maskcls_hf.loading
+import maskcls_hf.inference.loading
 from checkpoints import save_maskcls
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.convert import save_as_transformers
 from maskcls_hf.convert.per_pixel import load as load_per_pixel
-from maskcls_hf.loading import load_image_processor, load_model, saved_config, where_to_look
+from maskcls_hf.inference.loading import load_image_processor, load_model, saved_config, where_to_look
 from maskcls_hf.training import load_recipe
 from maskcls_hf.training.build import load_model as load_for_training
 
@@ -283,7 +283,7 @@ def no_network(monkeypatch):
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./runs/x", "runs/a/b", "../x", "a\\b", "x y", Path("runs/x")])
 def test_paths_are_never_asked_for(name, monkeypatch):
-    monkeypatch.setattr(maskcls_hf.loading, "hub_answers", lambda: pytest.fail("asks the Hub"))
+    monkeypatch.setattr(maskcls_hf.inference.loading, "hub_answers", lambda: pytest.fail("asks the Hub"))
     with pytest.raises(ValueError, match="there is no such folder"):
         saved_config(name)
 
@@ -302,7 +302,7 @@ def test_a_proxy_is_asked_in_place_of_the_hub(monkeypatch):
     asked = []
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setattr("socket.create_connection", lambda place, timeout: nullcontext(asked.append(place)))
-    assert maskcls_hf.loading.hub_answers()
+    assert maskcls_hf.inference.loading.hub_answers()
     assert asked == [("proxy.example", 3128)]
 
 

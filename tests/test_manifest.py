@@ -11,9 +11,9 @@ import pytest
 
 from checkpoints import save_maskcls
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
-from maskcls_hf.checkpoint_manifest import MANIFEST, DamagedCheckpoint, require_whole, verify
 from maskcls_hf.hub.saved_model import SavedModel
 from maskcls_hf.inference.predictor import Predictor
+from maskcls_hf.models.checkpoint_manifest import MANIFEST, DamagedCheckpoint, require_whole, verify
 from maskcls_hf.training.build import load_backbone, load_model
 from maskcls_hf.training.checkpoints import last_good_checkpoint, saving
 from maskcls_hf.training.recipe import load_recipe

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import maskcls_hf.mask_costs as mask_costs
-from maskcls_hf.mask_costs import paired_losses, pairwise_losses
+import maskcls_hf.models.mask_costs as mask_costs
+from maskcls_hf.models.mask_costs import paired_losses, pairwise_losses
 
 
 def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:

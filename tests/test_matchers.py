@@ -10,8 +10,8 @@ from torchvision.ops import box_convert, masks_to_boxes
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from conftest import needs_shared
-from maskcls_hf.contracts import SegmentLogits
-from maskcls_hf.matchers import MATCHERS, BipartiteMatcher, FixedMatcher, SegmentTargets
+from maskcls_hf.models.contracts import SegmentLogits
+from maskcls_hf.models.matchers import MATCHERS, BipartiteMatcher, FixedMatcher, SegmentTargets
 from tiny import maskcls_config, segments
 
 BY_COST = ["bipartite", "box", "pq"]

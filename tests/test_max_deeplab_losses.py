@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskcls_hf.contracts import Assignment
-from maskcls_hf.max_deeplab_losses import (
+from maskcls_hf.models.contracts import Assignment
+from maskcls_hf.models.max_deeplab_losses import (
     instance_discrimination_loss,
     mask_id_loss,
     pq_style_loss,
     semantic_loss,
 )
-from maskcls_hf.segmentation_module import exclusive_logits
+from maskcls_hf.models.segmentation_module import exclusive_logits
 
 NO_PAIRS = Assignment(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 

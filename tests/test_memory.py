@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from checkpoints import image_processor, maskcls_model, picture
-from maskcls_hf import MaskClsImageProcessor, image_processing_maskcls, memory, output_maps
+from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.inference import Predictor
+from maskcls_hf.models import image_processing_maskcls, memory, output_maps
 
 pytestmark = pytest.mark.skipif(memory._trim is None, reason="another C library than glibc")
 MB = 1 << 20

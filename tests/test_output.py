@@ -14,7 +14,7 @@ import pytest
 from maskcls_hf.training import TrainingProgress
 from maskcls_hf.training.checkpoints import list_checkpoints, verify
 from maskcls_hf.training.output import LOCK, FolderInUse, occupied, training_in
-from maskcls_hf.writing import CannotWrite
+from maskcls_hf.utils.writing import CannotWrite
 from recipes import write_recipe, write_squares
 from test_recipe_run import arguments, train_accelerate, train_trainer
 

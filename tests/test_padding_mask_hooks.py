@@ -9,10 +9,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, PreTrainedConfig, TimmBackboneConfig
 
-from maskcls_hf import MaskClsForUniversalSegmentation, padding_mask_hooks
-from maskcls_hf.backbones import build_backbone
-from maskcls_hf.contracts import ValidRegion
-from maskcls_hf.padding_mask_hooks import PaddingMaskHooks, as_pair, sees_padding
+from maskcls_hf import MaskClsForUniversalSegmentation
+from maskcls_hf.models import padding_mask_hooks
+from maskcls_hf.models.backbones import build_backbone
+from maskcls_hf.models.contracts import ValidRegion
+from maskcls_hf.models.padding_mask_hooks import PaddingMaskHooks, as_pair, sees_padding
 from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
 
 FOUR = {"depths": [1, 1, 1, 1], "out_features": STAGES}
@@ -125,7 +126,7 @@ def test_a_backbone_that_sees_padding_is_named(name, caplog):
 @pytest.mark.parametrize("attend_to_padding", [False, True])
 def test_a_model_warns_at_construction(attend_to_padding, recwarn, caplog, monkeypatch):
     said = []
-    monkeypatch.setattr("maskcls_hf.modeling_base.logger.warning_once", said.append)
+    monkeypatch.setattr("maskcls_hf.models.modeling_base.logger.warning_once", said.append)
     config = maskcls_config(backbone_config=SEEING["dinov2"](), attend_to_padding=attend_to_padding)
     MaskClsForUniversalSegmentation(config)
     assert [("dinov2" in text, "padding" in text) for text in said] == [(True, True)] * (not attend_to_padding)

@@ -23,8 +23,8 @@ from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
-from maskcls_hf.post_processing import per_pixel_map
-from maskcls_hf.runs import Runs
+from maskcls_hf.models.post_processing import per_pixel_map
+from maskcls_hf.models.runs import Runs
 from maskcls_hf.visual import draw_overlay, segment_colours
 from tiny import STAGES, pixel_mask
 

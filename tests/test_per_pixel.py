@@ -30,8 +30,8 @@ from checkpoints import picture
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.convert import from_per_pixel, processor_from_per_pixel, save_from_per_pixel
 from maskcls_hf.convert.maskformer import obstacles
-from maskcls_hf.per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork
-from maskcls_hf.post_processing import semantic_map
+from maskcls_hf.models.per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork
+from maskcls_hf.models.post_processing import semantic_map
 from maskcls_hf.training.optim import parameter_groups
 from per_pixel_models import CLASSES, FAMILIES, SQUARE_ONLY, images, segformer, with_varied_scores
 

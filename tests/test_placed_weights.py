@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelConfig, PerPixelForSemanticSegmentation
-from maskcls_hf.contracts import PixelFeatures, ValidRegion
+from maskcls_hf.models.contracts import PixelFeatures, ValidRegion
 from tiny import maskcls_config, pixel_mask, resnet
 
 WHOLE = {"": "disk"}

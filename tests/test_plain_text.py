@@ -6,7 +6,7 @@ import pytest
 from rich.table import Table
 
 from maskcls_hf.metrics import per_class_markdown, per_class_table
-from maskcls_hf.visual.plain_text import PlainConsole, markdown, markdown_code, printable
+from maskcls_hf.utils.plain_text import PlainConsole, markdown, markdown_code, printable
 
 MARKUP = ["car [moving]", "[/]", "[bold]x[/bold]", "[link=http://evil]x[/link]", ":smile: x", "[red]"]
 CONTROLS = [

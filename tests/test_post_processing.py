@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import MaskFormerImageProcessor
 
-from maskcls_hf import post_processing, reference_maps, resizing
-from maskcls_hf.post_processing import (
+from maskcls_hf.models import post_processing, reference_maps, resizing
+from maskcls_hf.models.post_processing import (
     instance_segments,
     mask_to_coco_rle,
     panoptic_segments,

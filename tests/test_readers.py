@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, image_reading
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.data import (
     VOID,
     CocoInstances,
@@ -35,6 +35,7 @@ from maskcls_hf.data import (
 from maskcls_hf.data.coco_files import Packed
 from maskcls_hf.data.files import read_coloured_ids
 from maskcls_hf.metrics import GroundTruth
+from maskcls_hf.models import image_reading
 from maskcls_hf.training.run_data import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
 from test_data import write_semantic

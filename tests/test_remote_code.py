@@ -15,12 +15,12 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, pipeline
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
-import maskcls_hf
+import maskcls_hf.models
 from checkpoints import image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelConfig
 from without_package import masks_of
 
-PACKAGE = Path(maskcls_hf.__file__).parent
+PACKAGE = Path(maskcls_hf.models.__file__).parent
 THIRD_PARTY = {"PIL", "huggingface_hub", "numpy", "torch", "torchvision", "transformers"}
 
 
@@ -83,7 +83,7 @@ def test_auto_classes(config_class):
     assert type(AutoConfig.for_model(config.model_type)) is config_class
     for auto_class, reference in config_class.auto_classes.items():
         model_class = getattr(transformers, auto_class)._model_mapping[config_class]
-        assert reference == f"{model_class.__module__.removeprefix('maskcls_hf.')}.{model_class.__name__}"
+        assert reference == f"{model_class.__module__.removeprefix('maskcls_hf.models.')}.{model_class.__name__}"
 
 
 def test_saved_folder(folders):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from maskcls_hf.metrics import MeanIoU
-from maskcls_hf.runs import Runs, overlay
+from maskcls_hf.models.runs import Runs, overlay
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 40))
 

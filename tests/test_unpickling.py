@@ -14,7 +14,7 @@ import torch
 import torch.distributed.checkpoint as sharded
 from safetensors.torch import load_file
 
-from maskcls_hf.checkpoint_manifest import MANIFEST, sha256
+from maskcls_hf.models.checkpoint_manifest import MANIFEST, sha256
 from maskcls_hf.training import TimeBudget, TrainingLog
 from maskcls_hf.training.checkpoints import NoGoodCheckpoint, list_checkpoints
 from maskcls_hf.training.unpickling import FORCE, FORCE_NOT, tensors_only

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from maskcls_hf.writing import CannotWrite, replacing, write_json, write_text, written
+from maskcls_hf.utils.writing import CannotWrite, replacing, write_json, write_text, written
 
 resource = pytest.importorskip("resource")
 

@@ -3,13 +3,13 @@
 Importing the package registers its classes with the Auto classes of transformers.
 """
 
-from .configuration_maskcls import MaskClsConfig
-from .configuration_perpixel import PerPixelConfig
-from .criterion import MaskClsCriterion
 from .hub import register
-from .image_processing_maskcls import MaskClsImageProcessor
-from .modeling_maskcls import MaskClsForUniversalSegmentation, MaskClsModel
-from .modeling_perpixel import PerPixelForSemanticSegmentation
+from .models.configuration_maskcls import MaskClsConfig
+from .models.configuration_perpixel import PerPixelConfig
+from .models.criterion import MaskClsCriterion
+from .models.image_processing_maskcls import MaskClsImageProcessor
+from .models.modeling_maskcls import MaskClsForUniversalSegmentation, MaskClsModel
+from .models.modeling_perpixel import PerPixelForSemanticSegmentation
 
 register()
 

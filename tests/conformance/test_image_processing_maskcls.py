@@ -4,7 +4,7 @@ import unittest
 
 from image_processor_tester import SegmentationImageProcessingTest
 
-from maskcls_hf.image_processing_maskcls import MaskClsImageProcessor
+from maskcls_hf.models.image_processing_maskcls import MaskClsImageProcessor
 
 
 class MaskClsImageProcessingTest(SegmentationImageProcessingTest, unittest.TestCase):

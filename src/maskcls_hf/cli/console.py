@@ -14,7 +14,7 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..visual.plain_text import PlainConsole
+from ..utils.plain_text import PlainConsole
 
 console = PlainConsole(stderr=True)
 

@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..configuration_maskcls import MaskClsConfig
 from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
-from ..interchange_maskformer import MASKFORMER
-from ..loading import load_image_processor, load_model, saved_config
-from ..visual.plain_text import printable
-from ..writing import saving_model
+from ..inference.loading import load_image_processor, load_model, saved_config
+from ..models.configuration_maskcls import MaskClsConfig
+from ..models.interchange_maskformer import MASKFORMER
+from ..utils.plain_text import printable
+from ..utils.writing import saving_model
 from .console import check_new_folder, console, fail, stop
 
 OURS = (MaskClsConfig.model_type, MASKFORMER)

@@ -19,7 +19,7 @@ from ..inference import evaluate as score_data
 from ..inference.evaluation import model_classes
 from ..inference.predictor import TASKS, check_predictor_options
 from ..metrics import Evaluator, per_class_table
-from ..visual.plain_text import PlainConsole, cell
+from ..utils.plain_text import PlainConsole, cell
 from .console import (
     DeviceOption,
     MaskThresholdOption,

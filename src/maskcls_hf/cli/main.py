@@ -11,8 +11,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.main import get_command
 
-from ..hub.quiet import no_progress_bars
-from ..visual.plain_text import printable
+from ..utils.plain_text import printable
+from ..utils.quiet import no_progress_bars
 from .console import guarded
 from .convert import convert
 from .evaluate import evaluate

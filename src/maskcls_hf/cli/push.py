@@ -16,7 +16,7 @@ from ..hub.push import push as push_folder
 from ..hub.saved_model import SavedModel, read_recipe
 from ..hub.speed import measure_speed
 from ..inference import Predictor
-from ..visual.plain_text import printable
+from ..utils.plain_text import printable
 from .console import check_new_folder, choose_device, complain, console, fail, progress_bar, stop
 from .segment import find_images
 

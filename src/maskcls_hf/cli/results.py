@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..inference.predictor import TASKS, Task
-from ..writing import replacing, write_text, written
+from ..utils.writing import replacing, write_text, written
 from .coco import coco_content
 
 try:

@@ -8,10 +8,10 @@ from typing import Annotated, NamedTuple
 import typer
 from torch import Tensor
 
-from ..image_reading import image_to_tensor, open_image
 from ..inference.predictor import Task
+from ..models.image_reading import image_to_tensor, open_image
+from ..utils.plain_text import printable
 from ..visual.drawing import draw_overlay, segment_colours
-from ..visual.plain_text import printable
 from .coco import CocoRecords, map_image
 from .console import (
     DeviceOption,

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
+from ..inference.loading import class_of_saved
 from ..inference.predictor import Predictor, Task
-from ..loading import class_of_saved
-from ..mask_runs import MaskRuns
-from ..modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.mask_runs import MaskRuns
+from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
 
 
 @dataclass

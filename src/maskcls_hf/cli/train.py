@@ -9,7 +9,7 @@ from rich.table import Table
 from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
 from ..training import train as train_recipe
 from ..training.stopping import end
-from ..visual.plain_text import cell
+from ..utils.plain_text import cell
 from .console import console, fail
 
 

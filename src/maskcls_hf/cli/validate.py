@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ..data.open_dataset import LAYOUTS
 from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
-from ..visual.plain_text import PlainConsole, cell, printable
-from ..writing import write_json
+from ..utils.plain_text import PlainConsole, cell, printable
+from ..utils.writing import write_json
 from .console import check_new_file, complain, fail, progress_bar
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}

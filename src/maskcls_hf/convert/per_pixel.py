@@ -18,12 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..configuration_maskcls import MaskClsConfig, SegmentationNetworkConfig, without_code
-from ..configuration_perpixel import PerPixelConfig
-from ..image_processing_maskcls import MaskClsImageProcessor
-from ..loading import load_model, quiet, saved_config, where_to_look
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from ..per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork, classifier_of
+from ..inference.loading import load_model, quiet, saved_config, where_to_look
+from ..models.configuration_maskcls import MaskClsConfig, SegmentationNetworkConfig, without_code
+from ..models.configuration_perpixel import PerPixelConfig
+from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
+from ..models.per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork, classifier_of
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +58,7 @@ def from_per_pixel(
         model_or_path (`nn.Module` or `str` or `Path`):
             A SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT (v1, v2) or MobileNetV2 of transformers, or one of our
             baselines, as model, folder or name on the Hub; or a model with an adapter, see
-            `maskcls_hf.per_pixel_networks.register_per_pixel_network`.
+            `maskcls_hf.models.per_pixel_networks.register_per_pixel_network`.
         num_queries (`int`, *optional*): N, at least K; None: K.
         matching (`str`, *optional*): `"fixed"` (N = K) or another of `MaskClsConfig`; None: fixed if N = K, else
             bipartite.

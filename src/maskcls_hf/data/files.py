@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
-from ..label_tensors import naming
-from ..runs import Runs
+from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
+from ..models.label_tensors import naming
+from ..models.runs import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")

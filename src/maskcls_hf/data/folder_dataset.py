@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..label_tensors import naming
+from ..models.label_tensors import naming
 from .dataset import SegmentationDataset, Targets
 from .files import (
     checked_names,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..metrics.table import markdown_table
-from ..visual.plain_text import markdown, markdown_code
+from ..utils.plain_text import markdown, markdown_code
 from .card_facts import CardFacts
 from .card_use import use
 from .saved_model import SavedModel

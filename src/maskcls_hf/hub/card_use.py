@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from ..visual.plain_text import markdown, printable
+from ..utils.plain_text import markdown, printable
 from .card_facts import CardFacts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..writing import replacing
+from ..utils.writing import replacing
 from .scores import MAIN, METRICS
 
 Points = list[tuple[int, float]]

@@ -11,8 +11,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..visual.plain_text import printable
-from ..writing import write_text, written
+from ..utils.plain_text import printable
+from ..utils.writing import write_text, written
 from .card_facts import CardFacts, TrainingData
 from .card_text import card_text
 from .curves import draw_curves

@@ -13,8 +13,8 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi, get_token
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..loading import load_image_processor, load_model
-from ..writing import write_text, written
+from ..inference.loading import load_image_processor, load_model
+from ..utils.writing import write_text, written
 from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
 from .saved_model import SavedModel
 

@@ -9,9 +9,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
 
-from ..configuration_maskcls import MaskClsConfig
-from ..configuration_perpixel import PerPixelConfig
-from ..image_processing_maskcls import MaskClsImageProcessor
+from ..models.configuration_maskcls import MaskClsConfig
+from ..models.configuration_perpixel import PerPixelConfig
+from ..models.image_processing_maskcls import MaskClsImageProcessor
 
 
 def register() -> None:
@@ -23,7 +23,7 @@ def register() -> None:
         )
         for auto_class, reference in config_class.auto_classes.items():
             module, name = reference.split(".")
-            model_class = getattr(import_module(f"maskcls_hf.{module}"), name)
+            model_class = getattr(import_module(f"maskcls_hf.models.{module}"), name)
             getattr(transformers, auto_class).register(config_class, model_class, exist_ok=True)
     smooth_pipeline()
 

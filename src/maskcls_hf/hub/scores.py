@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult
 
-from .. import writing
 from ..data.files import read_json
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
-from ..visual.plain_text import markdown, printable
+from ..utils import writing
+from ..utils.plain_text import markdown, printable
 
 
 class Metric(NamedTuple):

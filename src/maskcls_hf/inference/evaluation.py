@@ -13,8 +13,8 @@ from torchvision import tv_tensors
 from ..data.dataset import SegmentationDataset
 from ..data.sample import Sample, without_absent
 from ..metrics import Evaluator, GroundTruth
-from ..ranges import require_range
-from ..visual.plain_text import printable
+from ..models.ranges import require_range
+from ..utils.plain_text import printable
 from .predictor import Predictor
 
 

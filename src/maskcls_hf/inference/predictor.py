@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..image_processing_maskcls import MaskClsImageProcessor
-from ..image_reading import image_list
-from ..label_tensors import naming
-from ..loading import class_of_saved, load_image_processor, load_model
-from ..mask_runs import MaskRuns
-from ..options import plain, unused
-from ..ranges import require_range
+from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.image_reading import image_list
+from ..models.label_tensors import naming
+from ..models.mask_runs import MaskRuns
+from ..models.options import plain, unused
+from ..models.ranges import require_range
 from .eval_mode import in_eval_mode
+from .loading import class_of_saved, load_image_processor, load_model
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
 from .tiling import TileGrid, check_tile

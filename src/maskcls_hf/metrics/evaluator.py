@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..mask_runs import MaskRuns
-from ..output_maps import classifies_pixels
-from ..ranges import require_range
-from ..runs import Runs, as_array, places_in
+from ..models.mask_runs import MaskRuns
+from ..models.output_maps import classifies_pixels
+from ..models.ranges import require_range
+from ..models.runs import Runs, as_array, places_in
 from .average_precision import MaskAP, pad_rows
 from .bootstrap import Bootstrap
 from .boundary import BoundaryIoU

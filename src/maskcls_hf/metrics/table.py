@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ..visual.plain_text import cell, markdown
+from ..utils.plain_text import cell, markdown
 
 PerClass = Mapping[str, Mapping[str, float]]
 

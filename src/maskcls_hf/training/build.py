@@ -14,15 +14,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..checkpoint_manifest import require_whole
 from ..data.sample import void_id_of
-from ..image_processing_maskcls import MaskClsImageProcessor
-from ..loading import load_model as load_saved
-from ..loading import quiet, saved_config, where_to_look
-from ..modeling_base import MaskClsPreTrainedModel
-from ..modeling_maskcls import MaskClsForUniversalSegmentation
-from ..modeling_perpixel import PerPixelForSemanticSegmentation
-from ..visual.plain_text import printable
+from ..inference.loading import load_model as load_saved
+from ..inference.loading import quiet, saved_config, where_to_look
+from ..models.checkpoint_manifest import require_whole
+from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.modeling_base import MaskClsPreTrainedModel
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
+from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
+from ..utils.plain_text import printable
 from .recipe import Recipe
 from .recipe_values import CONFIGS, hints_of_section
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from ..ranges import require_range
-from ..writing import replacing, saving_model
+from ..models.ranges import require_range
+from ..utils.writing import replacing, saving_model
 from .checkpoints import NoGoodCheckpoint, checkpoint_to_resume, rng_free, rotate, saving, verify
 from .divergence import check_weights
 from .processes import own_class

@@ -22,8 +22,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import DataLoader, Sampler
 from transformers.utils import logging
 
-from ..checkpoint_manifest import MANIFEST, sha256, verify
-from ..writing import WRITING, CannotWrite, sync, written
+from ..models.checkpoint_manifest import MANIFEST, sha256, verify
+from ..utils.writing import WRITING, CannotWrite, sync, written
 from .unpickling import NoGoodCheckpoint, tensors_only
 
 logger = logging.get_logger(__name__)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..writing import saving_model
+from ..utils.writing import saving_model
 from .checkpoints import epoch_batches
 from .divergence import evaluation_after, forward_pass
 from .processes import filled_up, items_of_step, own_class, share_buffers, without_copies

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..writing import DISK_ERRORS, CannotWrite, written
+from ..utils.writing import DISK_ERRORS, CannotWrite, written
 from .checkpoints import WRITING, last_good_message
 
 try:

@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..visual.plain_text import PlainConsole, printable
-from ..writing import write_json
+from ..utils.plain_text import PlainConsole, printable
+from ..utils.writing import write_json
 from .stopping import unread
 from .time_budget import TimeBudget
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from ..data.yaml_values import dump_yaml
-from ..ranges import require_range
-from ..writing import write_text
+from ..models.ranges import require_range
+from ..utils.writing import write_text
 from .schedules import learning_rate_factor
 
 Value = Any  # of a key that other code reads and checks

@@ -18,11 +18,11 @@ from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
-from ..checkpoint_manifest import MODEL_FILES
 from ..data.errors import told_of_workers
-from ..hub.quiet import no_progress_bars
-from ..visual.plain_text import printable
-from ..writing import write_json
+from ..models.checkpoint_manifest import MODEL_FILES
+from ..utils.plain_text import printable
+from ..utils.quiet import no_progress_bars
+from ..utils.writing import write_json
 from .checkpoints import NoGoodCheckpoint, list_checkpoints
 from .divergence import DivergenceError
 from .output import training_in

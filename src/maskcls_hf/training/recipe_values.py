@@ -12,10 +12,10 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedConfig
 
-from ..configuration_maskcls import MaskClsConfig
-from ..configuration_perpixel import PerPixelConfig
 from ..data.transforms import TrainTransform
-from ..image_processing_maskcls import MaskClsImageProcessorKwargs
+from ..models.configuration_maskcls import MaskClsConfig
+from ..models.configuration_perpixel import PerPixelConfig
+from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"mask_classification": MaskClsConfig, "per_pixel": PerPixelConfig}
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
-from ..image_processing_maskcls import MaskClsImageProcessor
 from ..metrics import Evaluator
-from ..modeling_base import image_sizes
-from ..outputs import MaskClsForUniversalSegmentationOutput, PerPixelForSemanticSegmentationOutput
-from ..ranges import require_range
+from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.modeling_base import image_sizes
+from ..models.outputs import MaskClsForUniversalSegmentationOutput, PerPixelForSemanticSegmentationOutput
+from ..models.ranges import require_range
 from .build import (
     Model,
     build_image_processor,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from .plain_text import printable
+from ..utils.plain_text import printable
 
 Colour = tuple[int, int, int]
 

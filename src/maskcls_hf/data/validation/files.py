@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...image_reading import (
+from ...models.image_reading import (
     EXIF_ORIENTATION,
     TURNED,
     coloured_ids,

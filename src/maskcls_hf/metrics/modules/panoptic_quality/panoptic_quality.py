@@ -8,9 +8,9 @@ import evaluate
 import numpy as np
 import torch
 
-from maskcls_hf.image_reading import coloured_ids
 from maskcls_hf.metrics import GroundTruth, PanopticQuality
-from maskcls_hf.runs import Runs
+from maskcls_hf.models.image_reading import coloured_ids
+from maskcls_hf.models.runs import Runs
 
 _DESCRIPTION = """
 Panoptic quality (PQ), its factors segmentation quality (SQ, the mean IoU of matched segments) and recognition quality

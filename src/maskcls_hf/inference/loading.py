@@ -21,10 +21,10 @@ from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from .checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
-from .image_processing_maskcls import MaskClsImageProcessor
-from .modeling_maskcls import MaskClsForUniversalSegmentation
-from .modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
+from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
+from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
 
 logger = logging.get_logger(__name__)
 

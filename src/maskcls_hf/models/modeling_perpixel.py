@@ -54,7 +54,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: labelled pixels of the whole optimiser step, see `maskcls_hf.criterion.count_pixels`.
+            num_items_in_batch: labelled pixels of the whole optimiser step, see `count_pixels`.
         """
         if labels is not None:
             shape = (len(pixel_values), pixel_values.shape[-2], pixel_values.shape[-1])
