@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..inference.loading import class_of_saved
 from ..inference.predictor import Predictor, Task
-from ..models.mask_runs import MaskRuns
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
+from ..models.run_lengths import MaskRuns
 
 
 @dataclass

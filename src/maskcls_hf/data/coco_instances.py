@@ -11,7 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 from transformers.utils import logging
 
-from ..models.mask_runs import MaskRuns, rle_counts
+from ..models.run_lengths import MaskRuns, rle_counts
 from .coco_files import CocoDataset, Packed, choose_json, find_image_folder, read_coco
 from .coco_records import CocoContent, is_number
 from .dataset import Targets

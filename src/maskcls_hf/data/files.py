@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
 from ..models.label_tensors import naming
-from ..models.runs import Runs
+from ..models.run_lengths import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...models.mask_runs import MaskRuns
+from ...models.run_lengths import MaskRuns
 from ..coco_files import NamedFiles, choose_json, find_image_folder
 from ..coco_instances import is_relative, run_lengths
 from ..coco_records import UNREAD, CocoContent, CocoKind
