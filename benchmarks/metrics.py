@@ -32,16 +32,13 @@ from examples import blobs
 from measuring import Contenders, medians, processor_name
 from PIL import Image
 from scipy import ndimage
-from torchvision import tv_tensors
 
 from maskcls_hf.data.files import read_coloured_ids
-from maskcls_hf.data.sample import VOID
-from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
+from maskcls_hf.metrics import VOID, MeanIoU, PanopticQuality, Segments
 
 # Name, size, segments an image, images; the segments are those of COCO panoptic (mean 11) and of crowded street scenes.
 SIZES = [("640 x 480", (480, 640), 12, 8), ("1920 x 1080", (1080, 1920), 40, 2)]
 CLASSES = 100
-NO_IMAGE = tv_tensors.Image(torch.empty(3, 0, 0))
 
 
 def example(shape: tuple[int, int], number: int, rng: np.random.Generator) -> SimpleNamespace:
@@ -71,23 +68,16 @@ def example(shape: tuple[int, int], number: int, rng: np.random.Generator) -> Si
     return result
 
 
-def truth_of(ids: torch.Tensor, infos: list[dict[str, Any]]) -> GroundTruth:
-    return GroundTruth.from_sample(
-        {
-            "image": NO_IMAGE,
-            "segmentation_map": tv_tensors.Mask(ids[None]),
-            "instance_id_to_semantic_id": {info["id"]: info["category_id"] for info in infos} | {0: VOID},
-            "crowd_ids": [],
-            "name": "",
-        }
-    )
+def truth_of(ids: torch.Tensor, infos: list[dict[str, Any]]) -> Segments:
+    return Segments.from_ids(ids, {info["id"]: info["category_id"] for info in infos} | {0: VOID})
 
 
 def our_quality(examples: list[SimpleNamespace], read: Callable[[int, str], torch.Tensor]) -> float:
     metric = PanopticQuality({k: str(k) for k in range(CLASSES)})
     for number, one in enumerate(examples):
         infos = [{"id": info["id"], "label_id": info["category_id"]} for info in one.found_infos]
-        metric.update(read(number, "found"), infos, truth_of(read(number, "true"), one.true_infos))
+        found = Segments.from_output({"segmentation": read(number, "found"), "segments_info": infos})
+        metric.update(found, truth_of(read(number, "true"), one.true_infos))
     return metric.compute()["pq"]
 
 

@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.data import VOID, CentreCrop, CocoInstances, MaskClsCollator, Sample, SegmentationFolder, open_dataset
-from maskcls_hf.metrics.ground_truth import GroundTruth
+from maskcls_hf.metrics import Segments
 from test_data import write_ade20k, write_instances, write_semantic
 from test_readers import HEIGHT, WIDTH, as_polygon, instances_json, write_coco, write_panoptic
 
@@ -137,16 +137,16 @@ class TestCollator:
         assert "ground_truth" not in MaskClsCollator(processor)([data[0]])
         batch = MaskClsCollator(processor, keep_ground_truth=True)([data[0]])
         (truth,) = batch["ground_truth"]
-        assert isinstance(truth, GroundTruth) and truth.size == (HEIGHT, WIDTH)
+        assert isinstance(truth, Segments) and truth.size == (HEIGHT, WIDTH)
         assert batch["pixel_values"].shape[-2:] == (64, 64)
-        assert dict(zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)) == {1: True, 2: False}
-        assert truth.crowd.sum() == 1 and truth.name == "7"
+        assert dict(zip(truth.class_labels.tolist(), truth.is_crowd.tolist(), strict=True)) == {1: True, 2: False}
+        assert truth.is_crowd.sum() == 1 and truth.name == "7"
 
     def test_ground_truth_of_class_maps_knows_void(self, tmp_path):
         data = SegmentationFolder(write_semantic(tmp_path), "train")
         collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), keep_ground_truth=True)
         (truth,) = collator([data[0]])["ground_truth"]
-        assert torch.equal(truth.semantic(255), data[0]["segmentation_map"][0].long())
+        assert torch.equal(truth.semantic_map(255), data[0]["segmentation_map"][0].long())
 
     @pytest.mark.parametrize(
         ("row", "got"),

@@ -62,6 +62,9 @@ def evaluate(
             help="What is scored; may be repeated. Default: what the data is annotated for.",
         ),
     ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", help="Name of a further registered metric; may be repeated.")
+    ] = None,
     boundary: Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")] = False,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
@@ -137,6 +140,7 @@ def evaluate(
             predictor.id2label,
             stuff_of_model(predictor, dataset),
             chosen_tasks(task, predictor, dataset),
+            metrics=metric or (),
             boundary=boundary,
             bootstrap=bootstrap,
             threshold=threshold,
@@ -170,8 +174,8 @@ def evaluate(
         write_json(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
     show(scores, f"{images} images of {data.name}, {split}")
     if per_class:
-        for metric in evaluator.metrics.values():
-            PlainConsole().print(per_class_table(metric.per_class()))
+        for scored in evaluator.metrics.values():
+            PlainConsole().print(per_class_table(scored.per_class()))
 
 
 def check_options(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import naming
-from .sample import VOID, Sample, void_value
+from .sample import VOID, Sample, segments_of, void_value
 
 
 class MaskClsCollator:
@@ -22,7 +22,7 @@ class MaskClsCollator:
     Args:
         image_processor: a `MaskClsImageProcessor`; its label format decides whether the batch has `mask_labels`
             and `class_labels`, or `labels`.
-        keep_ground_truth: the batch also has `ground_truth`, a list of `metrics.GroundTruth` of the size that the
+        keep_ground_truth: the batch also has `ground_truth`, a list of `Segments` of the size that the
             samples have, for scores at the original size.
         processor_kwargs: options for the call of the image processor, such as `do_resize=False` for crops that
             have their final size already.
@@ -65,7 +65,7 @@ class MaskClsCollator:
         if "void_mask" in batch and not batch["void_mask"].any():
             del batch["void_mask"]
         if self.keep_ground_truth:
-            batch["ground_truth"] = [_ground_truth(sample) for sample in samples]
+            batch["ground_truth"] = [segments_of(sample) for sample in samples]
         return batch
 
     def _annotations(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -130,10 +130,3 @@ def _as_stack(pixels: Tensor, classes: dict[int, int | None]) -> tuple[Tensor, T
     if pixels.dtype == torch.bool:
         return pixels[kept], labels
     return pixels == torch.tensor(kept, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1), labels
-
-
-def _ground_truth(sample: Sample) -> Any:
-    from ..metrics.ground_truth import GroundTruth  # metrics imports data
-
-    pixels = sample["segmentation_map"].as_subclass(Tensor)
-    return GroundTruth.from_sample(sample, void_value(pixels))
