@@ -41,6 +41,7 @@ OWN_OPTIONS = {
     "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
 }
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
+WINDOW = 4  # batches among whose images those of one size are looked for
 BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
 
@@ -190,7 +191,7 @@ class Predictor:
         results: list[dict[Task, Result]] = [{} for _ in pixels]
         whole = [i for i, image in enumerate(pixels) if self._fits(image)]
         number = 1 if self._sizes_by_image else self.batch_size
-        for batch in same_size_together(whole, lambda i: pixels[i].shape[-2:], number, len(whole)):
+        for batch in same_size_together(whole, lambda i: pixels[i].shape[-2:], number):
             found = self._batch([pixels[i] for i in batch], tasks)
             for place, i in enumerate(batch):
                 results[i] = {task: RESULTS[task](ones[place]) for task, ones in found.items()}
@@ -318,22 +319,26 @@ def check_predictor_options(**options: Any) -> None:
     Predictor(None, None, **options)
 
 
-def same_size_together(
-    items: Iterable[Item], size_of: Callable[[Item], Any], number: int, window: int
-) -> Iterator[list[Item]]:
-    """Batches of `number` items, the last of fewer. Each begins with the first item that is left, and of the `window`
-    items from there on those of its size go before the others."""
+def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], number: int) -> Iterator[list[Item]]:
+    """Batches of `number` items, the last of fewer. Each begins with the first item that is left; of those that follow
+    it closely, the ones of its size go before the others."""
     waiting: list[Item] = []
-    rest = iter(items)
-    while True:
-        waiting += islice(rest, max(window, number) - len(waiting))
-        if not waiting:
-            return
-        size = size_of(waiting[0])
-        order = sorted(range(len(waiting)), key=lambda i: size_of(waiting[i]) != size)
-        batch = order[:number]
-        yield [waiting[i] for i in batch]
-        waiting = [waiting[i] for i in sorted(order[number:])]
+
+    def places_of_first_size() -> list[int]:
+        return [i for i, item in enumerate(waiting) if size_of(item) == size_of(waiting[0])]
+
+    def take() -> list[Item]:
+        places = list(dict.fromkeys([*places_of_first_size(), *range(len(waiting))]))[:number]
+        batch = [waiting[i] for i in places]
+        waiting[:] = [item for i, item in enumerate(waiting) if i not in places]
+        return batch
+
+    for item in items:
+        waiting.append(item)
+        if len(waiting) == WINDOW * number or len(places_of_first_size()) == number:
+            yield take()
+    while waiting:
+        yield take()
 
 
 def semantic_result(class_map: Tensor) -> Result:
