@@ -235,8 +235,8 @@ MUTATIONS = {
     ),
     # Crowd regions of COCO panoptic.
     "COCO panoptic crowd": Mutation(
-        'bool(segment.get("iscrowd"))',
-        "False",
+        'label, bool(segment.get("iscrowd")), segment.get("area")',
+        'label, False, segment.get("area")',
         ("tests/test_readers.py::TestCocoPanoptic::test_ids_crowd_void_and_gaps", SCORES),
     ),
     # Training sees crowd regions as void.

@@ -1109,6 +1109,8 @@ def test_what_lies_on_a_threshold():
     assert instance(outputs, 0.1)[0]["segments_info"] == []
     found = instance(outputs, 0.1, 0.49)[0]["segments_info"]
     assert [info["area"] for info in found] == [64 * 32] and found[0]["score"] == pytest.approx(0.5)
+    outputs.masks_queries_logits = masks + 1  # the other half of it on 0.5
+    assert [info["area"] for info in instance(outputs, 0.1)[0]["segments_info"]] == [64 * 32]
 
 
 def test_classes_to_fuse_come_from_the_saved_options(tmp_path):
