@@ -1,4 +1,4 @@
-"""Parts of somebody else's: a class and a line, from outside of the package (outside_parts.py)."""
+"""Parts of somebody else's: a class and a line, from outside of the package (outside/outside_parts.py)."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import outside_parts
 from maskcls_hf import (
     MaskClsConfig,
     MaskClsForUniversalSegmentation,
@@ -17,6 +16,7 @@ from maskcls_hf import (
     register_transformer_decoder,
 )
 from maskcls_hf.models.configuration_maskcls import PIXEL_DECODERS, REGISTRIES, Registry
+from outside import outside_parts
 from tiny import maskcls_config
 
 NAMES = {"pixel_decoder": "sum", "transformer_decoder": "mean", "pixel_decoder_options": {"gain": 0.5}}
