@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.configuration_perpixel import PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
 from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
@@ -44,11 +45,7 @@ def from_original(
     tensors = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else as_tensors(checkpoint, where)
     original = Original(parameters(tensors), where)
     config = original.config(**overrides)
-    models: dict[str, Any] = {
-        "maskcls": MaskClsForUniversalSegmentation,
-        "maskcls_perpixel": PerPixelForSemanticSegmentation,
-    }
-    model_class = models[config.model_type]
+    model_class = KIND_OF_TYPE[config.model_type].model_class
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     # Frozen batch norms count no batches.
