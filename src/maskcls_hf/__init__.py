@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from .inference import Predictor as Predictor
     from .metrics import Evaluator as Evaluator
     from .models.configuration_maskcls import MaskClsConfig as MaskClsConfig
-    from .models.configuration_perpixel import PerPixelConfig as PerPixelConfig
+    from .models.configuration_maskcls import PerPixelConfig as PerPixelConfig
     from .models.criterion import MaskClsCriterion as MaskClsCriterion
     from .models.image_processing_maskcls import MaskClsImageProcessor as MaskClsImageProcessor
     from .models.modeling_maskcls import MaskClsForUniversalSegmentation as MaskClsForUniversalSegmentation
     from .models.modeling_maskcls import MaskClsModel as MaskClsModel
-    from .models.modeling_perpixel import PerPixelForSemanticSegmentation as PerPixelForSemanticSegmentation
+    from .models.modeling_maskcls import PerPixelForSemanticSegmentation as PerPixelForSemanticSegmentation
     from .training import MaskClsTrainer as MaskClsTrainer
     from .training import load_recipe as load_recipe
 
@@ -28,12 +28,10 @@ _NAMES = {
     "data": ("MaskClsCollator", "open_dataset"),
     "inference": ("Predictor",),
     "metrics": ("Evaluator",),
-    "models.configuration_maskcls": ("MaskClsConfig",),
-    "models.configuration_perpixel": ("PerPixelConfig",),
+    "models.configuration_maskcls": ("MaskClsConfig", "PerPixelConfig"),
     "models.criterion": ("MaskClsCriterion",),
     "models.image_processing_maskcls": ("MaskClsImageProcessor",),
-    "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel"),
-    "models.modeling_perpixel": ("PerPixelForSemanticSegmentation",),
+    "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel", "PerPixelForSemanticSegmentation"),
     "training": ("MaskClsTrainer", "load_recipe"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

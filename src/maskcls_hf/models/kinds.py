@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from .configuration_maskcls import MaskClsConfig
-from .configuration_perpixel import PerPixelConfig
+from .configuration_maskcls import MaskClsConfig, PerPixelConfig
 from .interchange_maskformer import MASKFORMER
-from .modeling_maskcls import MaskClsForUniversalSegmentation
-from .modeling_perpixel import PerPixelForSemanticSegmentation
+from .modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 
 
 class ModelKind(NamedTuple):
