@@ -6,12 +6,14 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, ImageSegmentationPipeline
 from transformers.models.auto import modeling_auto
 
+from ..convert import register_readers
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.kinds import KINDS
 
 
 def register() -> None:
-    """Make `AutoConfig`, `AutoImageProcessor`, `AutoModel...` and pipelines know the classes; again does no harm."""
+    """Make `AutoConfig`, `AutoImageProcessor`, `AutoModel...` and pipelines know the classes, and our classes the
+    checkpoints of others; again does no harm."""
     for config_class, model_class, _ in KINDS.values():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoImageProcessor.register(
@@ -20,6 +22,7 @@ def register() -> None:
         for auto_class, reference in config_class.auto_classes.items():
             registered = getattr(import_module(model_class.__module__), reference.split(".")[1])
             getattr(transformers, auto_class).register(config_class, registered, exist_ok=True)
+    register_readers()
     patch_pipeline()
 
 

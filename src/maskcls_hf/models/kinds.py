@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from transformers import MaskFormerConfig
+
 from .configuration_maskcls import MaskClsConfig, PerPixelConfig
-from .interchange_maskformer import MASKFORMER
 from .modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 
 
@@ -31,7 +32,7 @@ class ModelKind(NamedTuple):
 KINDS = {
     "mask_classification": ModelKind(
         # A MaskFormer of transformers is converted while it loads.
-        MaskClsConfig, MaskClsForUniversalSegmentation, (MaskClsConfig.model_type, MASKFORMER),
+        MaskClsConfig, MaskClsForUniversalSegmentation, (MaskClsConfig.model_type, MaskFormerConfig.model_type),
     ),
     "per_pixel": ModelKind(PerPixelConfig, PerPixelForSemanticSegmentation, (PerPixelConfig.model_type,)),
 }  # fmt: skip
