@@ -1,18 +1,16 @@
 """`maskcls segment`: images in; overlays, maps and one JSON out."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
-from torch import Tensor
 
-from ..inference.predictor import Task
-from ..models.image_reading import image_to_tensor, open_image
 from ..utils.plain_text import printable
-from ..visual.drawing import draw_overlay, segment_colours
-from .coco import CocoRecords, map_image
+from ..utils.tasks import Task
 from .console import (
     DeviceOption,
     MaskThresholdOption,
@@ -30,7 +28,12 @@ from .console import (
     stop,
 )
 from .results import Results, source_of
-from .segmenter import SegmentedImage, Segmenter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .coco import CocoRecords
+    from .segmenter import SegmentedImage, Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -69,6 +72,8 @@ def segment(
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
+    from .segmenter import Segmenter
+
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold
@@ -129,6 +134,8 @@ def segment_files(
     paths: Sequence[Path], segmenter: Segmenter, batch_size: int, results: Results, done: set[str]
 ) -> None:
     """Write the results of all files; those that did not fail are in `done`, also after an interruption."""
+    from .coco import CocoRecords
+
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
     with results.open(records.categories), progress_bar("Segmenting") as progress:
         names = dict(zip(paths, results.names(paths), strict=True))
@@ -144,6 +151,8 @@ def segment_files(
 
 
 def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
+    from ..models.image_reading import image_to_tensor, open_image
+
     images = {}
     for path in paths:
         try:
@@ -173,6 +182,9 @@ def write(
     outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords, results: Results
 ) -> Exception | None:
     """What is wrong with the image, if anything is."""
+    from ..visual.drawing import draw_overlay, segment_colours
+    from .coco import map_image
+
     image, result = outcome.image, outcome.result
     assert image is not None and result is not None
     try:

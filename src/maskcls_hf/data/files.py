@@ -21,6 +21,7 @@ from torch import Tensor
 from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
 from ..models.label_tensors import naming
 from ..models.runs import Runs
+from ..utils.places import require_folder as require_folder
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -98,12 +99,6 @@ def image_size(source: Any, where: str = "") -> tuple[int, int]:
     """Height and width of an image, upright by its EXIF orientation, from the header alone."""
     where = where or str(source)
     return _opened_as(size_in_header, _file_of(source), where)
-
-
-def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
-    if not path.is_dir():
-        hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
-        raise FileNotFoundError(f"No {kind} folder {path}.{hint}")
 
 
 def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:

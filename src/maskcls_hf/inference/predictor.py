@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,13 @@ from ..models.image_reading import image_list
 from ..models.label_tensors import naming
 from ..models.mask_runs import MaskRuns
 from ..models.options import plain, require_range, unused
+from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode
 from .loading import class_of_saved, load_image_processor, load_model
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
 from .tiling import TileGrid, check_tile
 
-Task = Literal["semantic", "panoptic", "instance"]
-TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
 
 # Options of the post-processing that it sets itself.
