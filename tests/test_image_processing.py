@@ -22,10 +22,10 @@ from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from conftest import SHARED, needs_shared
 from maskcls_hf.models import image_processing_maskcls
-from maskcls_hf.models.image_geometry import resize_nearest, resized_size
 from maskcls_hf.models.image_processing_maskcls import MaskClsImageProcessor
 from maskcls_hf.models.image_reading import image_to_tensor, with_fourth_byte
 from maskcls_hf.models.post_processing import panoptic_segments, per_pixel_map, semantic_map
+from maskcls_hf.models.resampling import resize_nearest, resized_size
 
 VOID = 255
 ORIENTATION = 0x0112  # EXIF tag

@@ -4,12 +4,10 @@ Importing the package registers its classes with the Auto classes of transformer
 """
 
 from .hub import register
-from .models.configuration_maskcls import MaskClsConfig
-from .models.configuration_perpixel import PerPixelConfig
+from .models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from .models.criterion import MaskClsCriterion
 from .models.image_processing_maskcls import MaskClsImageProcessor
-from .models.modeling_maskcls import MaskClsForUniversalSegmentation, MaskClsModel
-from .models.modeling_perpixel import PerPixelForSemanticSegmentation
+from .models.modeling_maskcls import MaskClsForUniversalSegmentation, MaskClsModel, PerPixelForSemanticSegmentation
 
 register()
 

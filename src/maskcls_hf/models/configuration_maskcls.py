@@ -25,6 +25,10 @@ MATCHING_COSTS = {
 }
 
 
+# Files of checkpoints saved by earlier versions.
+FORMER_FILES = ("configuration_perpixel.", "modeling_perpixel.")
+
+
 class SegmentationNetworkConfig(PreTrainedConfig):
     """Fields that mask classification and its per-pixel baselines share: backbone, pixel decoder, transformer.
 
@@ -123,7 +127,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""
-        self.auto_map = self.auto_classes | (getattr(self, "auto_map", None) or {})
+        loaded = getattr(self, "auto_map", None) or {}
+        kept = {name: place for name, place in loaded.items() if not str(place).startswith(FORMER_FILES)}
+        self.auto_map = self.auto_classes | kept
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def check_fields(self) -> None:
@@ -398,3 +404,35 @@ def check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
             f"{type(config).__name__}: {name}={value} must be divisible by {divisor}, twice the number of attention "
             f"heads (num_attention_heads={config.num_attention_heads})."
         )
+
+
+class PerPixelConfig(SegmentationNetworkConfig):
+    """Configuration of `PerPixelForSemanticSegmentation` (paper Section 4.1, baselines).
+
+    All fields of `SegmentationNetworkConfig`; the transformer's count only for PerPixelBaseline+, whose number of
+    queries is the number of classes. And:
+
+    Args:
+        transformer_module (`bool`, defaults to `False`):
+            `False`: PerPixelBaseline, a linear classifier on the per-pixel embeddings. `True`: PerPixelBaseline+,
+            transformer module and mask embeddings added, one query a class, its mask the score of the class.
+        semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that the loss leaves out.
+    """
+
+    model_type = "maskcls_perpixel"
+    auto_classes = {"AutoModelForSemanticSegmentation": "modeling_maskcls.PerPixelForSemanticSegmentation"}
+
+    transformer_module: bool = False
+    semantic_loss_ignore_index: int = 255
+
+    def check_fields(self) -> None:
+        super().check_fields()
+        check_choice(self, "transformer_module", (True, False))
+        check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
+        check_several_classes(len(self.id2label or {}))
+
+
+def check_several_classes(number: int) -> None:
+    """Raise `ValueError` for one class: the cross-entropy over it is 0, and nothing would be learned."""
+    if number < 2:
+        raise ValueError("A per-pixel model with one class has nothing to tell apart: give it two, one of background.")

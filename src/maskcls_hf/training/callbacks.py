@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 
 
 class ExponentialMovingAverage:

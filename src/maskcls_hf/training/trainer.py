@@ -31,7 +31,7 @@ from ..hub.card_options import card_options
 from ..hub.model_card import write_model_card
 from ..hub.push import push
 from ..models.memory import give_back_memory
-from ..models.ranges import require_range
+from ..models.options import require_range
 from ..utils.writing import replacing, saving_model
 from .checkpoints import (
     CheckpointLoads,
