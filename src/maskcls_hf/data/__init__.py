@@ -10,13 +10,13 @@ from .folder_dataset import Ade20k, SegmentationFolder
 from .open_dataset import open_dataset
 from .sample import VOID, Sample
 from .table import SegmentationStream, SegmentationTable
-from .transforms import CentreCrop, TrainTransform
+from .transforms import CenterCrop, TrainTransform
 
 __all__ = [
     "VOID",
     "Ade20k",
     "AugmentedDataset",
-    "CentreCrop",
+    "CenterCrop",
     "Cityscapes",
     "CocoInstances",
     "CocoPanoptic",
