@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 from conftest import SHARED, needs_shared
-from maskcls_hf.data.open_dataset import open_dataset
+from maskcls_hf.data import open_dataset
 from maskcls_hf.data.sample import Sample
 from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training.build import build_image_processor, build_model

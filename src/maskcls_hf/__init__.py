@@ -3,6 +3,8 @@
 Importing the package registers its classes with the Auto classes of transformers.
 """
 
+from typing import Any
+
 from .hub import register
 from .models.configuration_maskcls import MaskClsConfig
 from .models.configuration_perpixel import PerPixelConfig
@@ -21,4 +23,13 @@ __all__ = [
     "MaskClsModel",
     "PerPixelConfig",
     "PerPixelForSemanticSegmentation",
+    "register_layout",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "register_layout":  # with the readers, which few imports of the package need
+        from .data import register_layout
+
+        return register_layout
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from ..data import SegmentationDataset, open_dataset
-from ..data.occurrence import told_of_classes
+from ..data.validation.occurrence import told_of_classes
 from ..hub.scores import write_json
 from ..inference import PAPER_SCALES, Predictor
 from ..inference import evaluate as score_data

@@ -13,8 +13,8 @@ from transformers.utils import logging
 
 from ..data import CenterCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
 from ..data.errors import naming
-from ..data.occurrence import told_of_classes
 from ..data.sample import without_absent
+from ..data.validation.occurrence import told_of_classes
 from .recipe import Recipe
 
 logger = logging.get_logger(__name__)
