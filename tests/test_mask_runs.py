@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from maskcls_hf.data.coco_instances import decoded_stack, painted
+from maskcls_hf.data.layouts.coco_instances import decoded_stack, painted
 from maskcls_hf.models.mask_runs import MaskRuns, rle_counts
 
 SIZE = (23, 17)
