@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 from ..models.image_reading import TURNED
-from ..models.mask_runs import MaskRuns
+from ..models.run_lengths import MaskRuns
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

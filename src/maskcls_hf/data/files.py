@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
-from ..models.runs import Runs
+from ..models.run_lengths import Runs
 from ..utils.places import no_folder as no_folder
 from ..utils.places import require_folder as require_folder
 

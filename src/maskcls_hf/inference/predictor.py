@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
 from ..models.label_tensors import naming
-from ..models.mask_runs import MaskRuns
 from ..models.options import plain, require_range, unused
+from ..models.run_lengths import MaskRuns
 from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode
 from .faster import DTYPES, Dtype, autocast, faster_network
