@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
-from maskcls_hf.cli.console import Terminated, terminable
-from maskcls_hf.cli.main import TextFormatter, app
+from maskcls_hf.cli.console import Terminated, TextFormatter, terminable
+from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
 from maskcls_hf.cli.segment import find_images
 from maskcls_hf.cli.segmenter import Outcome, SegmentedImage, segmented

@@ -621,7 +621,7 @@ def test_semantic_format_of_stacks():
     processor = MaskClsImageProcessor(do_resize=False, size_divisor=None, label_format="semantic")
     image, stack = blank(1, 3), np.array([[[1, 1, 0]], [[0, 1, 0]]], dtype=bool)
     assert processor(image, stack, class_labels=[4, 4])["labels"][0].tolist() == [[4, 4, VOID]]
-    with pytest.raises(ValueError, match="image 0: masks of different classes overlap"):
+    with pytest.raises(ValueError, match="image 0: segments of different classes overlap"):
         processor(image, stack, class_labels=[4, 5])
 
 
@@ -1093,6 +1093,24 @@ def test_panoptic_segments():
         segmentation, segments_info = panoptic_segments(*one_image(outputs, i), **frame(i, size))
         assert torch.equal(results[i]["segmentation"], segmentation) and results[i]["segments_info"] == segments_info
         assert [info["label_id"] for info in segments_info] == [1, 0]
+
+
+def test_what_lies_on_a_threshold():
+    """A class probability must be above its threshold; a mask's own area counts pixels on the mask threshold, a mask of
+    an instance does not."""
+    masks = torch.tensor([0.0, -1.0]).repeat_interleave(32).expand(1, 1, 64, 64)  # half of it on 0.5
+    outputs = SimpleNamespace(class_queries_logits=torch.tensor([[[200.0, 0.0]]]), masks_queries_logits=masks)
+    panoptic = MaskClsImageProcessor().post_process_panoptic_segmentation
+    assert panoptic(outputs, 1.0)[0]["segments_info"] == []
+    info = dict(id=1, label_id=0, was_fused=False, score=1.0, area=64 * 64)
+    assert panoptic(outputs, 0.99)[0]["segments_info"] == [info]
+    assert panoptic(outputs, 0.99, 0.51)[0]["segments_info"] == []  # no pixel of its own
+    instance = MaskClsImageProcessor().post_process_instance_segmentation
+    assert instance(outputs, 0.1)[0]["segments_info"] == []
+    found = instance(outputs, 0.1, 0.49)[0]["segments_info"]
+    assert [info["area"] for info in found] == [64 * 32] and found[0]["score"] == pytest.approx(0.5)
+    outputs.masks_queries_logits = masks + 1  # the other half of it on 0.5
+    assert [info["area"] for info in instance(outputs, 0.1)[0]["segments_info"]] == [64 * 32]
 
 
 def test_classes_to_fuse_come_from_the_saved_options(tmp_path):

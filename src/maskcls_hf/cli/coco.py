@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..inference.predictor import Task
+from ..utils.tasks import Task
 from ..visual.drawing import Colour, colour_map, distinct_colours
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from ..inference.predictor import TASKS, Task
+from ..utils.tasks import TASKS, Task
 from ..utils.writing import replacing, write_text, written
-from .coco import coco_content
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 try:
     import fcntl
@@ -160,6 +160,8 @@ class Results:
         self._seconds = self._written - start
 
     def content(self) -> dict[str, Any]:
+        from .coco import coco_content
+
         return coco_content(self.records.values(), self.categories)
 
 

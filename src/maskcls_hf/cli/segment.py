@@ -1,5 +1,7 @@
 """`maskcls segment`: images in; overlays, maps and one JSON out."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Sequence
 from contextlib import closing
@@ -8,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from ..inference.predictor import Task
 from ..utils.plain_text import printable
+from ..utils.tasks import Task
 from .console import (
     DeviceOption,
     MaskThresholdOption,
@@ -27,7 +29,6 @@ from .console import (
     stop,
 )
 from .results import Results, source_of
-from .segmenter import Segmenter, segment_files
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -70,6 +71,8 @@ def segment(
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
+    from .segmenter import Segmenter, segment_files
+
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold

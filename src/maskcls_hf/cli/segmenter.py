@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..inference.loading import class_of_saved
-from ..inference.predictor import Predictor, Task, same_size_together
+from ..inference.predictor import Predictor, same_size_together
 from ..models.image_reading import image_to_tensor, open_image
-from ..models.mask_runs import MaskRuns
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
+from ..models.run_lengths import MaskRuns
 from ..utils.ahead import ahead, cores, in_order
+from ..utils.tasks import Task
 from ..visual.drawing import draw_overlay, segment_colours
 from .coco import CocoRecords, map_image
 from .results import Results, png
@@ -97,6 +98,14 @@ class Outcome(NamedTuple):
         return None if self.image is None else self.image.shape[-2:]
 
 
+def read(numbered: tuple[int, Path]) -> Outcome:
+    number, path = numbered
+    try:
+        return Outcome(number, path, image_to_tensor(open_image(path)))
+    except Exception as error:  # broken files raise errors of many kinds
+        return Outcome(number, path, error=error)
+
+
 def segment_files(
     paths: Sequence[Path], segmenter: Segmenter, results: Results
 ) -> Generator[tuple[Path, Exception | None]]:
@@ -108,13 +117,6 @@ def segment_files(
     num_labels, batch_size = len(segmenter.names), segmenter.predictor.batch_size
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
     names: dict[Path, str] = {}
-
-    def read(numbered: tuple[int, Path]) -> Outcome:
-        number, path = numbered
-        try:
-            return Outcome(number, path, image_to_tensor(open_image(path)))
-        except Exception as error:  # broken files raise errors of many kinds
-            return Outcome(number, path, error=error)
 
     def draw(outcome: Outcome) -> Outcome:
         image, result, path = outcome.image, outcome.result, outcome.path

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from transformers import BatchFeature, PreTrainedModel
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
 from ..models.label_tensors import naming
-from ..models.mask_runs import MaskRuns
 from ..models.options import plain, require_range, unused
+from ..models.run_lengths import MaskRuns
+from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode
 from .faster import DTYPES, Dtype, autocast, faster_network
 from .loading import class_of_saved, load_image_processor, load_model
@@ -27,8 +28,6 @@ from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
 from .tiling import TileGrid, check_tile
 
-Task = Literal["semantic", "panoptic", "instance"]
-TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
 Item = TypeVar("Item")
 
