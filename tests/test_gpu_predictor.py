@@ -42,11 +42,12 @@ def share(found: dict, expected: dict) -> float:
     return (found["segmentation"] == expected["segmentation"]).double().mean().item()
 
 
-class TestPredictor:
-    @pytest.fixture(scope="class")
-    def model(self) -> MaskClsForUniversalSegmentation:
-        return maskcls_model()
+@pytest.fixture(scope="module")
+def model() -> MaskClsForUniversalSegmentation:
+    return maskcls_model()
 
+
+class TestPredictor:
     def on_gpu(self, model, **options) -> Predictor:
         return Predictor(copy.deepcopy(model), image_processor(), device="cuda", **options)
 
