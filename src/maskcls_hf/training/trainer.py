@@ -15,7 +15,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data import AugmentedDataset, EpochSampler, MaskClsCollator
 from ..hub.publishing_trainer import PublishingTrainer
-from ..models.memory import give_back_memory
+from ..models.post_processing import give_back_memory
 from .checkpointing_trainer import CheckpointingTrainer
 from .divergence import check_finite, evaluation_after, forward_pass
 from .processes import filled_up, items_of_step, share_buffers, without_copies
