@@ -13,7 +13,7 @@ from maskcls_hf.models.max_deeplab_losses import (
     pq_style_loss,
     semantic_loss,
 )
-from maskcls_hf.models.segmentation_module import exclusive_logits
+from maskcls_hf.models.modeling_maskcls import exclusive_logits
 
 NO_PAIRS = Assignment(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 

@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 from transformers.utils import logging
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 from .sample import Sample
 
 logger = logging.get_logger(__name__)

@@ -14,8 +14,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from ..data.transforms import TrainTransform
-from ..models.configuration_maskcls import MaskClsConfig
-from ..models.configuration_perpixel import PerPixelConfig
+from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
 
 logger = logging.get_logger(__name__)
