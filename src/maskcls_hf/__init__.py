@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from .metrics import Evaluator as Evaluator
     from .models.configuration_maskcls import MaskClsConfig as MaskClsConfig
     from .models.configuration_maskcls import PerPixelConfig as PerPixelConfig
+    from .models.configuration_maskcls import register_loss as register_loss
+    from .models.configuration_maskcls import register_matcher as register_matcher
+    from .models.configuration_maskcls import register_pixel_decoder as register_pixel_decoder
+    from .models.configuration_maskcls import register_transformer_decoder as register_transformer_decoder
     from .models.criterion import MaskClsCriterion as MaskClsCriterion
     from .models.image_processing_maskcls import MaskClsImageProcessor as MaskClsImageProcessor
     from .models.modeling_maskcls import MaskClsForUniversalSegmentation as MaskClsForUniversalSegmentation
@@ -30,12 +34,15 @@ _NAMES = {
     "hub": ("register",),
     "inference": ("Predictor",),
     "metrics": ("Evaluator",),
-    "models.configuration_maskcls": ("MaskClsConfig", "PerPixelConfig"),
+    "models.configuration_maskcls": (
+        "MaskClsConfig", "PerPixelConfig", "register_loss", "register_matcher", "register_pixel_decoder",
+        "register_transformer_decoder",
+    ),
     "models.criterion": ("MaskClsCriterion",),
     "models.image_processing_maskcls": ("MaskClsImageProcessor",),
     "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel", "PerPixelForSemanticSegmentation"),
     "training": ("MaskClsTrainer", "load_recipe"),
-}
+}  # fmt: skip
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)
 

@@ -21,6 +21,7 @@ from ..inference.loading import load_image_processor, load_model, saved_config
 from ..models.backbones import is_plain_vit
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.options import DOWNLOAD_OPTIONS, chosen
 
 MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
 
@@ -29,9 +30,6 @@ logger = logging.get_logger(__name__)
 PROCESSOR_OPTIONS = (
     "do_resize", "size", "resample", "size_divisor", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_pad", "num_labels",
-)  # fmt: skip
-DOWNLOAD_OPTIONS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
 FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap", "ignore_mismatched_sizes")
 
@@ -351,7 +349,3 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Te
     absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
     return state_from_maskformer(theirs, leave_out=absent), unknown
-
-
-def chosen(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}
