@@ -24,8 +24,8 @@ from maskcls_hf.cli.coco import map_image
 from maskcls_hf.cli.console import Terminated, TextFormatter, terminable
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
-from maskcls_hf.cli.segment import find_images, segmented
-from maskcls_hf.cli.segmenter import SegmentedImage
+from maskcls_hf.cli.segment import find_images
+from maskcls_hf.cli.segmenter import Outcome, SegmentedImage, segmented
 from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
 
 SIZES = {"wide": (48, 80), "tall": (80, 48), "square": (64, 64)}
@@ -157,9 +157,11 @@ def test_failing_batch_goes_image_by_image():
             raise ValueError("too small")
         return [SegmentedImage(np.zeros((1, 1)), []) for _ in images]
 
-    images = {Path("a"): torch.ones(3, 2, 2), Path("b"): torch.ones(3, 1, 1), Path("c"): torch.ones(3, 2, 2)}
-    outcomes = {outcome.path.name: outcome.error for outcome in segmented(images, segmenter)}
-    assert outcomes["a"] is None and outcomes["c"] is None and "too small" in str(outcomes["b"])
+    sizes = {"a": (2, 2), "b": (1, 1), "c": (2, 2)}
+    images = [Outcome(n, Path(name), torch.ones(3, *size)) for n, (name, size) in enumerate(sizes.items())]
+    outcomes = {outcome.path.name: outcome for outcome in segmented(images, segmenter, batch_size=3)}
+    assert all(outcomes[name].error is None and outcomes[name].result is not None for name in "ac")
+    assert "too small" in str(outcomes["b"].error) and outcomes["b"].result is None
 
 
 @pytest.mark.parametrize(
@@ -375,7 +377,7 @@ class TestResults:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("PIL.Image.Image.save", full)
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
         content, result = segment(folders, tmp_path / "out", "panoptic", code=1)
         assert "could not be written" in result.stderr and os.strerror(errno.ENOSPC) in result.stderr
         assert content["images"] == [] and not [path for path in (tmp_path / "out").rglob("*.png")]

@@ -1,5 +1,6 @@
 """The examples run; the demo with its real photograph and a tiny random checkpoint."""
 
+import ast
 import importlib
 import json
 import runpy
@@ -14,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from checkpoints import picture, save_maskcls
+from maskcls_hf import training
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor
@@ -42,6 +44,17 @@ def checkpoint(tmp_path_factory) -> Path:
 def run(name: str, monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", ["train_trainer.py", "train_accelerate.py"])
+def test_trainings_use_what_the_package_exports(name):
+    """And fit a screen."""
+    source = (EXAMPLES / name).read_text()
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom | ast.Import)]
+    of_package = [node for node in found if "maskcls_hf" in ast.unparse(node)]
+    assert [node.module for node in of_package] == ["maskcls_hf.training"]
+    assert {alias.name for node in of_package for alias in node.names} <= set(training.__all__)
+    assert len(source.splitlines()) <= 80
 
 
 def test_demo(checkpoint, tmp_path, monkeypatch, capsys):

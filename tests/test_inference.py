@@ -185,7 +185,7 @@ class TestTheModelIsLeftAsItIs:
     def test_later_weights_and_buffers_count(self):
         model = maskcls_model().train()
         predict = predictor(model)
-        first = predict._outputs([torch.zeros(3, 48, 64)])
+        first = predict(torch.zeros(3, 48, 64), "instance", threshold=0.0)["segmentation"]
         with torch.no_grad():
             model(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
             model.model.transformer_decoder.queries_embedder.weight += 1
@@ -195,7 +195,8 @@ class TestTheModelIsLeftAsItIs:
         assert ours.keys() == theirs.keys() and all(theirs[name] is tensor for name, tensor in ours.items())
         with torch.no_grad():
             found = copied(**image_processor()(picture(), return_tensors="pt")).masks_queries_logits
-        assert torch.equal(found, outputs_of_eval(model)) and first is not None
+        assert torch.equal(found, outputs_of_eval(model))
+        assert not torch.equal(predict(torch.zeros(3, 48, 64), "instance", threshold=0.0)["segmentation"], first)
         assert in_eval_mode(model.eval()) is model
 
     def test_while_another_thread_trains(self):

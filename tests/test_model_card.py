@@ -530,7 +530,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> type[Hub]:
     Hub.root, Hub.calls = tmp_path / "hub", []
-    for name in ("maskcls_hf.hub.push.HfApi", "maskcls_hf.hub.publishing_trainer.HfApi", "transformers.trainer.hf_api"):
+    for name in ("maskcls_hf.hub.push.HfApi", "maskcls_hf.training.trainer.HfApi", "transformers.trainer.hf_api"):
         monkeypatch.setattr(name, Hub)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     return Hub

@@ -24,7 +24,7 @@ from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_fro
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
 from maskcls_hf.models.post_processing import per_pixel_map
-from maskcls_hf.models.runs import Runs
+from maskcls_hf.models.run_lengths import Runs
 from maskcls_hf.visual import draw_overlay, segment_colours
 from tiny import STAGES, pixel_mask
 

@@ -21,11 +21,11 @@ from transformers import MaskFormerImageProcessor
 from maskcls_hf.models import post_processing, reference_maps, resizing
 from maskcls_hf.models.post_processing import (
     instance_segments,
-    mask_to_coco_rle,
     panoptic_segments,
     per_pixel_map,
     semantic_map,
 )
+from maskcls_hf.models.run_lengths import mask_to_coco_rle
 
 IMAGES = [("batch", 0), ("batch", 1), ("batch", 2), ("nopad_up", 0), ("pad_up", 0), ("nothing", 0)]
 THRESHOLDS = ["0.8_0.8", "0.7_0.8", "0_0", "0.5_0.6"]

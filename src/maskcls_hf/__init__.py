@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import MaskClsCollator as MaskClsCollator
     from .data import open_dataset as open_dataset
+    from .data import register_layout as register_layout
     from .hub import register as register
     from .inference import Predictor as Predictor
     from .metrics import Evaluator as Evaluator
@@ -30,19 +31,23 @@ if TYPE_CHECKING:
 
 # Module -> its names that are public here; as above, where type checkers read them.
 _NAMES = {
-    "data": ("MaskClsCollator", "open_dataset"),
+    "data": ("MaskClsCollator", "open_dataset", "register_layout"),
     "hub": ("register",),
     "inference": ("Predictor",),
     "metrics": ("Evaluator",),
     "models.configuration_maskcls": (
-        "MaskClsConfig", "PerPixelConfig", "register_loss", "register_matcher", "register_pixel_decoder",
+        "MaskClsConfig",
+        "PerPixelConfig",
+        "register_loss",
+        "register_matcher",
+        "register_pixel_decoder",
         "register_transformer_decoder",
     ),
     "models.criterion": ("MaskClsCriterion",),
     "models.image_processing_maskcls": ("MaskClsImageProcessor",),
     "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel", "PerPixelForSemanticSegmentation"),
     "training": ("MaskClsTrainer", "load_recipe"),
-}  # fmt: skip
+}
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from scipy import ndimage
 
 from ..utils.tasks import Task
 from ..visual.drawing import Colour, colour_map, distinct_colours
-from .segmenter import SegmentedImage
+
+if TYPE_CHECKING:
+    from .segmenter import SegmentedImage
 
 
 def map_image(result: SegmentedImage, task: Task, colours: Sequence[Colour], num_labels: int) -> Image.Image:

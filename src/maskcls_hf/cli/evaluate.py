@@ -172,7 +172,7 @@ def opened(
 ) -> tuple[Predictor, SegmentationDataset]:
     """Model and data, of which all is checked that can be before the weights are read. `ways`: of `Predictor`."""
     from ..data import open_dataset
-    from ..data.occurrence import told_of_classes
+    from ..data.validation.occurrence import told_of_classes
     from ..inference import Predictor
     from ..inference.predictor import check_predictor_options
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -130,15 +131,15 @@ class Results:
                 known[source_of(path)] = known.pop(path.name)
         return output_names(paths, known)
 
-    def add(self, path: Path, name: str, overlay: Image.Image, map_: Image.Image, record: dict[str, Any]) -> None:
-        """What was found in an image; what was found in it before goes.
+    def add(self, path: Path, name: str, overlay: bytes, map_: bytes, record: dict[str, Any]) -> None:
+        """What was found in an image, its pictures as [`png`]; what was found in it before goes.
 
         Raises:
             CannotWrite: the disk is full, or refuses; nothing half-written is left.
         """
         for folder, picture in (("overlay", overlay), ("map", map_)):
             with replacing(self.out / folder / f"{name}.png") as temporary:
-                picture.save(temporary)
+                temporary.write_bytes(picture)
         source = source_of(path)
         record["image"] |= {"file_name": path.name, "map": f"{name}.png", "source": source}
         self.records[source] = record
@@ -162,6 +163,13 @@ class Results:
         from .coco import coco_content
 
         return coco_content(self.records.values(), self.categories)
+
+
+def png(picture: Image.Image) -> bytes:
+    """Content of a file: a fifth larger than at best, in a third of the time."""
+    content = io.BytesIO()
+    picture.save(content, "png", compress_level=1)
+    return content.getvalue()
 
 
 @contextmanager

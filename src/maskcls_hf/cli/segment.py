@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
@@ -29,12 +30,6 @@ from .console import (
 )
 from .results import Results, source_of
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from .coco import CocoRecords
-    from .segmenter import SegmentedImage, Segmenter
-
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
@@ -45,7 +40,10 @@ def segment(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
     task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
+    ] = None,
     device: DeviceOption = "auto",
     threshold: Annotated[
         float | None,
@@ -68,11 +66,12 @@ def segment(
     neighbouring tiles that overlap become one.
 
     A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
-    those of a run that is stopped or killed are kept.
+    those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones
+    and draw the last ones.
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
-    from .segmenter import Segmenter
+    from .segmenter import Segmenter, segment_files
 
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
@@ -101,7 +100,14 @@ def segment(
     earlier = {*results.records}
     done: set[str] = set()
     try:
-        segment_files(paths, segmenter, batch_size, results, done)
+        with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
+            bar = progress.add_task("", total=len(paths))
+            for path, wrong in segmented:
+                if wrong is None:
+                    done.add(str(path))
+                else:
+                    complain(f"{printable(path)}: {wrong}")
+                progress.advance(bar)
     except KeyboardInterrupt as error:
         stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
@@ -119,84 +125,6 @@ def is_file(path: Path) -> bool:
         return True
     complain(f"{printable(path)}: {'no file' if os.path.lexists(path) else 'no such file'}.")
     return False
-
-
-class Outcome(NamedTuple):
-    """What became of a file: an `image` (3, H, W) on the 0..255 scale and its `result`, or an `error`."""
-
-    path: Path
-    image: Tensor | None = None
-    result: SegmentedImage | None = None
-    error: Exception | None = None
-
-
-def segment_files(
-    paths: Sequence[Path], segmenter: Segmenter, batch_size: int, results: Results, done: set[str]
-) -> None:
-    """Write the results of all files; those that did not fail are in `done`, also after an interruption."""
-    from .coco import CocoRecords
-
-    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
-    with results.open(records.categories), progress_bar("Segmenting") as progress:
-        names = dict(zip(paths, results.names(paths), strict=True))
-        bar = progress.add_task("", total=len(paths))
-        for start in range(0, len(paths), batch_size):
-            for outcome in outcomes(paths[start : start + batch_size], segmenter):
-                error = outcome.error or write(outcome, names[outcome.path], segmenter, records, results)
-                if error is None:
-                    done.add(str(outcome.path))
-                else:
-                    complain(f"{printable(outcome.path)}: {error}")
-                progress.advance(bar)
-
-
-def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
-    from ..models.image_reading import image_to_tensor, open_image
-
-    images = {}
-    for path in paths:
-        try:
-            images[path] = image_to_tensor(open_image(path))
-        except Exception as error:  # broken files raise errors of many kinds
-            yield Outcome(path, error=error)
-    if images:
-        yield from segmented(images, segmenter)
-
-
-def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outcome]:
-    """Where a batch fails, its images go one by one."""
-    try:
-        results = segmenter(list(images.values()))
-    except Exception as error:  # what an image can do to a model is not foreseen
-        for path, image in images.items():
-            if len(images) == 1:
-                yield Outcome(path, error=error)
-            else:
-                yield from segmented({path: image}, segmenter)
-    else:
-        for (path, image), result in zip(images.items(), results, strict=True):
-            yield Outcome(path, image, result)
-
-
-def write(
-    outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords, results: Results
-) -> Exception | None:
-    """What is wrong with the image, if anything is."""
-    from ..visual.drawing import draw_overlay, segment_colours
-    from .coco import map_image
-
-    image, result = outcome.image, outcome.result
-    assert image is not None and result is not None
-    try:
-        colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
-        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-        overlay = draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names)
-        found_map = map_image(result, segmenter.task, colours, len(segmenter.names))
-        record = records.of(f"{name}.png", result, colours)
-    except Exception as error:
-        return error
-    results.add(outcome.path, name, overlay, found_map, record)
-    return None
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:

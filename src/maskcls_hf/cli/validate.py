@@ -1,4 +1,4 @@
-"""`maskcls validate`: a doctor for labels; a table for people, a JSON file for programs."""
+"""`maskcls validate`: the label validator; a table for people, a JSON file for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .console import LayoutOption, check_new_file, complain, fail, progress_bar
 if TYPE_CHECKING:
     from ..data.validation import Finding, Report, SplitReport
 
-COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
 ALL_CLASSES = 60  # a table of more shows its two ends
 SHOWN_FINDINGS = 4
@@ -53,14 +53,14 @@ def validate(
     """Read every image and label of a data set and say what is wrong.
 
     Counts, sizes and a table of the classes; files that cannot be read, labels of another size than their image, in
-    colour or with values that are no class, ids shifted by one, missing partners, images in two splits; segments that
+    color or with values that are no class, ids shifted by one, missing partners, images in two splits; segments that
     vanish at the training resolution, more segments than queries; and for COCO files every record against its mask.
 
     Exit code: 0 without errors, 1 with errors, 2 for a wrong call.
 
     Example: `maskcls validate camvid --recipe camvid --json report.json`
     """
-    from ..data.open_dataset import LAYOUTS
+    from ..data.layouts import LAYOUTS
     from ..data.validation import validate_dataset
 
     if not data.is_dir():
@@ -138,7 +138,7 @@ def show(report: Report, out: Console) -> None:
         out.print()
         for line in _finding_lines(kind, findings):
             out.print(line, soft_wrap=True, highlight=False)
-    counts = [_counted(report.count(severity), severity) for severity in COLOURS]
+    counts = [_counted(report.count(severity), severity) for severity in COLORS]
     read = sum(split.checked for split in report.splits)
     out.print(f"\n{', '.join(counts)} in {read} images; {report.seconds:.0f} s.")
 
@@ -214,10 +214,10 @@ def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
     from ..data.validation import RULES
 
     rule = RULES[kind]
-    colour = COLOURS[rule.severity]
+    color = COLORS[rule.severity]
     number = f" ({len(findings)})" if len(findings) > 1 else ""
     yield Text.assemble(
-        (rule.severity.upper(), f"bold {colour}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
+        (rule.severity.upper(), f"bold {color}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
     )
     for finding in findings[:SHOWN_FINDINGS]:
         where = finding.file or finding.split or ""

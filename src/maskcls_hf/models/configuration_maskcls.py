@@ -79,8 +79,10 @@ PIXEL_DECODERS = Registry("pixel_decoder")
 TRANSFORMER_DECODERS = Registry("transformer_decoder")
 MATCHERS = Registry("matcher")
 LOSSES = Registry("loss")
-register_pixel_decoder, register_transformer_decoder = PIXEL_DECODERS.register, TRANSFORMER_DECODERS.register
-register_matcher, register_loss = MATCHERS.register, LOSSES.register
+register_pixel_decoder = PIXEL_DECODERS.register
+register_transformer_decoder = TRANSFORMER_DECODERS.register
+register_matcher = MATCHERS.register
+register_loss = LOSSES.register
 REGISTRIES = {registry.kind: registry for registry in (PIXEL_DECODERS, TRANSFORMER_DECODERS, MATCHERS, LOSSES)}
 
 

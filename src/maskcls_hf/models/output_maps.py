@@ -17,11 +17,11 @@ from .options import checked_label_ids, plain
 from .post_processing import (
     class_segments,
     instance_segments,
-    mask_to_coco_rle,
     panoptic_segments,
     per_pixel_map,
     semantic_map,
 )
+from .run_lengths import mask_to_coco_rle
 
 TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 

@@ -11,8 +11,12 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
     if not path.is_dir():
-        hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
-        raise FileNotFoundError(f"No {kind} folder {path}.{hint}")
+        raise no_folder(path, kind, available)
+
+
+def no_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> FileNotFoundError:
+    hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
+    return FileNotFoundError(f"No {kind} folder {path}.{hint}")
 
 
 def require_model_place(name: str | os.PathLike) -> None:

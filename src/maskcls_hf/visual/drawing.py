@@ -18,6 +18,8 @@ Colour = tuple[int, int, int]
 
 SMALLEST_EDGE = 640  # smaller pictures are enlarged, so that outlines do not hide small segments
 LONGEST_NAME = 60  # characters
+PALETTE = 4096  # ids that are looked up without sorting the pixels
+ROWS = 32  # of a picture that are blended at once
 FILL, TEXT, PAPER = 0.45, (40, 40, 46), (255, 255, 255)
 
 
@@ -46,10 +48,19 @@ def segment_colours(segments: Sequence[dict[str, Any]], num_labels: int, one_per
 
 def colour_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colours: Sequence[Colour]) -> NDArray[np.uint8]:
     """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
-    found, index = np.unique(ids, return_inverse=True)
+    index, numbers = small_index(ids)
     of_id = {segment["id"]: colour for segment, colour in zip(segments, colours, strict=True)}
-    palette = np.array([of_id.get(number, (0, 0, 0)) for number in found.tolist()], dtype=np.uint8)
-    return palette[index.reshape(ids.shape)]
+    palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
+    return palette[index]
+
+
+def small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
+    """A map of ids (H, W) as places in a list of numbers, which holds all of its ids."""
+    low, high = (int(bound) for bound in (ids.min(), ids.max()))
+    if high - low < PALETTE:
+        return (ids - low).astype(np.uint16), list(range(low, high + 1))
+    numbers, index = np.unique(ids, return_inverse=True)
+    return index.reshape(ids.shape), numbers.tolist()
 
 
 def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:
@@ -112,13 +123,20 @@ def draw_overlay(
     segments, colours = list(compress(segments, shown)), list(compress(colours, shown))
     factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
     size = (ids.shape[1] * factor, ids.shape[0] * factor)
-    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    ids = ids.repeat(factor, 0).repeat(factor, 1)
-    painted = colour_map(ids, segments, colours).astype(np.float32)
-    inside = np.isin(ids, [segment["id"] for segment in segments])
-    edges = outlines(ids, max(2, round(max(size) / 600))) & inside
-    alpha = np.where(edges, 1.0, FILL * inside)[..., None]
-    blended = Image.fromarray((pixels * (1 - alpha) + painted * alpha).round().astype(np.uint8))
+    pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))  # (H, W, 3)
+    index, numbers = small_index(ids)
+    index = index.repeat(factor, 0).repeat(factor, 1) if factor > 1 else index
+    of_id = {segment["id"]: colour for segment, colour in zip(segments, colours, strict=True)}
+    palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.float32)
+    opacity = np.array([FILL * (number in of_id) for number in numbers])
+    edges = outlines(index, max(2, round(max(size) / 600)))
+    for top in range(0, len(pixels), ROWS):
+        rows = slice(top, top + ROWS)
+        alpha = opacity[index[rows]]
+        alpha[edges[rows] & (alpha > 0)] = 1.0
+        mixed = pixels[rows] * (1 - alpha[..., None]) + palette[index[rows]] * alpha[..., None]
+        pixels[rows] = mixed.round()
+    blended = Image.fromarray(pixels)
     return beside(blended, legend_rows(segments, colours, names)) if legend and segments else blended
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .rules import RULES, SEVERITIES, Finding
+from ..checks import RULES, SEVERITIES, Finding
 
 
 @dataclass

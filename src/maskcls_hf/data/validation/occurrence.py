@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from .dataset import Kind, SegmentationDataset
-from .files import some, unique_ids
-from .sample import VOID
+from ..dataset import Kind, SegmentationDataset
+from ..files import some, unique_ids
+from ..sample import VOID
 
 LOOKED_AT = 400  # images of a data set, of which a class that is no rarity is in one
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
-from .files import class_name, has_controls, shown
+from ..files import class_name, has_controls, shown
 
 CocoKind = Literal["instances", "panoptic"]
-Report = Callable[[str, str, Any], None]  # rule of `validate`, message, the image or map that it is about
+Told = Callable[[str, str, Any], None]  # kind of finding, message, the image or map that it is about
 
 KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
@@ -126,7 +126,7 @@ class CocoContent:
             the ids of the segments that were refused, None for one whose id is unknown.
     """
 
-    def __init__(self, content: Any, kind: CocoKind, report: Report):
+    def __init__(self, content: Any, kind: CocoKind, report: Told):
         self.kind, self._report = kind, report
         self.class_names: dict[int, str] = {}
         self.stuff: list[int] = []

@@ -11,12 +11,13 @@ import torch
 from pycocotools import mask as coco_mask
 from transformers.utils import logging
 
-from ..models.mask_runs import MaskRuns, rle_counts
-from .coco_files import CocoDataset, Packed, choose_json, find_image_folder, read_coco
+from ...models.run_lengths import MaskRuns, rle_counts
+from ..checks import Checked, CheckedSegment, Picture, Region, ReportFault, refuse
+from ..dataset import Targets
+from ..files import shown
+from ..sample import VOID
+from .coco import CocoDataset, Packed, check_numbers
 from .coco_records import CocoContent, is_number
-from .dataset import Targets
-from .files import shown
-from .sample import VOID
 
 logger = logging.get_logger(__name__)
 
@@ -24,6 +25,7 @@ logger = logging.get_logger(__name__)
 FARTHEST = 1e5  # pixels; of a polygon's points
 LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
 PARTS = 64  # polygons that are merged at once
+MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
 
 RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
 
@@ -53,12 +55,15 @@ class CocoInstances(CocoDataset):
         background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabelled), or "class" (one
             segment of stuff of class 0).
         background_name: of that class.
-        cache: see [`SegmentationDataset`].
+        cache, report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: the json, the folder or an image is missing.
         ValueError: the json is broken; or (on access) an image, polygon or mask. The message names file and id.
     """
+
+    json_kind = "instances"
+    expects_things = True
 
     def __init__(
         self,
@@ -70,31 +75,37 @@ class CocoInstances(CocoDataset):
         background: Literal["negatives", "void", "class"] = "negatives",
         background_name: str = "background",
         cache: bool = False,
+        report: ReportFault = refuse,
     ):
         if background not in ("negatives", "void", "class"):
             raise ValueError(f'background={background!r}: needs "negatives", "void" or "class".')
         if not isinstance(background_name, str) or not background_name:
             raise ValueError(f"background_name={background_name!r}: needs a text.")
-        root = Path(root)
-        path = choose_json(root, split, "instances", annotations)
-        content = read_coco(path, "instances")
+        content = self._open(root, split, annotations, report)
         names, stuff = dict(content.class_names), []
         if background == "class":
-            stuff = [min(names) - 1]
+            stuff = [min(names, default=1) - 1]
             names[stuff[0]] = background_name
-        files = [image["file_name"] for image in content.images.values()]
-        folder = find_image_folder(root, split, path, "instances", files, image_folder)
         kind: Literal["panoptic", "instance"] = "panoptic" if background == "class" else "instance"
-        super().__init__(root, path, content, folder, names, kind, stuff, cache)
+        super().__init__(content, names, kind, stuff, image_folder, cache, report)
         self._background: int | None = {"negatives": None, "void": VOID, "class": 0}[background]
+        if report is not refuse:  # a check needs whole records
+            self._records = list(content.annotations.values())
+            return
         try:
             self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
         except RecursionError:
-            raise ValueError(f"{path}: a segmentation is nested too deeply; `maskcls validate` names it.") from None
+            raise ValueError(
+                f"{self.json_path}: a segmentation is nested too deeply; `maskcls validate` names it."
+            ) from None
         if _all_relative(content):
-            logger.warning(
-                f"{path}: all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
-            )
+            warning = "all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
+            logger.warning(f"{self.json_path}: {warning}")
+
+    @classmethod
+    def places(cls, root: Path, split: str | None) -> list[Path]:
+        more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
+        return [*super().places(root, split), *(root / name for name in more)]
 
     def _instance(self, annotation: Any) -> tuple:
         """As a plain tuple: fewer bytes."""
@@ -117,8 +128,8 @@ class CocoInstances(CocoDataset):
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
-    def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
-        self.check_record(index, size)
+    def read(self, index: int, size: tuple[int, int]) -> Targets:
+        self.require_size(index, size)
         instances, masks = self.instances(index), self.run_lengths(index)
         ids = painted(masks, self._sizes[index])
         if ids is None:
@@ -130,6 +141,31 @@ class CocoInstances(CocoDataset):
         classes = {0: self._background} if bool((ids == 0).any()) else {}
         classes |= {place: i.label for place, i in enumerate(instances, start=1)}
         return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+
+    def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        size = self.check_size(index, picture, report)
+        if picture is None and size[0] * size[1] > MOST_UNSEEN:
+            return None
+        checked = Checked(size)
+        for annotation in self._records[index]:
+            what = f"annotation {shown(annotation.get('id'))}"
+            segmentation, label = annotation.get("segmentation"), annotation["category_id"]
+            try:
+                mask = MaskRuns.of_rle(run_lengths(segmentation, size, what))
+            except ValueError as error:
+                report("bad_segmentation", str(error))
+                continue
+            if is_relative(segmentation, size):
+                report("relative_polygon", f"{what}, {self.class_names[label]}: all points lie in 0..1")
+            elif mask.area == 0:
+                report("empty_segment", f"{what}, {self.class_names[label]}: no pixel")
+            else:
+                left, top, width, height = mask.box
+                check_numbers(annotation, Region(mask.area, (left, top, width, height)), what, True, report)
+                crowd = bool(annotation.get("iscrowd"))
+                checked.segments.append(CheckedSegment(label, mask.area, crowd, len(checked.masks)))
+                checked.masks.append(mask)
+        return checked
 
 
 def _all_relative(content: CocoContent) -> bool:

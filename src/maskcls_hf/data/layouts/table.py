@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .dataset import Classes, SegmentationDataset, Targets, as_sample, check_sizes
-from .errors import naming
-from .files import (
+from ..dataset import Classes, SegmentationDataset, Targets, as_sample, check_sizes
+from ..errors import naming
+from ..files import (
     decoded,
     image_size,
     int32_ids,
     read_class_names,
-    read_coloured_ids,
+    read_colored_ids,
     read_image,
     read_map,
     some,
     unique_ids,
 )
-from .folder_dataset import LabelValues, as_values
-from .sample import VOID, Sample
+from ..sample import VOID, Sample
+from .label_maps import LabelValues, as_values
 
 if TYPE_CHECKING:
     import datasets
@@ -38,7 +38,7 @@ class SegmentationTable(SegmentationDataset):
     """A `datasets.Dataset` of images with label maps.
 
     Semantic maps have the class of each pixel. Instance maps have the segment of each pixel, as a number or as the
-    colour R + 256 G + 65536 B, and `segments_column` says which class each segment has: a list of records with `id`,
+    color R + 256 G + 65536 B, and `segments_column` says which class each segment has: a list of records with `id`,
     `category_id` (or `label_id`, `label`) and `iscrowd` where it is a crowd, or a dict of id -> class.
 
     Args:
@@ -227,7 +227,7 @@ class RowReader:
         value = self._value(row, self.label_column, where)
         where = f"column {self.label_column!r} of {where}"
         if self.segments_column is not None and np.asarray(value).ndim == 3:
-            return read_coloured_ids(value, where)
+            return read_colored_ids(value, where)
         return read_map(value, where)
 
     def image_size(self, row: Mapping[str, Any], where: str) -> tuple[int, int]:
