@@ -6,8 +6,8 @@ Importing the package registers its classes with the Auto classes of transformer
 from .hub import register
 from .models.configuration_maskcls import MaskClsConfig
 from .models.configuration_perpixel import PerPixelConfig
-from .models.criterion import MaskClsCriterion
 from .models.image_processing_maskcls import MaskClsImageProcessor
+from .models.losses import MaskClsCriterion
 from .models.modeling_maskcls import MaskClsForUniversalSegmentation, MaskClsModel
 from .models.modeling_perpixel import PerPixelForSemanticSegmentation
 

@@ -10,8 +10,8 @@ from transformers.utils.generic import can_return_tuple
 from .class_rows import kept_classes, set_classes, with_columns, with_rows
 from .configuration_maskcls import MaskClsConfig, checked_classes
 from .contracts import PixelFeatures, SegmentLogits
-from .criterion import MaskClsCriterion
 from .label_tensors import as_labels
+from .losses import MaskClsCriterion
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
 from .segmentation_module import SegmentationModule
@@ -117,7 +117,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
                 at the bottom and on the right. None: no padding.
             void_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where the loss must not look.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.criterion.count_items`.
+            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
         """
         if (mask_labels is None) != (class_labels is None):

@@ -10,8 +10,8 @@ from .class_rows import kept_classes, set_classes, with_rows
 from .configuration_maskcls import checked_classes
 from .configuration_perpixel import PerPixelConfig, check_several_classes
 from .contracts import layer_suffix
-from .criterion import checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .layers import MLP
+from .losses import checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .modeling_base import MaskClsPixelLevelModel, MaskClsPreTrainedModel, image_sizes
 from .modeling_maskcls import MaskClsModel
 from .outputs import PerPixelForSemanticSegmentationOutput
