@@ -37,7 +37,7 @@ from maskcls_hf.data.sample import void_id_of
 from maskcls_hf.hub.saved_model import count_parameters
 from maskcls_hf.hub.scores import write_json
 from maskcls_hf.models.configuration_maskcls import as_backbone_config
-from maskcls_hf.models.modeling_base import image_sizes
+from maskcls_hf.models.modeling_maskcls import image_sizes
 from maskcls_hf.models.post_processing import per_pixel_map
 from maskcls_hf.training import Recipe, prepare
 from maskcls_hf.training.build import build_image_processor

@@ -21,11 +21,11 @@ from transformers.models.maskformer.modeling_maskformer import MaskFormerForInst
 from transformers.pipelines.image_segmentation import ImageSegmentationPipeline
 
 from conftest import SHARED, needs_shared
-from maskcls_hf import image_processing_maskcls
-from maskcls_hf.models.image_geometry import resize_nearest, resized_size
+from maskcls_hf.models import image_processing_maskcls
 from maskcls_hf.models.image_processing_maskcls import MaskClsImageProcessor
 from maskcls_hf.models.image_reading import image_to_tensor, with_fourth_byte
 from maskcls_hf.models.post_processing import panoptic_segments, per_pixel_map, semantic_map
+from maskcls_hf.models.resampling import resize_nearest, resized_size
 
 VOID = 255
 ORIENTATION = 0x0112  # EXIF tag
@@ -1093,6 +1093,24 @@ def test_panoptic_segments():
         segmentation, segments_info = panoptic_segments(*one_image(outputs, i), **frame(i, size))
         assert torch.equal(results[i]["segmentation"], segmentation) and results[i]["segments_info"] == segments_info
         assert [info["label_id"] for info in segments_info] == [1, 0]
+
+
+def test_what_lies_on_a_threshold():
+    """A class probability must be above its threshold; a mask's own area counts pixels on the mask threshold, a mask of
+    an instance does not."""
+    masks = torch.tensor([0.0, -1.0]).repeat_interleave(32).expand(1, 1, 64, 64)  # half of it on 0.5
+    outputs = SimpleNamespace(class_queries_logits=torch.tensor([[[200.0, 0.0]]]), masks_queries_logits=masks)
+    panoptic = MaskClsImageProcessor().post_process_panoptic_segmentation
+    assert panoptic(outputs, 1.0)[0]["segments_info"] == []
+    info = dict(id=1, label_id=0, was_fused=False, score=1.0, area=64 * 64)
+    assert panoptic(outputs, 0.99)[0]["segments_info"] == [info]
+    assert panoptic(outputs, 0.99, 0.51)[0]["segments_info"] == []  # no pixel of its own
+    instance = MaskClsImageProcessor().post_process_instance_segmentation
+    assert instance(outputs, 0.1)[0]["segments_info"] == []
+    found = instance(outputs, 0.1, 0.49)[0]["segments_info"]
+    assert [info["area"] for info in found] == [64 * 32] and found[0]["score"] == pytest.approx(0.5)
+    outputs.masks_queries_logits = masks + 1  # the other half of it on 0.5
+    assert [info["area"] for info in instance(outputs, 0.1)[0]["segments_info"]] == [64 * 32]
 
 
 def test_classes_to_fuse_come_from_the_saved_options(tmp_path):

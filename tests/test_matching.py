@@ -10,9 +10,9 @@ from torchvision.ops import box_convert, masks_to_boxes
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from conftest import needs_shared
+from maskcls_hf.models.configuration_maskcls import MATCHERS
 from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.matching import (
-    MATCHERS,
     Assignment,
     BipartiteMatcher,
     FixedMatcher,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maskcls_hf.models import losses
 from maskcls_hf.models.matching import Assignment
-from maskcls_hf.models.segmentation_module import exclusive_logits
+from maskcls_hf.models.modeling_maskcls import exclusive_logits
 
 NO_PAIRS = Assignment(*torch.zeros(4, 0, dtype=torch.int64))
 

@@ -219,7 +219,7 @@ def test_output_fields_come_in_the_order_of_transformers():
         MaskFormerModelOutput,
     )
 
-    from maskcls_hf.models.outputs import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
+    from maskcls_hf.models.modeling_maskcls import MaskClsForUniversalSegmentationOutput, MaskClsModelOutput
 
     for ours, theirs in (
         (MaskClsModelOutput, MaskFormerModelOutput),

@@ -10,10 +10,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import CONFIG_MAPPING, PreTrainedConfig, TimmBackboneConfig
 
 from maskcls_hf import MaskClsForUniversalSegmentation
-from maskcls_hf.models import padding_mask_hooks
-from maskcls_hf.models.backbones import build_backbone
+from maskcls_hf.models import backbones
+from maskcls_hf.models.backbones import PaddingMaskHooks, as_pair, build_backbone, sees_padding
 from maskcls_hf.models.contracts import ValidRegion
-from maskcls_hf.models.padding_mask_hooks import PaddingMaskHooks, as_pair, sees_padding
 from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
 
 FOUR = {"depths": [1, 1, 1, 1], "out_features": STAGES}
@@ -126,7 +125,7 @@ def test_a_backbone_that_sees_padding_is_named(name, caplog):
 @pytest.mark.parametrize("attend_to_padding", [False, True])
 def test_a_model_warns_at_construction(attend_to_padding, recwarn, caplog, monkeypatch):
     said = []
-    monkeypatch.setattr("maskcls_hf.models.modeling_base.logger.warning_once", said.append)
+    monkeypatch.setattr("maskcls_hf.models.modeling_maskcls.logger.warning_once", said.append)
     config = maskcls_config(backbone_config=SEEING["dinov2"](), attend_to_padding=attend_to_padding)
     MaskClsForUniversalSegmentation(config)
     assert [("dinov2" in text, "padding" in text) for text in said] == [(True, True)] * (not attend_to_padding)
@@ -210,7 +209,7 @@ class TestNothingIsKept:
         model(**batch, mask_labels=pad_labels(masks, (96, 96)), class_labels=labels).loss.backward()
         assert self.state(model) == before
         assert vars(model.model.padding_masks) == hooks
-        assert padding_mask_hooks.CURRENT.batch is None
+        assert backbones.CURRENT.batch is None
 
     @pytest.mark.parametrize("name", ["resnet", "swin", "swinv2", "timm_seresnet18"])
     def test_threads(self, name):
@@ -259,7 +258,7 @@ class TestNothingIsKept:
         with pytest.raises(ZeroDivisionError):
             model(**batch_of((40, 96), (96, 90), padded=(96, 96)))
         handle.remove()
-        assert padding_mask_hooks.CURRENT.batch is None
+        assert backbones.CURRENT.batch is None
         assert torch.overrides._get_current_function_mode() is None
 
     @pytest.mark.parametrize("name", ["resnet", "swin", "swinv2", "bit", "dinov2"])

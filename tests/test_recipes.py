@@ -19,6 +19,7 @@ from maskcls_hf.data.sample import Sample
 from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
+from original_checkpoints import KEYS
 
 # Of the paper's configurations: classes, images a step, steps, crop (height and width), edges of the test images.
 SETTINGS = {
@@ -49,7 +50,6 @@ DATA_SET_OF = {f"{data}_{model}": data for data, scores in SCORES.items() for mo
 OFFICIAL = list(DATA_SET_OF)
 LARGER_IMAGES = {"ade20k_swin_base", "ade20k_swin_large"}  # 640 instead of 512
 OWN = ["camvid", "car_parts", "clothing_parsing_ccp", "coco_panoptic_sample", "coco_stuff_panoptic", "dsb2018_nuclei"]
-KEYS = sorted(path.stem for path in (SHARED / "oracle" / "keys").glob("*.json"))
 
 
 def classes(number: int) -> dict[int, str]:

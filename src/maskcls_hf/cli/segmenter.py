@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..inference.loading import class_of_saved
 from ..inference.predictor import Predictor, Task
 from ..models.mask_runs import MaskRuns
-from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
 
 
 @dataclass

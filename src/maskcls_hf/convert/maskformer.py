@@ -13,10 +13,10 @@ from transformers import (
 from transformers.utils import logging
 
 from ..inference.loading import load_image_processor, load_model, saved_config
+from ..models.backbones import is_plain_vit
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
-from ..models.simple_feature_pyramid import is_plain_vit
 
 MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
 

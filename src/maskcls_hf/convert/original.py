@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 
-from ..models.configuration_maskcls import MaskClsConfig
-from ..models.configuration_perpixel import PerPixelConfig
+from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
-from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..models.contracts import ValidRegion
-from ..models.outputs import MaskClsForUniversalSegmentationOutput
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentationOutput
 
 NOTHING = -1e3  # class logit of a probability that is exactly 0 in float32
 SUREST = 6.0  # mask logit; near 1 a sigmoid in float32 could not tell two classes apart

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 from .errors import naming
 from .sample import Sample
 from .transforms import stable_seed

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 from .augmentation_options import checked_options, class_swaps, warn_of_sides
 from .colour import SSDColour, any_contrast
 from .resize_and_crop import (

@@ -9,8 +9,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
 )
 
-from ..models.configuration_maskcls import MaskClsConfig
-from ..models.configuration_perpixel import PerPixelConfig
+from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 
 

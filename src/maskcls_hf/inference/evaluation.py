@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from ..data.dataset import SegmentationDataset
 from ..data.sample import Sample, without_absent
 from ..metrics import Evaluator, GroundTruth
-from ..models.ranges import require_range
+from ..models.options import require_range
 from ..utils.plain_text import printable
 from .predictor import Predictor
 

@@ -23,8 +23,7 @@ from transformers.utils import logging
 
 from ..models.checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
-from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 
 logger = logging.get_logger(__name__)
 

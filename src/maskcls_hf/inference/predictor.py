@@ -19,8 +19,7 @@ from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
 from ..models.label_tensors import naming
 from ..models.mask_runs import MaskRuns
-from ..models.options import plain, unused
-from ..models.ranges import require_range
+from ..models.options import plain, require_range, unused
 from .eval_mode import in_eval_mode
 from .loading import class_of_saved, load_image_processor, load_model
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend

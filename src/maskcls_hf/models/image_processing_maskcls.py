@@ -21,13 +21,12 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
-from .image_geometry import padded_sizes, padding, resized_size
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .label_tensors import naming
 from .memory import give_back_memory
-from .options import checked_label_ids, plain, unused, warn_about_unused
+from .options import checked_label_ids, plain, require_range, unused, warn_about_unused
 from .output_maps import OutputMapsMixin
-from .ranges import require_range
+from .resampling import padded_sizes, padding, resized_size
 from .segment_labels import Annotation, LabelRules, Segments, read_annotations
 
 logger = logging.get_logger(__name__)

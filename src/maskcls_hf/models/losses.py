@@ -1,13 +1,14 @@
 """The loss: Eq. (1) of the paper over all decoder layers, its options, and the per-pixel loss of the baselines.
 
-A loss is `loss(predictions, targets, assignment) -> {name: sums}`: a sum over images for each layer (L,), or one of all
-(). It holds the `weights` of its terms and names its `normalizer`, what the sums are divided by. A new one is a class
-and an entry of `LOSSES`. Shape legend: see matching.py.
+A loss is a class, made of the configuration and its options, with `loss(predictions, targets, assignment) -> sums`: a
+sum over images for each layer (L,), or one of all (). It names its `normalizer`, the one of `LossNormalizers` that sums
+are divided by. Ours have several terms, {name: sums}, and the `weights` of them; that of a loss which
+`maskcls_hf.register_loss` adds is in `config.losses`. Shape legend: see matching.py.
 """
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -16,21 +17,22 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .configuration_maskcls import LOSSES, MATCHERS, custom_file
 from .contracts import PixelLogits, SegmentLogits, layer_suffix
 from .label_tensors import as_labels, integers
 from .matching import (
     FOCAL_ALPHA,
-    MATCHERS,
     Assignment,
     PaddedTargets,
     Predictions,
     box_distances,
     chunk_bytes,
     dice_coefficient,
+    for_each_chunk,
     full_dtype,
     has_box,
-    map_chunks,
     prepare_targets,
+    slices,
     to_device,
 )
 
@@ -57,11 +59,14 @@ class MaskClsCriterion:
     """
 
     def __init__(self, config):
-        self.matcher = MATCHERS[config.matching](config)
+        self.matcher = MATCHERS.build(config, "matching")
         self.num_labels = config.num_labels
         self.no_object_weight = config.no_object_weight
-        self.losses = {name: loss(config) for name, loss in LOSSES.items()}
+        self.losses = {name: loss(config) for name, loss in BUILT_IN.items()}
         self.weights = {name: weight for loss in self.losses.values() for name, weight in loss.weights.items()}
+        for name, weight in config.losses.items():
+            self.losses[name] = self.further_loss(config, name)
+            self.weights[f"loss_{name}"] = weight
 
     def __call__(
         self,
@@ -110,8 +115,11 @@ class MaskClsCriterion:
             normalizers = self.normalizers(predictions, targets, num_items_in_batch)
             assignment = self.matcher(predictions, targets)
             terms: dict[str, Tensor] = {}
-            for loss in self.losses.values():
-                for name, sums in loss(predictions, targets, assignment).items():
+            for loss_name, loss in self.losses.items():
+                sums_of_terms = loss(predictions, targets, assignment)
+                if isinstance(sums_of_terms, Tensor):
+                    sums_of_terms = {f"loss_{loss_name}": sums_of_terms}
+                for name, sums in sums_of_terms.items():
                     values = sums / getattr(normalizers, loss.normalizer)
                     if values.ndim:
                         terms |= {f"{name}{layer_suffix(i, len(values))}": term for i, term in enumerate(values)}
@@ -119,12 +127,22 @@ class MaskClsCriterion:
                         terms[name] = values
         return terms
 
+    def further_loss(self, config: Any, name: str) -> Any:
+        """One that `config.losses` names."""
+        if f"loss_{name}" in self.weights or name in BUILT_IN:
+            raise ValueError(f"losses: {name!r} is there already, and its weight is a field of the configuration.")
+        options = config.loss_options.get(name, {})
+        loss = LOSSES.make(name, (config,), options, "losses", custom_file(config, LOSSES.kind, name))
+        if getattr(loss, "normalizer", None) not in LossNormalizers._fields:
+            raise ValueError(f"loss {name!r} must have a `normalizer`, one of {LossNormalizers._fields}.")
+        return loss
+
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Weighted sum of all terms (Eq. 1 with lambda_focal, lambda_dice)."""
         of_layers: dict[str, list[Tensor]] = {}
         for name, term in terms.items():
             base, _, layer = name.rpartition("_")
-            of_layers.setdefault(base if layer.isdigit() else name, []).append(term)
+            of_layers.setdefault(name if name in self.weights or not layer.isdigit() else base, []).append(term)
         return torch.stack([self.weights[name] * torch.stack(terms).sum() for name, terms in of_layers.items()]).sum()
 
     def normalizers(
@@ -282,29 +300,28 @@ class _MaskChunks:
         self.columns = _strips(size[1], self.tile[1], logits.shape[2], like)
         # Four buffers and a temporary of a tile; of all pixels masks, signs and valid ones, a byte each.
         bytes_of_mask = 5 * self.dtype.itemsize * math.prod(self.tile) + 4 * math.prod(size)
-        step = max(1, chunk_bytes(logits.device) // bytes_of_mask)
-        self.parts = [slice(start, start + step) for start in range(0, len(logits), step)]
+        self.parts = slices(len(logits), max(1, chunk_bytes(logits.device) // bytes_of_mask))
 
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
         the error times the sign, of the sign, and of one."""
-        return self._collect(self._loss_sums, self.logits.new_empty(5, len(self.logits), dtype=self.dtype))
+        sums = self.logits.new_empty(5, len(self.logits), dtype=self.dtype)
+        self._for_each_part(lambda part: self._write_sums(part, sums[:, part]))
+        return sums
 
     def gradient(self, slopes: Tensor) -> Tensor:
         """Derivatives of the losses by the logits (T, h, w), from those by the sums (3, T): of focal, and the constant
         part and that times the sign in the derivative by the error."""
-        return self._collect(lambda part: self._gradient(part, slopes[:, part])[None], self.logits[None])[0]
+        gradient = torch.empty_like(self.logits)
+        self._for_each_part(lambda part: gradient[part].copy_(self._gradient(part, slopes[:, part])))
+        return gradient
 
-    def _collect(self, function: Any, like: Tensor) -> Tensor:
-        out = torch.empty_like(like)
-        for part, values in zip(self.parts, map_chunks(function, self.parts, like.device), strict=True):
-            out[:, part] = values
-        return out
+    def _for_each_part(self, function: Callable[[slice], Any]) -> None:
+        for_each_chunk(function, self.parts, self.logits.device)
 
-    @torch.no_grad()
-    def _loss_sums(self, part: slice) -> Tensor:
+    def _write_sums(self, part: slice, sums: Tensor) -> None:
         signs, invalid = self._signs(part)
-        sums = self.logits.new_zeros(5, len(signs), dtype=self.dtype)
+        sums[:3] = 0
         sums[3] = signs.sum((1, 2))
         sums[4] = math.prod(signs.shape[1:]) if invalid is None else math.prod(signs.shape[1:]) + invalid.sum((1, 2))
         for _, _, buffers in self._tiles(part, signs, invalid):
@@ -316,9 +333,7 @@ class _MaskChunks:
             error.mul_(error).mul_(cross_entropy)
             focal = torch.addcmul(error, error, sign, value=1 - 2 * FOCAL_ALPHA, out=signed).sum((1, 2))
             sums[:3] += torch.stack([focal.mul_(0.5), masked_error, signed_error])
-        return sums
 
-    @torch.no_grad()
     def _gradient(self, part: slice, slopes: Tensor) -> Tensor:
         signs, invalid = self._signs(part)
         focal, constant, by_sign = slopes[:, :, None, None]
@@ -584,7 +599,7 @@ def membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
     return losses.sum(-1) / inside.sum(-1).clamp(min=1)
 
 
-LOSSES: dict[str, Any] = {
+BUILT_IN: dict[str, Any] = {
     "class": ClassLoss,
     "mask": MaskLoss,
     "box": BoxLoss,
@@ -593,6 +608,8 @@ LOSSES: dict[str, Any] = {
     "instance_discrimination": InstanceDiscriminationLoss,
     "semantic": SemanticLoss,
 }
+for _name, _loss in BUILT_IN.items():
+    LOSSES.register(_name, _loss)
 
 
 # ---- per-pixel baselines ----

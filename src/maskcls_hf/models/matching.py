@@ -9,7 +9,7 @@ others are padded to it), (h, w) the grid of the mask logits, P = h * w, T match
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import is_scipy_available, logging
 
-from .configuration_maskcls import matching_weights
+from .configuration_maskcls import MATCHERS, matching_weights
 from .contracts import PixelLogits, SegmentLogits
 from .label_tensors import as_labels, integers
+from .parallel import parallel_map
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
@@ -34,6 +35,7 @@ FOCAL_GAMMA = 2  # both as in RetinaNet and the paper's code
 # Bytes that one chunk of a computation may need with its temporaries: on a CPU they stay in a core's cache.
 CPU_CHUNK = 2**23
 DEVICE_CHUNK = 2**28
+MIN_ROWS = 64  # of a product, which with fewer is slow
 
 
 class Assignment(NamedTuple):
@@ -400,9 +402,17 @@ def chunk_bytes(device: torch.device) -> int:
     return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
-def map_chunks(function: Callable[[Any], Any], chunks: Iterable[Any], device: torch.device) -> Iterator[Any]:
-    """`function` of each chunk, in their order; chunks do not depend on each other."""
-    return map(function, chunks)
+def for_each_chunk(function: Callable[[Any], None], chunks: Iterable[Any], device: torch.device) -> None:
+    """Chunks do not depend on each other: on a CPU several threads do them."""
+    if device.type == "cpu":
+        parallel_map(function, chunks)
+    else:
+        for chunk in chunks:
+            function(chunk)
+
+
+def slices(length: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def full_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -428,25 +438,23 @@ def sums_over_segments(
     regions = torch.cat([masks, valid[:, None]], 1)  # (B, M + 1, P)
     dtype = full_dtype(logits.dtype)
     sums = logits.new_zeros(images, channels, rows, regions.shape[1], dtype=dtype)
-    # Of each pixel: the logits, up to two temporaries, what is made of them, and the regions.
-    bytes_of_pixel = dtype.itemsize * ((channels + 3) * rows + regions.shape[1])
-    places = max(1, chunk_bytes(logits.device) // bytes_of_pixel)
-    step_pixels, step_images = min(pixels, places), max(1, places // max(pixels, 1))
-    chunks = [
-        (slice(image, image + step_images), slice(pixel, pixel + step_pixels))
-        for image in range(0, images, step_images)
-        for pixel in range(0, pixels, step_pixels)
-    ]
+    # Of each value: the logit, up to two temporaries and what is made of it; of each pixel the regions too.
+    values = chunk_bytes(logits.device) // (dtype.itemsize * (channels + 3))
+    step_rows = min(rows, max(MIN_ROWS, values // max(pixels, 1)))
+    step_pixels = max(1, min(pixels, values // (step_rows + regions.shape[1])))
+    step_images = max(1, values // (step_rows * step_pixels)) if (step_rows, step_pixels) == (rows, pixels) else 1
 
-    @torch.no_grad()  # also in a thread of its own
-    def product(chunk: tuple[slice, slice]) -> Tensor:
-        of_images, of_pixels = chunk
-        values = function(logits[of_images, :, of_pixels].to(dtype, copy=True))  # (b, channels, R, p)
-        inside = regions[of_images, :, of_pixels].to(dtype)  # (b, M + 1, p)
-        return (values.flatten(1, 2) @ inside.transpose(1, 2)).view(len(inside), channels, rows, -1)
+    @torch.no_grad()
+    def add_up(chunk: tuple[slice, slice]) -> None:
+        image, row = chunk
+        for pixel in slices(pixels, step_pixels):
+            made = function(logits[image, row, pixel].to(dtype, copy=True))  # (b, channels, r, p)
+            inside = regions[image, :, pixel].to(dtype)  # (b, M + 1, p)
+            product = made.flatten(1, 2) @ inside.transpose(1, 2)
+            sums[image, :, row] += product.unflatten(1, made.shape[1:3])
 
-    for (of_images, _), part in zip(chunks, map_chunks(product, chunks, logits.device), strict=True):
-        sums[of_images] += part
+    chunks = [(image, row) for image in slices(images, step_images) for row in slices(rows, step_rows)]
+    for_each_chunk(add_up, chunks, logits.device)
     return sums.transpose(0, 1)
 
 
@@ -642,4 +650,7 @@ class FixedMatcher:
         return Assignment(*to_device(torch.from_numpy(index), targets.masks.device))
 
 
-MATCHERS: dict[str, Any] = {"bipartite": BipartiteMatcher, "fixed": FixedMatcher, "box": BoxMatcher, "pq": PQMatcher}
+MATCHERS.register("bipartite", BipartiteMatcher)
+MATCHERS.register("fixed", FixedMatcher)
+MATCHERS.register("box", BoxMatcher)
+MATCHERS.register("pq", PQMatcher)

@@ -1,7 +1,9 @@
 """Options as users give them: numbers of NumPy and torch become Python's, unknown names are pointed out."""
 
 import difflib
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,11 @@ from torch import Tensor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# Of `from_pretrained`, for every file that it reads.
+DOWNLOAD_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -52,3 +59,38 @@ def warn_about_unused(names: Iterable[str], known: Collection[str], of: str) -> 
     for name in names:
         if name not in known and not name.startswith("_"):
             logger.warning(unused(name, known, of))
+
+
+def require_range(name: str, value: Any, interval: str, integer: bool = False) -> None:
+    """`ValueError`, with `name`, for a value that is no number in the interval.
+
+    Args:
+        interval: such as "[0, 1)": 0 is in it, 1 is not. Only "inf]" has infinity in it.
+        integer: only integers are in it.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
+        raise ValueError(f"{name}={value!r} must be {'an integer' if integer else 'a number'}.")
+    number: Any = value
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below):
+        finite = " and finite" if isinstance(number, float) and not math.isfinite(number) else ""
+        raise ValueError(f"{name}={value} must {_in_words(low, high, interval)}{finite}.")
+
+
+def _in_words(low: float, high: float, interval: str) -> str:
+    if math.isinf(low):
+        return "be a number"
+    if math.isinf(high):
+        if interval[0] == "[" and low == 0:
+            return "not be negative"
+        return f"be at least {low:g}" if interval[0] == "[" else f"be above {low:g}"
+    if interval[0] == "(" and interval[-1] == ")":
+        return f"be between {low:g} and {high:g}"
+    excluded = f", without {high:g}" if interval[-1] == ")" else ""
+    return f"be from {low:g} to {high:.10g}{excluded}"
+
+
+def chosen(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_geometry import pad, padding, resize_nearest
 from .image_reading import read_label_map, read_mask_stack
 from .label_tensors import naming, read_label_values
 from .options import plain
+from .resampling import pad, padding, resize_nearest
 from .runs import Runs
 
 # What a pixel can be instead of a class. Neither value can come out of the arithmetic on labels.

@@ -19,9 +19,11 @@ from ..inference.loading import load_model as load_saved
 from ..inference.loading import quiet, saved_config, where_to_look
 from ..models.checkpoint_manifest import require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_base import MaskClsPreTrainedModel
-from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
-from ..models.modeling_perpixel import PerPixelForSemanticSegmentation
+from ..models.modeling_maskcls import (
+    MaskClsForUniversalSegmentation,
+    MaskClsPreTrainedModel,
+    PerPixelForSemanticSegmentation,
+)
 from ..utils.plain_text import printable
 from .recipe import Recipe
 from .recipe_values import CONFIGS, hints_of_section

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerState
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 from ..utils.writing import replacing, saving_model
 from .checkpoints import NoGoodCheckpoint, checkpoint_to_resume, rng_free, rotate, saving, verify
 from .divergence import check_weights

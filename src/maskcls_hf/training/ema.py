@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 
 
 class ExponentialMovingAverage:

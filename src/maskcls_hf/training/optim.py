@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from ..data.yaml_values import dump_yaml
-from ..models.ranges import require_range
+from ..models.options import require_range
 from ..utils.writing import write_text
 from .schedules import learning_rate_factor
 

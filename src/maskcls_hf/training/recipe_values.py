@@ -13,8 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from transformers import PreTrainedConfig
 
 from ..data.transforms import TrainTransform
-from ..models.configuration_maskcls import MaskClsConfig
-from ..models.configuration_perpixel import PerPixelConfig
+from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"mask_classification": MaskClsConfig, "per_pixel": PerPixelConfig}

@@ -19,9 +19,12 @@ from transformers.utils import logging
 from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
 from ..metrics import Evaluator
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_base import image_sizes
-from ..models.outputs import MaskClsForUniversalSegmentationOutput, PerPixelForSemanticSegmentationOutput
-from ..models.ranges import require_range
+from ..models.modeling_maskcls import (
+    MaskClsForUniversalSegmentationOutput,
+    PerPixelForSemanticSegmentationOutput,
+    image_sizes,
+)
+from ..models.options import require_range
 from .build import (
     Model,
     build_image_processor,

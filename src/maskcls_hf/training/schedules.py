@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 
 SCHEDULES = ("poly", "cosine", "multistep", "constant")
 

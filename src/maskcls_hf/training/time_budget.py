@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..models.ranges import require_range
+from ..models.options import require_range
 
 
 class TimeBudget(TrainerCallback):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from transformers.image_utils import SizeDict
 
-from ...models.image_geometry import resize_nearest, resized_size
 from ...models.mask_runs import MaskRuns
+from ...models.resampling import resize_nearest, resized_size
 from ..coco_records import is_number
 from ..files import shown, unique_ids
 
