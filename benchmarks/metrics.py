@@ -36,7 +36,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
-from maskcls_hf.data.files import read_coloured_ids
+from maskcls_hf.data.files import read_colored_ids
 from maskcls_hf.metrics import VOID, MaskAP, MeanIoU, PanopticQuality, Segments
 
 # Name, size, segments an image, images; the segments are those of COCO panoptic (mean 11) and of crowded street scenes.
@@ -133,7 +133,7 @@ def quality_contenders(evaluation: Any, examples: list[SimpleNamespace], folder:
             return panopticapi_quality(evaluation, examples, Path(""))
 
     def ours_from_files() -> float:
-        return our_quality(examples, lambda number, kind: read_coloured_ids(folder / kind / f"{number}.png"))
+        return our_quality(examples, lambda number, kind: read_colored_ids(folder / kind / f"{number}.png"))
 
     groups: list[tuple[str, Contenders]] = []
     if evaluation is not None:

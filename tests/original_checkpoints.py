@@ -10,7 +10,10 @@ import pytest
 from conftest import SHARED
 
 ORACLE = SHARED / "oracle"
-KEYS = sorted(path.stem for path in (ORACLE / "keys").glob("*.json"))
+# For parametrize, which takes no empty list: without the folder one test is there, and skipped.
+KEYS = sorted(path.stem for path in (ORACLE / "keys").glob("*.json")) or [
+    pytest.param("none", marks=pytest.mark.skip(reason=f"needs {ORACLE / 'keys'}"))
+]
 
 
 def keys(variant: str) -> dict:

@@ -313,7 +313,9 @@ class TestOwnMetrics:
         assert "found" in build_evaluator(recipe, image_processor(), data).metrics
 
     def test_faults(self, registered):
-        with pytest.raises(ValueError, match="name mean_iou of a metric is taken by maskcls_hf"):
+        with pytest.raises(
+            ValueError, match="metric 'mean_iou' is maskcls_hf.metrics.mean_iou.MeanIoU: take another name"
+        ):
             register_metric("mean_iou", Found)
         assert METRICS["mean_iou"] is MeanIoU
         with pytest.raises(ValueError, match="metric nothing: .* has no reads, measure, add"):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from maskcls_hf.data import CentreCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
+from maskcls_hf.data import CenterCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
 from maskcls_hf.data.sample import segments_of, without_absent
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import NO_SEGMENT, Evaluator, InstanceF1, MaskAP, PanopticQuality, Segments
@@ -73,7 +73,7 @@ class TestSegmentsWithoutPixels:
     def test_crops_have_none(self, tmp_path, name):
         """What lies outside of a crop is not annotated in it."""
         sample = self.samples(tmp_path)[name][0]
-        for crop in [*crops(sample, 6), without_absent(CentreCrop(6)(sample))]:
+        for crop in [*crops(sample, 6), without_absent(CenterCrop(6)(sample))]:
             truth = segments_of(crop, 255)
             assert len(truth.visible) == len(truth.class_labels) == len(truth.is_crowd)
 

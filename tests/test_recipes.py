@@ -14,11 +14,12 @@ from torch import nn
 from torchvision import tv_tensors
 
 from conftest import SHARED, needs_shared
-from maskcls_hf.data.open_dataset import open_dataset
+from maskcls_hf.data import open_dataset
 from maskcls_hf.data.sample import Sample
 from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
+from original_checkpoints import KEYS
 
 # Of the paper's configurations: classes, images a step, steps, crop (height and width), edges of the test images.
 SETTINGS = {
@@ -49,7 +50,6 @@ DATA_SET_OF = {f"{data}_{model}": data for data, scores in SCORES.items() for mo
 OFFICIAL = list(DATA_SET_OF)
 LARGER_IMAGES = {"ade20k_swin_base", "ade20k_swin_large"}  # 640 instead of 512
 OWN = ["camvid", "car_parts", "clothing_parsing_ccp", "coco_panoptic_sample", "coco_stuff_panoptic", "dsb2018_nuclei"]
-KEYS = sorted(path.stem for path in (SHARED / "oracle" / "keys").glob("*.json"))
 
 
 def classes(number: int) -> dict[int, str]:
@@ -149,7 +149,7 @@ class TestOfficialRecipes:
         last = 1.5 if DATA_SET_OF[name] == "coco_stuff" else 2
         assert edges == [int(shortest * tenth / 10) for tenth in range(5, int(last * 10) + 1)]
         assert augmentation["longest_edge"] == 4 * shortest
-        assert augmentation["colour"] == "ssd" and augmentation["single_category_limit"] == 1.0
+        assert augmentation["color"] == "ssd" and augmentation["single_category_limit"] == 1.0
 
     def test_what_is_scored(self, name):
         evaluation, data = load_recipe(name).evaluation, DATA_SET_OF[name]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from maskcls_hf.data.coco_instances import decoded_stack, painted
+from maskcls_hf.data.layouts.coco_instances import decoded_stack, painted
 from maskcls_hf.metrics import MeanIoU
 from maskcls_hf.models.run_lengths import MaskRuns, Runs, overlay, rle_counts
 

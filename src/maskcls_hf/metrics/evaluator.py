@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.options import require_range
-from ..models.output_maps import classifies_pixels
+from ..models.post_processing import classifies_pixels
 from ..models.segments import Segments
 from .bootstrap import Bootstrap
 from .metric import MAPS, METRICS

@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..models.configuration_maskcls import Registry
+
 MAPS = ("semantic", "panoptic", "instance")  # what a metric can read
-METRICS: dict[str, Any] = {}
+METRICS = Registry("metric")
 NEEDED = ("reads", "measure", "add", "compute", "per_class", "reset")
 
 
@@ -46,10 +48,7 @@ def register_metric(name: str, metric: Any = None) -> Any:
         raise ValueError(f"metric {name}: {metric!r} has no {', '.join(missing)}; see register_metric.")
     if metric.reads not in MAPS:
         raise ValueError(f"metric {name}: reads must be one of {', '.join(MAPS)}, got {metric.reads!r}.")
-    known = METRICS.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (metric.__module__, metric.__qualname__):
-        raise ValueError(f"The name {name} of a metric is taken by {known.__module__}.{known.__qualname__}.")
-    METRICS[name] = metric
+    METRICS.register(name, metric)
     return metric
 
 
