@@ -50,11 +50,19 @@ class TestCollator:
         labels = MaskClsCollator(per_pixel, do_resize=False)([data[0]])["labels"]
         assert torch.equal(labels[0, :20, :30], data[0]["segmentation_map"][0].long())
 
-    def test_kinds_do_not_mix(self, tmp_path):
-        semantic = SegmentationFolder(write_semantic(tmp_path / "a"), "train")
-        instances = SegmentationFolder(write_instances(tmp_path / "b"), "train")
-        with pytest.raises(ValueError, match="not both"):
-            MaskClsCollator(MaskClsImageProcessor())([semantic[0], instances[0]])
+    def test_maps_of_classes_and_of_instances_in_one_batch(self, tmp_path):
+        samples = [
+            SegmentationFolder(write_semantic(tmp_path / "a"), "train")[0],
+            SegmentationFolder(write_instances(tmp_path / "b"), "train")[0],
+        ]
+        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
+        batch, alone = collator(samples), [collator([sample]) for sample in samples]
+        for place, one in enumerate(alone):
+            height, width = one["pixel_values"].shape[-2:]
+            assert torch.equal(batch["class_labels"][place], one["class_labels"][0])
+            assert torch.equal(batch["mask_labels"][place][:, :height, :width], one["mask_labels"][0])
+            void = one.get("void_mask", torch.zeros(1, height, width, dtype=torch.bool))
+            assert torch.equal(batch["void_mask"][place, :height, :width], void[0])
 
     def test_crowds_and_unlabelled_pixels_are_void(self, tmp_path):
         data = open_dataset(write_panoptic(tmp_path), "train")
