@@ -21,13 +21,11 @@ from ..metrics import InstanceF1, MeanIoU, PanopticQuality, Segments
 from .case_pictures import (
     CASE,
     MAPS,
-    Segmented,
     draw_case,
     draw_maps,
     pixels_of,
     true_classes,
     true_segments,
-    with_areas,
 )
 from .model_card import Picture
 from .scores import METRICS, percent
@@ -105,7 +103,7 @@ def failure_cases(
     for negative, place in sorted(worst, reverse=True):
         sample, truth, found = looked_at(-place)
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
-        predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
+        predicted = Segments.from_output(found)
         one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
         picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)
