@@ -26,7 +26,7 @@ from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
 from maskcls_hf.cli.segment import find_images
 from maskcls_hf.cli.segmenter import Outcome, SegmentedImage, segmented
-from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
+from maskcls_hf.visual.drawing import distinct_colors, draw_overlay, outlines, segment_colors
 
 SIZES = {"wide": (48, 80), "tall": (80, 48), "square": (64, 64)}
 
@@ -232,13 +232,13 @@ def test_names_of_results_differ():
     assert output_names(paths) == ["x", "x_2", "x_3", "x_2_2", "y"]
 
 
-def test_colours():
-    colours = [colour for colour, _ in zip(distinct_colours(), range(3000), strict=False)]
-    assert len(set(colours)) == 3000 and (0, 0, 0) not in colours
+def test_colors():
+    colors = [color for color, _ in zip(distinct_colors(), range(3000), strict=False)]
+    assert len(set(colors)) == 3000 and (0, 0, 0) not in colors
     segments = [dict(id=index, label_id=label, area=1) for index, label in enumerate([2, 0, 2, 1])]
-    stuff, other = segment_colours(segments, 3, [0, 1]), segment_colours(segments[1:], 3, [0, 1])
+    stuff, other = segment_colors(segments, 3, [0, 1]), segment_colors(segments[1:], 3, [0, 1])
     assert len(set(stuff)) == 4
-    assert stuff[1] == other[0] == colours[0] and stuff[3] == other[2] == colours[1]
+    assert stuff[1] == other[0] == colors[0] and stuff[3] == other[2] == colors[1]
 
 
 def test_overlay():
@@ -247,13 +247,13 @@ def test_overlay():
     ids[16:48, 16:48] = 7
     assert outlines(ids, 1).sum() == 4 * 32 - 4 + 4 * 32
     image = np.full((64, 64, 3), 100, dtype=np.uint8)
-    segments, colours = [dict(id=7, label_id=0, area=32 * 32)], [(255, 0, 0)]
-    plain = np.asarray(draw_overlay(image, ids, segments, colours, CLASSES, legend=False))
+    segments, colors = [dict(id=7, label_id=0, area=32 * 32)], [(255, 0, 0)]
+    plain = np.asarray(draw_overlay(image, ids, segments, colors, CLASSES, legend=False))
     assert plain.shape == (640, 640, 3)
     assert plain[0, 0].tolist() == [100, 100, 100]
     assert plain[160, 160].tolist() == [255, 0, 0]
     assert plain[320, 320].tolist() == [170, 55, 55]
-    with_legend = draw_overlay(image, ids, segments, colours, CLASSES)
+    with_legend = draw_overlay(image, ids, segments, colors, CLASSES)
     assert with_legend.width > 640 and with_legend.height == 640
     np.testing.assert_array_equal(np.asarray(with_legend)[:, :640], plain)
     assert draw_overlay(image, ids, [], [], CLASSES).size == (640, 640)

@@ -12,11 +12,22 @@ from typer.testing import CliRunner
 
 import maskcls_hf
 from maskcls_hf.cli.main import app
+from maskcls_hf.models.configuration_maskcls import REGISTRIES
+from recipes import write_recipe, write_squares
 
 ROOT = Path(maskcls_hf.__file__).parents[1]
 COMMANDS = ("segment", "evaluate", "convert", "validate", "train", "push")
 START = "import sys, maskcls_command; sys.argv[0] = 'maskcls'; maskcls_command.main()"
 SAYS = "import os; print(os.environ.get('OMP_WAIT_POLICY'), flush=True); raise KeyboardInterrupt"
+PARTS = """
+from maskcls_hf import register_pixel_decoder
+from maskcls_hf.models.pixel_decoders import FPNPixelDecoder
+
+class Mine(FPNPixelDecoder):
+    pass
+
+register_pixel_decoder("mine", Mine)
+"""
 
 
 @pytest.fixture
@@ -116,7 +127,8 @@ except SystemExit:
 
 class TestPublicNames:
     def test_are_there(self):
-        assert all(getattr(maskcls_hf, name).__name__ == name for name in maskcls_hf.__all__)
+        assert all(callable(getattr(maskcls_hf, name)) for name in maskcls_hf.__all__)
+        assert maskcls_hf.MaskClsConfig.__name__ == "MaskClsConfig" and "register_matcher" in maskcls_hf.__all__
         assert {*maskcls_hf.__all__} <= {*dir(maskcls_hf)}
         with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
             _ = maskcls_hf.Nothing
@@ -195,3 +207,32 @@ class TestParts:
         assert "There is no file none.pkl" in self.run() and loaded == [1]
         point.load = lambda: 1 / 0
         assert "The parts of others (maskcls_hf.parts: others.parts): ZeroDivisionError" in self.run()
+
+    def test_a_part_is_trained_saved_and_loaded(self, tmp_path):
+        """The name is taken from then on, by `--set` too; where the part is not known, that is said."""
+        file, out, data = tmp_path / "parts_of_mine.py", tmp_path / "out", write_squares(tmp_path / "squares")
+        file.write_text(PARTS)
+        recipe = write_recipe(
+            tmp_path, schedule={"max_steps": 1, "warmup_steps": 0}, evaluation={"tasks": ["semantic"]}
+        )
+        train = ["train", "-r", recipe, "-d", data, "-o", out, "--set=model.pixel_decoder=mine"]
+        score = ["evaluate", "-m", out, "-d", data, "--task=semantic"]
+
+        def run(*command: object) -> tuple[int, str]:
+            before, path = {kind: dict(registry) for kind, registry in REGISTRIES.items()}, [*sys.path]
+            result = CliRunner().invoke(app, [str(word) for word in command])
+            for kind, registry in REGISTRIES.items():  # as in a process of its own
+                registry.clear()
+                registry.update(before[kind])
+            sys.modules.pop("parts_of_mine", None)
+            sys.path[:] = path
+            return result.exit_code, result.output
+
+        code, said = run(*train)
+        assert code == 1 and "pixel_decoder='mine' must be one of" in said and not out.exists()
+        assert run(*train, f"--import={file}")[0] == 0
+        assert (out / "parts_of_mine.py").read_text() == PARTS
+        code, said = run(*score)
+        assert code == 1 and "pixel_decoder='mine' must be one of" in said
+        code, said = run(*score, f"--import={out / 'parts_of_mine.py'}")
+        assert code == 0 and "mean_iou" in said, said

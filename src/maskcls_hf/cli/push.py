@@ -162,7 +162,7 @@ def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
         )
         return
     if card.license is None and not card.without_weights:
-        complain("No licence: nobody may use the weights without one (--license).")
+        complain("No license: nobody may use the weights without one (--license).")
     if card.data is None:
         complain("The training data has no name (--dataset, --data-terms).")
     elif card.data.terms is None:

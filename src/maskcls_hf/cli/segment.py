@@ -57,13 +57,13 @@ def segment(
     """Segment images and write what was found.
 
     - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend.
-    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one colour a segment, whose R + 256 G +
+    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one color a segment, whose R + 256 G +
       65536 B is its id, as in COCO; black for none.
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
 
     A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
-    neighbouring tiles that overlap become one.
+    neighboring tiles that overlap become one.
 
     A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
     those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones

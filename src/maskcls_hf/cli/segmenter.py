@@ -19,7 +19,7 @@ from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
 from ..models.run_lengths import MaskRuns
 from ..utils.ahead import ahead, cores, in_order
 from ..utils.tasks import Task
-from ..visual.drawing import draw_overlay, segment_colours
+from ..visual.drawing import draw_overlay, segment_colors
 from .coco import CocoRecords, map_image
 from .results import Results, png
 
@@ -123,11 +123,11 @@ def segment_files(
         if image is None or result is None:
             return outcome
         try:
-            colours = segment_colours(result.segments, num_labels, segmenter.classes_of_one_segment)
+            colors = segment_colors(result.segments, num_labels, segmenter.classes_of_one_segment)
             pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-            overlay = draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names)
-            found_map = map_image(result, segmenter.task, colours, num_labels)
-            record = records.of(f"{names[path]}.png", result, colours)
+            overlay = draw_overlay(pixels, result.ids, result.segments, colors, segmenter.names)
+            found_map = map_image(result, segmenter.task, colors, num_labels)
+            record = records.of(f"{names[path]}.png", result, colors)
             return Outcome(outcome.number, path, drawn=(png(overlay), png(found_map), record))
         except Exception as error:
             return Outcome(outcome.number, path, error=error)

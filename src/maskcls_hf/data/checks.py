@@ -7,7 +7,7 @@ on.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, cast
@@ -18,7 +18,6 @@ from ..models.image_reading import TURNED
 from ..models.run_lengths import MaskRuns
 
 Severity = Literal["error", "warning", "note"]
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 class Rule(NamedTuple):
@@ -171,6 +170,10 @@ class Finding:
     def severity(self) -> Severity:
         return RULES[self.kind].severity
 
+    def to_dict(self) -> dict[str, str | None]:
+        rule, where = RULES[self.kind], {"split": self.split, "file": self.file, "message": self.message}
+        return {"kind": self.kind, "severity": rule.severity, "title": rule.title, **where, "advice": rule.advice}
+
 
 class ReportFault(Protocol):
     def __call__(self, kind: str, message: str, file: Path | str | None = None, error: Exception | None = None) -> None:
@@ -270,6 +273,20 @@ class Checked:
     void: int = 0
     values: set[int] = field(default_factory=set)
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def add(self, areas: Mapping[int, int], labels: Mapping[int, int | None], crowds: Collection[int] = ()) -> None:
+        """Segments of a map or of masks.
+
+        Args:
+            areas: pixels of each place.
+            labels: class of each place, as in the files; None: void.
+            crowds: places of crowd regions.
+        """
+        for place, label in labels.items():
+            if label is None:
+                self.void += areas[place]
+            else:
+                self.segments.append(CheckedSegment(label, areas[place], place in crowds, place))
 
 
 class Region(NamedTuple):
