@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..utils.plain_text import PlainConsole, cell
+from ..utils.plain_text import PlainConsole, cell, percent
 from ..utils.tasks import TASKS
 from ..utils.writing import without_nan, write_json
 from .console import (
@@ -147,8 +147,8 @@ def evaluate(
             overlap=overlap, scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
             bootstrap=bootstrap,
         )  # fmt: skip
-        content = {"settings": settings, "scores": scores, "per_class": evaluator.per_class()}
-        write_json(json_file, without_nan(content), indent=2)
+        of_classes = evaluator.per_class()
+        write_json(json_file, without_nan(dict(settings=settings, scores=scores, per_class=of_classes)), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
     if per_class:
         show_classes(evaluator)
@@ -260,13 +260,9 @@ def show(scores: dict[str, float], title: str) -> None:
     for name in names:
         low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
         known = low is not None and high is not None and not math.isnan(low)
-        interval = f"{percent(low)} to {percent(high)}" if known else ""
-        table.add_row(cell(name), percent(scores[name]), *((interval,) if intervals else ()))
+        interval = f"{percent(low, 2)} to {percent(high, 2)}" if known else ""
+        table.add_row(cell(name), percent(scores[name], 2), *((interval,) if intervals else ()))
     PlainConsole().print(table)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def show_classes(evaluator: Evaluator) -> None:
