@@ -23,7 +23,7 @@ from rich.table import Table
 
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
 from maskcls_hf.models.contracts import SegmentLogits
-from maskcls_hf.models.criterion import MaskClsCriterion
+from maskcls_hf.models.losses import MaskClsCriterion
 
 
 @dataclass(frozen=True)

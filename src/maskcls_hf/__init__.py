@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .models.configuration_maskcls import register_matcher as register_matcher
     from .models.configuration_maskcls import register_pixel_decoder as register_pixel_decoder
     from .models.configuration_maskcls import register_transformer_decoder as register_transformer_decoder
-    from .models.criterion import MaskClsCriterion as MaskClsCriterion
     from .models.image_processing_maskcls import MaskClsImageProcessor as MaskClsImageProcessor
+    from .models.losses import MaskClsCriterion as MaskClsCriterion
     from .models.modeling_maskcls import MaskClsForUniversalSegmentation as MaskClsForUniversalSegmentation
     from .models.modeling_maskcls import MaskClsModel as MaskClsModel
     from .models.modeling_maskcls import PerPixelForSemanticSegmentation as PerPixelForSemanticSegmentation
@@ -43,7 +43,7 @@ _NAMES = {
         "register_pixel_decoder",
         "register_transformer_decoder",
     ),
-    "models.criterion": ("MaskClsCriterion",),
+    "models.losses": ("MaskClsCriterion",),
     "models.image_processing_maskcls": ("MaskClsImageProcessor",),
     "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel", "PerPixelForSemanticSegmentation"),
     "training": ("MaskClsTrainer", "load_recipe"),

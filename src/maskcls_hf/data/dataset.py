@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from ..models.run_lengths import MaskRuns
-from .checks import Checked, CheckedSegment, Picture, ReportFault, compare_sizes, refuse, regions
+from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
 from .errors import naming
 from .files import image_size, read_image
 from .sample import VOID, Sample, void_id_of
@@ -222,13 +222,14 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         else:
             checked.ids = pixels.numpy()
             areas = {i: region.area for i, region in regions(checked.ids).items()}
-        for place, area in areas.items():
-            label = (VOID if place == self.void_id else place) if classes is None else classes.get(place)
-            if label == VOID:
-                checked.void += area
-            elif label is not None:
-                segment = CheckedSegment(self.label_ids[label], area, place in targets.crowd_ids, place)
-                checked.segments.append(segment)
+        if classes is None:
+            classes = {place: VOID if place == self.void_id else place for place in areas}
+        labels = {
+            place: None if label == VOID else self.label_ids[label]
+            for place, label in classes.items()
+            if label is not None and place in areas
+        }
+        checked.add(areas, labels, targets.crowd_ids)
         return checked
 
 

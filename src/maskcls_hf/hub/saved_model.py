@@ -12,10 +12,10 @@ from typing import Any
 from safetensors import safe_open
 
 from ..data.files import read_json
-from ..data.yaml_values import read_yaml
 from ..inference.loading import saved_config
 from ..models.checkpoint_manifest import MODEL_FILES, PROCESSOR_FILES, require_whole
 from ..models.kinds import KINDS
+from ..utils.yaml_values import read_yaml
 
 PUBLISHED = {kind.config_class.model_type: kind for kind in KINDS.values()}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")

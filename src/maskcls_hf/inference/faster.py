@@ -75,7 +75,7 @@ class CompiledNetwork(nn.Module):
 
                 if not isinstance(error, TorchDynamoException):
                     raise
-                reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                reason = " ".join(str(error).split("\n")[:2])  # by what, and why
                 logger.warning(f"The network cannot be compiled and runs as it is: {reason}")
                 self.compiled = None
         return self.network(*inputs, **options)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
@@ -253,9 +253,15 @@ class Predictor:
         mask = inputs["pixel_mask"]
         if mask.device.type == "cpu" and mask.all():  # a GPU, where the model cannot look, is spared what padding costs
             del inputs["pixel_mask"]
-        device, dtype = self.model.device, next(self.network.parameters()).dtype
+        return self.outputs(inputs)
+
+    @torch.no_grad()
+    def outputs(self, inputs: BatchFeature) -> Any:
+        """Outputs of the model for what its image processor gives, in the predictor's dtype."""
+        network = in_eval_mode(self.model) if self.network is None else self.network
+        device, dtype = self.model.device, next(network.parameters()).dtype
         with autocast(device, self.dtype):
-            return self.network(**inputs.to(device, dtype=dtype))
+            return network(**inputs.to(device, dtype=dtype))
 
     @property
     def _augments(self) -> bool:

@@ -38,10 +38,10 @@ from .configuration_maskcls import (
     checked_classes,
 )
 from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
-from .criterion import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .custom_parts import copy_custom_parts, load_custom_parts
 from .label_tensors import as_labels
 from .layers import MLP, QueryTable, XavierLinear, all_rows
+from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS
 from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
@@ -525,7 +525,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
                 at the bottom and on the right. None: no padding.
             void_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where the loss must not look.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.criterion.count_items`.
+            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
         """
         if (mask_labels is None) != (class_labels is None):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from ..data.yaml_values import DEEPEST, parse_yaml, read_yaml
+from ..utils.yaml_values import DEEPEST, parse_yaml, read_yaml
 from .recipe_sections import EvaluationSection, ModelSection, MultiScaleSection, Recipe
 from .recipe_values import as_type, hints_of_section, require_known, with_new_names
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...models.configuration_maskcls import Registry
 from ..dataset import SegmentationDataset
 from ..files import require_folder
 from .ade20k import Ade20k
@@ -15,38 +16,31 @@ from .coco_panoptic import CocoPanoptic
 from .folder import SegmentationFolder
 from .table import SegmentationStream, SegmentationTable
 
-LAYOUTS: dict[str, type[SegmentationDataset]] = {}
 FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
 
 
-def register_layout(name: str, layout: type[SegmentationDataset]) -> None:
-    """Makes a layout known by a name, to [`open_dataset`], recipes and `maskcls validate`.
+class Layouts(Registry):
+    """Layouts by their names; where files are looked for, they are asked in this order."""
 
-    Args:
-        name: such as "pascal_voc". One of your own can be registered anew, one of the package's not.
-        layout: a subclass of [`SegmentationDataset`], which says what it must have.
+    def register(self, name: str, part: type[SegmentationDataset]) -> None:
+        """Makes a subclass of [`SegmentationDataset`] known to [`open_dataset`], recipes and `maskcls validate`.
 
-    Raises:
-        ValueError: the name is no name, or that of a layout of the package.
-        TypeError: the class is no such subclass.
-    """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{name!r} is no name for a layout: it needs letters, digits and _, such as pascal_voc.")
-    if name in BUILT_IN:
-        raise ValueError(f"Layout {name} is one of the package's: {', '.join(BUILT_IN)}. Choose another name.")
-    if not (isinstance(layout, type) and issubclass(layout, SegmentationDataset)):
-        raise TypeError(f"Layout {name}: {layout!r} is no subclass of maskcls_hf.data.SegmentationDataset.")
-    LAYOUTS[name] = layout
+        Raises:
+            ValueError: the name is none, or that of another layout.
+            TypeError: the class is no such subclass.
+        """
+        if not (isinstance(part, type) and issubclass(part, SegmentationDataset)):
+            raise TypeError(f"Layout {name!r}: {part!r} is no subclass of maskcls_hf.data.SegmentationDataset.")
+        super().register(name, part)
 
 
-BUILT_IN: tuple[str, ...] = ()
-# In the order of the search: a panoptic json says more than the instances or label maps beside it.
+LAYOUTS = Layouts("layout")
+register_layout = LAYOUTS.register
 register_layout("cityscapes", Cityscapes)
 register_layout("ade20k", Ade20k)
-register_layout("coco_panoptic", CocoPanoptic)
+register_layout("coco_panoptic", CocoPanoptic)  # says more than the instances or label maps beside it
 register_layout("folder", SegmentationFolder)
 register_layout("coco_instances", CocoInstances)
-BUILT_IN = tuple(LAYOUTS)
 
 
 def open_dataset(

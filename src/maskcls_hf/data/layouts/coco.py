@@ -132,7 +132,7 @@ class CocoDataset(SegmentationDataset):
             report("bad_json", str(error), self.json_path if self.json_path.is_file() else None, error)
             content = UNREAD
 
-        def told(kind: str, message: str, file: Any) -> None:
+        def told(kind: str, message: str, file: str | None = None) -> None:
             report(kind, message, file or self.json_path, ValueError(f"{self.json_path}: {message}."))
 
         return CocoContent(content, self.json_kind, told)

@@ -148,22 +148,21 @@ class CocoInstances(CocoDataset):
             return None
         checked = Checked(size)
         for annotation in self._records[index]:
-            what = f"annotation {shown(annotation.get('id'))}"
-            segmentation, label = annotation.get("segmentation"), annotation["category_id"]
+            instance = Instance(*self._instance(annotation))
+            what, name = f"annotation {shown(instance.id)}", self.class_names[annotation["category_id"]]
             try:
-                mask = MaskRuns.of_rle(run_lengths(segmentation, size, what))
+                mask = MaskRuns.of_rle(run_lengths(instance.segmentation, size, what))
             except ValueError as error:
                 report("bad_segmentation", str(error))
                 continue
-            if is_relative(segmentation, size):
-                report("relative_polygon", f"{what}, {self.class_names[label]}: all points lie in 0..1")
+            if is_relative(instance.segmentation, size):
+                report("relative_polygon", f"{what}, {name}: all points lie in 0..1")
             elif mask.area == 0:
-                report("empty_segment", f"{what}, {self.class_names[label]}: no pixel")
+                report("empty_segment", f"{what}, {name}: no pixel")
             else:
-                left, top, width, height = mask.box
-                check_numbers(annotation, Region(mask.area, (left, top, width, height)), what, True, report)
-                crowd = bool(annotation.get("iscrowd"))
-                checked.segments.append(CheckedSegment(label, mask.area, crowd, len(checked.masks)))
+                check_numbers(annotation, Region(mask.area, mask.box), what, True, report)
+                label, place = annotation["category_id"], len(checked.masks)
+                checked.segments.append(CheckedSegment(label, mask.area, instance.crowd, place))
                 checked.masks.append(mask)
         return checked
 

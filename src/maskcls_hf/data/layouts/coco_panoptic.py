@@ -129,16 +129,16 @@ class CocoPanoptic(CocoDataset):
         compare_sizes(ids.shape, picture, "the label", "size_mismatch", report)
         found = regions(ids)
         checked = Checked(ids.shape, ids, void=found[0].area if 0 in found else 0)
-        for segment in annotation["segments_info"]:
-            own_id, label = segment["id"], segment["category_id"]
-            if own_id not in found:
-                report("empty_segment", f"segment {own_id}, {self.class_names[label]}: no pixel in the PNG")
+        segments = [Segment(*self._segment(record)) for record in annotation["segments_info"]]
+        for record, segment in zip(annotation["segments_info"], segments, strict=True):
+            what, label = f"segment {segment.id}", self.label_ids[segment.label]
+            if segment.id not in found:
+                report("empty_segment", f"{what}, {self.class_names[label]}: no pixel in the PNG")
                 continue
-            check_numbers(segment, found[own_id], f"segment {own_id}", False, report)
-            crowd = bool(segment.get("iscrowd"))
-            checked.segments.append(CheckedSegment(label, found[own_id].area, crowd, own_id))
+            check_numbers(record, found[segment.id], what, False, report)
+            checked.segments.append(CheckedSegment(label, found[segment.id].area, segment.crowd, segment.id))
         dropped = annotation["dropped"]  # reported already
-        unlisted = sorted(set(found) - {segment["id"] for segment in annotation["segments_info"]} - {0, *dropped})
+        unlisted = sorted(set(found) - {segment.id for segment in segments} - {0, *dropped})
         if unlisted and None not in dropped:
             report("ids_not_in_json", f"{len(unlisted)} ids: {some(unlisted)}")
         stuff = Counter(

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 from ..files import class_name, has_controls, shown
 
 CocoKind = Literal["instances", "panoptic"]
-Told = Callable[[str, str, Any], None]  # kind of finding, message, the image or map that it is about
 
 KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
@@ -23,34 +22,10 @@ class Field(NamedTuple):
     optional: bool = False  # it may be missing, or null
 
 
-def _whole(value: Any) -> int:
-    if type(value) is float and value.is_integer():
-        return int(value)
-    if type(value) is not int:  # nor a bool, which counts as an int
+def _if(good: bool, value: Any) -> Any:
+    if not good:
         raise ValueError
     return value
-
-
-def _file_name(value: Any) -> str:
-    if has_controls(class_name(value)):
-        raise ValueError
-    return value
-
-
-def _side(value: Any) -> int:
-    if (side := _whole(value)) < 1:
-        raise ValueError
-    return side
-
-
-def _segment_id(value: Any) -> int:
-    if not 0 <= (segment := _whole(value)) < MOST_SEGMENTS:
-        raise ValueError
-    return segment
-
-
-def _id(value: Any) -> int | str:
-    return value if type(value) is str else _whole(value)
 
 
 def is_number(value: Any) -> bool:
@@ -58,22 +33,37 @@ def is_number(value: Any) -> bool:
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
+def _whole(value: Any) -> int:
+    value = int(value) if type(value) is float and value.is_integer() else value
+    return _if(type(value) is int, value)  # nor a bool, which counts as an int
+
+
+def _file_name(value: Any) -> str:
+    return _if(not has_controls(class_name(value)), value)
+
+
+def _side(value: Any) -> int:
+    return _if((side := _whole(value)) >= 1, side)
+
+
+def _segment_id(value: Any) -> int:
+    return _if(0 <= (segment := _whole(value)) < MOST_SEGMENTS, segment)
+
+
+def _id(value: Any) -> int | str:
+    return value if type(value) is str else _whole(value)
+
+
 def _number(value: Any) -> float:
-    if not is_number(value):
-        raise ValueError
-    return value
+    return _if(is_number(value), value)
 
 
 def _flag(value: Any) -> int:
-    if value not in (0, 1, "0", "1"):  # True is 1
-        raise ValueError
-    return int(value)
+    return int(_if(value in (0, 1, "0", "1"), value))  # True is 1
 
 
 def _list(value: Any) -> list[Any]:
-    if type(value) is not list:
-        raise ValueError
-    return value
+    return _if(type(value) is list, value)
 
 
 ID, FILE_NAME = Field(_id, "a whole number or a text"), Field(_file_name, "the name of a file")
@@ -115,8 +105,8 @@ class CocoContent:
     Args:
         content: of the json; `UNREAD`: it could not be read, as is known already.
         kind: of file.
-        report: is told what is wrong: the rule of `validate`, a message that names record and field, and the image or
-            map that it is about (None: the json). It may raise.
+        report: is told what is wrong: the kind of finding, a message that names record and field, and the image or map
+            that it is about, if any. It may raise.
 
     Attributes:
         class_names (`dict[int, str]`): by category id.
@@ -126,7 +116,7 @@ class CocoContent:
             the ids of the segments that were refused, None for one whose id is unknown.
     """
 
-    def __init__(self, content: Any, kind: CocoKind, report: Told):
+    def __init__(self, content: Any, kind: CocoKind, report: Callable[..., None]):
         self.kind, self._report = kind, report
         self.class_names: dict[int, str] = {}
         self.stuff: list[int] = []
@@ -137,17 +127,17 @@ class CocoContent:
         if content is UNREAD:
             return
         if type(content) is not dict:
-            report("bad_json", f"is {shown(content)}, no object with {', '.join(KEYS)}", None)
+            report("bad_json", f"is {shown(content)}, no object with {', '.join(KEYS)}")
             return
         if lacking := [key for key in KEYS if type(content.get(key)) is not list]:
-            report("bad_json", f"lacks {', '.join(lacking)} (lists), so this is no COCO annotation file", None)
+            report("bad_json", f"lacks {', '.join(lacking)} (lists), so this is no COCO annotation file")
         lists = {key: [] if key in lacking else content[key] for key in KEYS}
         self._read_categories(lists["categories"])
         if not (self.class_names or self._refused["categories"] or "categories" in lacking):
-            report("bad_class_names", "lists no categories", None)
+            report("bad_class_names", "lists no categories")
         self._read_images(lists["images"])
         if not self.images and "images" not in lacking:
-            report("no_images", "lists no images", None)
+            report("no_images", "lists no images")
         self.annotations = {image_id: [] for image_id in self.images}
         if kind == "instances":
             self._read_instances(lists["annotations"])
@@ -161,7 +151,7 @@ class CocoContent:
                 own_id = record.get("id") if type(record) is dict else None
                 self._refused[key].add(str(own_id) if isinstance(own_id, (str, int, float)) else "")
                 where = _place(key, place, own_id)
-                self._report("bad_record", f"{where} {wrong}{self._other_kind(key, record)}", None)
+                self._report("bad_record", f"{where} {wrong}{self._other_kind(key, record)}")
                 continue
             yield place, record
 
@@ -179,12 +169,11 @@ class CocoContent:
                 self._report(
                     "double_id",
                     f"categories[{place}], {shown(name)}, has id {label}, as {shown(self.class_names[label])} has",
-                    None,
                 )
                 continue
             self.class_names[label] = name
             if self.kind == "panoptic" and record.get("isthing") is None:
-                self._report("missing_isthing", f"categories without isthing: {shown(name)} (id {label})", None)
+                self._report("missing_isthing", f"categories without isthing: {shown(name)} (id {label})")
             elif self.kind == "panoptic" and not record["isthing"]:
                 self.stuff.append(label)
 
@@ -198,7 +187,6 @@ class CocoContent:
                 self._report(
                     "bad_record",
                     f"{_place('images', place, image_id)} has height {height} and width {width}, 2^31 pixels or more",
-                    None,
                 )
                 continue
             if image_id in self.images:

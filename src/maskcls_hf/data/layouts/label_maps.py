@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...models.image_reading import coloured_ids
-from ..checks import Checked, CheckedSegment, Picture, ReportFault, compare_sizes, refuse, regions, shown_path
+from ..checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions, shown_path
 from ..dataset import Kind, SegmentationDataset, Targets
 from ..files import IMAGE_SUFFIXES, LABEL_SUFFIXES, decoded, int32_ids, read_map, some, unique_ids
 from ..sample import VOID
@@ -120,13 +120,10 @@ class LabelMapDataset(SegmentationDataset):
         found = regions(ids)
         checked = Checked(ids.shape, ids, values=set(found), palette=palette)
         labels, unknown = self._labels(found)
-        for value, label in labels.items():
-            if label is None:
-                checked.void += found[value].area
-            else:
-                checked.segments.append(CheckedSegment(label, found[value].area, self.is_crowd(value), value))
+        areas = {value: region.area for value, region in found.items()}
+        checked.add(areas, labels, [value for value in labels if self.is_crowd(value)])
         if unknown:
-            share = sum(found[value].area for value in unknown) / ids.size
+            share = sum(areas[value] for value in unknown) / ids.size
             report("ids_outside", f"values {some(unknown, 8)} on {share:.2%} of the pixels")
         return checked
 
@@ -274,7 +271,8 @@ def read_label(
             return None
         return image, read(image, path.name).numpy()
     except (OSError, ValueError) as error:
-        report("unreadable_label", str(error).removeprefix(f"{path.name}: "), path)
+        message = str(error).removeprefix(f"{path.name}: ")
+        report("unreadable_label", message.removeprefix(f"{path.name} cannot be read as an image: "), path)
         return None
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..dataset import Classes, SegmentationDataset, Targets, as_sample, check_sizes
+from ..dataset import Classes, Kind, SegmentationDataset, Targets, as_sample, check_sizes
 from ..errors import naming
 from ..files import (
     decoded,
@@ -57,30 +57,14 @@ class SegmentationTable(SegmentationDataset):
         ValueError: the table lacks a column; or (on access) what is wrong with a row. The message names it.
     """
 
-    def __init__(
-        self,
-        dataset: datasets.Dataset,
-        image_column: str = "image",
-        label_column: str = "label",
-        *,
-        id2label: Mapping[int, str] | str,
-        segments_column: str | None = None,
-        name_column: str | None = None,
-        stuff: Collection[int] | None = None,
-        void_values: Collection[int] = (),
-        background: Literal["void", "negatives"] = "void",
-        cache: bool = False,
-    ):
+    def __init__(self, dataset: datasets.Dataset, *columns: str, cache: bool = False, **options: Any):
         if not hasattr(dataset, "__len__"):
             raise TypeError("The table is a stream, of which rows cannot be chosen: SegmentationStream reads it.")
-        kind: Any = "semantic" if segments_column is None else "panoptic" if stuff else "instance"
-        super().__init__(read_class_names(id2label), kind, stuff=stuff, cache=cache)
-        self._rows = RowReader(self, image_column, label_column, segments_column, void_values, background)
-        self.dataset = self._rows.undecoded(dataset, name_column)
-        if name_column is None:
-            self.names = [str(row) for row in range(len(dataset))]
-        else:
-            self.names = [str(name) for name in dataset.with_format(None)[name_column]]
+        self._rows = rows = RowReader(*columns, **options)
+        super().__init__(rows.classes.class_names, rows.classes.kind, stuff=rows.classes.stuff_labels, cache=cache)
+        self.dataset = rows.undecoded(dataset)
+        names = range(len(dataset)) if rows.name_column is None else dataset.with_format(None)[rows.name_column]
+        self.names = [str(name) for name in names]
 
     def annotation(self, index: int) -> str:
         return f"column {self._rows.label_column!r} of row {index}"
@@ -121,25 +105,18 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
     def __init__(
         self,
         rows: datasets.IterableDataset,
-        image_column: str = "image",
-        label_column: str = "label",
-        *,
-        id2label: Mapping[int, str] | str,
+        *columns: str,
         transform: Callable[[Sample, tuple[int, ...]], Sample] | None = None,
         seed: int = 0,
-        segments_column: str | None = None,
-        name_column: str | None = None,
-        stuff: Collection[int] | None = None,
-        void_values: Collection[int] = (),
-        background: Literal["void", "negatives"] = "void",
+        **options: Any,
     ):
         if hasattr(rows, "__len__") and not isinstance(rows, Mapping):
             raise TypeError("The rows are a table, no stream: SegmentationTable reads it, or to_iterable_dataset().")
-        kind: Any = "semantic" if segments_column is None else "panoptic" if stuff else "instance"
-        super().__init__(read_class_names(id2label), kind, stuff)
-        self._rows = RowReader(self, image_column, label_column, segments_column, void_values, background)
-        self.rows = self._rows.undecoded(rows, name_column)
-        self.transform, self.seed, self.name_column = transform, seed, name_column
+        self._rows = RowReader(*columns, **options)
+        classes = self._rows.classes
+        super().__init__(classes.class_names, classes.kind, classes.stuff_labels)
+        self.rows = self._rows.undecoded(rows)
+        self.transform, self.seed = transform, seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def set_epoch(self, epoch: int) -> None:
@@ -153,9 +130,9 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
         for place, row in enumerate(self.rows):
             number = first + place * step
             name = str(number)
-            if self.name_column is not None:
+            if self._rows.name_column is not None:
                 with naming(f"row {number}"):
-                    name = str(cell(row, self.name_column, f"row {number} of the stream"))
+                    name = str(cell(row, self._rows.name_column, f"row {number} of the stream"))
             with naming(f"row {name}"):
                 sample = as_sample(*self._rows.read(row, f"row {name} of the stream"), name)
                 if self.transform is not None:
@@ -168,12 +145,15 @@ class RowReader:
 
     def __init__(
         self,
-        classes: Classes,
-        image_column: str,
-        label_column: str,
-        segments_column: str | None,
-        void_values: Collection[int],
-        background: str,
+        image_column: str = "image",
+        label_column: str = "label",
+        *,
+        id2label: Mapping[int, str] | str,
+        segments_column: str | None = None,
+        name_column: str | None = None,
+        stuff: Collection[int] | None = None,
+        void_values: Collection[int] = (),
+        background: Literal["void", "negatives"] = "void",
     ):
         if background not in ("void", "negatives"):
             raise ValueError(f'background={background!r}: needs "void" or "negatives".')
@@ -181,23 +161,25 @@ class RowReader:
             raise ValueError(
                 f"background={background!r} is of instance maps: segments_column says which classes they have."
             )
-        self.image_column, self.label_column, self.segments_column = image_column, label_column, segments_column
-        self.class_of_label = classes.class_of_label
+        self.image_column, self.label_column = image_column, label_column
+        self.segments_column, self.name_column = segments_column, name_column
+        kind: Kind = "semantic" if segments_column is None else "panoptic" if stuff else "instance"
+        self.classes = Classes(read_class_names(id2label), kind, stuff)
         self.background = VOID if background == "void" else None
         self.void_values = as_values(void_values)
         self._modes: dict[str, str | None] = {}  # that `datasets` converts the images of a column to
         self._label_values = None
         if segments_column is None:
-            self._label_values = LabelValues(classes.label_ids, self.void_values, classes.void_id)
+            self._label_values = LabelValues(self.classes.label_ids, self.void_values, self.classes.void_id)
 
-    def undecoded(self, table: Any, name_column: str | None) -> Any:
+    def undecoded(self, table: Any) -> Any:
         """The table with encoded images, so that they are decoded here, where they are needed."""
         from datasets import Image  # a second
 
         if isinstance(table, Mapping):
             raise TypeError(f"One split of the table is needed: choose from {', '.join(map(str, table))}.")
         table = table.with_format(None) if hasattr(table, "__len__") else table
-        needed = (self.image_column, self.label_column, self.segments_column, name_column)
+        needed = (self.image_column, self.label_column, self.segments_column, self.name_column)
         for column in filter(None, needed):
             if table.column_names is not None and column not in table.column_names:
                 raise ValueError(f"The table has no column {column!r}; it has {', '.join(table.column_names)}.")
@@ -249,9 +231,9 @@ class RowReader:
             raise ValueError(f"{where} lists segments {some(both)}, which void_values calls void.")
         classes: dict[int, int | None] = {0: self.background, **dict.fromkeys(self.void_values, VOID)}
         for segment, label, _ in records:
-            if label not in self.class_of_label:
+            if label not in self.classes.class_of_label:
                 raise ValueError(f"{where}: segment {segment} has class {label}, which id2label does not name.")
-            classes[segment] = self.class_of_label[label]
+            classes[segment] = self.classes.class_of_label[label]
         if unknown := [segment for segment in unique_ids(ids) if segment not in classes]:
             raise ValueError(f"{where} does not list {len(unknown)} segments of the map: {some(unknown)}.")
         return Targets(ids, classes, [segment for segment, _, crowd in records if crowd])
