@@ -128,10 +128,8 @@ def evaluate(
     """
     try:
         check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
-        ways: dict[str, Any] = dict(
-            tile=tile, overlap=overlap, scales=paper_scales() if multi_scale else scale, flip=flip or multi_scale,
-            batch_size=batch_size, enlarge=enlarge,
-        )  # fmt: skip
+        ways: dict[str, Any] = dict(tile=tile, overlap=overlap, batch_size=batch_size, enlarge=enlarge)
+        ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
         predictor, dataset = opened(model, device, ways, data, split, layout, data_options or [], task or ())
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
         evaluator = new_evaluator(predictor, dataset, task, boundary=boundary, bootstrap=bootstrap, **thresholds)
