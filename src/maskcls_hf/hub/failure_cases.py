@@ -18,6 +18,8 @@ from ..inference import Predictor
 from ..inference.evaluation import crops, model_classes
 from ..inference.predictor import Task
 from ..metrics import GroundTruth, InstanceF1, MeanIoU, PanopticQuality
+from ..utils.plain_text import percent
+from .card_options import Picture
 from .case_pictures import (
     CASE,
     MAPS,
@@ -29,8 +31,7 @@ from .case_pictures import (
     true_segments,
     with_areas,
 )
-from .model_card import Picture
-from .scores import METRICS, percent
+from .scores import METRICS
 
 
 @dataclass
