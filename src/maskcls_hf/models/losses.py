@@ -161,11 +161,11 @@ class MaskClsCriterion:
             counts = to_device(counts, device)
             dist.all_reduce(counts)
             processes = dist.get_world_size()
+            counts = counts / processes
         segments, matched, images = counts
         class_weight = matched + (images * num_queries - matched) * self.no_object_weight
         tiny = torch.finfo(counts.dtype).tiny  # no-object weight 0 and nothing matched: 0 / tiny = 0
-        normalizers = segments.clamp(min=1), class_weight.clamp(min=tiny), images
-        return LossNormalizers(*(count / processes for count in normalizers))
+        return LossNormalizers(segments.clamp(min=1 / processes), class_weight.clamp(min=tiny), images)
 
 
 class LossNormalizers(NamedTuple):
@@ -266,9 +266,9 @@ class _PairedLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = _MaskChunks(logits, targets, image, segment).loss_sums()
         focal, masked_error, signed_error, signs, pixels = sums
-        area, masked_inside = (pixels - signs) / 2, (masked_error - signed_error) / 2
+        # Sum of p and of the target, plus 1: area = (pixels - signs) / 2, error inside = (masked - signed error) / 2.
+        union = (pixels - signs) + signed_error + 1
         pixels = pixels.clamp(min=1)
-        union = 2 * (area - masked_inside) + 1 + masked_error  # sum of p and of the target, plus 1
         dice = masked_error / union  # 1 - (2 * overlap + 1) / union
         ctx.save_for_backward(logits, image, segment, pixels, union, dice)
         ctx.targets = targets
