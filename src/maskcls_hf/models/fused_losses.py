@@ -46,7 +46,7 @@ if triton is not None:
         logit = (1 - down) * upper + down * lower
         source = tl.load(sources + mask).to(tl.int64) * height * width
         value = tl.load(masks + source + pixel, mask=inside_image, other=0)
-        if IS_INDEX_MAP:
+        if IS_INDEX_MAP:  # noqa: SIM108 - decided when compiled
             in_segment = value.to(tl.int32) == tl.load(segments + mask).to(tl.int32)
         else:
             in_segment = value != 0

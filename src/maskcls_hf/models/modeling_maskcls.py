@@ -31,6 +31,7 @@ from .backbones import (
 )
 from .checkpoint_manifest import require_whole
 from .configuration_maskcls import (
+    CHECKPOINT_READERS,
     MaskClsConfig,
     PerPixelConfig,
     check_several_classes,
@@ -38,7 +39,6 @@ from .configuration_maskcls import (
 )
 from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
 from .custom_parts import copy_custom_parts, load_custom_parts
-from .interchange_maskformer import holds_maskformer, load_maskformer
 from .label_tensors import as_labels
 from .layers import MLP, QueryTable, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
@@ -156,7 +156,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or of transformers' MaskFormer (`model_type` "maskformer").
+        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer.
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`.
 
@@ -168,9 +168,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
         load_custom_parts(path, config, kwargs)
-        if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
+        readers = CHECKPOINT_READERS if cls.config_class.model_type == MaskClsConfig.model_type else []
+        read = next(filter(None, (reader(path, kwargs) for reader in readers)), None)
+        if read is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        state, unknown = load_maskformer(path, kwargs)
+        state, unknown = read
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(loaded, tuple):

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
-from ..data.yaml_values import DEEPEST, parse_yaml, read_yaml
+from ..utils.yaml_values import DEEPEST, parse_yaml, read_yaml
 from .recipe_sections import EvaluationSection, ModelSection, MultiScaleSection, Recipe
-from .recipe_values import as_type, hints_of_section, require_known
+from .recipe_values import as_type, hints_of_section, require_known, with_new_names
 
 RECIPES = Path(__file__).parent / "recipes"
 SECTIONS: dict[str, Any] = {
@@ -142,7 +142,7 @@ def _merged(sections: dict[str, dict[str, Any]], given: Mapping[str, Any], where
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: {name} must hold keys and values, got {values!r}.")
-        checked = _checked(name, values, merged, where)
+        checked = _checked(name, with_new_names(name, values, where), merged, where)
         merged[name] = {
             **merged.get(name, {}),
             **{k: _over(merged.get(name, {}).get(k), v) for k, v in checked.items()},

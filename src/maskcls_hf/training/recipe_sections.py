@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from ..data.yaml_values import dump_yaml
 from ..models.options import require_range
 from ..utils.writing import write_text
+from ..utils.yaml_values import dump_yaml
 from .schedules import learning_rate_factor
 
 Value = Any  # of a key that other code reads and checks

@@ -11,10 +11,13 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..data.transforms import TrainTransform
 from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
+
+logger = logging.get_logger(__name__)
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {"mask_classification": MaskClsConfig, "per_pixel": PerPixelConfig}
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
@@ -27,6 +30,19 @@ OF_OTHERS = {
         "return_tensors", "void_id",
     ),
 }  # fmt: skip
+
+RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
+
+
+def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A section with its keys of before under their names of now, with a warning."""
+    for old, new in RENAMED.get(section, {}).items():
+        if old in values and new in values:
+            raise ValueError(f"{where}: {section}.{old} is the old name of {section}.{new}: give one of the two.")
+        if old in values:
+            logger.warning(f"{where}: {section}.{old} is called {section}.{new} now; the old name is still read.")
+            values = {new if key == old else key: value for key, value in values.items()}
+    return values
 
 
 def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from typing import Any
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from ..data import CentreCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
+from ..data import CenterCrop, EpochSampler, Sample, SegmentationDataset, open_dataset
 from ..data.errors import naming
-from ..data.occurrence import told_of_classes
 from ..data.sample import without_absent
+from ..data.validation.occurrence import told_of_classes
 from .recipe import Recipe
 
 logger = logging.get_logger(__name__)
@@ -94,7 +94,7 @@ class Cropped(Dataset[Sample]):
     """The middle of the images of a data set."""
 
     def __init__(self, dataset: SegmentationDataset, side: int):
-        self.dataset, self.crop = dataset, CentreCrop(side)
+        self.dataset, self.crop = dataset, CenterCrop(side)
 
     def __len__(self) -> int:
         return len(self.dataset)
