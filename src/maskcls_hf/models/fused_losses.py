@@ -19,6 +19,7 @@ except ImportError:
 logger = logging.get_logger(__name__)
 BLOCK = 1024  # pixels of a program at a time
 REPEATS = 8  # of blocks, in one sum
+SIZES = ["h", "w", "height", "width", "step_y", "step_x"]  # one compilation for all
 
 
 if triton is not None:
@@ -62,7 +63,7 @@ if triton is not None:
         zero = tl.zeros_like(signed)
         return tl.where(counts, sign, zero), tl.where(counts, error, zero), tl.where(counts, cross_entropy, zero)
 
-    @triton.jit
+    @triton.jit(do_not_specialize=SIZES)
     def _sums_kernel(
         logits, masks, valid, sources, images, segments, out, h, w, height, width, step_y, step_x, asymmetry,
         IS_INDEX_MAP: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr, REPEATS: tl.constexpr,
@@ -91,7 +92,7 @@ if triton is not None:
         tl.store(place + 3 * blocks, tl.sum(signs, 0))
         tl.store(place + 4 * blocks, tl.sum(pixels, 0))
 
-    @triton.jit
+    @triton.jit(do_not_specialize=SIZES)
     def _gradient_kernel(
         logits, masks, valid, sources, images, segments, slopes, out, h, w, height, width, step_y, step_x, asymmetry,
         IS_INDEX_MAP: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr,
