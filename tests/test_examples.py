@@ -1,5 +1,6 @@
 """The examples run; the demo with its real photograph and a tiny random checkpoint."""
 
+import ast
 import importlib
 import json
 import runpy
@@ -14,11 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from checkpoints import picture, save_maskcls
+from maskcls_hf import training
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import GroundTruth
-from maskcls_hf.models.reference_maps import panoptic_winners
+from maskcls_hf.models.post_processing import PlainMaps, ResizeGeometry
 from recipes import write_recipe
 from test_data import write_semantic
 from tiny import STAGES
@@ -42,6 +44,17 @@ def checkpoint(tmp_path_factory) -> Path:
 def run(name: str, monkeypatch, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", ["train_trainer.py", "train_accelerate.py"])
+def test_trainings_use_what_the_package_exports(name):
+    """And fit a screen."""
+    source = (EXAMPLES / name).read_text()
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom | ast.Import)]
+    of_package = [node for node in found if "maskcls_hf" in ast.unparse(node)]
+    assert [node.module for node in of_package] == ["maskcls_hf.training"]
+    assert {alias.name for node in of_package for alias in node.names} <= set(training.__all__)
+    assert len(source.splitlines()) <= 80
 
 
 def test_demo(checkpoint, tmp_path, monkeypatch, capsys):
@@ -193,13 +206,12 @@ class TestAblate:
         image = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
         outputs = predictor._outputs([image])
         class_logits, mask_logits = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
-        sizes = {
-            "padded_size": tuple(outputs.padded_sizes[0].tolist()),
-            "valid_size": tuple(outputs.valid_sizes[0].tolist()),
-            "target_size": image.shape[-2:],
-        }
-        scores, queries = panoptic_winners(class_logits, mask_logits, threshold=0.0, **sizes)
-        expected = class_logits.argmax(-1)[queries][scores.argmax(0)]
+        sizes = outputs.padded_sizes[0], outputs.valid_sizes[0], image.shape[-2:]
+        maps = PlainMaps(ResizeGeometry.checked(mask_logits, *sizes))
+        scores, labels = class_logits.softmax(-1).max(-1)
+        queries = (labels < class_logits.shape[-1] - 1).nonzero()[:, 0]
+        winners, *_ = maps.assign_pixels(scores[queries], mask_logits[queries], mask_logit=0.0)
+        expected = labels[queries][winners]
         assert len(expected.unique()) > 1
         found = ablate.general_map_of(checkpoint, 255)(image)
         assert (found == expected).float().mean() > 0.999  # ties by rounding

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from maskcls_hf import MaskClsImageProcessor
-from maskcls_hf.cli.segment import outcomes
+from maskcls_hf.cli.segmenter import read as read_for_segment
 from maskcls_hf.data.files import image_size, read_colored_ids, read_image, read_map
 from maskcls_hf.data.layouts.label_maps import read_class_map
 from maskcls_hf.data.validation.building import read_picture
@@ -29,9 +29,9 @@ def problems(path: Path) -> list[str]:
             read(path)
         except ValueError as error:
             said.append(str(error))
-    said += [
-        f"{o.path}: {o.error}" for o in outcomes([path], lambda images: [None] * len(images)) if o.error is not None
-    ]
+    outcome = read_for_segment((0, path))
+    if outcome.error is not None:
+        said.append(f"{outcome.path}: {outcome.error}")
     read_picture(path, lambda kind, message, file: said.append(f"{file}: {message}"))
     return said
 

@@ -24,7 +24,7 @@ from maskcls_hf.data.validation.occurrence import told_of_classes
 from maskcls_hf.data.validation.vanishing import vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
 from maskcls_hf.metrics import Evaluator, GroundTruth
-from maskcls_hf.models.mask_runs import MaskRuns
+from maskcls_hf.models.run_lengths import MaskRuns
 from recipes import write_recipe
 
 HEIGHT, WIDTH = 32, 48

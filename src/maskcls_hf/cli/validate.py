@@ -1,19 +1,22 @@
 """`maskcls validate`: the label validator; a table for people, a JSON file for programs."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.layouts import LAYOUTS
-from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
 from ..utils.plain_text import PlainConsole, cell, printable
 from ..utils.writing import write_json
-from .console import check_new_file, complain, fail, progress_bar
+from .console import LayoutOption, check_new_file, complain, fail, progress_bar
+
+if TYPE_CHECKING:
+    from ..data.validation import Finding, Report, SplitReport
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
@@ -27,7 +30,7 @@ def validate(
     split: Annotated[
         list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
     ] = None,
-    layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)}; found by looking.")] = None,
+    layout: LayoutOption = None,
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
@@ -57,6 +60,9 @@ def validate(
 
     Example: `maskcls validate camvid --recipe camvid --json report.json`
     """
+    from ..data.layouts import LAYOUTS
+    from ..data.validation import validate_dataset
+
     if not data.is_dir():
         raise typer.BadParameter(f"{printable(data)} is no folder.", param_hint="DATA")
     if layout is not None and layout not in LAYOUTS:
@@ -205,6 +211,8 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
+    from ..data.validation import RULES
+
     rule = RULES[kind]
     color = COLORS[rule.severity]
     number = f" ({len(findings)})" if len(findings) > 1 else ""

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 import numpy as np
 
 from ..models.image_reading import TURNED
-from ..models.mask_runs import MaskRuns
+from ..models.run_lengths import MaskRuns
 
 Severity = Literal["error", "warning", "note"]
 

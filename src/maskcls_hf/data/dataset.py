@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from ..models.mask_runs import MaskRuns
+from ..models.run_lengths import MaskRuns
 from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
 from .errors import naming
 from .files import image_size, read_image

@@ -20,7 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
-from ..models.runs import Runs
+from ..models.run_lengths import Runs
+from ..utils.places import no_folder as no_folder
+from ..utils.places import require_folder as require_folder
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -100,16 +102,6 @@ def image_size(source: Any, where: str = "") -> tuple[int, int]:
     """Height and width of an image, upright by its EXIF orientation, from the header alone."""
     where = where or str(source)
     return _opened_as(size_in_header, _file_of(source), where)
-
-
-def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
-    if not path.is_dir():
-        raise no_folder(path, kind, available)
-
-
-def no_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> FileNotFoundError:
-    hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
-    return FileNotFoundError(f"No {kind} folder {path}.{hint}")
 
 
 def folders_in(path: Path) -> list[str]:

@@ -52,7 +52,7 @@ def check_finite(
 
 
 @contextmanager
-def forward_pass(step: int | str, output: str | Path | None = None) -> Iterator[None]:
+def reraise_as_divergence(step: int | str, output: str | Path | None = None) -> Iterator[None]:
     """Around a forward pass: the matcher's error about costs that are not finite becomes a [`DivergenceError`].
 
     Args:
@@ -66,7 +66,7 @@ def forward_pass(step: int | str, output: str | Path | None = None) -> Iterator[
 
 
 def evaluation_after(step: int, ground_truth: Sequence[Any] | None) -> str:
-    """Of `forward_pass`: an evaluation of images with their `metrics.GroundTruth`."""
+    """Of `reraise_as_divergence`: an evaluation of images with their `metrics.GroundTruth`."""
     names = some([truth.name for truth in ground_truth or ()])
     return f"the evaluation after step {step}" + (f" (images {names})" if names else "")
 

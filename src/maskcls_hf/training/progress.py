@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from ..utils.plain_text import PlainConsole, printable
 from ..utils.writing import write_json
+from .callbacks import TimeBudget
 from .stopping import unread
-from .time_budget import TimeBudget
 
+SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # of an evaluation, beside its scores
 WINDOW = 50  # steps that speed and remaining time are measured over
 
 
@@ -129,8 +130,7 @@ class TrainingProgress:
 
 def _is_score(name: str) -> bool:
     """One of the whole evaluation: neither of a single class nor about the speed."""
-    speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    return name.startswith("eval_") and name not in speed and not name.startswith(("eval_iou_", "eval_accuracy_"))
+    return name.startswith("eval_") and name not in SPEED and not name.startswith(("eval_iou_", "eval_accuracy_"))
 
 
 def _clock(seconds: float) -> str:
@@ -147,48 +147,33 @@ class ShowProgress(TrainerCallback):
         self.progress: TrainingProgress | None = None
         self._batches = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         show = state.is_world_process_zero
         self.progress = TrainingProgress(state.max_steps, self.images_a_step, self.budget, show, self.console)
         self.progress.start(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.advance(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.log(logs or {})
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
         if self.progress is not None and loader is not None:
             self.progress.evaluating(self._batches, len(loader))
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches = 0
         if self.progress is not None:
             self.progress.resume_clock()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.resume_clock()
+    on_evaluate = on_save
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.progress is not None:
             self.progress.stop()
 
@@ -229,22 +214,22 @@ class LossMeans:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
-    def __len__(self) -> int:
-        """Steps since the last line."""
-        return self._steps
+    def __bool__(self) -> bool:
+        """There are losses since the last line."""
+        return bool(self._sums)
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Losses of one step, multiplied by the number of processes where each has a share; nothing is transferred."""
+        """Losses of one step; nothing is transferred."""
         self._steps += 1
         for name, value in losses.items():
             if not name[-1].isdigit():
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
 
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over steps and processes; then start anew."""
+    def pop(self, accelerator: Accelerator, over_processes: str = "mean") -> dict[str, float]:
+        """The means over steps, and the "mean" or "sum" of these over processes; then start anew."""
         names, steps = list(self._sums), self._steps
         sums = torch.stack([self._sums[name] for name in names])
         if accelerator.num_processes > 1:
-            sums = cast(Tensor, accelerator.reduce(sums, "mean"))
+            sums = cast(Tensor, accelerator.reduce(sums, over_processes))
         self._sums, self._steps = {}, 0
         return {name: total / steps for name, total in zip(names, sums.tolist(), strict=True)}

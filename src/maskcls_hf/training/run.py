@@ -33,14 +33,13 @@ from .build import (
     load_model,
     upsets_onednn,
 )
-from .ema import ExponentialMovingAverage
+from .callbacks import ExponentialMovingAverage, TimeBudget
 from .optim import build_optimizer
 from .processes import is_fsdp_wanted
 from .recipe import Recipe
 from .run_data import Cropped, WholeSteps, open_splits
 from .schedules import build_scheduler
 from .stopping import shield_workers
-from .time_budget import TimeBudget
 
 logger = logging.get_logger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from pycocotools import mask as coco_mask
 from transformers.utils import logging
 
-from ...models.mask_runs import MaskRuns, rle_counts
+from ...models.run_lengths import MaskRuns, rle_counts
 from ..checks import Checked, CheckedSegment, Picture, Region, ReportFault, refuse
 from ..dataset import Targets
 from ..files import shown

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from transformers.image_utils import SizeDict
 
-from ...models.mask_runs import MaskRuns
 from ...models.resampling import resize_nearest, resized_size
+from ...models.run_lengths import MaskRuns
 from ..files import unique_ids
 
 

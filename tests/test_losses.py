@@ -8,7 +8,8 @@ from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
 from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
-from maskcls_hf.models.criterion import count_items, per_pixel_loss
+from maskcls_hf.models.losses import count_items, per_pixel_loss
+from maskcls_hf.models.matching import Assignment, PaddedTargets, Predictions, masks_of_map, prepare_targets
 from tiny import MAX_DEEPLAB, maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
@@ -50,8 +51,10 @@ def test_equals_the_papers_code(oracle, case):
     batch, _, classes = arrays["pred_logits"].shape
     config = maskcls_config(num_labels=classes - 1, no_object_weight=arrays["eos_coef"].item())
     criterion = MaskClsCriterion(config)
-    masks = [arrays[f"masks_{i}"] for i in range(batch)]
-    terms = criterion(layers, masks, [arrays[f"labels_{i}"] for i in range(batch)])
+    masks, labels = ([arrays[f"{name}_{i}"] for i in range(batch)] for name in ("masks", "labels"))
+    if case == "nested_padding":
+        criterion.matcher = stretching(criterion.matcher, masks, labels)
+    terms = criterion(layers, masks, labels)
     for name, value in zip(arrays["loss_names"].tolist(), arrays["loss_values"].tolist(), strict=True):
         base, _, layer = name.rpartition("_") if name[-1].isdigit() else (name, "", "")
         ours = terms[PAPER_NAMES[base] + (f"_{layer}" if layer else "")]
@@ -62,6 +65,49 @@ def test_equals_the_papers_code(oracle, case):
     for layer, suffix in zip(layers, suffixes, strict=True):
         torch.testing.assert_close(layer.class_logits.grad, arrays[f"grad_total_logits{suffix}"], atol=1e-7, rtol=1e-5)
         torch.testing.assert_close(layer.mask_logits.grad, arrays[f"grad_total_masks{suffix}"], atol=1e-7, rtol=1e-5)
+
+
+def stretching(matcher, masks: list[torch.Tensor], labels: list[torch.Tensor]):
+    """The paper's matcher looks at one image after the other. Labels that are not padded yet are padded in its loss,
+    but stretched over the image in its matching (its data loader pads them before). Ours pads them in both."""
+
+    def match(predictions: Predictions, targets: PaddedTargets) -> Assignment:
+        of_images = []
+        for image in range(len(masks)):
+            part = Predictions(predictions.class_logits[[image]], predictions.mask_logits[[image]])
+            own = prepare_targets(masks[image : image + 1], labels[image : image + 1], 99, masks[0].device)
+            found = matcher(part, own)
+            of_images.append(torch.stack(found._replace(image=torch.full_like(found.image, image))))
+        return Assignment(*torch.cat(of_images, 1))
+
+    return match
+
+
+def test_labels_of_mixed_sizes_are_padded_in_matching_as_in_the_loss():
+    """Without pixel_mask: the same as labels that were padded before, to the largest or to the network's input."""
+    masks, labels = segments([(32, 48), (20, 30)], [3, 2])
+    maps = [as_map(m) for m in masks]
+    for size in [(32, 48), (40, 48)]:
+        for own in (masks, maps):
+            layers = leaf_layers(2)
+            criterion = MaskClsCriterion(maskcls_config())
+            found = criterion(layers, own, labels, padded_size=size, image_sizes=torch.tensor([[32, 48], [20, 30]]))
+            stacks = masks if own is masks else [masks_of_map(m, len(c)) for m, c in zip(maps, labels, strict=True)]
+            expected = criterion(layers, pad_labels(stacks, size), labels)
+            assert all(torch.equal(found[name], term) for name, term in expected.items())
+    without_size = criterion(layers, masks, labels)
+    expected = criterion(layers, pad_labels(masks, (32, 48)), labels)
+    assert all(torch.equal(without_size[name], term) for name, term in expected.items())
+    assert without_size["loss_mask"] != found["loss_mask"]
+
+
+def test_a_map_beside_a_stack_is_read_as_one():
+    masks, labels = segments([(32, 48)] * 2, [3, 2])
+    maps = [as_map(m) for m in masks]
+    stacks = [masks_of_map(m, len(c)) for m, c in zip(maps, labels, strict=True)]
+    layers, criterion = leaf_layers(2), MaskClsCriterion(maskcls_config())
+    found, expected = criterion(layers, [stacks[0], maps[1]], labels), criterion(layers, stacks, labels)
+    assert all(torch.equal(found[name], term) for name, term in expected.items())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -11,9 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_bf16_available, parse_flag_from_env
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
@@ -22,38 +19,28 @@ from ..data.errors import told_of_workers
 from ..models.checkpoint_manifest import MODEL_FILES
 from ..utils.plain_text import printable
 from ..utils.quiet import no_progress_bars
-from ..utils.writing import write_json
-from .checkpoints import NoGoodCheckpoint, list_checkpoints
+from .checkpoints import CheckpointNotFound, CorruptCheckpoint, list_checkpoints
 from .divergence import DivergenceError
-from .output import training_in
+from .output import save_results, training_in
 from .processes import accelerate_as_before, warn_if_not_sharded
-from .progress import ShowProgress
+from .progress import SPEED, ShowProgress
 from .recipe import Recipe, load_recipe
 from .run import Run, prepare
-from .stopping import (
-    EvaluationStopped,
-    StopSignals,
-    StopTraining,
-    TrainingStopped,
-    end,
-    shield_workers,
-    stop_signals,
-)
+from .stopping import StopSignals, StopTraining, TrainingStopped, end, stop_signals
 from .trainer import MaskClsTrainer
 
 logger = logging.get_logger(__name__)
 
 # What the user can mend: scripts say it without a traceback.
-TRAINING_ERRORS = (OSError, ValueError, NoGoodCheckpoint, DivergenceError)
+TRAINING_ERRORS = (OSError, ValueError, CorruptCheckpoint, DivergenceError)
 
 
 @contextmanager
 def as_script() -> Iterator[None]:
     """Around the training of a script: it ends with one line, without a traceback, where data, settings or the machine
-    do not allow it or a signal has stopped it; weights are saved and loaded without progress bars."""
+    do not allow it or a signal has stopped it."""
     try:
-        with no_progress_bars(), told_of_workers():
-            yield
+        yield
     except TRAINING_ERRORS as error:
         sys.exit(f"Error: {printable(str(error), keep_lines=True)}")
     except TrainingStopped as stopped:
@@ -61,8 +48,6 @@ def as_script() -> Iterator[None]:
 
 
 @accelerate_as_before()
-@no_progress_bars()  # of saving and loading weights; there is a bar of the training
-@told_of_workers()
 def train(
     recipe: Recipe,
     data: str | Path,
@@ -81,12 +66,7 @@ def train(
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
     the log, and checkpoints. The generators of Python, NumPy and torch are seeded with `training.seed`.
 
-    Args:
-        data: folder of the data set.
-        model: fine-tune the saved model in this folder.
-        resume: go on from the last whole checkpoint in `out`.
-        accumulate: batches of a step, for less memory; the results are the same.
-        tensorboard: write the log to `out`/runs too.
+    Args: as [`prepared_run`].
 
     Returns:
         the scores of the last evaluation, their names beginning with `eval_`.
@@ -94,27 +74,24 @@ def train(
     Raises:
         OSError, ValueError: as [`prepare`]; `out` holds another training, or one is at it.
         CannotWrite: an OSError that names what could not be written, the cause, and the last good checkpoint.
-        NoGoodCheckpoint: no whole checkpoint to resume from.
+        CheckpointNotFound, CorruptCheckpoint: there is nothing to resume, or it cannot be loaded.
         DivergenceError: the loss became NaN or infinite.
         TrainingStopped: a KeyboardInterrupt, by a signal.
     """
     out = Path(out)
-    check_precision(recipe)
-    processes = PartialState(cpu=on_cpu()).num_processes
-    with stop_signals() as stop, training_in(out):
-        check_output(recipe, out, resume, tensorboard)
-        run = prepare(recipe, data, model=model, processes=processes, accumulate=accumulate)
-        trainer = RecipeTrainer(run, training_arguments(run, out, tensorboard), stop)
+    options: dict[str, Any] = dict(model=model, resume=resume, accumulate=accumulate, tensorboard=tensorboard)
+    with prepared_run(recipe, data, out, **options) as (run, stop):
+        processes = PartialState().num_processes
+        trainer = build_trainer(run, training_arguments(run, out, tensorboard), stop)
         if trainer.args.world_size != processes:
             raise RuntimeError(f"Accelerate sees {processes} processes, Trainer {trainer.args.world_size}.")
         if trainer.is_world_process_zero():
             warn_if_not_sharded(trainer.accelerator)
-            recipe.save(out / "recipe.yaml")
-            print(printable(run.describe()), flush=True)
         with stop.patient():
             trainer.train(resume_from_checkpoint=resume)
-            scores = None if trainer.stops() else last_evaluation(trainer) or trainer.last_scores()
-        if scores is None:
+            stops = stop.agreed(trainer.args.device)
+            scores = {} if stops else last_evaluation(trainer) or scores_of(trainer.evaluate())
+        if not scores:
             raise stop.stopped()
         trainer.save_model()
         trainer.save_state()
@@ -123,71 +100,62 @@ def train(
         return scores
 
 
-class RecipeTrainer(MaskClsTrainer):
-    """`MaskClsTrainer` of a [`Run`], which signals can stop."""
+@contextmanager
+def prepared_run(
+    recipe: Recipe,
+    data: str | Path,
+    out: Path,
+    *,
+    model: str | Path | None = None,
+    resume: bool = False,
+    accumulate: int = 1,
+    tensorboard: bool = False,
+) -> Iterator[tuple[Run, StopSignals]]:
+    """The run of a recipe in the folder `out`, which is its own inside, and the signals that come. All that the user
+    can mend is checked before: see [`prepare`], [`check_output`], [`check_precision`].
 
-    def __init__(self, run: Run, args: TrainingArguments, stop: StopSignals | None = None):
-        self.run = run
-        self.stop = stop or StopSignals()
-        super().__init__(
-            model=run.model,
-            args=args,
-            train_dataset=run.train_data,
-            eval_dataset=run.eval_data,
-            sampler=run.sampler,
-            data_collator=run.train_collator,
-            eval_collator=run.eval_collator,
-            evaluator=run.evaluator,
-            ema=run.ema,
-            processing_class=run.image_processor,
-            callbacks=[
-                run.budget,
-                ShowProgress(run.recipe.training.batch_size, run.budget),
-                StopTraining(self.stop),
-            ],
-        )
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
+    Args:
+        data: folder of the data set.
+        model: fine-tune the saved model in this folder.
+        resume: go on from the last whole checkpoint in `out`.
+        accumulate: batches of a step, for less memory; the results are the same.
+        tensorboard: write the log to `out`/runs too.
+    """
+    check_precision(recipe)
+    state = PartialState(cpu=on_cpu())
+    with no_progress_bars(), told_of_workers(), stop_signals() as stop, training_in(out):
+        check_output(recipe, out, resume, tensorboard)
+        run = prepare(recipe, data, model=model, processes=state.num_processes, accumulate=accumulate)
+        if state.is_main_process:
+            recipe.save(out / "recipe.yaml")
+            print(printable(run.describe()), flush=True)
+        yield run, stop
 
-    # Methods, as Trainer takes no `optimizers` with FSDP.
-    def create_optimizer(self, model: Any = None) -> AdamW:
-        self.optimizer = self.run.optimizer
-        return self.run.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        self.lr_scheduler = self.run.scheduler
-        return self.run.scheduler
-
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        return shield_workers(super()._get_dataloader(*args, **kwargs))
-
-    def stops(self) -> bool:
-        """A signal has come; the same in all processes."""
-        return self.stop.agreed(self.args.device)
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch; before it the evaluation that a signal has kept out of the checkpoint."""
-        every, step = self.args.eval_steps, self.state.global_step
-        if every and step and step % every == 0 and last_evaluation(self) is None and self.last_scores() is None:
-            self.control.should_training_stop = True
-            return
-        super()._run_epoch(*args, **kwargs)
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-        except EvaluationStopped:  # a resume makes it anew
-            self.run.evaluator.reset()
-            self.control.should_evaluate = False
-            self.control.should_save = self.control.should_training_stop = True
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def last_scores(self) -> dict[str, float] | None:
-        """Of an evaluation now; None: a signal has stopped it."""
-        try:
-            return scores_of(self.evaluate())
-        except EvaluationStopped:
-            return None
+def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = None) -> MaskClsTrainer:
+    """The Trainer of a run, which signals can stop."""
+    callbacks = [
+        run.budget,
+        ShowProgress(run.recipe.training.batch_size, run.budget),
+        StopTraining(stop or StopSignals()),
+    ]
+    trainer = MaskClsTrainer(
+        model=run.model,
+        args=args,
+        train_dataset=run.train_data,
+        eval_dataset=run.eval_data,
+        sampler=run.sampler,
+        data_collator=run.train_collator,
+        eval_collator=run.eval_collator,
+        evaluator=run.evaluator,
+        ema=run.ema,
+        processing_class=run.image_processor,
+        callbacks=callbacks,
+    )
+    trainer.optimizer, trainer.lr_scheduler = run.optimizer, run.scheduler  # no `optimizers`: not taken with FSDP
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer
 
 
 def on_cpu() -> bool:
@@ -233,6 +201,17 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
     )
 
 
+def accelerator_options(run: Run, out: Path, tensorboard: bool = False) -> dict[str, Any]:
+    """Arguments of `Accelerator` for a loop of one's own."""
+    precision = run.recipe.training.precision
+    return {
+        "cpu": on_cpu(),
+        "mixed_precision": "no" if precision == "float32" else precision,
+        "log_with": "tensorboard" if tensorboard else None,
+        "project_dir": out,
+    }
+
+
 def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
     """Scores of the evaluation after the last step, if there was one."""
     for entry in reversed(trainer.state.log_history):
@@ -242,21 +221,15 @@ def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
 
 
 def scores_of(metrics: dict[str, float]) -> dict[str, float]:
-    speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    return {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in speed}
-
-
-def save_results(scores: dict[str, float], out: Path) -> None:
-    write_json(out / "eval_results.json", scores, indent=2, sort_keys=True)
+    return {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in SPEED}
 
 
 def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
     """
     Raises:
         ValueError: `out` has checkpoints that nobody asked to resume, another model, or a folder in the place of a
-            file; or TensorBoard is not
-            installed.
-        FileNotFoundError: nothing to resume.
+            file; or TensorBoard is not installed.
+        CheckpointNotFound: nothing to resume.
     """
     checkpoints = list_checkpoints(out)
     if checkpoints and not resume:
@@ -268,7 +241,7 @@ def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = Fa
         if (out / name).is_dir():
             raise ValueError(f"{out / name} is a folder, where the training writes a file: choose another folder.")
     if resume and not checkpoints:
-        raise FileNotFoundError(f"There is no checkpoint in {out} to resume from.")
+        raise CheckpointNotFound(f"There is no checkpoint in {out} to resume from.")
     if tensorboard and not is_tensorboard_available():
         raise ValueError("TensorBoard is not installed: pip install tensorboard")
     if resume and (out / "recipe.yaml").is_file():

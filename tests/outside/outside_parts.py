@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from outside_blocks import Block
+from .outside_blocks import Block
 
 
 class SumDecoder(nn.Module):
