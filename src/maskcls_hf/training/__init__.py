@@ -4,7 +4,7 @@ from .callbacks import ExponentialMovingAverage, TimeBudget
 from .checkpoints import CheckpointNotFound, CorruptCheckpoint, checkpoint_to_resume, load_state, save_state
 from .divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
 from .loop import AccelerateLoop, batches_of_steps, clip_gradients, evaluate, save_training
-from .optim import build_optimizer, parameter_groups
+from .optim import SCHEDULES, build_optimizer, build_scheduler, learning_rate_factor, parameter_groups
 from .processes import items_of_step
 from .progress import LossMeans, ShowProgress, TrainingLog, TrainingProgress
 from .recipe import Recipe, list_recipes, load_recipe
@@ -18,7 +18,6 @@ from .recipe_training import (
     training_arguments,
 )
 from .run import Run, prepare
-from .schedules import SCHEDULES, build_scheduler, learning_rate_factor
 from .stopping import StopSignals, StopTraining, TrainingStopped, stop_signals
 from .trainer import MaskClsTrainer
 

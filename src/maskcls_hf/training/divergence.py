@@ -27,7 +27,7 @@ def check_finite(
     output: str | Path | None = None,
     grad_norm: Tensor | float | None = None,
 ) -> None:
-    """Once a step, between backward and the optimiser's step: one transfer to the host, in all processes.
+    """Once a step, between backward and the optimizer's step: one transfer to the host, in all processes.
 
     Args:
         loss: of the step, or the sum of those of its accumulated batches.

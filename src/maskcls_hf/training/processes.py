@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 def items_of_step(
     batches: Sequence[Mapping[str, Any]], config: Any, accelerator: Accelerator | None = None, weight: float = 1.0
 ) -> Tensor:
-    """`num_items_in_batch` of one optimiser step: counts of its accumulated batches, over all processes.
+    """`num_items_in_batch` of one optimizer step: counts of its accumulated batches, over all processes.
 
     The loss of each batch is then divided by the counts of the whole step. Multiplied by the number of processes, whose
     gradients are averaged, and not divided by the number of accumulated batches, it gives the gradient of the step::

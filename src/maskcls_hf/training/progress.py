@@ -80,7 +80,7 @@ class TrainingProgress:
         self._mark = time.monotonic()
 
     def advance(self, step: int) -> None:
-        """The optimiser step number `step` is done."""
+        """The optimizer step number `step` is done."""
         now = time.monotonic()
         self._seconds.append(now - self._mark)
         self._mark, self._step = now, step
