@@ -394,22 +394,22 @@ class MaskClsTrainer(Trainer):
         with saving(final, self.accelerator) as folder:
             with _set(args, output_dir=str(folder.parent), push_to_hub=False):
                 super()._save_checkpoint(model, None)  # no trial: it would add the name of its folder
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = str(final)
             if args.should_save:
-                self._save_more(folder, final)
+                self._save_more(folder)
         if args.should_save:
             rotate(final.parent, args.save_total_limit, final, self.state.best_model_checkpoint)
         if args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
-    def _save_more(self, folder: Path, final: Path) -> None:
+    def _save_more(self, folder: Path) -> None:
         """What Trainer does not save, or saves with the temporary name."""
         torch.save({name: callback.state_dict() for name, callback in self._stateful()}, folder / CALLBACKS)
         torch.save(self.args, folder / ARGUMENTS)
+        self.state.save_to_json(str(folder / STATE))
         if self.ema is not None:
             torch.save(self.ema.state_dict(), folder / EMA)
-        if self.state.best_model_checkpoint == str(folder):
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(folder / STATE))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, whole or not at all, with averaged weights if there are any; inside a checkpoint
