@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoConfig
 
-from maskcls_hf import MaskClsConfig, PerPixelConfig
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, PerPixelConfig
 from tiny import MAX_DEEPLAB, maskcls_config, perpixel_config, swin
 
 
@@ -61,9 +61,13 @@ def test_backbone_from_a_dict():
             {"pixel_decoder": "per_pixel", "mask_upsampling": 2, "semantic_weight": 1},
             "masks as large as their embeddings, that is mask_upsampling=1, not 2",
         ),
-        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder', 'per_pixel'\]"),
-        ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
-        ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'fixed', 'box', 'pq'\]"),
+        ({"pixel_decoder": 3}, "pixel_decoder=3 must be the name of a part"),
+        ({"transformer_decoder": None}, "transformer_decoder=None must be the name of a part"),
+        ({"matching": True}, "matching=True must be the name of a part"),
+        ({"losses": {"mine": -1}}, r"losses\['mine'\]=-1 must be a number at least 0"),
+        ({"losses": ["mine"]}, r"losses=\['mine'\] must be a dict by names"),
+        ({"loss_options": {"mine": {}}}, r"loss_options of \['mine'\], which losses does not have"),
+        ({"pixel_decoder_options": 3}, "pixel_decoder_options=3 must be a dict by names"),
         ({"num_queries": 0}, "num_queries=0 must be an integer at least 1"),
         ({"decoder_layers": 2.5}, "decoder_layers=2.5 must be an integer from 1 to 1000"),
         ({"dropout": 1.5}, "dropout=1.5 must be a number from 0 to 1"),
@@ -92,6 +96,21 @@ def test_backbone_from_a_dict():
 def test_wrong_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         MaskClsConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder', 'per_pixel'\]"),
+        ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
+        ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'box', 'fixed', 'pq'\]"),
+    ],
+)
+def test_names_of_parts_are_refused_where_the_part_is_made(fields, message):
+    """Any configuration can be read: the part may come with a checkpoint."""
+    config = maskcls_config(**fields)
+    with pytest.raises(ValueError, match=message):
+        MaskClsForUniversalSegmentation(config).criterion  # noqa: B018
 
 
 @pytest.mark.parametrize(
@@ -197,8 +216,8 @@ def test_what_is_changed_while_loading_is_checked(tmp_path):
     assert MaskClsConfig.from_pretrained(tmp_path, num_queries=np.int64(7)).num_queries == 7
     with pytest.raises(ValueError, match="num_queries=0 must be an integer at least 1"):
         MaskClsConfig.from_pretrained(tmp_path, num_queries=0)
-    with pytest.raises(ValueError, match="matching='greedy' must be one of"):
-        AutoConfig.from_pretrained(tmp_path, matching="greedy")
+    with pytest.raises(ValueError, match="matching=3 must be the name of a part"):
+        AutoConfig.from_pretrained(tmp_path, matching=3)
 
 
 @pytest.mark.parametrize("transformer_module", [False, True])

@@ -1095,6 +1095,24 @@ def test_panoptic_segments():
         assert [info["label_id"] for info in segments_info] == [1, 0]
 
 
+def test_what_lies_on_a_threshold():
+    """A class probability must be above its threshold; a mask's own area counts pixels on the mask threshold, a mask of
+    an instance does not."""
+    masks = torch.tensor([0.0, -1.0]).repeat_interleave(32).expand(1, 1, 64, 64)  # half of it on 0.5
+    outputs = SimpleNamespace(class_queries_logits=torch.tensor([[[200.0, 0.0]]]), masks_queries_logits=masks)
+    panoptic = MaskClsImageProcessor().post_process_panoptic_segmentation
+    assert panoptic(outputs, 1.0)[0]["segments_info"] == []
+    info = dict(id=1, label_id=0, was_fused=False, score=1.0, area=64 * 64)
+    assert panoptic(outputs, 0.99)[0]["segments_info"] == [info]
+    assert panoptic(outputs, 0.99, 0.51)[0]["segments_info"] == []  # no pixel of its own
+    instance = MaskClsImageProcessor().post_process_instance_segmentation
+    assert instance(outputs, 0.1)[0]["segments_info"] == []
+    found = instance(outputs, 0.1, 0.49)[0]["segments_info"]
+    assert [info["area"] for info in found] == [64 * 32] and found[0]["score"] == pytest.approx(0.5)
+    outputs.masks_queries_logits = masks + 1  # the other half of it on 0.5
+    assert [info["area"] for info in instance(outputs, 0.1)[0]["segments_info"]] == [64 * 32]
+
+
 def test_classes_to_fuse_come_from_the_saved_options(tmp_path):
     MaskClsImageProcessor(label_ids_to_fuse=[1]).save_pretrained(tmp_path)
     processor = MaskClsImageProcessor.from_pretrained(tmp_path)

@@ -1,9 +1,11 @@
 """Configurations: strings choose the parts, numbers their sizes."""
 
 import dataclasses
+import inspect
 import math
 import operator
 import os
+import re
 import reprlib
 from typing import Any, ClassVar
 
@@ -15,9 +17,77 @@ from .options import plain, similar, warn_about_unused
 
 logger = logging.get_logger(__name__)
 
-PIXEL_DECODER_CHOICES = ("fpn", "fpn_encoder", "per_pixel")
-TRANSFORMER_DECODER_CHOICES = ("standard",)
-MATCHING_CHOICES = ("bipartite", "fixed", "box", "pq")
+
+class Registry(dict[str, Any]):
+    """Parts of one kind by their names, empty here: a part registers where it is defined, whoever defines it.
+
+    Args:
+        kind: "pixel_decoder", "transformer_decoder", "matcher" or "loss".
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str, part: Any) -> None:
+        """Make `part`, a class, known by `name`; configurations, recipes and `--set` then take the name.
+
+        Raises:
+            `ValueError`: the name is none, or that of another part.
+        """
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"{self.kind}: a name is letters, digits and underscores, got {name!r}.")
+        known = self.get(name)
+        if known is not None and qualified_name(known) != qualified_name(part):  # a module may be run twice
+            raise ValueError(f"{self.kind} {name!r} is {qualified_name(known)}: take another name.")
+        self[name] = part
+
+    def build(self, config: PreTrainedConfig, field: str, *inputs: Any) -> Any:
+        """The part that `config` names in `field`, made of the configuration, `inputs` and its own options.
+
+        Raises:
+            `ValueError`: nothing is known by that name, or it does not take the options.
+        """
+        name = getattr(config, field)
+        options = getattr(config, f"{field}_options", None) or {}
+        return self.make(name, (config, *inputs), options, field, custom_file(config, self.kind, name))
+
+    def make(self, name: str, inputs: tuple, options: dict[str, Any], field: str, file: str | None = None) -> Any:
+        """The same for a `name`; `file` is the one of a checkpoint that has the part."""
+        part = self.get(name)
+        if part is None:
+            meant = similar(name, list(self))
+            hint = f" Did you mean {meant!r}?" if meant else ""
+            mend = f"register the class before, by maskcls_hf.register_{self.kind}({name!r}, ...)"
+            if file is not None:
+                mend = f"load the checkpoint with trust_remote_code=True, which runs its file {file}, or {mend}"
+            raise ValueError(f"{field}={name!r} must be one of {sorted(self)}.{hint} Or {mend}.")
+        try:
+            inspect.signature(part).bind(*inputs, **options)
+        except TypeError as error:
+            raise ValueError(
+                f"{field}={name!r}, {qualified_name(part)}, with {field}_options={options}: {error}."
+            ) from error
+        return part(*inputs, **options)
+
+
+def qualified_name(part: Any) -> str:
+    return f"{part.__module__}.{part.__qualname__}"
+
+
+PIXEL_DECODERS = Registry("pixel_decoder")
+TRANSFORMER_DECODERS = Registry("transformer_decoder")
+MATCHERS = Registry("matcher")
+LOSSES = Registry("loss")
+REGISTRIES = {registry.kind: registry for registry in (PIXEL_DECODERS, TRANSFORMER_DECODERS, MATCHERS, LOSSES)}
+
+
+def custom_file(config: PreTrainedConfig, kind: str, name: str) -> str | None:
+    """The file of a checkpoint that has a part of somebody's own; None: it has none such."""
+    reference = (getattr(config, "custom_parts", None) or {}).get(kind, {}).get(name)
+    return None if reference is None else f"{reference.split('.')[0]}.py"
+
+
 # Terms of the matching cost and the fields of their weights.
 MATCHING_COSTS = {
     "bipartite": {"class": "cross_entropy_weight", "mask": "mask_weight", "dice": "dice_weight"},
@@ -61,6 +131,10 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
         init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialisation of the transformer (as DETR).
+        pixel_decoder_options, transformer_decoder_options (`dict`, *optional*): further arguments of parts of
+            somebody's own (`maskcls_hf.register_pixel_decoder`, `register_transformer_decoder`); ours have none.
+        custom_parts (`dict`, *optional*): written where a model is saved, {kind: {name: "file.Class"}}: the files
+            beside the checkpoint that have those parts, loaded by `from_pretrained(..., trust_remote_code=True)`.
     """
 
     _auto_class = "AutoConfig"  # saved with the code that reads it
@@ -87,11 +161,16 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     attend_to_padding: bool = False
     freeze_batch_norm: bool = False
     init_xavier_std: float | int = 1.0
+    pixel_decoder_options: Any = None  # these three are dicts
+    transformer_decoder_options: Any = None
+    custom_parts: Any = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         name, fields = type(self).__name__, [field.name for field in dataclasses.fields(self)]
         for field in fields:
             setattr(self, field, plain(getattr(self, field)))
+            if field in PART_FIELDS and getattr(self, field) is None:
+                setattr(self, field, {})
         kwargs = plain(kwargs)
         for field, why in OF_MASKFORMER.items():
             if kwargs.pop(field, None):
@@ -134,8 +213,10 @@ class SegmentationNetworkConfig(PreTrainedConfig):
 
     def check_fields(self) -> None:
         """Raise `ValueError` for the first wrong field; the message names field, value and choices."""
-        check_choice(self, "pixel_decoder", PIXEL_DECODER_CHOICES)
-        check_choice(self, "transformer_decoder", TRANSFORMER_DECODER_CHOICES)
+        # Any name, as a card must be able to read any configuration: who builds the part knows whether it is there.
+        check_names(self, "pixel_decoder", "transformer_decoder")
+        check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
+        check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
             check_number(self, name, integer=True, minimum=1, maximum=most)
@@ -188,6 +269,9 @@ class MaskClsConfig(SegmentationNetworkConfig):
             embeddings, a head that the model has above 0 only (Max-DeepLab, auxiliary losses; its code has 1).
         exclusive_masks (`bool`, defaults to `False`): the masks of an image share out each pixel, by a softmax over
             the queries (Max-DeepLab). Mask logits are then its log-odds, so that their sigmoid is the mask as ever.
+        matching_options (`dict`, *optional*): further arguments of a matcher of somebody's own (`register_matcher`).
+        losses (`dict`, *optional*): weights of further losses by their names (`register_loss`).
+        loss_options (`dict`, *optional*): their further arguments, {name: {...}}.
 
     Example:
 
@@ -218,6 +302,9 @@ class MaskClsConfig(SegmentationNetworkConfig):
     mask_id_weight: float | int = 0.0
     semantic_weight: float | int = 0.0
     exclusive_masks: bool = False
+    matching_options: Any = None
+    losses: Any = None
+    loss_options: Any = None
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -229,7 +316,12 @@ class MaskClsConfig(SegmentationNetworkConfig):
 
     def check_fields(self) -> None:
         super().check_fields()
-        check_choice(self, "matching", MATCHING_CHOICES)
+        check_names(self, "matching")
+        check_options(self, "matching_options", "losses", "loss_options")
+        for name, weight in self.losses.items():
+            check_number_of(f"losses[{name!r}]", weight, type(self).__name__, minimum=0)
+        if unused := sorted(set(self.loss_options) - set(self.losses)):
+            raise ValueError(f"{type(self).__name__}: loss_options of {unused}, which losses does not have.")
         for name in WEIGHTS:
             check_number(self, name, minimum=0)
         for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
@@ -266,6 +358,10 @@ OF_MASKFORMER = {
     "decoder_config": "its fields are num_queries, hidden_size, num_attention_heads, decoder_layers, decoder_ffn_dim "
     "and dropout, of this class. from_pretrained reads the configuration of transformers' MaskFormer.",
 }
+PART_FIELDS = (
+    "pixel_decoder_options", "transformer_decoder_options", "custom_parts", "matching_options", "losses",
+    "loss_options",
+)  # fmt: skip
 # What transformers takes or keeps beside the fields of a configuration.
 OF_TRANSFORMERS = (
     "attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path", "num_hidden_layers",
@@ -379,6 +475,27 @@ def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
     value = getattr(config, name)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{type(config).__name__}: {name}={value!r} must be one of {list(choices)}.")
+
+
+def check_names(config: PreTrainedConfig, *fields: str) -> None:
+    for field in fields:
+        if not isinstance(getattr(config, field), str):
+            raise ValueError(f"{type(config).__name__}: {field}={getattr(config, field)!r} must be the name of a part.")
+
+
+def check_options(config: PreTrainedConfig, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+            raise ValueError(f"{type(config).__name__}: {field}={value!r} must be a dict by names.")
+
+
+def check_references(custom_parts: dict[str, Any]) -> None:
+    """Raise `ValueError` unless they are {kind: {name: "file.Class"}}: what they name is run, if it is trusted."""
+    for kind, parts in custom_parts.items():
+        for name, reference in parts.items() if isinstance(parts, dict) else [(kind, parts)]:
+            if kind not in REGISTRIES or not re.fullmatch(r"[A-Za-z_]\w*\.[A-Za-z_]\w*", str(reference), re.ASCII):
+                raise ValueError(f"custom_parts: {kind}, {name}: {reference!r} must be file.Class of a part.")
 
 
 def check_number(

@@ -6,7 +6,7 @@ image, (H, W) network input, (h, w) = (H/4, W/4), C hidden size, C_E size of the
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,15 @@ class PixelFeatures:
 
     context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
     pyramid: list[Tensor]  # decoder features, coarsest first, each (B, C_fpn, h_l, w_l)
-    mask_projection: nn.Conv2d  # the finest features -> per-pixel embeddings
+    mask_projection: nn.Conv2d | None  # the finest features -> per-pixel embeddings; None: these are given
     region: "ValidRegion | None"
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
+
+    @classmethod
+    def of(cls, features: Any, region: "ValidRegion | None") -> "PixelFeatures":
+        """What a pixel decoder of somebody's own returned, with `context`, `pyramid` and `per_pixel_embeddings`."""
+        return cls(features.context, features.pyramid, None, region, features.per_pixel_embeddings)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PixelFeatures":
         """For models whose parts are on several devices: accelerate moves what a part is called with."""
@@ -44,6 +49,7 @@ class PixelFeatures:
     def project(self) -> Tensor:
         """Make `per_pixel_embeddings`, if they are not there yet."""
         if self.per_pixel_embeddings is None:
+            assert self.mask_projection is not None
             self.per_pixel_embeddings = self._inside(self.mask_projection)
         return self.per_pixel_embeddings
 
@@ -56,7 +62,12 @@ class PixelFeatures:
         """
         projection = self.mask_projection
         is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if is_eager and self.per_pixel_embeddings is None and is_bare(projection, mask_embeddings.shape[1]):
+        if (
+            is_eager
+            and projection is not None
+            and self.per_pixel_embeddings is None
+            and is_bare(projection, mask_embeddings.shape[1])
+        ):
             kernels = torch.einsum("bne,ecyx->bncyx", mask_embeddings, projection.weight)
             biases = torch.einsum("bne,e->bn", mask_embeddings, projection.bias)
 
@@ -80,7 +91,7 @@ class PixelFeatures:
         return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
 
 
-def is_bare(projection: nn.Module, queries: int) -> bool:
+def is_bare(projection: nn.Module | None, queries: int) -> bool:
     """Whether a projection is no more than its weights (no adapter, no hooks, not offloaded), and N <= C_E."""
     return (
         type(projection) is nn.Conv2d

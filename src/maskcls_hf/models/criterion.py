@@ -32,7 +32,7 @@ class MaskClsCriterion:
     """
 
     def __init__(self, config):
-        self.matcher = MATCHERS[config.matching](config)
+        self.matcher = MATCHERS.build(config, "matching")
         self.num_labels = config.num_labels
         self.no_object_weight = config.no_object_weight
         self.weights = {

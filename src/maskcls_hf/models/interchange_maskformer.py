@@ -9,10 +9,9 @@ from typing import Any
 from torch import Tensor
 from transformers import MaskFormerConfig, PreTrainedConfig, PreTrainedModel
 
+from .options import DOWNLOAD_OPTIONS, chosen
+
 MASKFORMER = "maskformer"
-DOWNLOAD_OPTIONS = (
-    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
-)  # fmt: skip
 FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap", "ignore_mismatched_sizes")
 
 # Fields of our configuration -> fields of theirs.
@@ -209,7 +208,3 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Te
     absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
     return state_from_maskformer(theirs, leave_out=absent), unknown
-
-
-def chosen(options: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: options[name] for name in names if name in options}

@@ -8,7 +8,6 @@ a line in `MATCHERS`.
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from transformers.utils import is_scipy_available, logging
 
 from .box_ops import box_losses, boxes_of_masks, has_box, to_centres
-from .configuration_maskcls import matching_weights
+from .configuration_maskcls import MATCHERS, matching_weights
 from .contracts import Assignment, SegmentLogits
 from .mask_costs import pairwise_dice, pairwise_losses
 
@@ -242,7 +241,10 @@ class FixedMatcher:
         return [assignments] * len(layers)
 
 
-MATCHERS: dict[str, Any] = {"bipartite": BipartiteMatcher, "fixed": FixedMatcher, "box": BoxMatcher, "pq": PQMatcher}
+MATCHERS.register("bipartite", BipartiteMatcher)
+MATCHERS.register("fixed", FixedMatcher)
+MATCHERS.register("box", BoxMatcher)
+MATCHERS.register("pq", PQMatcher)
 
 
 def class_cost(layer: SegmentLogits, image: int, labels: Tensor) -> Tensor:

@@ -1,10 +1,12 @@
 """Mask classification for segmentation: an image becomes N probability-mask pairs (paper Section 3.2)."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +30,15 @@ from .backbones import (
     sees_padding,
 )
 from .checkpoint_manifest import require_whole
-from .configuration_maskcls import MaskClsConfig, PerPixelConfig, check_several_classes, checked_classes
+from .configuration_maskcls import (
+    MaskClsConfig,
+    PerPixelConfig,
+    check_several_classes,
+    checked_classes,
+)
 from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
 from .criterion import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
+from .custom_parts import copy_custom_parts, load_custom_parts
 from .interchange_maskformer import holds_maskformer, load_maskformer
 from .label_tensors import as_labels
 from .layers import MLP, QueryTable, XavierLinear, all_rows
@@ -154,9 +162,12 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
         Raises:
             DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
+            ValueError: the checkpoint names a part that is not known here; its own code is run only with
+                `trust_remote_code=True`.
         """
         path = pretrained_model_name_or_path
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
+        load_custom_parts(path, config, kwargs)
         if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         state, unknown = load_maskformer(path, kwargs)
@@ -166,6 +177,28 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             loaded[1]["unexpected_keys"] = {*loaded[1]["unexpected_keys"], *unknown}
         model.config.name_or_path = model.name_or_path = str(path)
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """As in transformers; files of parts of somebody's own travel with the checkpoint, like ours.
+
+        Raises:
+            `ValueError`: such a part is defined in no file, or in one with the name of one of ours.
+        """
+        if kwargs.get("is_main_process", True):
+            copy_custom_parts(self.config, Path(save_directory))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def initialize_weights(self) -> None:
+        """As in transformers, then `init_weights` of parts that have one; what was loaded stays."""
+        owners = [module for module in self.modules() if isinstance(module, MaskClsPixelLevelModel)]
+        parts: list[Any] = [
+            getattr(owner, name, None) for owner in owners for name in ("pixel_decoder", "transformer_decoder")
+        ]
+        fresh = [part for part in parts if hasattr(part, "init_weights") and not is_initialized(part)]
+        super().initialize_weights()
+        with torch.no_grad(), init.guard_torch_init_functions():
+            for part in fresh:
+                part.init_weights()
 
     def get_input_embeddings(self) -> Any:
         """None: images have no table of embeddings. Accelerate asks when it shares out the weights (FSDP)."""
@@ -216,6 +249,13 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
 
 
+def is_initialized(module: Any) -> bool:
+    """Whether transformers has loaded or initialised all of it."""
+    return getattr(module, "_is_hf_initialized", False) or all(
+        getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()
+    )
+
+
 def uniform_bias(linear: nn.Linear) -> None:
     bound = 1 / math.sqrt(linear.in_features)
     init.uniform_(linear.bias, -bound, bound)
@@ -243,7 +283,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
                 "in a batch with larger ones. Where that matters, use batches of images of one size."
             )
         self.trimming = None if seeing is not None or tried is None else largest_stride(tried[0])
-        self.pixel_decoder = PIXEL_DECODERS[config.pixel_decoder](config, self.backbone.channels)
+        self.pixel_decoder = PIXEL_DECODERS.build(config, "pixel_decoder", self.backbone.channels)
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -260,7 +300,8 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         feature_maps = self.backbone_maps(pixel_values, seen)
         region = None if seen is None or seen.complete else seen
-        return feature_maps, self.pixel_decoder(feature_maps, region)
+        features = self.pixel_decoder(feature_maps, region)
+        return feature_maps, features if isinstance(features, PixelFeatures) else PixelFeatures.of(features, region)
 
     def backbone_maps(self, pixel_values: Tensor, seen: ValidRegion | None) -> list[Tensor]:
         """Feature maps of the backbone, finest first; it is spared what all images are padded by, which is zero."""
@@ -306,13 +347,18 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             fields["transformer_decoder_hidden_states"] = transformer_states
             fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
         if decoded is not None and decoded.attentions:
-            fields["attentions"] = tuple(decoded.attentions[0::2])
-            fields["cross_attentions"] = tuple(decoded.attentions[1::2])
+            fields["attentions"] = tuple(decoded.attentions)
+            fields["cross_attentions"] = tuple(decoded.cross_attentions)
         return MaskClsModelOutput(
             encoder_last_hidden_state=feature_maps[-1],
             pixel_decoder_last_hidden_state=embeddings,
             **fields,
         )
+
+
+def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
+    """Segment embeddings (B, N, C) of all layers, or of the deepest alone."""
+    return decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
 
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
@@ -385,8 +431,8 @@ class MaskClsModel(MaskClsPixelLevelModel):
 
     def __init__(self, config):
         super().__init__(config)
-        self.transformer_decoder = TRANSFORMER_DECODERS[config.transformer_decoder](
-            config, self.pixel_decoder.context_channels
+        self.transformer_decoder = TRANSFORMER_DECODERS.build(
+            config, "transformer_decoder", self.pixel_decoder.context_channels
         )
         self.post_init()
 
@@ -494,7 +540,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         feature_maps, features, decoded = self.model.embed(
             pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
-        layers = [self.segmentation_module(embedding, features) for embedding in decoded.layers(all_layers)]
+        layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
         looks_inside = bool(want_hidden or decoded.attentions)
         base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
         fields: dict[str, Any] = dict(base)
@@ -615,7 +661,9 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             feature_maps, features, decoded = self.model.embed(
                 pixel_values, pixel_mask, output_attentions, all_layers=all_layers
             )
-            layers = [features.mask_logits(self.mask_embedder(layer)) for layer in decoded.layers(all_layers)]
+            layers = [
+                features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
+            ]
         else:
             decoded = None
             feature_maps, features = self.model.encode(pixel_values, pixel_mask)

@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -11,6 +11,11 @@ from torch import Tensor
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
+
+# Of `from_pretrained`, for every file that it reads.
+DOWNLOAD_OPTIONS = (
+    "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
+)  # fmt: skip
 
 
 def plain(value: Any) -> Any:
@@ -85,3 +90,7 @@ def _in_words(low: float, high: float, interval: str) -> str:
         return f"be between {low:g} and {high:g}"
     excluded = f", without {high:g}" if interval[-1] == ")" else ""
     return f"be from {low:g} to {high:.10g}{excluded}"
+
+
+def chosen(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: options[name] for name in names if name in options}

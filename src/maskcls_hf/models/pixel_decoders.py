@@ -1,12 +1,14 @@
 """Pixel decoders: backbone feature maps -> per-pixel embeddings (paper Section 3.2, pixel-level module).
 
 A pixel decoder is `decoder(feature_maps, region) -> PixelFeatures`. `feature_maps` come from the backbone, finest
-first (strides 4, 8, 16, 32). A new one is a class and a line in `PIXEL_DECODERS`.
+first (strides 4, 8, 16, 32). A new one is a class, made of the configuration and the channels of these maps, with
+`context_channels`, and a line: `register_pixel_decoder(name, cls)`.
 """
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .configuration_maskcls import PIXEL_DECODERS
 from .contracts import PixelFeatures, ValidRegion
 from .layers import ConvNorm, TransformerLayer, sine_positions
 
@@ -99,4 +101,6 @@ def mask_projection(config, in_channels: int) -> nn.Conv2d:
     return nn.Conv2d(in_channels, config.mask_feature_size, kernel_size, padding=kernel_size // 2)
 
 
-PIXEL_DECODERS = {"fpn": FPNPixelDecoder, "fpn_encoder": FPNEncoderPixelDecoder, "per_pixel": PerPixelDecoder}
+PIXEL_DECODERS.register("fpn", FPNPixelDecoder)
+PIXEL_DECODERS.register("fpn_encoder", FPNEncoderPixelDecoder)
+PIXEL_DECODERS.register("per_pixel", PerPixelDecoder)

@@ -2,7 +2,8 @@
 
 A decoder is `decoder(features, predict, output_attentions) -> DecoderOutput`. `predict(segment_embeddings, features)`
 is the segmentation module, for a decoder that looks at masks between its layers (masked attention); the paper's does
-not. A new one is a class and a line in `TRANSFORMER_DECODERS`.
+not. A new one is a class, made of the configuration and the channels of the context, and a line:
+`register_transformer_decoder(name, cls)`.
 """
 
 from collections.abc import Callable
@@ -11,17 +12,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .configuration_maskcls import TRANSFORMER_DECODERS
 from .contracts import PixelFeatures, SegmentLogits
 from .layers import TransformerLayer, all_rows, sine_positions
 
 
 class DecoderOutput(NamedTuple):
-    segment_embeddings: list[Tensor]  # Q of each layer, deepest last, each (B, N, C)
-    attentions: list[Tensor]  # self- and cross-attention weights of each layer, where asked for
+    """One entry a supervised layer, deepest last; a decoder of somebody's own may return anything with these fields."""
 
-    def layers(self, all_layers: bool) -> list[Tensor]:
-        """Segment embeddings of all layers, or of the deepest alone."""
-        return self.segment_embeddings if all_layers else self.segment_embeddings[-1:]
+    segment_embeddings: list[Tensor]  # Q, each (B, N, C)
+    attentions: list[Tensor]  # of self-attention (B, heads, N, N), where asked for
+    cross_attentions: list[Tensor]  # (B, heads, N, H/32 * W/32), where asked for
 
 
 class StandardTransformerDecoder(nn.Module):
@@ -56,13 +57,14 @@ class StandardTransformerDecoder(nn.Module):
 
         queries = all_rows(self.queries_embedder, context.device).expand(context.shape[0], -1, -1)  # (B, N, C)
         segments = torch.zeros_like(queries, dtype=context.dtype)
-        output = DecoderOutput([], [])
+        output = DecoderOutput([], [], [])
         for layer in self.layers:
             segments, attentions = layer(segments, queries, key_mask, context, context_positions, output_attentions)
             output.segment_embeddings.append(self.norm(segments))
             if output_attentions:
-                output.attentions.extend(attentions)
+                output.attentions.append(attentions[0])
+                output.cross_attentions.append(attentions[1])
         return output
 
 
-TRANSFORMER_DECODERS = {"standard": StandardTransformerDecoder}
+TRANSFORMER_DECODERS.register("standard", StandardTransformerDecoder)
