@@ -27,8 +27,7 @@ from maskcls_hf.data import SegmentationDataset, open_dataset
 from maskcls_hf.hub.speed import describe_device
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Bootstrap, GroundTruth, MeanIoU, PanopticQuality
-from maskcls_hf.training import Recipe, load_recipe
-from maskcls_hf.training.build import build_config
+from maskcls_hf.training import Recipe, build_config, load_recipe
 
 SCORES = {"mean_iou": "mIoU", "pq": "PQ_st"}  # what the metrics call them, and the paper
 REPLICATES = 2000

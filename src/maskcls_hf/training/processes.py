@@ -86,6 +86,11 @@ def filled_up(measurements: Mapping[str, Tensor], number: int) -> dict[str, Tens
     }
 
 
+def whole_norm(norm: Any) -> Any:
+    """Of the gradients; with FSDP each process has the norm of its parts."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
 def share_buffers(model: nn.Module) -> None:
     """Give every process the buffers of the main one: batch norm's running statistics differ after a step.
 

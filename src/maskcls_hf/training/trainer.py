@@ -44,7 +44,7 @@ from .checkpoints import (
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
 from .loop import LossMeans
-from .processes import filled_up, items_of_step, own_class, share_buffers, without_copies
+from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
 from .stopping import EvaluationStopped, shield_workers
 
 STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
@@ -219,8 +219,7 @@ class MaskClsTrainer(Trainer):
         Private: no callback is told the norm, which takes all gradients to compute. With a loss scaler (fp16)
         gradients may overflow: it skips them.
         """
-        norm = super()._get_grad_norm(*args, **kwargs)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: norms of the parts
+        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))
         give_back_memory()
         losses, self._losses = self._losses, {}
         loss, checked = losses.pop("loss"), norm if self.accelerator.scaler is None else None
