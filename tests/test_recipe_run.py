@@ -434,6 +434,7 @@ class TestPrepare:
             (("data.options={depth: 3}",), {}, "data.options: .*depth"),
             (("data.layout=box",), {}, "layout='box'"),
             (("model.kind=per_pixel",), {}, r"evaluation.tasks=\[semantic\]"),
+            (("model.matching=no_such",), {}, "Recipe tiny, section model: matching='no_such' must be one of"),
             (("model.hidden_size=33",), {}, "Recipe tiny, section model: .*hidden_size=33"),
             (("image_processor.size_divisor=-1",), {}, "size_divisor"),
             (("augmentation.scale=[0, 0]",), {}, "section augmentation: "),

@@ -80,6 +80,7 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     config = build_config(recipe, id2label)
     try:
         model = model_class(recipe.model.kind)(config)
+        getattr(model, "criterion", None)  # made when it is used: its parts are known
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
@@ -161,6 +162,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
         )
     fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
     model = load_saved(folder, **fields)
+    getattr(model, "criterion", None)  # made when it is used: its parts are known
     if model.config.id2label == id2label:
         return model
     known = set(model.config.id2label.values())
