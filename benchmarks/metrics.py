@@ -34,7 +34,7 @@ from PIL import Image
 from scipy import ndimage
 from torchvision import tv_tensors
 
-from maskcls_hf.data.files import read_coloured_ids
+from maskcls_hf.data.files import read_colored_ids
 from maskcls_hf.data.sample import VOID
 from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
 
@@ -140,7 +140,7 @@ def quality_contenders(evaluation: Any, examples: list[SimpleNamespace], folder:
             return panopticapi_quality(evaluation, examples, Path(""))
 
     def ours_from_files() -> float:
-        return our_quality(examples, lambda number, kind: read_coloured_ids(folder / kind / f"{number}.png"))
+        return our_quality(examples, lambda number, kind: read_colored_ids(folder / kind / f"{number}.png"))
 
     groups: list[tuple[str, Contenders]] = []
     if evaluation is not None:

@@ -7,10 +7,18 @@ from torchvision import ops
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.models.box_ops import box_losses, boxes_of_masks, generalized_box_iou, to_centres, to_corners
 from maskcls_hf.models.contracts import SegmentLogits
-from maskcls_hf.models.matchers import SegmentTargets
-from test_criterion import as_map
+from maskcls_hf.models.matching import (
+    PaddedTargets,
+    box_distances,
+    boxes_of_index_maps,
+    boxes_of_masks,
+    generalized_box_iou,
+    prepare_targets,
+    to_centers,
+    to_corners,
+)
+from test_losses import as_map
 from tiny import maskcls_config, pixel_mask, segments
 
 
@@ -21,8 +29,8 @@ def random_corners(number: int) -> Tensor:
 
 def test_both_forms():
     corners = random_corners(9)
-    torch.testing.assert_close(to_centres(corners), ops.box_convert(corners, "xyxy", "cxcywh"))
-    torch.testing.assert_close(to_corners(to_centres(corners)), corners)
+    torch.testing.assert_close(to_centers(corners), ops.box_convert(corners, "xyxy", "cxcywh"))
+    torch.testing.assert_close(to_corners(to_centers(corners)), corners)
 
 
 def test_generalized_iou():
@@ -38,19 +46,19 @@ def test_generalized_iou_by_hand():
     """Boxes of 2 x 2 and 2 x 1 that share 1 x 1: union 4 + 2 - 1, hull 3 x 2."""
     box, other = torch.tensor([0, 0, 2, 2.0]), torch.tensor([1, 1, 3, 2.0])
     assert generalized_box_iou(box, other).item() == pytest.approx(1 / 5 - (6 - 5) / 6)
-    distance, loss = box_losses(to_centres(box), to_centres(other))  # centres (1, 1), (2, 1.5)
+    distance, loss = box_distances(to_centers(box), to_centers(other))  # centres (1, 1), (2, 1.5)
     assert distance.item() == pytest.approx(1 + 0.5 + 0 + 1) and loss.item() == pytest.approx(1 - (1 / 5 - 1 / 6))
 
 
 def test_gradients_of_box_losses():
-    boxes, targets = (to_centres(random_corners(6)) for _ in range(2))
-    assert torch.autograd.gradcheck(lambda b: box_losses(b, targets), (boxes.requires_grad_(),))
+    boxes, targets = (to_centers(random_corners(6)) for _ in range(2))
+    assert torch.autograd.gradcheck(lambda b: box_distances(b, targets), (boxes.requires_grad_(),))
 
 
 def test_boxes_without_area_have_finite_losses_and_gradients():
     boxes = torch.tensor([[0.5, 0.5, 0, 0], [0.2, 0.2, 0, 0.3]], requires_grad=True)
     targets = torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0.5, 0.2, 0.2]])
-    losses = torch.stack(box_losses(boxes, targets))
+    losses = torch.stack(box_distances(boxes, targets))
     losses.sum().backward()
     assert losses.isfinite().all() and boxes.grad.isfinite().all()
 
@@ -60,7 +68,7 @@ def test_boxes_of_masks():
     masks = masks[masks.any(2).any(1)]
     masks[0] = True
     expected = ops.masks_to_boxes(masks) + torch.tensor([0, 0, 1, 1])  # torchvision's end at the last pixel's index
-    assert torch.equal(boxes_of_masks(masks, len(masks)).float(), expected)
+    assert torch.equal(boxes_of_masks(masks).float(), expected)
 
 
 @pytest.mark.parametrize("with_void", [False, True])
@@ -69,24 +77,27 @@ def test_boxes_of_a_map_are_those_of_its_masks(with_void):
     places[places == 3] = -1  # a segment without pixels
     stack = places == torch.arange(6).view(-1, 1, 1)
     counted = torch.rand(19, 21) > 0.3 if with_void else None
-    boxes = boxes_of_masks(places, 6, counted)
+    (boxes,) = boxes_of_index_maps(places[None], 6, counted if counted is None else counted[None])
     assert boxes[3].tolist() == [0, 0, 0, 0] and boxes[0].sum() > 0
-    assert torch.equal(boxes, boxes_of_masks(stack, 6, counted))
+    assert torch.equal(boxes, boxes_of_masks(stack, counted))
     if with_void:
-        assert torch.equal(boxes, boxes_of_masks(stack & counted, 6))
+        assert torch.equal(boxes, boxes_of_masks(stack & counted))
 
 
 def test_no_segments_have_no_boxes():
-    assert boxes_of_masks(torch.zeros(0, 5, 7, dtype=torch.bool), 0).shape == (0, 4)
-    assert boxes_of_masks(torch.full((5, 7), -1), 0).shape == (0, 4)
+    assert boxes_of_masks(torch.zeros(0, 5, 7, dtype=torch.bool)).shape == (0, 4)
+    assert boxes_of_index_maps(torch.full((2, 5, 7), -1), 0).shape == (2, 0, 4)
 
 
 def test_boxes_are_relative_to_the_image_without_padding():
     masks = torch.zeros(1, 40, 60, dtype=torch.bool)
     masks[0, 5:10, 15:30] = True  # of an image of 20 x 30
-    targets = SegmentTargets([masks], [torch.tensor([0])], image_sizes=torch.tensor([[20, 30]]))
-    assert targets.boxes[0].tolist() == [[22.5 / 30, 7.5 / 20, 15 / 30, 5 / 20]]
-    assert SegmentTargets([masks], [torch.tensor([0])]).boxes[0].tolist() == [[22.5 / 60, 7.5 / 40, 15 / 60, 5 / 40]]
+    targets = PaddedTargets(masks, torch.tensor([0]), [1], image_sizes=torch.tensor([[20, 30]]))
+    assert targets.boxes.tolist() == [[[22.5 / 30, 7.5 / 20, 15 / 30, 5 / 20]]]
+    without = PaddedTargets(masks, torch.tensor([0]), [1])
+    assert without.boxes.tolist() == [[[22.5 / 60, 7.5 / 40, 15 / 60, 5 / 40]]]
+    own = prepare_targets([masks[:, :20, :30], masks], [torch.tensor([0])] * 2, 1, masks.device)
+    assert own.boxes.tolist() == [[[22.5 / 30, 7.5 / 20, 15 / 30, 5 / 20]], [[22.5 / 60, 7.5 / 40, 15 / 60, 5 / 40]]]
 
 
 @pytest.mark.parametrize("numbers", [[3, 2], [4, 0], [0, 0], [9, 1]])
@@ -123,7 +134,7 @@ def test_loss_equals_detrs(numbers):
         torch.testing.assert_close(layer.boxes.grad, copied.boxes.grad, atol=1e-6, rtol=1e-5)
 
 
-def test_a_segment_without_pixels_adds_nothing_to_the_box_losses():
+def test_a_segment_without_pixels_adds_nothing_to_the_box_distances():
     masks, labels = segments([(32, 48)], [3])
     layer = SegmentLogits(torch.randn(1, 7, 6), torch.randn(1, 7, 8, 12), torch.rand(1, 7, 4, requires_grad=True))
     criterion = MaskClsCriterion(maskcls_config(matching="box"))

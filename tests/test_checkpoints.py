@@ -315,8 +315,14 @@ class Poison(TrainerCallback):
             return
         model = self.trainer.model
         if self.what == "loss":
-            losses = model.criterion.mask_losses
-            model.criterion.mask_losses = lambda *a: (losses(*a)[0], losses(*a)[1] * math.nan)
+            loss = model.criterion.losses["mask"]
+
+            def poisoned(*args):
+                sums = loss(*args)
+                return sums | {"loss_dice": sums["loss_dice"] * math.nan}
+
+            poisoned.normalizer = loss.normalizer
+            model.criterion.losses["mask"] = poisoned
         elif self.what == "gradient":
             next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
         elif self.what == "matching":

@@ -10,7 +10,7 @@ import torch
 from torchvision import tv_tensors
 
 from maskcls_hf import MaskClsImageProcessor
-from maskcls_hf.data import VOID, CentreCrop, CocoInstances, MaskClsCollator, Sample, SegmentationFolder, open_dataset
+from maskcls_hf.data import VOID, CenterCrop, CocoInstances, MaskClsCollator, Sample, SegmentationFolder, open_dataset
 from maskcls_hf.metrics.ground_truth import GroundTruth
 from test_data import write_ade20k, write_instances, write_semantic
 from test_readers import HEIGHT, WIDTH, as_polygon, instances_json, write_coco, write_panoptic
@@ -30,15 +30,15 @@ class TestCollator:
     def test_instances_that_leave_the_crop_drop_out(self, tmp_path):
         data = SegmentationFolder(write_instances(tmp_path), "train")
         collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
-        batch = collator([CentreCrop(32)(data[0])])
+        batch = collator([CenterCrop(32)(data[0])])
         assert batch["class_labels"][0].tolist() == [0, 1, 1, 1]  # rows 8..39 cut into all three squares
         assert batch["mask_labels"][0].flatten(1).sum(1).tolist()[1:] == [2 * 3, 8 * 3, 2 * 3]
-        batch = collator([CentreCrop(16)(data[0])])
+        batch = collator([CenterCrop(16)(data[0])])
         assert batch["class_labels"][0].tolist() == [0]
 
     def test_nothing_padded_nothing_void(self, tmp_path):
         data = SegmentationFolder(write_instances(tmp_path), "train")
-        batch = MaskClsCollator(MaskClsImageProcessor(), do_resize=False)([CentreCrop(32)(data[0])])
+        batch = MaskClsCollator(MaskClsImageProcessor(), do_resize=False)([CenterCrop(32)(data[0])])
         assert "pixel_mask" not in batch and "void_mask" not in batch
 
     def test_semantic_with_void(self, tmp_path):

@@ -24,7 +24,7 @@ from maskcls_hf.data import MaskClsCollator
 from maskcls_hf.data.sample import VOID
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth
-from maskcls_hf.models.runs import Runs
+from maskcls_hf.models.run_lengths import Runs
 from maskcls_hf.training import MaskClsTrainer
 from tiny import perpixel_config
 

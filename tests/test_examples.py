@@ -20,7 +20,7 @@ from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import GroundTruth
-from maskcls_hf.models.reference_maps import panoptic_winners
+from maskcls_hf.models.post_processing import PlainMaps, ResizeGeometry
 from recipes import write_recipe
 from test_data import write_semantic
 from tiny import STAGES
@@ -206,13 +206,12 @@ class TestAblate:
         image = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
         outputs = predictor._outputs([image])
         class_logits, mask_logits = outputs.class_queries_logits[0], outputs.masks_queries_logits[0]
-        sizes = {
-            "padded_size": tuple(outputs.padded_sizes[0].tolist()),
-            "valid_size": tuple(outputs.valid_sizes[0].tolist()),
-            "target_size": image.shape[-2:],
-        }
-        scores, queries = panoptic_winners(class_logits, mask_logits, threshold=0.0, **sizes)
-        expected = class_logits.argmax(-1)[queries][scores.argmax(0)]
+        sizes = outputs.padded_sizes[0], outputs.valid_sizes[0], image.shape[-2:]
+        maps = PlainMaps(ResizeGeometry.checked(mask_logits, *sizes))
+        scores, labels = class_logits.softmax(-1).max(-1)
+        queries = (labels < class_logits.shape[-1] - 1).nonzero()[:, 0]
+        winners, *_ = maps.assign_pixels(scores[queries], mask_logits[queries], mask_logit=0.0)
+        expected = labels[queries][winners]
         assert len(expected.unique()) > 1
         found = ablate.general_map_of(checkpoint, 255)(image)
         assert (found == expected).float().mean() > 0.999  # ties by rounding

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torchvision import tv_tensors
 
-from maskcls_hf.data import CentreCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
+from maskcls_hf.data import CenterCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
 from maskcls_hf.data.sample import without_absent
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import Evaluator, GroundTruth, InstanceF1, MaskAP, PanopticQuality
@@ -69,7 +69,7 @@ class TestSegmentsWithoutPixels:
     def test_crops_have_none(self, tmp_path, name):
         """What lies outside of a crop is not annotated in it."""
         sample = self.samples(tmp_path)[name][0]
-        for crop in [*crops(sample, 6), without_absent(CentreCrop(6)(sample))]:
+        for crop in [*crops(sample, 6), without_absent(CenterCrop(6)(sample))]:
             truth = GroundTruth.from_sample(crop, 255)
             assert len(truth.visible) == len(truth.labels) == len(truth.crowd)
 

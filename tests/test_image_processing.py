@@ -621,7 +621,7 @@ def test_semantic_format_of_stacks():
     processor = MaskClsImageProcessor(do_resize=False, size_divisor=None, label_format="semantic")
     image, stack = blank(1, 3), np.array([[[1, 1, 0]], [[0, 1, 0]]], dtype=bool)
     assert processor(image, stack, class_labels=[4, 4])["labels"][0].tolist() == [[4, 4, VOID]]
-    with pytest.raises(ValueError, match="image 0: masks of different classes overlap"):
+    with pytest.raises(ValueError, match="image 0: segments of different classes overlap"):
         processor(image, stack, class_labels=[4, 5])
 
 

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import maskcls_hf.models.mask_costs as mask_costs
-from maskcls_hf.models.mask_costs import paired_losses, pairwise_losses
+from maskcls_hf.models import losses, matching
+from maskcls_hf.models.losses import paired_losses
+from maskcls_hf.models.matching import PaddedTargets, pairwise_losses
 
 
 def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -24,6 +25,13 @@ def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tu
     return torch.stack(focal), torch.stack(dice)
 
 
+def losses_of_pairs(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Of masks (M, h, w) with their own segments (M, H, W), each of an image of its own."""
+    number = len(targets)
+    padded = PaddedTargets(targets, torch.zeros(number, dtype=torch.int64), [1] * number, counted)
+    return paired_losses(logits, padded, torch.arange(number), torch.zeros(number, dtype=torch.int64))
+
+
 @pytest.fixture(params=["all pixels", "some pixels", "none of one mask", "fewer pixels than cells"])
 def masks(request) -> tuple[Tensor, Tensor, Tensor | None]:
     logits = 3 * torch.randn(5, 6, 9, dtype=torch.float64)
@@ -35,16 +43,17 @@ def masks(request) -> tuple[Tensor, Tensor, Tensor | None]:
     return logits.requires_grad_(), targets, counted
 
 
-@pytest.mark.parametrize("masks_a_slice", [1, 2, 100])
+@pytest.mark.parametrize("masks_a_chunk", [1, 2, 100])
 @pytest.mark.parametrize("tile", [(256, 512), (7, 5), (1, 1)])
-def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_slice, tile, monkeypatch):
+def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_chunk, tile, monkeypatch):
     logits, targets, counted = masks
-    monkeypatch.setattr(mask_costs, "CPU_TILE", tile)
-    monkeypatch.setattr(mask_costs, "CPU_SLICE", masks_a_slice * min(tile[0] * tile[1], targets[0].numel()))
+    monkeypatch.setattr(losses, "CPU_TILE", tile)
+    pixels = targets[0].numel()
+    monkeypatch.setattr(matching, "CPU_CHUNK", masks_a_chunk * (5 * 8 * min(tile[0] * tile[1], pixels) + 4 * pixels))
     factors = torch.rand(2, 5, dtype=torch.float64)
     results = []
-    for losses in (paired_losses, by_definition):
-        values = torch.stack(losses(logits, targets, counted))
+    for losses_of in (losses_of_pairs, by_definition):
+        values = torch.stack(losses_of(logits, targets, counted))
         results.append((values.detach(), *torch.autograd.grad((factors * values).sum(), logits)))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
@@ -53,24 +62,27 @@ def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_slice,
 def test_paired_losses_without_gradients_are_the_same(masks):
     logits, targets, counted = masks
     with torch.no_grad():
-        without = paired_losses(logits, targets, counted)
-    assert torch.equal(torch.stack(without), torch.stack(paired_losses(logits, targets, counted)))
+        without = losses_of_pairs(logits, targets, counted)
+    assert torch.equal(torch.stack(without), torch.stack(losses_of_pairs(logits, targets, counted)))
 
 
 def test_paired_losses_and_gradients_stay_finite_at_extreme_logits():
     logits = torch.tensor([-1e4, -100.0, 100.0, 1e4]).view(4, 1, 1).requires_grad_()
     for inside in (True, False):
-        losses = paired_losses(logits, torch.full((4, 2, 2), inside))
-        (gradient,) = torch.autograd.grad(torch.stack(losses).sum(), logits)
-        assert torch.stack(losses).isfinite().all() and gradient.isfinite().all()
+        values = torch.stack(losses_of_pairs(logits, torch.full((4, 2, 2), inside), None))
+        (gradient,) = torch.autograd.grad(values.sum(), logits)
+        assert values.isfinite().all() and gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("slice_size", [1, 28, 2**18])
-def test_pairwise_losses_are_the_paired_losses_of_every_pair(slice_size, monkeypatch):
-    monkeypatch.setattr(mask_costs, "CPU_SLICE", slice_size)
-    logits, targets = 3 * torch.randn(4, 6, 8, dtype=torch.float64), torch.rand(3, 6, 8) > 0.6
-    counted = torch.rand(6, 8) > 0.3
-    costs = pairwise_losses(logits.flatten(1), targets.flatten(1).double(), counted.flatten().double())
-    for segment, target in enumerate(targets):
-        expected = by_definition(logits, target.expand(4, -1, -1), counted.expand(4, -1, -1))
-        torch.testing.assert_close(torch.stack(costs)[:, :, segment], torch.stack(expected), atol=1e-12, rtol=1e-9)
+@pytest.mark.parametrize("chunk", [1, 4000, 2**23])
+def test_pairwise_losses_are_the_paired_losses_of_every_pair(chunk, monkeypatch):
+    """Of two images; a chunk is a pixel, some pixels, or both images."""
+    monkeypatch.setattr(matching, "CPU_CHUNK", chunk)
+    logits, targets = 3 * torch.randn(2, 4, 6, 8, dtype=torch.float64), torch.rand(2, 3, 6, 8) > 0.6
+    valid = torch.rand(2, 6, 8) > 0.3
+    inside = targets & valid[:, None]
+    costs = torch.stack(pairwise_losses(logits.flatten(2), inside.flatten(2), valid.flatten(1)))
+    for image in range(2):
+        for segment, target in enumerate(targets[image]):
+            expected = by_definition(logits[image], target.expand(4, -1, -1), valid[image].expand(4, -1, -1))
+            torch.testing.assert_close(costs[:, image, :, segment], torch.stack(expected), atol=1e-12, rtol=1e-9)

@@ -23,7 +23,7 @@ from maskcls_hf.metrics import (
     per_class_markdown,
     per_class_table,
 )
-from maskcls_hf.models.runs import Runs
+from maskcls_hf.models.run_lengths import Runs
 
 
 def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[int] = ()) -> dict:

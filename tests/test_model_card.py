@@ -130,7 +130,7 @@ class TestMetadata:
         )
 
     def test_nothing_is_made_up(self, tmp_path):
-        """Without recipe, scores, data and licence the metadata has none of them."""
+        """Without recipe, scores, data and license the metadata has none of them."""
         data = ModelCard.load(write_model_card(save_maskcls(tmp_path / "bare"))).data.to_dict()
         assert set(data) == {"library_name", "pipeline_tag", "tags"}
 
@@ -648,7 +648,7 @@ class TestPush:
         files = {path.name for path in (tmp_path / "look").iterdir()}
         assert "README.md" in files and not files & {"model.safetensors", "config.json", "modeling_maskcls.py"}
         text = (tmp_path / "look" / "README.md").read_text()
-        assert "The weights are not published" in text and "from_pretrained" not in text and "## Licence" not in text
+        assert "The weights are not published" in text and "from_pretrained" not in text and "## License" not in text
         result = run("push", folder, "me/streets", "--without-weights", code=1)
         assert "add --dry-run" in " ".join(result.output.split())
 
@@ -825,9 +825,9 @@ class TestErrors:
         assert "mean_iou is nan" in run("push", folder, "me/x", code=1).stderr
         assert not hub.root.exists()
 
-    def test_a_missing_licence_is_said(self, folder, tmp_path):
+    def test_a_missing_license_is_said(self, folder, tmp_path):
         result = run("push", folder, "me/x", "--dry-run", tmp_path / "look")
-        assert "No licence" in result.stderr and "--dataset" in result.stderr
+        assert "No license" in result.stderr and "--dataset" in result.stderr
         assert "license" not in ModelCard.load(tmp_path / "look" / "README.md").data.to_dict()
 
     def test_terms_of_no_data(self, folder, tmp_path):

@@ -24,8 +24,8 @@ from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_fro
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
 from maskcls_hf.models.post_processing import per_pixel_map
-from maskcls_hf.models.runs import Runs
-from maskcls_hf.visual import draw_overlay, segment_colours
+from maskcls_hf.models.run_lengths import Runs
+from maskcls_hf.visual import draw_overlay, segment_colors
 from tiny import STAGES, pixel_mask
 
 PROCESSOR = MaskClsImageProcessor()
@@ -348,7 +348,7 @@ def test_the_evaluator_scores_and_the_viewer_draws(kind, detr):
 
     panoptic = PROCESSOR.post_process_panoptic_segmentation(pairs, 0.3, overlap_mask_area_threshold=0.0)[0]
     segments = panoptic["segments_info"]
-    colours = segment_colours(segments, len(NAMES), one_per_class=[0])
+    colours = segment_colors(segments, len(NAMES), one_per_class=[0])
     image = np.full((40, 60, 3), 128, dtype=np.uint8)
     drawn = draw_overlay(image, panoptic["segmentation"].numpy(), segments, colours, NAMES)
     assert segments and len(np.unique(np.asarray(drawn))) > 2

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from maskcls_hf.data.sample import VOID
 from maskcls_hf.metrics import NO_SEGMENT, GroundTruth, PanopticQuality
-from maskcls_hf.models.runs import Runs
+from maskcls_hf.models.run_lengths import Runs
 from panoptic_cases import DATA, FIGURES, REAL, Case, Segmentation, figures, panopticapi, random_case, real_case
 
 EXPECTED = json.loads(FIGURES.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
@@ -18,24 +19,43 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import MaskFormerImageProcessor
 
-from maskcls_hf.models import post_processing, reference_maps, resizing
+from maskcls_hf.models import device_maps, post_processing, tiled_maps
+from maskcls_hf.models.device_maps import DeviceMaps
 from maskcls_hf.models.post_processing import (
+    PlainMaps,
+    ResizeGeometry,
     instance_segments,
-    mask_to_coco_rle,
     panoptic_segments,
     per_pixel_map,
     semantic_map,
 )
+from maskcls_hf.models.run_lengths import mask_to_coco_rle
+from maskcls_hf.models.tiled_maps import TiledMaps
 
 IMAGES = [("batch", 0), ("batch", 1), ("batch", 2), ("nopad_up", 0), ("pad_up", 0), ("nothing", 0)]
 THRESHOLDS = ["0.8_0.8", "0.7_0.8", "0_0", "0.5_0.6"]
-TILES = [32, 3, 1]  # edges of tiles, in padded pixels
+WAYS = ["plain", "tiles of 32", "tiles of 5", "tiles of 2", "tiles of 1", "device", "device in chunks"]
 PAIR_FUNCTIONS = [semantic_map, panoptic_segments, instance_segments]
 
 
-def tiles_of(edge: int):
-    """Within, maps are made in tiles of this edge, in padded pixels."""
-    return mock.patch.object(resizing, "TILE", edge)
+@contextmanager
+def made(way: str):
+    """Within, maps are made in this way, whatever their device and size; edges of tiles are padded pixels."""
+    maps = PlainMaps if way == "plain" else DeviceMaps if way.startswith("device") else TiledMaps
+    edge = int(way.split()[-1]) if maps is TiledMaps else 64
+    chunk = 3000 if way == "device in chunks" else 2**28  # bytes: few maps, or one
+    with (
+        mock.patch.object(
+            post_processing, "maps_of", lambda logits, *sizes: maps(ResizeGeometry.checked(logits, *sizes))
+        ),
+        mock.patch.object(tiled_maps, "TILE", edge),
+        mock.patch.object(device_maps, "CHUNK_BYTES", chunk),
+    ):
+        yield
+
+
+def plain_maps(logits: torch.Tensor, sizes: dict) -> PlainMaps:
+    return PlainMaps(ResizeGeometry.checked(logits, **sizes))
 
 
 def square(size: int, valid: int | None = None, target: int | None = None) -> dict:
@@ -87,12 +107,12 @@ def oracle_image(oracle, name: str, image: int):
     return case, pair, sizes
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("resize", "key"), [("scores", "sem_seg_after"), ("logits", "sem_seg_before")])
 @pytest.mark.parametrize(("name", "image"), IMAGES)
-def test_semantic_equals_the_papers_code(oracle, name, image, resize, key, tile):
+def test_semantic_equals_the_papers_code(oracle, name, image, resize, key, way):
     case, pair, sizes = oracle_image(oracle, name, image)
-    with tiles_of(tile):
+    with made(way):
         result, scores = semantic_map(*pair, **sizes, resize=resize, return_scores=True)
         pruned = semantic_map(*pair, **sizes, resize=resize)
     torch.testing.assert_close(scores, case[f"{key}_{image}"], atol=5e-5, rtol=0)
@@ -101,16 +121,16 @@ def test_semantic_equals_the_papers_code(oracle, name, image, resize, key, tile)
     assert torch.equal(pruned, result)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
 @pytest.mark.parametrize(("name", "image"), IMAGES)
-def test_panoptic_equals_the_papers_code(oracle, name, image, thresholds, tile):
+def test_panoptic_equals_the_papers_code(oracle, name, image, thresholds, way):
     case, pair, sizes = oracle_image(oracle, name, image)
     things = case["thing_classes"].tolist()
     threshold, overlap = map(float, thresholds.split("_"))
     stuff = set(range(pair[0].shape[1] - 1)) - set(things)
     options = dict(threshold=threshold, overlap_mask_area_threshold=overlap, label_ids_to_fuse=stuff)
-    with tiles_of(tile):
+    with made(way):
         segmentation, segments = panoptic_segments(*pair, **sizes, **options)
     assert segmentation.dtype == torch.int32
     assert torch.equal(segmentation, case[f"panoptic_{thresholds}_{image}"])
@@ -124,8 +144,8 @@ def test_per_pixel_is_upsample_crop_resize_argmax():
     sizes = dict(padded_size=(36, 28), valid_size=(30, 25), target_size=(51, 20))
     upsampled = functional.interpolate(logits[None], (36, 28), mode="bilinear")[..., :30, :25]
     expected = functional.interpolate(upsampled, (51, 20), mode="bilinear")[0]
-    for tile in TILES:
-        with tiles_of(tile):
+    for way in WAYS:
+        with made(way):
             result, scores = per_pixel_map(logits, **sizes, return_scores=True)
             torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
             assert torch.equal(result, expected.argmax(0))
@@ -246,7 +266,7 @@ def test_no_empty_instance():
     assert masks.shape == (0, 4, 4) and segments == []
 
 
-# ------------------------------------------------------------------ the reference path
+# ------------------------------------------------------------------ the plain order
 
 
 def assert_greatest(result: torch.Tensor, values: torch.Tensor) -> None:
@@ -257,15 +277,16 @@ def assert_greatest(result: torch.Tensor, values: torch.Tensor) -> None:
     assert ((greatest - chosen) / scale).max() <= 1e-5
 
 
-TILE_EDGES = st.sampled_from([1, 2, 5, 32])
+SOME_WAY = st.sampled_from(WAYS[1:])
 
 
 @settings(max_examples=150, deadline=None)
-@given(predictions(), st.sampled_from(["scores", "logits"]), TILE_EDGES)
-def test_semantic_equals_the_reference(prediction, resize, tile):
+@given(predictions(), st.sampled_from(["scores", "logits"]), SOME_WAY)
+def test_semantic_equals_the_plain_order(prediction, resize, way):
     class_logits, mask_logits, sizes = prediction
-    expected = reference_maps.semantic_scores(class_logits, mask_logits, **sizes, resize=resize)
-    with tiles_of(tile):
+    class_probs = class_logits.float().softmax(-1)[:, :-1]
+    expected = plain_maps(mask_logits, sizes).semantic_scores(class_probs, mask_logits.float(), resize)
+    with made(way):
         result = semantic_map(class_logits, mask_logits, **sizes, resize=resize)
         same, scores = semantic_map(class_logits, mask_logits, **sizes, resize=resize, return_scores=True)
     assert result.shape == sizes["target_size"] and result.dtype == torch.int64
@@ -276,40 +297,42 @@ def test_semantic_equals_the_reference(prediction, resize, tile):
 
 
 @settings(max_examples=100, deadline=None)
-@given(predictions(), TILE_EDGES)
-def test_per_pixel_equals_the_reference(prediction, tile):
+@given(predictions(), SOME_WAY)
+def test_per_pixel_equals_the_plain_order(prediction, way):
     logits, sizes = prediction[1], prediction[2]
     if len(logits):
-        expected = reference_maps.mask_logits(logits, **sizes)
-        with tiles_of(tile):
+        expected = plain_maps(logits, sizes).resize(logits.float())
+        with made(way):
             assert_greatest(per_pixel_map(logits, **sizes), expected)
 
 
 @settings(max_examples=150, deadline=None)
-@given(predictions(), st.sampled_from([0.0, 0.3, 0.6]), st.sampled_from([0.1, 0.5, 0.9]), TILE_EDGES)
-def test_panoptic_equals_the_reference(prediction, threshold, mask_threshold, tile):
+@given(predictions(), st.sampled_from([0.0, 0.3, 0.6]), st.sampled_from([0.1, 0.5, 0.9]), SOME_WAY)
+def test_panoptic_equals_the_plain_order(prediction, threshold, mask_threshold, way):
     """Without a rule for overlaps and with ids of their own, segments are what their queries win."""
     class_logits, mask_logits, sizes = prediction
-    values, queries = reference_maps.panoptic_winners(class_logits, mask_logits, threshold, **sizes)
     scores, labels = class_logits.float().softmax(-1).max(-1)
-    frame = resizing.MapFrame.checked(mask_logits, *sizes.values())
-    mask_logit = torch.tensor(mask_threshold, dtype=torch.float64).logit().item()
+    queries = ((labels < class_logits.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
     if not len(queries):
         return
-    with tiles_of(tile):
-        winners, areas = post_processing._winners(scores[queries], mask_logits[queries].float(), frame, mask_logit)
-    assert_greatest(winners, values)
-    logits = reference_maps.mask_logits(mask_logits[queries], **sizes)
+    scores, mask_logits = scores[queries], mask_logits[queries].float()
+    mask_logit = torch.tensor(mask_threshold, dtype=torch.float64).logit().item()
+    with made(way):
+        maps = post_processing.maps_of(mask_logits, *sizes.values())
+        winners, areas, mask_areas = maps.assign_pixels(scores, mask_logits, mask_logit)
+    logits = plain_maps(mask_logits, sizes).resize(mask_logits)
+    assert_greatest(winners.long(), scores[:, None, None] * logits.sigmoid())
+    assert torch.equal(areas, winners.flatten().bincount(minlength=len(scores)))
     near = (logits - mask_logit).abs() <= 1e-5
-    assert ((areas - (logits >= mask_logit).sum((1, 2))).abs() <= near.sum((1, 2))).all()
+    assert ((mask_areas - (logits >= mask_logit).sum((1, 2))).abs() <= near.sum((1, 2))).all()
 
 
 @settings(max_examples=100, deadline=None)
-@given(predictions(), st.sampled_from([0.0, 0.3]), st.sampled_from([0.1, 0.5, 0.9]), TILE_EDGES)
-def test_instances_equal_the_reference(prediction, threshold, mask_threshold, tile):
+@given(predictions(), st.sampled_from([0.0, 0.3]), st.sampled_from([0.1, 0.5, 0.9]), SOME_WAY)
+def test_instances_equal_the_plain_order(prediction, threshold, mask_threshold, way):
     class_logits, mask_logits, sizes = prediction
     options = dict(**sizes, threshold=threshold, mask_threshold=mask_threshold, top_k=10_000)
-    with tiles_of(tile):
+    with made(way):
         masks, segments = instance_segments(class_logits, mask_logits, **options)
         ids, same = instance_segments(class_logits, mask_logits, **options, as_map=True)
     assert segments == same
@@ -318,7 +341,7 @@ def test_instances_equal_the_reference(prediction, threshold, mask_threshold, ti
         drawn[masks[index]] = index + 1
     assert torch.equal(ids, drawn) and ids.dtype == torch.int32
 
-    probs = reference_maps.mask_logits(mask_logits, **sizes).sigmoid()
+    probs = plain_maps(mask_logits, sizes).resize(mask_logits.float()).sigmoid()
     inside = probs > mask_threshold
     near = (probs - mask_threshold).abs() <= 1e-5
     mask_scores = (probs * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
@@ -453,7 +476,7 @@ def test_temporaries_do_not_grow_with_the_map(function):
         if function is instance_segments:
             results = 20 * target * target  # bool
         temporaries.append(memory.peak - results)
-    largest_tile = 4 * 20 * resizing.LARGEST_TILE**2  # float32
+    largest_tile = 4 * 20 * tiled_maps.LARGEST_TILE**2  # float32
     assert max(temporaries) < 8 * largest_tile
 
 
@@ -560,17 +583,3 @@ def test_rle_of_long_runs():
 def test_rle_refuses_what_is_no_binary_mask(mask):
     with pytest.raises(ValueError, match=r"mask must be \(H, W\)"):
         mask_to_coco_rle(mask)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("function", PAIR_FUNCTIONS)
-def test_on_a_gpu(function):
-    pair = torch.randn(20, 7) * 3, torch.randn(20, 40, 40) * 3
-    sizes = square(160, valid=150, target=233)
-    on_gpu = function(*(logits.cuda() for logits in pair), **sizes)
-    on_cpu = function(*pair, **sizes)
-    if function is semantic_map:
-        on_gpu, on_cpu = (on_gpu, []), (on_cpu, [])
-    assert on_gpu[0].is_cuda and on_gpu[0].shape == on_cpu[0].shape
-    assert (on_gpu[0].cpu() != on_cpu[0]).float().mean() < 1e-3
-    assert [s["label_id"] for s in on_gpu[1]] == [s["label_id"] for s in on_cpu[1]]

@@ -32,8 +32,8 @@ from maskcls_hf.data import (
     TrainTransform,
     open_dataset,
 )
-from maskcls_hf.data.coco_files import Packed
-from maskcls_hf.data.files import read_coloured_ids
+from maskcls_hf.data.files import read_colored_ids
+from maskcls_hf.data.layouts.coco import Packed
 from maskcls_hf.metrics import GroundTruth
 from maskcls_hf.models import image_reading
 from maskcls_hf.training.run import Cropped
@@ -301,12 +301,12 @@ class TestReadColouredIds:
         four_bytes = colours + np.arange(WIDTH, dtype=np.uint8)[:, None] * np.uint8([0, 0, 0, 1])
         in_memory = Image.frombytes("RGB", (WIDTH, HEIGHT), four_bytes.tobytes(), "raw", "RGBX")
         for source in (tmp_path / "ids.png", in_memory, colours[..., :3]):
-            found = read_coloured_ids(source, "ids")
+            found = read_colored_ids(source, "ids")
             assert found.dtype == torch.int32 and np.array_equal(found.numpy(), ids)
 
     def test_other_modes(self):
         with pytest.raises(ValueError, match=r"ids has shape \(2, 2, 4\) \(RGBA\)"):
-            read_coloured_ids(Image.new("RGBA", (2, 2)), "ids")
+            read_colored_ids(Image.new("RGBA", (2, 2)), "ids")
 
 
 class TestCocoPanoptic:

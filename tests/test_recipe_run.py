@@ -196,7 +196,7 @@ class TestReading:
             "model.mask_weight", "model.num_queries", "model.backbone_config.embedding_size",
             "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate",
             "optimizer.clip_norm", "schedule.power",
-            "schedule.max_steps", "augmentation.scale", "augmentation.colour", "augmentation.crop_size",
+            "schedule.max_steps", "augmentation.scale", "augmentation.color", "augmentation.crop_size",
             "training.max_minutes", "training.ema_decay", "training.batch_size", "evaluation.threshold",
             "evaluation.crop", "sampling.by_area", "data.options.number",
         ],
@@ -211,7 +211,7 @@ class TestReading:
         path.write_text(
             "model: {mask_weight: 2e1, dropout: 1e-1, num_queries: 1e1, backbone_config: {embedding_size: 8e0}}\n"
             "image_processor: {rescale_factor: 4e-3, image_std: [5e-1, 1, 1], size: {shortest_edge: 6.4e1}}\n"
-            "augmentation: {crop_size: 3e1, scale: [5e-1, 2e0], colour: 1e-1}\n"
+            "augmentation: {crop_size: 3e1, scale: [5e-1, 2e0], color: 1e-1}\n"
             "optimizer: {learning_rate: 1e-3, clip_norm: 1e0}\nschedule: {max_steps: 1e3, milestones: [0x10, 1_00]}\n"
             "training: {batch_size: 2e0, max_minutes: 1e1}\nevaluation: {threshold: 5e-1, crop: 2e1}\n"
         )
@@ -231,7 +231,7 @@ class TestReading:
             "image_std": [0.5, 1, 1],
             "size": {"shortest_edge": 64},
         }
-        assert recipe.augmentation == {"crop_size": 30, "scale": [0.5, 2], "colour": 0.1}
+        assert recipe.augmentation == {"crop_size": 30, "scale": [0.5, 2], "color": 0.1}
         assert (recipe.optimizer.learning_rate, recipe.optimizer.clip_norm) == (0.001, 1)
         assert (recipe.schedule.max_steps, recipe.schedule.milestones) == (1000, [16, 100])
         assert (recipe.training.batch_size, recipe.training.max_minutes) == (2, 10)

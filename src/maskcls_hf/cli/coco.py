@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from ..inference.predictor import Task
-from ..visual.drawing import Colour, colour_map, distinct_colours
-from .segmenter import SegmentedImage
+from ..utils.tasks import Task
+from ..visual.drawing import Color, color_map, distinct_colors
+
+if TYPE_CHECKING:
+    from .segmenter import SegmentedImage
 
 
-def map_image(result: SegmentedImage, task: Task, colours: Sequence[Colour], num_labels: int) -> Image.Image:
+def map_image(result: SegmentedImage, task: Task, colors: Sequence[Color], num_labels: int) -> Image.Image:
     """The map as PNG content.
 
-    Semantic: class ids, 8 bits, or 16 where there are more than 256 classes. Panoptic: COCO's colours, whose
+    Semantic: class ids, 8 bits, or 16 where there are more than 256 classes. Panoptic: COCO's colors, whose
     R + 256 G + 65536 B is the id of the segment, black for none. Instance: the same; see the JSON for the parts of
     instances that others hide.
     """
     if task == "semantic":
         return Image.fromarray(result.ids.astype(np.uint8 if num_labels <= 256 else np.uint16))
-    return Image.fromarray(colour_map(result.ids, result.segments, colours))
+    return Image.fromarray(color_map(result.ids, result.segments, colors))
 
 
-def colour_id(colour: Colour) -> int:
+def color_id(color: Color) -> int:
     """The id that COCO reads from a pixel of a panoptic PNG."""
-    red, green, blue = colour
+    red, green, blue = color
     return red + 256 * green + 65536 * blue
 
 
@@ -62,19 +64,19 @@ class CocoRecords:
     def __init__(self, task: Task, names: dict[int, str], stuff: Collection[int]):
         self.task = task
         self.categories: list[dict[str, Any]] = [
-            dict(id=label, name=name, color=list(colour))
-            for (label, name), colour in zip(sorted(names.items()), distinct_colours(), strict=False)
+            dict(id=label, name=name, color=list(color))
+            for (label, name), color in zip(sorted(names.items()), distinct_colors(), strict=False)
         ]
         if task == "panoptic":
             self.categories = [category | {"isthing": int(category["id"] not in stuff)} for category in self.categories]
 
-    def of(self, map_name: str, result: SegmentedImage, colours: Sequence[Colour]) -> dict[str, Any]:
+    def of(self, map_name: str, result: SegmentedImage, colors: Sequence[Color]) -> dict[str, Any]:
         """`image` and `annotations` of one image, without the ids that they get among others."""
         height, width = result.ids.shape
         if self.task == "instance":
             annotations = [self.instance(index, result) for index in range(len(result.segments))]
         else:
-            records = self.areas(result) if self.task == "semantic" else self.segments(result, colours)
+            records = self.areas(result) if self.task == "semantic" else self.segments(result, colors)
             annotations = [dict(image_id=0, file_name=map_name, segments_info=records)]
         return {"image": dict(id=0, file_name="", height=height, width=width), "annotations": annotations}
 
@@ -100,17 +102,17 @@ class CocoRecords:
         ]
 
     @staticmethod
-    def segments(result: SegmentedImage, colours: Sequence[Colour]) -> list[dict[str, Any]]:
+    def segments(result: SegmentedImage, colors: Sequence[Color]) -> list[dict[str, Any]]:
         return [
             dict(
-                id=colour_id(colour),
+                id=color_id(color),
                 category_id=segment["label_id"],
                 score=segment["score"],
                 area=segment["area"],
                 bbox=box,
                 iscrowd=0,
             )
-            for segment, colour, box in zip(
-                result.segments, colours, boxes(result.ids, [s["id"] for s in result.segments]), strict=True
+            for segment, color, box in zip(
+                result.segments, colors, boxes(result.ids, [s["id"] for s in result.segments]), strict=True
             )
         ]

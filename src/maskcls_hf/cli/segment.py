@@ -1,18 +1,17 @@
 """`maskcls segment`: images in; overlays, maps and one JSON out."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
-from torch import Tensor
 
-from ..inference.predictor import Task
-from ..models.image_reading import image_to_tensor, open_image
 from ..utils.plain_text import printable
-from ..visual.drawing import draw_overlay, segment_colours
-from .coco import CocoRecords, map_image
+from ..utils.tasks import Task
 from .console import (
     DeviceOption,
     MaskThresholdOption,
@@ -30,7 +29,6 @@ from .console import (
     stop,
 )
 from .results import Results, source_of
-from .segmenter import SegmentedImage, Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -42,7 +40,10 @@ def segment(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
     task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
+    ] = None,
     device: DeviceOption = "auto",
     threshold: Annotated[
         float | None,
@@ -56,19 +57,22 @@ def segment(
     """Segment images and write what was found.
 
     - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend.
-    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one colour a segment, whose R + 256 G +
+    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one color a segment, whose R + 256 G +
       65536 B is its id, as in COCO; black for none.
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
 
     A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
-    neighbouring tiles that overlap become one.
+    neighboring tiles that overlap become one.
 
     A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
-    those of a run that is stopped or killed are kept.
+    those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones
+    and draw the last ones.
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
+    from .segmenter import Segmenter, segment_files
+
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
     if task == "panoptic":
         options["overlap_mask_area_threshold"] = overlap_threshold
@@ -96,7 +100,14 @@ def segment(
     earlier = {*results.records}
     done: set[str] = set()
     try:
-        segment_files(paths, segmenter, batch_size, results, done)
+        with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
+            bar = progress.add_task("", total=len(paths))
+            for path, wrong in segmented:
+                if wrong is None:
+                    done.add(str(path))
+                else:
+                    complain(f"{printable(path)}: {wrong}")
+                progress.advance(bar)
     except KeyboardInterrupt as error:
         stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
@@ -114,77 +125,6 @@ def is_file(path: Path) -> bool:
         return True
     complain(f"{printable(path)}: {'no file' if os.path.lexists(path) else 'no such file'}.")
     return False
-
-
-class Outcome(NamedTuple):
-    """What became of a file: an `image` (3, H, W) on the 0..255 scale and its `result`, or an `error`."""
-
-    path: Path
-    image: Tensor | None = None
-    result: SegmentedImage | None = None
-    error: Exception | None = None
-
-
-def segment_files(
-    paths: Sequence[Path], segmenter: Segmenter, batch_size: int, results: Results, done: set[str]
-) -> None:
-    """Write the results of all files; those that did not fail are in `done`, also after an interruption."""
-    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
-    with results.open(records.categories), progress_bar("Segmenting") as progress:
-        names = dict(zip(paths, results.names(paths), strict=True))
-        bar = progress.add_task("", total=len(paths))
-        for start in range(0, len(paths), batch_size):
-            for outcome in outcomes(paths[start : start + batch_size], segmenter):
-                error = outcome.error or write(outcome, names[outcome.path], segmenter, records, results)
-                if error is None:
-                    done.add(str(outcome.path))
-                else:
-                    complain(f"{printable(outcome.path)}: {error}")
-                progress.advance(bar)
-
-
-def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
-    images = {}
-    for path in paths:
-        try:
-            images[path] = image_to_tensor(open_image(path))
-        except Exception as error:  # broken files raise errors of many kinds
-            yield Outcome(path, error=error)
-    if images:
-        yield from segmented(images, segmenter)
-
-
-def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outcome]:
-    """Where a batch fails, its images go one by one."""
-    try:
-        results = segmenter(list(images.values()))
-    except Exception as error:  # what an image can do to a model is not foreseen
-        for path, image in images.items():
-            if len(images) == 1:
-                yield Outcome(path, error=error)
-            else:
-                yield from segmented({path: image}, segmenter)
-    else:
-        for (path, image), result in zip(images.items(), results, strict=True):
-            yield Outcome(path, image, result)
-
-
-def write(
-    outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords, results: Results
-) -> Exception | None:
-    """What is wrong with the image, if anything is."""
-    image, result = outcome.image, outcome.result
-    assert image is not None and result is not None
-    try:
-        colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
-        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-        overlay = draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names)
-        found_map = map_image(result, segmenter.task, colours, len(segmenter.names))
-        record = records.of(f"{name}.png", result, colours)
-    except Exception as error:
-        return error
-    results.add(outcome.path, name, overlay, found_map, record)
-    return None
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:

@@ -6,15 +6,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
-from ..training import train as train_recipe
-from ..training.stopping import end
 from ..utils.plain_text import cell
-from .console import console, fail
+from .console import DataOption, console, fail
 
 
 def print_recipes(wanted: bool) -> None:
     if wanted:
+        from ..training import list_recipes
+
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():
             table.add_row(cell(name), cell(headline))
@@ -26,7 +25,7 @@ def train(
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="Name of a recipe (see --list), or path of a YAML file.")
     ],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of the data set.")],
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for model, scores, log and checkpoints.")],
     changes: Annotated[
         list[str] | None,
@@ -53,6 +52,10 @@ def train(
 
     Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
     """
+    from ..training import TRAINING_ERRORS, TrainingStopped, load_recipe
+    from ..training import train as train_recipe
+    from ..training.stopping import end
+
     try:
         scores = train_recipe(
             load_recipe(recipe, changes or ()),

@@ -28,7 +28,7 @@ def card_text(facts: CardFacts) -> str:
         ("Failure cases", pictures(facts.failures)),
         ("Speed", speed(facts)),
         ("Limitations", limitations(facts)),
-        ("Licence", licence(facts)),
+        ("License", license_of(facts)),
     )
     return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text) + "\n"
 
@@ -212,7 +212,7 @@ def limitations(facts: CardFacts) -> str:
     return "\n".join(f"- {line}" for line in said)
 
 
-def licence(facts: CardFacts) -> str:
+def license_of(facts: CardFacts) -> str:
     if facts.without_weights:
         return ""
     return f"Of the weights: {markdown(facts.license)}." if facts.license else "Of the weights: not stated."

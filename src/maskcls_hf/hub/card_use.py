@@ -12,7 +12,7 @@ from .card_facts import CardFacts
 def use(facts: CardFacts) -> str:
     if facts.without_weights:
         return "The weights are not published; the training below makes them."
-    task, auto_class = facts.model.task, facts.model.auto_class
+    task, auto_class = facts.model.task, facts.model.kind.auto_class
     section = facts.section("evaluation")
     threshold, overlap = section.get("threshold", 0.8), section.get("overlap_threshold", 0.8)
     options, arguments = "", ""

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..metrics import GroundTruth
-from ..visual.drawing import Colour, LegendRow, beside, draw_overlay, segment_colours, shortened
+from ..visual.drawing import Color, LegendRow, beside, draw_overlay, segment_colors, shortened
 
 PANEL = 420  # pixels of the longer edge of a panel
 GAP = 8
@@ -29,15 +29,15 @@ class Segmented:
 
 
 def draw_maps(
-    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_colour: list[int]
+    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
     """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used."""
     of_truth, of_prediction = (class_map(found) for found in (true, predicted))
     judged = np.where((of_truth == of_prediction)[..., None], RIGHT, WRONG)
     errors = Image.fromarray(np.where((of_truth >= 0)[..., None], judged, UNKNOWN))
-    colours: list[Colour] = segment_colours(predicted.segments, len(names), one_colour)
-    found = draw_overlay(np.full_like(image, 255), predicted.ids, predicted.segments, colours, names, legend=False)
-    return in_a_row([found, errors], names, [(predicted, colours)])
+    colors: list[Color] = segment_colors(predicted.segments, len(names), one_color)
+    found = draw_overlay(np.full_like(image, 255), predicted.ids, predicted.segments, colors, names, legend=False)
+    return in_a_row([found, errors], names, [(predicted, colors)])
 
 
 def class_map(found: Segmented) -> NDArray[Any]:
@@ -48,29 +48,29 @@ def class_map(found: Segmented) -> NDArray[Any]:
 
 
 def draw_case(
-    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_colour: list[int]
+    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
-    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colours."""
-    coloured = [(found, segment_colours(found.segments, len(names), one_colour)) for found in (true, predicted)]
-    overlays = [draw_overlay(image, found.ids, found.segments, c, names, legend=False) for found, c in coloured]
-    return in_a_row([Image.fromarray(image), *overlays], names, coloured)
+    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors."""
+    colored = [(found, segment_colors(found.segments, len(names), one_color)) for found in (true, predicted)]
+    overlays = [draw_overlay(image, found.ids, found.segments, c, names, legend=False) for found, c in colored]
+    return in_a_row([Image.fromarray(image), *overlays], names, colored)
 
 
 def in_a_row(
-    panels: list[Image.Image], names: dict[int, str], coloured: list[tuple[Segmented, list[Colour]]]
+    panels: list[Image.Image], names: dict[int, str], colored: list[tuple[Segmented, list[Color]]]
 ) -> Image.Image:
     """Panels of one shape side by side, with the legend of the segments that are drawn in them."""
-    legend: dict[str, list[Colour]] = {}
-    for found, colours in coloured:
-        for segment, colour in zip(found.segments, colours, strict=True):
+    legend: dict[str, list[Color]] = {}
+    for found, colors in colored:
+        for segment, color in zip(found.segments, colors, strict=True):
             name = names[segment["label_id"]]
             if name.lower() != "background":  # which is not drawn
-                legend.setdefault(name, []).append(colour)
+                legend.setdefault(name, []).append(color)
     factor = PANEL / max(panels[0].size)
     size = (max(1, round(panels[0].width * factor)), max(1, round(panels[0].height * factor)))
     panels = [panel.resize(size, Image.Resampling.LANCZOS) for panel in panels]
     if legend:
-        rows = [LegendRow(shortened(name), list(dict.fromkeys(colours))) for name, colours in legend.items()]
+        rows = [LegendRow(shortened(name), list(dict.fromkeys(colors))) for name, colors in legend.items()]
         panels[-1] = beside(panels[-1], rows)
     sheet = Image.new("RGB", ((len(panels) - 1) * (size[0] + GAP) + panels[-1].width, size[1]), "white")
     for place, panel in enumerate(panels):

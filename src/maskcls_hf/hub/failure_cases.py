@@ -104,9 +104,9 @@ def failure_cases(
         sample, truth, found = looked_at(-place)
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
         predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
-        one_colour = list(predictor.id2label) if task == "semantic" else stuff
+        one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
-        picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_colour)
+        picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)
         cases.append(FailureCase(sample["name"], METRIC_OF[task], -negative, picture, shows))
     return cases
 

@@ -136,7 +136,7 @@ def read_scores(model: SavedModel, options: CardOptions) -> list[Scores]:
 
 
 def metadata(facts: CardFacts, tags: Sequence[str] = ()) -> ModelCardData:
-    """What the Hub reads of a card. A licence that nobody states is left out."""
+    """What the Hub reads of a card. A license that nobody states is left out."""
     short_name = printable(facts.name.split("/")[-1])
     # Results need a data set; without its name that of the model says whose it is.
     name, hub_id = (short_name, short_name) if facts.data is None else (facts.data.name, facts.data.hub_id)

@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ..models.runs import as_array
+from ..models.run_lengths import as_array
 from .ground_truth import GroundTruth
 from .summed import class_names
 

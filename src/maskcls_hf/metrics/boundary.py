@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from ..models.runs import Runs, as_array, overlay
+from ..models.run_lengths import Runs, as_array, overlay
 from .ground_truth import GroundTruth
 from .mean_iou import SemanticCounts, check_ids, check_sizes
 

@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.mask_runs import MaskRuns
 from ..models.options import require_range
-from ..models.output_maps import classifies_pixels
-from ..models.runs import Runs, as_array, places_in
+from ..models.post_processing import classifies_pixels
+from ..models.run_lengths import MaskRuns, Runs, as_array, places_in
 from .average_precision import MaskAP, pad_rows
 from .bootstrap import Bootstrap
 from .boundary import BoundaryIoU

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.sample import VOID, Sample, void_value
-from ..models.mask_runs import MaskRuns
-from ..models.runs import Runs, places_in
+from ..models.run_lengths import MaskRuns, Runs, places_in
 
 NO_SEGMENT = -2  # place of pixels that are annotated as part of no segment, such as the background of COCO instances
 

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..models.runs import as_array
+from ..models.run_lengths import as_array
 from .average_precision import Masks, run_lengths
 from .ground_truth import GroundTruth
 from .summed import SummedMetric

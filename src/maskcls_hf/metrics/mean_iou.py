@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import void_id_of
-from ..models.runs import Ids, Runs, as_array, count, overlay
+from ..models.run_lengths import Ids, Runs, as_array, count, overlay
 from .ground_truth import GroundTruth
 from .summed import SummedMetric, check_contiguous
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.sample import VOID
-from ..models.runs import Runs, as_array, count, overlay, places_in
+from ..models.run_lengths import Runs, as_array, count, overlay, places_in
 from .ground_truth import GroundTruth
 from .summed import SummedMetric, check_contiguous
 

@@ -132,13 +132,6 @@ def layer_suffix(index: int, layers: int) -> str:
     return "" if index == layers - 1 else f"_{index}"
 
 
-class Assignment(NamedTuple):
-    """Which query explains which ground-truth segment of one image (sigma of paper Section 3.2)."""
-
-    query_indices: Tensor  # (M,) int64
-    segment_indices: Tensor  # (M,) int64
-
-
 class ValidRegion:
     """The part of a padded batch that is image; padding lies at the bottom and on the right.
 

@@ -31,17 +31,17 @@ from .backbones import (
 )
 from .checkpoint_manifest import require_whole
 from .configuration_maskcls import (
+    CHECKPOINT_READERS,
     MaskClsConfig,
     PerPixelConfig,
     check_several_classes,
     checked_classes,
 )
 from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
-from .criterion import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .custom_parts import copy_custom_parts, load_custom_parts
-from .interchange_maskformer import holds_maskformer, load_maskformer
 from .label_tensors import as_labels
 from .layers import MLP, QueryTable, XavierLinear, all_rows
+from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS
 from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
@@ -156,7 +156,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or of transformers' MaskFormer (`model_type` "maskformer").
+        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer.
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`.
 
@@ -168,9 +168,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
         load_custom_parts(path, config, kwargs)
-        if cls.config_class.model_type != MaskClsConfig.model_type or not holds_maskformer(path, kwargs):
+        readers = CHECKPOINT_READERS if cls.config_class.model_type == MaskClsConfig.model_type else []
+        read = next(filter(None, (reader(path, kwargs) for reader in readers)), None)
+        if read is None:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        state, unknown = load_maskformer(path, kwargs)
+        state, unknown = read
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(loaded, tuple):
@@ -523,7 +525,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
                 at the bottom and on the right. None: no padding.
             void_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where the loss must not look.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.criterion.count_items`.
+            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
         """
         if (mask_labels is None) != (class_labels is None):

@@ -7,27 +7,135 @@ no-object last and `masks_queries_logits` (N, h, w), and three sizes (height, wi
 - `target_size`: (H, W), the size of the map that is returned.
 
 Both resizes are bilinear with `align_corners=False`. The work is done in float32 whatever the dtype of the logits.
-reference_maps.py does these steps for whole maps, one after the other. Here they are done in tiles, and in a tile only
-for the classes or queries that can win there (contenders.py); the result is the same, to the rounding of float32.
+
+`PlainMaps` does the steps in the order of the paper, for whole maps. What runs makes the same maps with less work and
+memory, to the rounding of float32: tiled_maps.py on a CPU, device_maps.py elsewhere.
 
 Errors: ValueError for NaN or infinite logits, shapes that do not belong together, sizes that are not positive,
 an image larger than its padded size, thresholds outside [0, 1]; TypeError for sizes that are not two integers.
 """
 
-from collections.abc import Callable, Collection, Iterator
+import ctypes
+import operator
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from functools import wraps
+from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from .contenders import contenders, corner_bounds, draw_greatest, indices_by_place, leads
-from .options import checked_label_ids
-from .resizing import MapFrame, Size, Tile, TileGrid
+from .options import checked_label_ids, plain
+from .run_lengths import mask_to_coco_rle
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+Size = Sequence[int] | Tensor  # (height, width); (2,)
+TargetSizes = Sequence[tuple[int, int]] | Tensor | None
+
+GROWTH = 128 << 20  # bytes, from which on freed memory is given back
+STATM = Path("/proc/self/statm")
+
+
+@dataclass(frozen=True)
+class ResizeGeometry:
+    """The sizes (height, width) that a map passes through."""
+
+    logits: tuple[int, int]
+    padded: tuple[int, int]
+    valid: tuple[int, int]  # the image; padding lies at the bottom and the right
+    target: tuple[int, int]
+
+    @classmethod
+    def checked(cls, logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> "ResizeGeometry":
+        """Raises TypeError or ValueError for what is no size, and for an image larger than its padded size."""
+        padded = _checked_size(padded_size, "padded_size")
+        valid = _checked_size(valid_size, "valid_size")
+        target = _checked_size(target_size, "target_size")
+        if valid[0] > padded[0] or valid[1] > padded[1]:
+            raise ValueError(f"valid_size {valid} does not fit into padded_size {padded}; both are (height, width)")
+        return cls((logits.shape[-2], logits.shape[-1]), padded, valid, target)
+
+
+@dataclass(frozen=True)
+class PlainMaps:
+    """Maps of one image in the order of the paper, step by step for whole maps."""
+
+    sizes: ResizeGeometry
+
+    def to_padded_size(self, logits: Tensor) -> Tensor:
+        """Logits (C, h, w) at what the network saw, without the padding."""
+        height, width = self.sizes.valid
+        return interpolate(logits, self.sizes.padded)[:, :height, :width]
+
+    def to_target_size(self, maps: Tensor) -> Tensor:
+        """Maps of the image as the network saw it -> (C, H, W)."""
+        return interpolate(maps, self.sizes.target)
+
+    def resize(self, logits: Tensor) -> Tensor:
+        """Logits (C, h, w) -> (C, H, W). Panoptic and instance maps are made of these."""
+        return self.to_target_size(self.to_padded_size(logits))
+
+    def semantic_scores(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """(K, H, W): sum_i p_i(c) m_i, of class probabilities (N, K) and mask logits (N, h, w)."""
+        if resize == "logits":
+            mask_probs = self.resize(mask_logits).sigmoid()  # (N, H, W)
+            return torch.einsum("nk,nyx->kyx", class_probs, mask_probs)
+        mask_probs = self.to_padded_size(mask_logits).sigmoid()  # (N, valid height, valid width)
+        return self.to_target_size(torch.einsum("nk,nyx->kyx", class_probs, mask_probs))
+
+    def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """The class of the highest score at each pixel: (H, W) int64."""
+        return self.semantic_scores(class_probs, mask_logits, resize).argmax(0)
+
+    def per_pixel_map(self, logits: Tensor) -> Tensor:
+        """The class of the highest logit (K, h, w) at each pixel: (H, W) int64."""
+        return self.resize(logits).argmax(0)
+
+    def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Of n queries with class scores (n,) the index that each pixel goes to (H, W), how many pixels each gets (n,),
+        and how many its own mask has (n,): where its logit is at least `mask_logit`."""
+        logits = self.resize(mask_logits)  # (n, H, W)
+        winners = (scores[:, None, None] * logits.sigmoid()).argmax(0)  # (H, W)
+        return winners, winners.flatten().bincount(minlength=len(scores)), (logits >= mask_logit).sum((1, 2))
+
+    def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """The pixels of each mask (n,), where its logit is above `mask_logit`, and the sum of its probabilities there
+        (n,) float64."""
+        logits = self.resize(mask_logits)  # (n, H, W)
+        inside = logits > mask_logit
+        return inside.sum((1, 2)), (logits.sigmoid() * inside).sum((1, 2)).double()
+
+    def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """(n, H, W) bool."""
+        return self.resize(mask_logits) > mask_logit
+
+    def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """(H, W) int32: 1 + the index of the first mask that has the pixel, 0 where none has it."""
+        masks = self.masks(mask_logits, mask_logit)
+        return torch.where(masks.any(0), masks.int().argmax(0) + 1, 0).int()
+
+
+def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size), bilinear with half-pixel centers."""
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> PlainMaps:
+    """What makes maps of these sizes on the device of the logits."""
+    sizes = ResizeGeometry.checked(logits, padded_size, valid_size, target_size)
+    if logits.device.type == "cpu":
+        from .tiled_maps import TiledMaps  # made of PlainMaps
+
+        return TiledMaps(sizes)
+    from .device_maps import DeviceMaps
+
+    return DeviceMaps(sizes)
 
 
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -66,13 +174,11 @@ def semantic_map(
     if resize not in ("scores", "logits"):
         raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
-    by_class = class_probs[:, :-1].T.contiguous()  # (K, N)
-
-    def scores_of(logits: Tensor, classes: Tensor) -> Tensor:  # (N, ...) -> (k, ...)
-        return (by_class[classes] @ logits.sigmoid().flatten(1)).unflatten(1, logits.shape[1:])
-
-    return _map_of_greatest(mask_logits, scores_of, len(by_class), frame, resize, return_scores)
+    maps = maps_of(mask_logits, padded_size, valid_size, target_size)
+    if return_scores:
+        scores = maps.semantic_scores(class_probs[:, :-1], mask_logits, resize)
+        return scores.argmax(0), scores
+    return maps.semantic_map(class_probs[:, :-1], mask_logits, resize)
 
 
 @in_float32
@@ -95,60 +201,14 @@ def per_pixel_map(
     """
     if logits.ndim != 3 or logits.numel() == 0:
         raise ValueError(f"logits of one image must be (K, h, w), none of them 0, got {tuple(logits.shape)}")
-    logits = _finite(logits, "logits")
-    frame = MapFrame.checked(logits, padded_size, valid_size, target_size)
-    return _map_of_greatest(logits, lambda maps, classes: maps[classes], len(logits), frame, "scores", return_scores)
-
-
-def _map_of_greatest(
-    maps: Tensor,
-    scores_of: Callable[[Tensor, Tensor], Tensor],
-    num_labels: int,
-    frame: MapFrame,
-    resize: str,
-    return_scores: bool,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The class with the greatest score at each pixel; `scores_of(maps, classes)` makes scores of `maps`, and grows
-    with each of them."""
-    segmentation = maps.new_empty(frame.target, dtype=torch.int64)
-    all_classes = torch.arange(num_labels, device=maps.device)
-    tiles = frame.tiles(len(maps) + num_labels, maps.device)
+    logits = logits.detach().float()
+    if not bool(_all_finite(logits)):
+        _check_finite("logits", logits)
+    maps = maps_of(logits, padded_size, valid_size, target_size)
     if return_scores:
-        all_scores = maps.new_empty(num_labels, *frame.target)
-        for tile in tiles:
-            logits = tile.at_padded_size(tile.window(maps))
-            if resize == "scores":
-                scores = tile.at_target_size(scores_of(logits, all_classes))
-            else:
-                scores = scores_of(tile.at_target_size(logits), all_classes)
-            draw_greatest(segmentation[tile.target], scores, all_classes)
-            all_scores[:, tile.rows.target, tile.columns.target] = scores
-        return segmentation, all_scores
-
-    for tile, classes in _contended_tiles(maps, tiles, lambda bound: scores_of(bound, all_classes)):
-        if len(classes) == 1:
-            segmentation[tile.target] = classes
-            continue
-        logits = tile.at_padded_size(tile.window(maps))
-        if resize == "scores":
-            scores = scores_of(logits, classes)
-            left = contenders(*corner_bounds(scores))
-            scores, classes = tile.at_target_size(scores[left]), classes[left]
-        else:
-            classes = classes[contenders(*(scores_of(bound, classes) for bound in corner_bounds(logits)))]
-            scores = scores_of(tile.at_target_size(logits), classes)
-        draw_greatest(segmentation[tile.target], scores, classes)
-    return segmentation
-
-
-def _contended_tiles(
-    maps: Tensor, tiles: TileGrid, scores_of: Callable[[Tensor], Tensor]
-) -> Iterator[tuple[Tile, Tensor]]:
-    """Each tile, and which scores can be the greatest in it by their bounds between the cells of `maps`."""
-    for rows in tiles.rows:
-        least, most = (scores_of(bound) for bound in corner_bounds(maps[:, rows.source]))
-        can_win = tiles.extremes(torch.amax, leads(least, most)) >= 0
-        yield from zip(tiles.in_row(rows), indices_by_place(can_win), strict=True)
+        scores = maps.resize(logits)
+        return scores.argmax(0), scores
+    return maps.per_pixel_map(logits)
 
 
 @in_float32
@@ -183,28 +243,29 @@ def panoptic_segments(
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
+    maps = maps_of(mask_logits, padded_size, valid_size, target_size)
 
-    scores, labels = class_probs.max(-1)
-    kept = (labels < class_probs.shape[1] - 1) & (scores > threshold)
-    scores, labels, mask_logits = scores[kept], labels[kept], mask_logits[kept]  # (n,), (n,), (n, h, w)
-    if len(scores) == 0:
-        return torch.zeros(frame.target, dtype=torch.int32, device=mask_logits.device), []
+    scores, labels = class_probs.max(-1)  # (N,), (N,)
+    kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
+    if len(kept) == 0:
+        return torch.zeros(maps.sizes.target, dtype=torch.int32, device=mask_logits.device), []
+    scores, labels = scores[kept], labels[kept]
+    winners, areas, mask_areas = maps.assign_pixels(scores, mask_logits[kept], _logit(mask_threshold))
+    queries = zip(scores.tolist(), *torch.stack([labels, areas, mask_areas]).tolist(), strict=True)
 
-    winners, own_areas = _winners(scores, mask_logits, frame, _logit(mask_threshold))
-    won_areas = winners.flatten().bincount(minlength=len(scores))
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
-    segment_ids = torch.zeros(len(scores), dtype=torch.int32, device="cpu")
-    queries = zip(labels.tolist(), scores.tolist(), won_areas.tolist(), own_areas.tolist(), strict=True)
-    for query, (label, score, won, own) in enumerate(queries):
-        if won == 0 or own == 0 or won / own < overlap_mask_area_threshold:
+    segment_ids = []
+    for query, (score, label, area, mask_area) in enumerate(queries):
+        if area == 0 or mask_area == 0 or area / mask_area < overlap_mask_area_threshold:
+            segment_ids.append(0)
             continue
         fuse = label in to_fuse
         new = dict(id=len(segments) + 1, label_id=label, was_fused=fuse, score=score, area=0)
         segment = segments.setdefault((label, None if fuse else query), new)
-        segment.update(score=max(segment["score"], score), area=segment["area"] + won)
-        segment_ids[query] = segment["id"]
-    segmentation = segment_ids.to(winners.device).index_select(0, winners.flatten()).view(frame.target)
+        segment.update(score=max(segment["score"], score), area=segment["area"] + area)
+        segment_ids.append(segment["id"])
+    ids = torch.tensor(segment_ids, dtype=torch.int32, device=winners.device)
+    segmentation = ids.index_select(0, winners.flatten()).view(winners.shape)
     return segmentation, list(segments.values())
 
 
@@ -220,36 +281,6 @@ def class_segments(class_map: Tensor) -> dict[str, Any]:
         for index, (label, area) in enumerate(zip(labels.tolist(), areas.tolist(), strict=True), start=1)
     ]
     return {"segmentation": places.to(torch.int32) + 1, "segments_info": segments}
-
-
-def _winners(scores: Tensor, mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> tuple[Tensor, Tensor]:
-    """Of n queries with class scores (n,) the index that a pixel goes to (H, W), and the areas (n,) of their own masks:
-    where their logit is at least `mask_logit`."""
-    winners = torch.empty(frame.target, dtype=torch.int32, device=mask_logits.device)
-    tiles = frame.tiles(len(scores), mask_logits.device)
-    own_areas = torch.zeros(len(scores), dtype=torch.int64, device=mask_logits.device)
-    weights = scores[:, None, None]
-    for rows in tiles.rows:
-        bounds = corner_bounds(mask_logits[:, rows.source])
-        can_win = tiles.extremes(torch.amax, leads(*(bound.sigmoid() * weights for bound in bounds))) >= 0  # (n, T)
-        least, most = tiles.extremes(torch.amin, bounds[0]), tiles.extremes(torch.amax, bounds[1])
-        crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
-        settled = ((can_win.sum(0) == 1) & ~crossed.any(0)).tolist()
-        in_row = tiles.in_row(rows)
-        areas = torch.tensor([tile.area for tile in in_row], device=own_areas.device)
-        own_areas += ((least >= mask_logit) * areas).sum(1)  # without tiles that are crossed
-        by_tile = zip(in_row, indices_by_place(can_win | crossed), settled, crossed.T, strict=True)
-        for tile, queries, is_settled, is_crossed in by_tile:
-            if is_settled:
-                winners[tile.target] = queries
-                continue
-            logits = tile.at_padded_size(tile.window(mask_logits)[queries])
-            left = contenders(*corner_bounds(logits.sigmoid() * weights[queries])) | is_crossed[queries]
-            left = left.nonzero()[:, 0]
-            queries, logits = queries[left], tile.at_target_size(logits[left])
-            own_areas.index_add_(0, queries, (logits >= mask_logit).sum((1, 2)) * is_crossed[queries])
-            draw_greatest(winners[tile.target], logits.sigmoid() * weights[queries], queries)
-    return winners, own_areas
 
 
 @in_float32
@@ -283,95 +314,196 @@ def instance_segments(
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    frame = MapFrame.checked(mask_logits, padded_size, valid_size, target_size)
+    maps = maps_of(mask_logits, padded_size, valid_size, target_size)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
     pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
+    pair_scores, pairs = pair_scores[:top_k].cpu(), pairs[:top_k].cpu()
     # The mask's factor can only lower a score. What has no probability at all is no instance, whatever the threshold.
-    count = min(top_k, int(((pair_scores >= threshold) & (pair_scores > 0)).sum()))
-    pair_scores, pairs = pair_scores[:count].cpu(), pairs[:count]
+    possible = (pair_scores >= threshold) & (pair_scores > 0)
+    pair_scores, pairs = pair_scores[possible], pairs[possible]
     queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
+    mask_logits = mask_logits[queries.to(mask_logits.device)]  # (n, h, w)
+    areas, prob_sums = (values.cpu() for values in maps.mask_areas(mask_logits, mask_logit))
+    mask_scores = prob_sums / areas.clamp(min=1)  # (n,)
 
-    mask_logits = mask_logits[queries]  # (n, h, w)
-    # Masks are made twice, first to score them: at the target size they would not all fit the memory.
-    areas = torch.zeros(len(queries), dtype=torch.int64, device="cpu")
-    prob_sums = torch.zeros(len(queries), dtype=torch.float64, device="cpu")
-    for _, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
-        inside = logits > mask_logit
-        areas[present.cpu()] += inside.sum((1, 2)).cpu()
-        prob_sums[present.cpu()] += (logits.sigmoid() * inside).sum((1, 2)).cpu()
-    mask_scores = prob_sums / areas.clamp(min=1)
-
-    labels, mask_of_pair = (pairs % num_labels).cpu(), mask_of_pair.cpu()
     scores, order = (pair_scores * mask_scores[mask_of_pair]).sort(descending=True, stable=True)
     found = (scores >= threshold) & (areas[mask_of_pair[order]] > 0)
     scores, order = scores[found], order[found]
     best = mask_of_pair[order]
-    records = zip(labels[order].tolist(), scores.tolist(), areas[best].tolist(), strict=True)
+    records = zip((pairs[order] % num_labels).tolist(), scores.tolist(), areas[best].tolist(), strict=True)
     segments = [
         dict(id=index, label_id=label, was_fused=False, score=score, area=area)
         for index, (label, score, area) in enumerate(records, start=1)
     ]
-    draw = _instance_map if as_map else _binary_masks
-    return draw(mask_logits[best.to(mask_logits.device)], frame, mask_logit), segments
+    draw = maps.instance_map if as_map else maps.masks
+    return draw(mask_logits[best.to(mask_logits.device)], mask_logit), segments
 
 
-def _masks_in_tiles(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Iterator[tuple[Tile, Tensor, Tensor]]:
-    """Each tile where masks can have pixels, the indices of these masks (k,), and their logits in it (k, H, W)."""
-    tiles = frame.tiles(len(mask_logits), mask_logits.device)
-    for rows in tiles.rows:
-        _, most = corner_bounds(mask_logits[:, rows.source])
-        is_present = tiles.extremes(torch.amax, most) > mask_logit
-        for tile, present in zip(tiles.in_row(rows), indices_by_place(is_present), strict=True):
-            if len(present):
-                yield tile, present, tile.at_target_size(tile.at_padded_size(tile.window(mask_logits)[present]))
-
-
-def _binary_masks(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:
-    shape = (len(mask_logits), *frame.target)
-    if mask_logits.device.type == "cpu":
-        masks = torch.from_numpy(np.zeros(shape, dtype=bool))  # pages that stay empty take neither memory nor time
-    else:
-        masks = torch.zeros(shape, dtype=torch.bool, device=mask_logits.device)
-    for tile, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
-        masks[present, tile.rows.target, tile.columns.target] = logits > mask_logit
-    return masks
-
-
-def _instance_map(mask_logits: Tensor, frame: MapFrame, mask_logit: float) -> Tensor:
-    ids = torch.zeros(frame.target, dtype=torch.int32, device=mask_logits.device)
-    for tile, present, logits in _masks_in_tiles(mask_logits, frame, mask_logit):
-        inside, of_tile = logits > mask_logit, ids[tile.target]
-        for index in reversed(range(len(present))):  # the best is drawn last
-            of_tile.masked_fill_(inside[index], present[index] + 1)
-    return ids
-
-
-def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
-    """COCO's compressed run-length encoding, as pycocotools reads it: {"size": [H, W], "counts": str}.
-
-    Args:
-        mask: (H, W) bool, or integers that are 0 or 1. Anything else is a ValueError.
-
-    Runs go down the columns and begin with zeros; from the fourth on, a run is written as the difference to the
-    run two before. A character holds five bits, lowest first, plus 32 where more follow, plus 48 to be printable.
+class OutputMapsMixin:
+    """Where `target_sizes` [(height, width), ...] is None, maps have the sizes that the images had before resizing
+    (`original_sizes` of the outputs), else their size in the network's input, else that of the logits.
     """
-    if mask.ndim != 2 or mask.is_floating_point() or not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"mask must be (H, W), bool or 0 and 1, got {tuple(mask.shape)} of {mask.dtype}")
-    pixels = mask.cpu().bool().t().flatten()
-    previous = torch.cat([pixels.new_zeros(1), pixels[:-1]])
-    changes = (pixels != previous).nonzero()[:, 0].tolist()
-    runs = torch.tensor([0, *changes, len(pixels)], device="cpu").diff().tolist()
-    differences = runs[:3] + [run - earlier for run, earlier in zip(runs[3:], runs[1:], strict=False)]
-    characters = []
-    for number in differences:
-        more = True
-        while more:
-            bits, number = number & 31, number >> 5
-            more = number != (-1 if bits & 16 else 0)  # bit 4 of the last character is the sign
-            characters.append(chr(bits + 32 * more + 48))
-    return {"size": list(mask.shape), "counts": "".join(characters)}
+
+    label_ids_to_fuse: Collection[int] | None
+
+    def post_process_semantic_segmentation(
+        self, outputs: Any, target_sizes: TargetSizes = None, return_segmentation_scores: bool = False
+    ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
+        """Class of each pixel.
+
+        Args:
+            outputs: of a mask-classification model, or of a per-pixel model (`logits`).
+            target_sizes: one (height, width) for each image.
+            return_segmentation_scores: also return the scores behind the map.
+
+        Returns:
+            One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
+            `segmentation_scores` (K, H, W).
+        """
+        pairs = not classifies_pixels(outputs)
+        to_map = semantic_map if pairs else per_pixel_map
+        maps: list[Any] = []
+        for *logits, sizes in _images(outputs, target_sizes, pairs):
+            result = to_map(*logits, **sizes, return_scores=return_segmentation_scores)
+            if return_segmentation_scores:
+                fields = zip(("segmentation", "segmentation_scores"), result, strict=True)
+                maps.append(SemanticSegmentationPostProcessorOutput(dict(fields)))
+            else:
+                maps.append(result)
+        return maps
+
+    def post_process_instance_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        target_sizes: TargetSizes = None,
+        return_coco_annotation: bool | None = False,
+        return_binary_maps: bool | None = False,
+    ) -> list[dict[str, Any]]:
+        """Scored instances, which may overlap.
+
+        Args:
+            threshold: lowest score that is kept.
+            mask_threshold: mask probability from which a pixel belongs to a mask.
+            overlap_mask_area_threshold: part of transformers' signature; instances overlap, so it has no use.
+            return_coco_annotation: masks as COCO run-length encodings, which pycocotools reads.
+            return_binary_maps: masks as one tensor.
+
+        Returns:
+            For each image `segments_info` (id from 0, label_id, was_fused, score, area; best score first) and
+            `segmentation`: an (H, W) int32 map of ids, -1 where there is no instance and the best instance where
+            they overlap; or, in the order of `segments_info`, a list of n RLE dicts, or (n, H, W) bool.
+        """
+        if return_coco_annotation and return_binary_maps:
+            raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
+        results = []
+        for *logits, sizes in _images(outputs, target_sizes):
+            as_map = not (return_coco_annotation or return_binary_maps)
+            segmentation: Any
+            segmentation, segments_info = instance_segments(
+                *logits, **sizes, threshold=threshold, mask_threshold=mask_threshold, as_map=as_map
+            )
+            segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
+            if as_map:
+                segmentation -= 1
+            elif return_coco_annotation:
+                segmentation = [mask_to_coco_rle(mask) for mask in segmentation]
+            results.append({"segmentation": segmentation, "segments_info": segments_info})
+        return results
+
+    def post_process_panoptic_segmentation(
+        self,
+        outputs: Any,
+        threshold: float = 0.8,
+        mask_threshold: float = 0.5,
+        overlap_mask_area_threshold: float = 0.8,
+        label_ids_to_fuse: Collection[int] | None = None,
+        target_sizes: TargetSizes = None,
+    ) -> list[dict[str, Any]]:
+        """Segments that do not overlap (paper, Section 3.4). Its `threshold` is the paper's, transformers' is 0.5.
+
+        Args:
+            threshold: lowest class probability of a segment.
+            mask_threshold: mask probability from which a pixel counts to a mask's own area.
+            overlap_mask_area_threshold: part of its own area that a segment must win.
+            label_ids_to_fuse: classes of which one segment is made; None: `self.label_ids_to_fuse`; an empty set
+                fuses nothing.
+
+        Returns:
+            For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
+            `segments_info` (id from 1, label_id, was_fused, score, area). Of a per-pixel model each class is one
+            segment, whatever the thresholds, and has no score (None).
+        """
+        if classifies_pixels(outputs):
+            maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
+            return [class_segments(class_map) for class_map in maps]
+        fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        results = []
+        for *logits, sizes in _images(outputs, target_sizes):
+            num_labels = logits[0].shape[-1] - 1
+            if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
+                raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
+            segmentation, segments_info = panoptic_segments(
+                *logits,
+                **sizes,
+                threshold=threshold,
+                mask_threshold=mask_threshold,
+                overlap_mask_area_threshold=overlap_mask_area_threshold,
+                label_ids_to_fuse=fuse,
+            )
+            results.append({"segmentation": segmentation, "segments_info": segments_info})
+        return results
+
+
+def classifies_pixels(outputs: Any) -> bool:
+    """Whether these are the outputs of a per-pixel model, which knows classes but no segments."""
+    return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
+
+
+def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
+    """For each image its logits, then the keyword arguments of all functions in post_processing.py."""
+    give_back_memory()
+    names = ("class_queries_logits", "masks_queries_logits") if pairs else ("logits",)
+    logits: list[Any] = [getattr(outputs, name, None) for name in names]
+    if any(tensor is None for tensor in logits):
+        raise ValueError(
+            f"the outputs ({type(outputs).__name__}) have no {' and '.join(names)}. Outputs of a per-pixel model make "
+            "semantic maps: post_process_semantic_segmentation, or subtask='semantic' in a pipeline."
+        )
+    count, logit_size = len(logits[0]), tuple(logits[-1].shape[-2:])
+    padded, valid, original = (
+        _size_list(getattr(outputs, name, None)) for name in ("padded_sizes", "valid_sizes", "original_sizes")
+    )
+    if padded is None or valid is None:
+        padded = valid = [logit_size] * count
+    if not pairs:
+        padded = [_stride_multiple(size, logit_size) for size in padded]
+    target = next(sizes for sizes in (_size_list(target_sizes), original, valid) if sizes is not None)
+    if len(target) != count:
+        raise ValueError(f"{len(target)} target_sizes for {count} images; give one (height, width) for each.")
+    for i in range(count):
+        sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i]}
+        yield *(tensor[i] for tensor in logits), sizes
+
+
+def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int, int]:
+    """To what size the paper's code upsamples the logits of its baselines: by their stride, even past the input."""
+    height, width = (-(-pixels // number) * number for pixels, number in zip(size, cells, strict=True))
+    return height, width
+
+
+def _size_list(sizes: TargetSizes) -> list[tuple[int, int]] | None:
+    if sizes is None:
+        return None
+    sizes = plain(sizes)
+    try:
+        return [(operator.index(height), operator.index(width)) for height, width in sizes]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"target_sizes must be (height, width) for each image, integers, got {sizes!r}.") from error
 
 
 def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -383,20 +515,38 @@ def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -
             f"and K >= 1, got {classes} and {masks}"
         )
     class_probs = class_queries_logits.detach().float().softmax(-1)  # a logit of -inf is a probability of 0
-    if not bool(class_probs.isfinite().all()):
-        _finite(class_queries_logits, "class_queries_logits")
-    return class_probs, _finite(masks_queries_logits, "masks_queries_logits")
+    mask_logits = masks_queries_logits.detach().float()
+    if not bool(class_probs.isfinite().all() & _all_finite(mask_logits)):  # one wait for the device
+        if not bool(class_probs.isfinite().all()):
+            _check_finite("class_queries_logits", class_queries_logits)
+        _check_finite("masks_queries_logits", mask_logits)
+    return class_probs, mask_logits
 
 
-def _finite(logits: Tensor, name: str) -> Tensor:
-    logits = logits.detach().float()
-    if logits.numel() and not bool(logits.amin().isfinite() & logits.amax().isfinite()):
-        bad = int((~logits.isfinite()).sum())
+def _all_finite(logits: Tensor) -> Tensor:
+    """() bool; of floats the least and the greatest are found faster than all are looked at."""
+    if not logits.numel():
+        return torch.ones((), dtype=torch.bool, device=logits.device)
+    least, greatest = logits.aminmax()
+    return least.isfinite() & greatest.isfinite()
+
+
+def _check_finite(name: str, logits: Tensor) -> None:
+    if bad := int((~logits.isfinite()).sum()):
         raise ValueError(
             f"{bad} of the {logits.numel()} values of {name} are NaN or infinite: weights or pixel values are "
             "damaged, or half precision overflowed (then run the model in bfloat16 or float32)"
         )
-    return logits
+
+
+def _checked_size(size: Size, name: str) -> tuple[int, int]:
+    try:
+        values = tuple(operator.index(value) for value in size)
+    except TypeError as error:
+        raise TypeError(f"{name} must be (height, width), two integers, got {size!r}") from error
+    if len(values) != 2 or min(values) < 1:
+        raise ValueError(f"{name} must be (height, width), two positive integers, got {values}")
+    return values[0], values[1]
 
 
 def _check_fractions(**values: float) -> None:
@@ -407,3 +557,33 @@ def _check_fractions(**values: float) -> None:
 
 def _logit(probability: float) -> float:
     return float(torch.tensor(probability, dtype=torch.float64, device="cpu").logit())
+
+
+def _trim_of_glibc() -> Callable[[int], Any] | None:
+    """None where the C library is another one."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" and STATM.exists() else None
+
+
+_trim = _trim_of_glibc()
+_resident = 0  # bytes; the least since the last trim
+
+
+def give_back_memory() -> None:
+    """Where the process has grown by more than `GROWTH` since the last time, hand freed memory back to the system.
+
+    glibc keeps what lies between blocks in use: with images of many sizes that is more and more. No setting of it is
+    changed, and most calls only read a number.
+    """
+    global _resident
+    if _trim is None:
+        return
+    resident = _resident_bytes()
+    if resident > _resident + GROWTH:
+        _trim(0)
+        _resident = _resident_bytes()
+    else:
+        _resident = min(_resident, resident)
+
+
+def _resident_bytes() -> int:
+    return int(STATM.read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")

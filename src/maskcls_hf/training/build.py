@@ -19,9 +19,10 @@ from ..inference.loading import load_model as load_saved
 from ..inference.loading import quiet, saved_config, where_to_look
 from ..models.checkpoint_manifest import require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.kinds import KINDS
 from ..models.modeling_maskcls import MaskClsPreTrainedModel
 from ..utils.plain_text import printable
-from .recipe import MODEL_TYPES, Recipe, hints_of_section, model_class
+from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)
 
@@ -57,7 +58,7 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
         fields["num_queries"] = len(id2label)
     label2id = {name: label for label, name in id2label.items()}
     try:
-        config_class = model_class(recipe.model.kind).config_class
+        config_class = KINDS[recipe.model.kind].config_class
         return config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
@@ -79,7 +80,7 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     """
     config = build_config(recipe, id2label)
     try:
-        model = model_class(recipe.model.kind)(config)
+        model = KINDS[recipe.model.kind].model_class(config)
         getattr(model, "criterion", None)  # made when it is used: its parts are known
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
@@ -154,7 +155,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
     model_type = saved_config(folder)["model_type"]
-    kind = "per_pixel" if model_type == MODEL_TYPES["per_pixel"] else "mask_classification"
+    kind = next((name for name, kind in KINDS.items() if model_type in kind.model_types), "mask_classification")
     if kind != recipe.model.kind:
         raise ValueError(
             f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "

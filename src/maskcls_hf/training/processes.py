@@ -14,7 +14,7 @@ from accelerate.utils import DistributedType, parse_flag_from_env
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from ..models.criterion import count_items, count_pixels
+from ..models.losses import count_items, count_pixels
 
 logger = logging.get_logger(__name__)
 

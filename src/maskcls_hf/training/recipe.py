@@ -17,14 +17,17 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from ..data.transforms import TrainTransform
-from ..data.yaml_values import DEEPEST, dump_yaml, parse_yaml, read_yaml
-from ..inference.loading import MODELS
 from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
+from ..models.kinds import KINDS
 from ..models.options import require_range
 from ..utils.writing import write_text
+from ..utils.yaml_values import DEEPEST, dump_yaml, parse_yaml, read_yaml
 from .optim import learning_rate_factor
+
+logger = logging.get_logger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -375,7 +378,7 @@ def _merged(sections: dict[str, dict[str, Any]], given: Mapping[str, Any], where
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: {name} must hold keys and values, got {values!r}.")
-        checked = _checked(name, values, merged, where)
+        checked = _checked(name, with_new_names(name, values, where), merged, where)
         merged[name] = {
             **merged.get(name, {}),
             **{k: _over(merged.get(name, {}).get(k), v) for k, v in checked.items()},
@@ -415,7 +418,6 @@ def _headline(path: Path) -> str:
 
 # -- keys and values ---------------------------------------------------------------------------------------------
 
-MODEL_TYPES = {"mask_classification": "maskcls", "per_pixel": "maskcls_perpixel"}  # of model.kind
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
 # What no recipe gives, as the data or the training loop does, or nothing uses it.
 OF_OTHERS = {
@@ -427,17 +429,25 @@ OF_OTHERS = {
     ),
 }  # fmt: skip
 
+RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
 
-def model_class(kind: str) -> Any:
-    """Of `model.kind`."""
-    return MODELS[MODEL_TYPES[kind]]
+
+def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A section with its keys of before under their names of now, with a warning."""
+    for old, new in RENAMED.get(section, {}).items():
+        if old in values and new in values:
+            raise ValueError(f"{where}: {section}.{old} is the old name of {section}.{new}: give one of the two.")
+        if old in values:
+            logger.warning(f"{where}: {section}.{old} is called {section}.{new} now; the old name is still read.")
+            values = {new if key == old else key: value for key, value in values.items()}
+    return values
 
 
 def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
     """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them, and the types of
     their values; {} for others."""
     if section == "model":
-        config = model_class(model_kind if model_kind in MODEL_TYPES else "mask_classification").config_class
+        config = KINDS.get(model_kind, KINDS["mask_classification"]).config_class
         own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
         hints = {f.name: f.type for f in own}
         return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from ..data import (
     AugmentedDataset,
-    CentreCrop,
+    CenterCrop,
     EpochSampler,
     MaskClsCollator,
     Sample,
@@ -31,8 +31,8 @@ from ..data import (
     repeats_by_area,
 )
 from ..data.errors import naming
-from ..data.occurrence import told_of_classes
 from ..data.sample import without_absent
+from ..data.validation.occurrence import told_of_classes
 from ..metrics import Evaluator
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.modeling_maskcls import (
@@ -333,7 +333,7 @@ class Cropped(Dataset[Sample]):
     """The middle of the images of a data set."""
 
     def __init__(self, dataset: SegmentationDataset, side: int):
-        self.dataset, self.crop = dataset, CentreCrop(side)
+        self.dataset, self.crop = dataset, CenterCrop(side)
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -30,8 +30,8 @@ from ..data import AugmentedDataset, EpochSampler, MaskClsCollator
 from ..hub.card_options import card_options
 from ..hub.model_card import write_model_card
 from ..hub.push import push
-from ..models.memory import give_back_memory
 from ..models.options import require_range
+from ..models.post_processing import give_back_memory
 from ..utils.writing import replacing, saving_model
 from .checkpoints import (
     CheckpointLoads,

@@ -10,7 +10,7 @@ import torch
 
 from maskcls_hf.metrics import GroundTruth, PanopticQuality
 from maskcls_hf.models.image_reading import coloured_ids
-from maskcls_hf.models.runs import Runs
+from maskcls_hf.models.run_lengths import Runs
 
 _DESCRIPTION = """
 Panoptic quality (PQ), its factors segmentation quality (SQ, the mean IoU of matched segments) and recognition quality

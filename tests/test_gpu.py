@@ -1,0 +1,167 @@
+"""What runs on a GPU equals what runs on a CPU: `pytest -m gpu`."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+from maskcls_hf.models import device_maps
+from maskcls_hf.models.post_processing import (
+    PlainMaps,
+    ResizeGeometry,
+    instance_segments,
+    panoptic_segments,
+    per_pixel_map,
+    semantic_map,
+)
+
+pytestmark = pytest.mark.gpu
+
+
+class TestMaps:
+    """On CUDA, with and without the Triton kernel, beside the plain order on the same device."""
+
+    SIZES = [
+        dict(padded_size=(512, 928), valid_size=(512, 910), target_size=(1080, 1920)),
+        dict(padded_size=(512, 928), valid_size=(500, 928), target_size=(500, 928)),
+        dict(padded_size=(256, 464), valid_size=(200, 464), target_size=(97, 301)),
+        dict(padded_size=(128, 232), valid_size=(128, 232), target_size=(128, 232)),
+        dict(padded_size=(64, 100), valid_size=(61, 99), target_size=(1, 700)),
+    ]
+
+    @pytest.fixture(params=["kernel", "chunks", "few maps a chunk"])
+    def way(self, request):
+        if request.param == "kernel":
+            pytest.importorskip("triton")
+            yield
+        else:
+            with (
+                mock.patch.object(device_maps, "kernel_works", lambda *_: False),
+                mock.patch.object(device_maps, "CHUNK_BYTES", 2**28 if request.param == "chunks" else 2**24),
+            ):
+                yield
+
+    @staticmethod
+    def pair(dtype: torch.dtype, queries: int = 100, labels: int = 150) -> tuple[torch.Tensor, torch.Tensor]:
+        """Smooth masks with noise, of queries that are more or less sure."""
+        generator = torch.Generator().manual_seed(0)
+        class_logits = 4 * torch.randn(queries, labels + 1, generator=generator)
+        coarse = 12 * torch.randn(queries, 1, 12, 20, generator=generator) - 6
+        mask_logits = torch.nn.functional.interpolate(coarse, (128, 232), mode="bicubic")[:, 0]
+        mask_logits += 0.5 * torch.randn(mask_logits.shape, generator=generator)
+        return class_logits.to("cuda", dtype), mask_logits.to("cuda", dtype)
+
+    @staticmethod
+    def plain(mask_logits: torch.Tensor, sizes: dict) -> PlainMaps:
+        return PlainMaps(ResizeGeometry.checked(mask_logits, **sizes))
+
+    @staticmethod
+    def assert_greatest(result: torch.Tensor, values: torch.Tensor) -> None:
+        greatest, chosen = values.amax(0), values.gather(0, result[None])[0]
+        assert ((greatest - chosen) / greatest.abs().clamp(min=1)).max() <= 1e-5
+        assert (result == values.argmax(0)).float().mean() > 0.999
+
+    def test_the_kernel_works(self):
+        pytest.importorskip("triton")
+        device = torch.zeros(1, device="cuda").device
+        for compare in (device_maps.VALUES, device_maps.WEIGHTED, device_maps.INSIDE):
+            for sums in (False, True):
+                assert device_maps.kernel_works(device, compare, sums)
+
+    @pytest.mark.parametrize("sizes", SIZES)
+    @pytest.mark.parametrize("resize", ["scores", "logits"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_semantic_equals_the_plain_order(self, way, sizes, resize, dtype):
+        class_logits, mask_logits = self.pair(dtype)
+        with torch.autocast("cuda", torch.bfloat16):
+            result = semantic_map(class_logits, mask_logits, **sizes, resize=resize)
+        class_probs = class_logits.float().softmax(-1)[:, :-1]
+        self.assert_greatest(
+            result, self.plain(mask_logits, sizes).semantic_scores(class_probs, mask_logits.float(), resize)
+        )
+        assert result.is_cuda and result.dtype == torch.int64
+
+    def test_semantic_where_tf32_is_allowed(self):
+        class_logits, mask_logits = self.pair(torch.float32)
+        class_probs, sizes = class_logits.softmax(-1)[:, :-1], self.SIZES[0]
+        expected = self.plain(mask_logits, sizes).semantic_scores(class_probs, mask_logits, "scores")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            result = semantic_map(class_logits, mask_logits, **sizes)
+        finally:
+            torch.set_float32_matmul_precision(before)
+        self.assert_greatest(result, expected)
+
+    @pytest.mark.parametrize("sizes", SIZES)
+    def test_per_pixel_equals_the_plain_order(self, way, sizes):
+        logits = self.pair(torch.float32)[1]
+        self.assert_greatest(per_pixel_map(logits, **sizes), self.plain(logits, sizes).resize(logits))
+
+    @pytest.mark.parametrize("sizes", SIZES)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_panoptic_equals_the_plain_order(self, way, sizes, dtype):
+        class_logits, mask_logits = self.pair(dtype)
+        segmentation, segments = panoptic_segments(
+            class_logits, mask_logits, **sizes, threshold=0.3, overlap_mask_area_threshold=0.0
+        )
+        scores, labels = class_logits.float().softmax(-1).max(-1)
+        queries = ((labels < class_logits.shape[1] - 1) & (scores > 0.3)).nonzero()[:, 0]
+        logits = self.plain(mask_logits, sizes).resize(mask_logits[queries].float())
+        values = scores[queries, None, None] * logits.sigmoid()
+        winners, ids = values.argmax(0), segmentation.long()
+        assert segmentation.is_cuda and segmentation.dtype == torch.int32
+        # a segment is what one query wins, in their order
+        won = [query for query in winners.unique().tolist() if (logits[query] >= 0).any()]
+        assert [s["label_id"] for s in segments] == labels[queries][won].tolist()
+        assert [s["area"] for s in segments] == ids.flatten().bincount(minlength=len(segments) + 1)[1:].tolist()
+        of_query = torch.zeros(len(queries), dtype=torch.int64, device="cuda")
+        of_query[won] = torch.arange(1, len(won) + 1, device="cuda")
+        best = values.topk(2, 0).values
+        clear = best[0] - best[1] > 1e-5
+        assert torch.equal(ids[clear], of_query[winners][clear])
+
+    @pytest.mark.parametrize("sizes", SIZES)
+    @pytest.mark.parametrize("as_map", [True, False])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_instances_equal_the_cpus(self, way, sizes, as_map, dtype):
+        pair = self.pair(dtype)
+        options = dict(**sizes, threshold=0.2, as_map=as_map)
+        result, segments = instance_segments(*pair, **options)
+        expected, expected_segments = instance_segments(*(logits.cpu() for logits in pair), **options)
+        assert result.is_cuda and result.dtype == expected.dtype and result.shape == expected.shape
+        assert (result.cpu() != expected).float().mean() < 1e-3
+        assert [s["label_id"] for s in segments] == [s["label_id"] for s in expected_segments]
+        for ours, others in zip(segments, expected_segments, strict=True):
+            assert ours["score"] == pytest.approx(others["score"], abs=1e-4)
+            assert ours["area"] == pytest.approx(others["area"], abs=5 + 1e-3 * others["area"])
+
+    @pytest.mark.parametrize("function", [semantic_map, panoptic_segments, instance_segments])
+    def test_no_query_and_damaged_logits(self, function):
+        pair, sizes = self.pair(torch.float32), self.SIZES[2]
+        result = function(*(logits[:0] for logits in pair), **sizes)
+        segmentation = result if function is semantic_map else result[0]
+        assert segmentation.is_cuda and segmentation.shape[-2:] == sizes["target_size"] and not segmentation.any()
+        pair[1][3, 4, 5] = float("nan")
+        with pytest.raises(ValueError, match="1 of the .* values of masks_queries_logits are NaN or infinite"):
+            function(*pair, **sizes)
+
+    def test_memory_is_less_than_of_the_plain_order(self):
+        class_logits, mask_logits = self.pair(torch.float32)
+        sizes = dict(padded_size=(512, 928), valid_size=(512, 910), target_size=(2160, 3840))
+        semantic_map(class_logits, mask_logits, **sizes)
+        peaks = []
+        for make in (
+            lambda: semantic_map(class_logits, mask_logits, **sizes),
+            lambda: self.plain(mask_logits, sizes).semantic_map(
+                class_logits.softmax(-1)[:, :-1], mask_logits, "scores"
+            ),
+        ):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            make()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+        assert peaks[0] < peaks[1] / 5
