@@ -214,8 +214,8 @@ MUTATIONS = {
     ),
     # A resume of a finished training makes no step more.
     "resume": Mutation(
-        "if self.state.global_step >= self.state.max_steps:",
-        "if self.state.global_step > self.state.max_steps:",
+        "or self.state.global_step >= self.state.max_steps:",
+        "or self.state.global_step > self.state.max_steps:",
         ("tests/test_resume.py::test_a_finished_training_makes_no_step_more",),
     ),
     # Files of a checkpoint are those of its manifest, bit for bit.
