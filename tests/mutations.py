@@ -166,7 +166,7 @@ MUTATIONS = {
     ),
     # Crowd regions of AP.
     "AP crowds": Mutation(
-        'record["iscrowd"] = int(ground_truth.crowd[place])',
+        'record["iscrowd"] = int(true.is_crowd[place])',
         'record["iscrowd"] = 0',
         ("tests/test_average_precision.py::TestEqualsCocoeval::test_all_scores_bit_for_bit",),
     ),
@@ -178,7 +178,7 @@ MUTATIONS = {
     ),
     # The IoU above which F1 counts a pair.
     "F1 matching": Mutation(
-        "common > self.threshold * unions",
+        "common > self.iou_threshold * unions",
         "common > 0.9 * unions",
         (f"{METRICS}TestInstanceF1::test_equals_the_best_of_all_pairings",),
     ),
@@ -241,8 +241,8 @@ MUTATIONS = {
     ),
     # Training sees crowd regions as void.
     "crowds of a batch": Mutation(
-        'return {**classes, **dict.fromkeys(sample["crowd_ids"], VOID)}',
-        "return {**classes}",
+        "kept = is_there[:-2] & ~crowd",
+        "kept = is_there[:-2]",
         ("tests/test_collate.py::TestCollator::test_crowds_and_unlabelled_pixels_are_void",),
     ),
     # A saved configuration names the classes for remote code.

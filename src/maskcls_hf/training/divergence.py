@@ -66,7 +66,7 @@ def reraise_as_divergence(step: int | str, output: str | Path | None = None) -> 
 
 
 def evaluation_after(step: int, ground_truth: Sequence[Any] | None) -> str:
-    """Of `reraise_as_divergence`: an evaluation of images with their `metrics.GroundTruth`."""
+    """Of `reraise_as_divergence`: an evaluation of images with their `Segments`."""
     names = some([truth.name for truth in ground_truth or ()])
     return f"the evaluation after step {step}" + (f" (images {names})" if names else "")
 

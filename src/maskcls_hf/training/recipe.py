@@ -155,6 +155,7 @@ class EvaluationSection:
     """
     Args:
         tasks: of "semantic", "panoptic", "instance".
+        metrics: names of further metrics, such as those of `register_metric`.
         every_steps: steps between evaluations; None: only the one at the end.
         batch_size: images of a forward pass; None: as in training.
         threshold, overlap_threshold: of the panoptic map.
@@ -165,6 +166,7 @@ class EvaluationSection:
     """
 
     tasks: list[Literal["semantic", "panoptic", "instance"]] = field(default_factory=lambda: ["semantic"])
+    metrics: list[str] = field(default_factory=list)
     every_steps: Count | None = 5000
     batch_size: Count | None = None
     threshold: Share = 0.8

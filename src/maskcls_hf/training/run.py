@@ -249,6 +249,7 @@ def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data
         data.id2label,
         data.stuff_ids,
         tasks=tuple(section.tasks),
+        metrics=section.metrics,
         boundary=section.boundary,
         bootstrap=section.bootstrap,
         threshold=section.threshold,
