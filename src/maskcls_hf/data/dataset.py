@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from ..models.run_lengths import MaskRuns
 from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
-from .errors import naming
+from .errors import naming_image
 from .files import image_size, read_image
 from .sample import VOID, Sample, void_id_of
 
@@ -216,7 +216,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             if self._cache is None:
                 image, targets = self._read(index)
             else:
@@ -227,7 +227,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     def targets(self, index: int) -> Targets:
         """Annotation of an image, without its pixels."""
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             return self.read(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:
