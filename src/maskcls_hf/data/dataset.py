@@ -108,7 +108,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
             @classmethod
             def find(cls, root, split, options):
-                return any((root / split).glob("*.npy"))
+                return bool(split) and any((root / split).glob("*.npy"))
 
             def image_path(self, index):
                 return self.images[index]
@@ -144,7 +144,12 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
-        """Whether a split of the data in `root` has this layout. False: the layout is only opened by its name."""
+        """Whether a split of the data in `root` has this layout; False always: it is only opened by its name.
+
+        Args:
+            split: None: the data has no splits.
+            options: of the constructor, where `maskcls validate` or a recipe gives them.
+        """
         return False
 
     @classmethod
