@@ -53,6 +53,9 @@ TasksOption = Annotated[
         help="What is scored; may be repeated. Default: what the data is annotated for.",
     ),
 ]  # fmt: skip
+MetricOption = Annotated[
+    list[str] | None, typer.Option("--metric", help="Name of a further registered metric; may be repeated.")
+]
 BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")]
 BootstrapOption = Annotated[
     int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
@@ -96,6 +99,7 @@ def evaluate(
     layout: LayoutOption = None,
     data_options: DataOptionsOption = None,
     task: TasksOption = None,
+    metric: MetricOption = None,
     boundary: BoundaryOption = False,
     bootstrap: BootstrapOption = 0,
     per_class: PerClassOption = False,
@@ -131,7 +135,8 @@ def evaluate(
         ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
         predictor, dataset = opened(model, device, ways, data, split, layout, data_options or [], task or ())
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
-        evaluator = new_evaluator(predictor, dataset, task, boundary=boundary, bootstrap=bootstrap, **thresholds)
+        options: dict[str, Any] = dict(metrics=metric or (), boundary=boundary, bootstrap=bootstrap, **thresholds)
+        evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
         scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
     if json_file is not None:
