@@ -44,8 +44,8 @@ def train(
     """Train a model by a recipe, evaluate it and save it.
 
     OUT then holds the model with its image processor, `recipe.yaml` with all values, `eval_results.json`, and
-    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
-    train ...`.
+    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m
+    maskcls_command train ...`.
 
     Ctrl-C, SIGTERM or SIGHUP ends the step and writes a checkpoint (exit code 130, 143 or 129); a second one ends at
     once.
