@@ -117,7 +117,7 @@ class PaddedTargets:
             corners = boxes_of_masks(self.masks, valid)[self.rows.clamp(min=0)]
         sizes = self.image_sizes
         if sizes is None:
-            sizes = torch.tensor([self.masks.shape[-2:]])
+            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")
         sizes = sizes.to(corners.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         return to_centers((corners / sizes).float())
 
