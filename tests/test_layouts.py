@@ -29,7 +29,7 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.validation import validate_dataset
 from maskcls_hf.training.recipe import load_recipe
-from maskcls_hf.training.run_data import open_splits
+from maskcls_hf.training.run import open_splits
 from recipes import write_recipe
 from test_data import write_semantic
 
