@@ -9,7 +9,7 @@ others are padded to it), (h, w) the grid of the mask logits, P = h * w, T match
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -126,7 +126,7 @@ class PaddedTargets:
         """Image of each of all segments (S,)."""
         return to_device(torch.from_numpy(np.repeat(np.arange(len(self.numbers)), self.numbers)), self.masks.device)
 
-    def resampled(self, size: tuple[int, int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
+    def resampled(self, size: Sequence[int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
         """Masks (B, M, P) and valid pixels (B, P) at the grid of the mask logits (h, w), as bool; masks are False where
         no pixel is valid.
 
