@@ -28,8 +28,7 @@ from maskcls_hf.data.sample import segments_of
 from maskcls_hf.hub.speed import describe_device
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Bootstrap, MeanIoU, PanopticQuality, Segments
-from maskcls_hf.training import Recipe, load_recipe
-from maskcls_hf.training.build import build_config
+from maskcls_hf.training import Recipe, build_model, load_recipe
 
 SCORES = {"mean_iou": "mIoU", "pq": "PQ_st"}  # what the metrics call them, and the paper
 REPLICATES = 2000
@@ -106,7 +105,8 @@ def begin(parser: argparse.ArgumentParser, methods: Iterable[Method], argv: list
 
 def check_method(study: Study, method: Method) -> None:
     try:
-        build_config(study.load_recipe(*method.changes), study.data.id2label)
+        with torch.device("meta"):
+            build_model(study.load_recipe(*method.changes), study.data.id2label, pretrained=False)
     except ValueError as error:
         raise ValueError(f"{error} (method {method.folder}; --only leaves it out)") from error
 

@@ -28,10 +28,11 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.data.sample import segments_of
+from maskcls_hf.hub.card_options import CardOptions, Picture, TrainingData
 from maskcls_hf.hub.case_pictures import draw_maps, pixels_of
 from maskcls_hf.hub.curves import draw_curves
 from maskcls_hf.hub.failure_cases import failure_cases
-from maskcls_hf.hub.model_card import CardOptions, Picture, TrainingData, write_model_card
+from maskcls_hf.hub.model_card import write_model_card
 from maskcls_hf.hub.push import NotLoggedIn, local_pictures, push, stage
 from maskcls_hf.hub.scores import Scores
 from maskcls_hf.hub.speed import measure_speed

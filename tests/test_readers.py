@@ -36,7 +36,7 @@ from maskcls_hf.data.files import read_colored_ids
 from maskcls_hf.data.layouts.coco import Packed
 from maskcls_hf.data.sample import segments_of
 from maskcls_hf.models import image_reading
-from maskcls_hf.training.run_data import Cropped
+from maskcls_hf.training.run import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
 from test_data import write_semantic
 from tiny import maskcls_config

@@ -26,6 +26,7 @@ class PixelFeatures:
     region: "ValidRegion | None"
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
+    valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
 
     @classmethod
     def of(cls, features: Any, region: "ValidRegion | None") -> "PixelFeatures":
@@ -158,18 +159,18 @@ class ValidRegion:
             raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
         images, _, height, width = pixel_values.shape
         if pixel_mask is None:
-            inside = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
-        elif pixel_mask.shape != (images, height, width):
+            lengths = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
+            return cls(torch.stack(lengths, dim=1), (height, width), complete=True)
+        if pixel_mask.shape != (images, height, width):
             raise ValueError(
                 f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "
                 f"{(images, height, width)}: one map an image, 1 for image and 0 for padding."
             )
-        else:
-            inside = pixel_mask != 0
+        inside = pixel_mask != 0
         sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
-        region = cls(sizes, (height, width), complete=pixel_mask is None)
+        region = cls(sizes, (height, width), complete=False)
         # Looking is free on the CPU; elsewhere it would make the host wait.
-        if pixel_mask is not None and inside.device.type == "cpu" and not torch.compiler.is_compiling():
+        if inside.device.type == "cpu" and not torch.compiler.is_compiling():
             region.check(inside)
             region.complete = bool(inside.all())
         return region
