@@ -12,6 +12,8 @@ import torch
 from maskcls_hf import (
     MaskClsConfig,
     MaskClsForUniversalSegmentation,
+    register_loss,
+    register_matcher,
     register_pixel_decoder,
     register_transformer_decoder,
 )
@@ -36,6 +38,8 @@ def registries():
 def registered():
     register_pixel_decoder("sum", outside_parts.SumDecoder)
     register_transformer_decoder("mean", outside_parts.MeanDecoder)
+    register_matcher("in_order", outside_parts.InOrder)
+    register_loss("compactness", outside_parts.Compactness)
 
 
 def model_with_parts(**fields) -> MaskClsForUniversalSegmentation:
@@ -141,6 +145,70 @@ report = reports + [maskcls_hf.MaskClsConfig.from_pretrained(sys.argv[2]).pixel_
         model.model.pixel_decoder.scale.data.fill_(3.0)
         model.save_pretrained(tmp_path)
         assert MaskClsForUniversalSegmentation.from_pretrained(tmp_path).model.pixel_decoder.scale.item() == 3.0
+
+
+TRAINING_PARTS = {
+    "matching": "in_order",
+    "matching_options": {"first": 2},
+    "losses": {"compactness": 0.5},
+    "loss_options": {"compactness": {"power": 2.0}},
+}
+
+
+def labels() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    masks = [torch.zeros(2, 64, 64, dtype=torch.bool), torch.ones(1, 64, 64, dtype=torch.bool)]
+    masks[0][0, :32], masks[0][1, 32:] = True, True
+    return masks, [torch.tensor([0, 1]), torch.tensor([2])]
+
+
+class TestMatchersAndLosses:
+    def test_they_count(self, registered):
+        torch.manual_seed(0)
+        model = MaskClsForUniversalSegmentation(maskcls_config(**TRAINING_PARTS)).eval()
+        outputs = model(torch.randn(2, 3, 64, 64), *labels(), output_auxiliary_logits=True)
+        layers = [*(layer["masks_queries_logits"] for layer in outputs.auxiliary_logits), outputs.masks_queries_logits]
+        for logits, suffix in zip(layers, ("_0", "_1", ""), strict=True):
+            probs = logits.sigmoid().mean((2, 3)) ** 2
+            expected = (probs[0, 2] + probs[0, 3] + probs[1, 2]) / 3  # segments
+            torch.testing.assert_close(outputs.loss_dict[f"loss_compactness{suffix}"], expected)
+        terms = [outputs.loss_dict[f"loss_compactness{suffix}"] for suffix in ("_0", "_1", "")]
+        rest = model.criterion.total({k: v for k, v in outputs.loss_dict.items() if "compactness" not in k})
+        torch.testing.assert_close(outputs.loss, rest + 0.5 * torch.stack(terms).sum())
+        outputs.loss.backward()
+
+    def test_they_travel_and_predicting_does_without(self, registered, tmp_path):
+        model = MaskClsForUniversalSegmentation(maskcls_config(**TRAINING_PARTS))
+        model.save_pretrained(tmp_path / "saved")
+        assert json.loads((tmp_path / "saved/config.json").read_text())["custom_parts"] == {
+            "matcher": {"in_order": "outside_parts.InOrder"},
+            "loss": {"compactness": "outside_parts.Compactness"},
+        }
+        script = """
+model = load(sys.argv[2]).eval()
+report = [list(model(torch.zeros(1, 3, 64, 64)).class_queries_logits.shape)]
+try:
+    model.criterion
+except ValueError as error:
+    report.append(str(error))
+model = load(sys.argv[2], trust_remote_code=True)
+masks, labels = [torch.ones(1, 64, 64, dtype=torch.bool)], [torch.tensor([1])]
+report.append(sorted(model(torch.zeros(1, 3, 64, 64), masks, labels).loss_dict))
+"""
+        shape, error, terms = run_elsewhere(script, tmp_path / "saved")
+        assert shape == [1, 7, 6]
+        assert "matching='in_order' must be one of" in error and "register_matcher('in_order', ...)" in error
+        assert {"loss_compactness", "loss_compactness_0", "loss_mask"} <= set(terms)
+
+    def test_a_loss_without_a_divisor(self, registered, monkeypatch):
+        monkeypatch.delattr(outside_parts.Compactness, "normalizer")
+        model = MaskClsForUniversalSegmentation(maskcls_config(losses={"compactness": 1.0}))
+        with pytest.raises(ValueError, match="loss 'compactness' must have a `normalizer`, one of"):
+            model(torch.randn(2, 3, 64, 64), *labels())
+
+    def test_a_weight_that_a_field_has(self):
+        model = MaskClsForUniversalSegmentation(maskcls_config(losses={"mask": 1.0}))
+        with pytest.raises(ValueError, match="losses: 'mask' is there already, and its weight is a field"):
+            model(torch.randn(2, 3, 64, 64), *labels())
 
 
 class TestErrors:

@@ -1,6 +1,7 @@
 """Parts as somebody else would write them: they import nothing of the package. See test_parts.py."""
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -43,3 +44,39 @@ class MeanDecoder(nn.Module):
         queries = [self.queries_embedder.weight + moved]
         queries.append(queries[0] + predict(queries[0], features).class_logits.mean(-1, keepdim=True))
         return SimpleNamespace(segment_embeddings=queries, attentions=[], cross_attentions=[])
+
+
+class Assignment(NamedTuple):
+    layer: torch.Tensor
+    image: torch.Tensor
+    query: torch.Tensor
+    segment: torch.Tensor
+
+
+class InOrder:
+    """A matcher: segment j of each image goes to query `first` + j."""
+
+    def __init__(self, config, first: int = 0):
+        self.first = first
+
+    def __call__(self, predictions, targets):
+        layers = predictions.mask_logits.shape[1]
+        segments = [torch.arange(number) for number in targets.numbers]
+        images = torch.cat([torch.full_like(segment, i) for i, segment in enumerate(segments)])
+        segment = torch.cat(segments).repeat(layers)
+        layer = torch.arange(layers).repeat_interleave(len(images))
+        return Assignment(layer, images.repeat(layers), segment + self.first, segment)
+
+
+class Compactness:
+    """A loss: mean mask probability of the matched queries, summed over them in each layer."""
+
+    normalizer = "segments"
+
+    def __init__(self, config, power: float = 1.0):
+        self.power = power
+
+    def __call__(self, predictions, targets, assignment):
+        layer, image, query, _ = assignment
+        probs = predictions.mask_logits[image, layer, query].sigmoid().mean((1, 2)) ** self.power  # (T,)
+        return probs.new_zeros(predictions.mask_logits.shape[1]).index_add(0, layer, probs)
