@@ -79,9 +79,6 @@ class MaskClsModelOutput(ModelOutput):
 class MaskClsForUniversalSegmentationOutput(ModelOutput):
     """Output of `MaskClsForUniversalSegmentation`: what `MaskClsModelOutput` has, and the fields below.
 
-    Where gradients are off, `pixel_decoder_last_hidden_state` is there only if `output_hidden_states` or
-    `output_attentions`: predicting does without per-pixel embeddings.
-
     Args:
         loss: weighted sum over all layers (Eq. 1), if labels were given.
         class_queries_logits: (B, N, K + 1), "no object" last.
@@ -334,10 +331,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         features: PixelFeatures,
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
-        with_embeddings: bool = True,
     ) -> MaskClsModelOutput:
-        """`with_embeddings=False`: without per-pixel embeddings, unless they were made already."""
-        embeddings = features.project() if with_embeddings else features.per_pixel_embeddings
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -353,7 +347,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             fields["cross_attentions"] = tuple(decoded.cross_attentions)
         return MaskClsModelOutput(
             encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=embeddings,
+            pixel_decoder_last_hidden_state=features.project(),
             **fields,
         )
 
@@ -365,10 +359,9 @@ def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
     """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
-    return {
-        "valid_sizes": ValidRegion.of_batch(pixel_values, pixel_mask).sizes,
-        "padded_sizes": ValidRegion.of_batch(pixel_values, None).sizes,
-    }
+    padded_sizes = ValidRegion.of_batch(pixel_values, None).sizes
+    valid_sizes = padded_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+    return {"valid_sizes": valid_sizes, "padded_sizes": padded_sizes}
 
 
 class SegmentationModule(nn.Module):
@@ -543,8 +536,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
         layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
-        looks_inside = bool(want_hidden or decoded.attentions)
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:
             fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
@@ -670,7 +662,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             decoded = None
             feature_maps, features = self.model.encode(pixel_values, pixel_mask)
             layers = [self.classifier(features.project()).contiguous()]
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(
             loss=None if terms is None else torch.stack(list(terms.values())).sum(),
