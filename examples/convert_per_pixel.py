@@ -39,9 +39,14 @@ from maskcls_hf.hub.scores import write_json
 from maskcls_hf.models.configuration_maskcls import as_backbone_config
 from maskcls_hf.models.modeling_maskcls import image_sizes
 from maskcls_hf.models.post_processing import per_pixel_map
-from maskcls_hf.training import Recipe, build_trainer, prepare, training_arguments
-from maskcls_hf.training.build import build_image_processor
-from maskcls_hf.training.checkpoints import list_checkpoints
+from maskcls_hf.training import (
+    Recipe,
+    build_image_processor,
+    build_trainer,
+    list_checkpoints,
+    prepare,
+    training_arguments,
+)
 from studies import (
     Method,
     Scores,

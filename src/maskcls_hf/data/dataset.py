@@ -97,6 +97,29 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     Attributes:
         names (`list[str]`): name of each image.
+
+    Example::
+
+        class Pairs(SegmentationDataset):  # ROOT/SPLIT/NAME.png and NAME.npy, a map of classes
+            def __init__(self, root, split, *, cache=False, report=refuse):
+                super().__init__({0: "sky", 1: "road"}, "semantic", cache=cache)
+                self.images = sorted((Path(root) / split).glob("*.png"))
+                self.names = [path.stem for path in self.images]
+
+            @classmethod
+            def find(cls, root, split, options):
+                return any((root / split).glob("*.npy"))
+
+            def image_path(self, index):
+                return self.images[index]
+
+            def annotation(self, index):
+                return str(self.images[index].with_suffix(".npy"))
+
+            def read(self, index, size):
+                return Targets(torch.from_numpy(np.load(self.annotation(index))))
+
+        register_layout("pairs", Pairs)
     """
 
     names: list[str]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..metrics import GroundTruth
+from ..metrics import Segments
 from ..visual.drawing import Color, LegendRow, beside, draw_overlay, segment_colors, shortened
 
 PANEL = 420  # pixels of the longer edge of a panel
@@ -78,23 +78,19 @@ def in_a_row(
     return sheet
 
 
-def true_segments(truth: GroundTruth) -> Segmented:
+def true_segments(truth: Segments) -> Segmented:
     """The annotated segments but for crowds; where they overlap, the smaller is in front."""
     ids = np.full(truth.size, -1, dtype=np.int32)
-    areas = truth.masks.flatten(1).sum(1).tolist() if len(truth.labels) else []
-    for place in sorted(range(len(areas)), key=lambda place: -areas[place]):
-        if not truth.crowd[place]:
-            ids[truth.masks[place].numpy()] = place
-    records = [
-        dict(id=place, label_id=int(truth.labels[place]), area=area)
-        for place, area in enumerate(areas)
-        if area and not truth.crowd[place]
-    ]
+    areas = [mask.area for mask in truth.mask_runs]
+    shown = [place for place, is_crowd in enumerate(truth.is_crowd.tolist()) if areas[place] and not is_crowd]
+    for place in sorted(shown, key=lambda place: -areas[place]):
+        truth.mask_runs[place].paint(ids, place)
+    records = [dict(id=place, label_id=int(truth.class_labels[place]), area=areas[place]) for place in shown]
     return Segmented(ids, records)
 
 
-def true_classes(truth: GroundTruth, void_id: int) -> Segmented:
-    classes = truth.semantic(void_id).numpy()
+def true_classes(truth: Segments, void_id: int) -> Segmented:
+    classes = truth.semantic_map(void_id).numpy()
     labels, areas = np.unique(classes, return_counts=True)
     records = [
         dict(id=label, label_id=label, area=area)

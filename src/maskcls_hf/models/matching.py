@@ -290,7 +290,7 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
     """Raise `ValueError` for classes (S,) that are none, and for index maps (B, H, W) with segments that have no class;
     they are looked at on the CPU only."""
     if labels.device.type == "cpu" and len(labels):
-        least, most = labels.aminmax()
+        least, most = (int(value) for value in labels.aminmax())
         if not 0 <= least <= most < num_labels:
             for image, own in enumerate(labels.split(numbers)):
                 if len(own) and not 0 <= own.min() <= own.max() < num_labels:
@@ -310,7 +310,7 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
 def nearest_indices(full: int, cells: int, device: torch.device, at_centers: bool = False) -> Tensor:
     """Index in 0..full-1 that nearest resampling to `cells` picks for each cell (floor, as torch's "nearest"; or
     `at_centers`, as its "nearest-exact")."""
-    return (2 * torch.arange(cells, device=device) + at_centers) * full // (2 * cells)
+    return torch.arange(int(at_centers), 2 * cells, 2, device=device) * full // (2 * cells)
 
 
 # ---- boxes: (x0, y0, x1, y1), the corners, or (cx, cy, w, h), center and size ----
@@ -531,7 +531,7 @@ class BipartiteMatcher:
         images, layers, queries = predictions.class_logits.shape[:3]
         self.warn_about_lost_segments(targets.numbers, queries)
         terms = self.cost_terms(predictions, targets)
-        costs = sum(self.weights[name] * term for name, term in terms.items())
+        costs = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(0)
         on_host = costs.cpu().numpy()  # (B, L, N, M): the one transfer of a step to the host
         pairs = []
         for layer in range(layers):

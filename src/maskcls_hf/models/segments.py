@@ -140,7 +140,8 @@ class Segments:
             return MaskRuns.of_places(as_array(self.index_map), len(self))
         if isinstance(self.masks, Tensor):
             return [MaskRuns.of_masks(mask[None])[0] for mask in self.masks]
-        return [mask if isinstance(mask, MaskRuns) else MaskRuns.of_rle(mask) for mask in self.masks]
+        masks: Any = self.masks
+        return [mask if isinstance(mask, MaskRuns) else MaskRuns.of_rle(mask) for mask in masks]
 
     @cached_property
     def run_lengths(self) -> list[dict[str, Any]]:
@@ -282,7 +283,8 @@ class Segments:
             ValueError: the map holds ids that `classes` lacks.
         """
         labelled = [i for i, label in classes.items() if label is not None and label != VOID]
-        known, void, masks = set(crowd_ids), None, None
+        known, void = set(crowd_ids), None
+        masks: Runs | Tensor
         if as_array(pixels).dtype == np.bool_:
             stack = torch.from_numpy(as_array(pixels))
             labelled = [i for i in labelled if i < len(stack)]
