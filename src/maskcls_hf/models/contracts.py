@@ -125,8 +125,8 @@ class ValidRegion:
             raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
         images, _, height, width = pixel_values.shape
         if pixel_mask is None:
-            sizes = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
-            return cls(torch.stack(sizes, dim=1), (height, width), complete=True)
+            axes = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
+            return cls(torch.stack(axes, dim=1), (height, width), complete=True)
         if pixel_mask.shape != (images, height, width):
             raise ValueError(
                 f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "

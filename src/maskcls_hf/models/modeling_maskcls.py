@@ -456,17 +456,10 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
-        all_layers: bool = False,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
-
-        Args:
-            all_layers: masks of all layers will be made, so that the per-pixel embeddings are worth making.
-        """
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
-        if all_layers:
-            features.project()
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
 
 
@@ -532,9 +525,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
             return self.segmentation_module(segment_embeddings, features)
 
-        feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, predict, all_layers
-        )
+        feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions, predict)
         layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
@@ -652,9 +643,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:
-            feature_maps, features, decoded = self.model.embed(
-                pixel_values, pixel_mask, output_attentions, all_layers=all_layers
-            )
+            feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             layers = [
                 features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
             ]
