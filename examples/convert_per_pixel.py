@@ -35,7 +35,6 @@ from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import from_per_pixel
 from maskcls_hf.data.sample import void_id_of
 from maskcls_hf.hub.saved_model import count_parameters
-from maskcls_hf.hub.scores import write_json
 from maskcls_hf.models.configuration_maskcls import as_backbone_config
 from maskcls_hf.models.modeling_maskcls import image_sizes
 from maskcls_hf.models.post_processing import per_pixel_map
@@ -47,6 +46,7 @@ from maskcls_hf.training import (
     prepare,
     training_arguments,
 )
+from maskcls_hf.utils.writing import write_json
 from studies import (
     Method,
     Scores,

@@ -162,6 +162,7 @@ def test_the_example_of_the_documentation_works(tmp_path):
         Image.new("RGB", (6, 4), (len(split), 0, 0)).save(tmp_path / split / "a.png")
         np.save(tmp_path / split / "a.npy", np.array([[0, 1, 1, 0, 255, 255]] * 4, dtype=np.uint8))
     assert open_dataset(tmp_path, "val")[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+    assert validate_dataset(tmp_path / "val", workers=1).findings[0].kind == "unknown_layout"
     report = validate_dataset(tmp_path, workers=1)
     assert report.layout == "pairs" and report.ok and {f.kind for f in report.findings} == {"tiny_segment"}
     assert [(split.name, split.images, split.segments, split.void_pixels) for split in report.splits] == [

@@ -26,10 +26,9 @@ from .console import (
     check_new_file,
     choose_device,
     complain,
-    fail,
+    ends_in_a_line,
     finite,
     progress_bar,
-    stop,
 )
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def evaluate(
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
-    try:
+    with ends_in_a_line("there are no scores of a part of the images", RuntimeError):
         check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
         ways: dict[str, Any] = dict(tile=tile, overlap=overlap, batch_size=batch_size, enlarge=enlarge)
         ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
@@ -140,10 +139,6 @@ def evaluate(
         evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
         scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
-    except KeyboardInterrupt as error:
-        stop(error, "there are no scores of a part of the images")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
     if json_file is not None:
         settings = dict(
             model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **thresholds, tile=tile,

@@ -11,7 +11,7 @@ import typer
 
 from ..utils.plain_text import printable
 from ..utils.tasks import Task
-from .console import check_new_folder, choose_device, complain, console, fail, progress_bar, stop
+from .console import check_new_folder, choose_device, complain, console, ends_in_a_line, progress_bar
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def push(
     """
     from ..hub.card_options import card_options
 
-    try:
+    with ends_in_a_line(f"nothing was {'written' if dry_run else 'published'}", RuntimeError):
         saved, keeps_card = opened(folder, repo_id, new_card)
         if without_weights and dry_run is None:
             raise ValueError("--without-weights is for a card in a folder: add --dry-run DIR.")
@@ -114,10 +114,6 @@ def push(
                 cases = dict(root=failures, split=split, number=number, limit=limit, maps_only=maps_only)
                 card = with_pictures(saved, card, pictures, cases, speed, place, Path(drawn))
             where = publish(folder, repo_id, card, dry_run, private=private, new_card=new_card)
-    except KeyboardInterrupt as error:
-        stop(error, f"nothing was {'written' if dry_run else 'published'}")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
     console.print(f"{'Written to' if dry_run else 'Uploaded:'} {printable(where)}", soft_wrap=True)
 
 

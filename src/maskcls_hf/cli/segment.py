@@ -23,6 +23,7 @@ from .console import (
     choose_device,
     complain,
     console,
+    ends_in_a_line,
     fail,
     finite,
     progress_bar,
@@ -83,7 +84,7 @@ def segment(
     """
     from .segmenter import Segmenter
 
-    try:
+    with ends_in_a_line("", RuntimeError):
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
@@ -92,8 +93,6 @@ def segment(
         options = thresholds(task, threshold, mask_threshold, overlap_threshold)
         ways = dict(tile=tile, overlap=overlap, batch_size=batch_size)
         segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
     if segmenter is None:
         raise typer.Exit(1)
     kept = len({*results.records} - {source_of(path) for path in paths})

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..models.segments import Segments
-from .errors import naming
+from .errors import naming_image
 from .sample import Sample, segments_of
 
 
@@ -41,7 +41,7 @@ class MaskClsCollator:
         for sample in samples:
             check_sample(sample)
         names = ", ".join(sample["name"] for sample in samples)
-        with naming(names):
+        with naming_image(names):
             return self._batch(samples, names)
 
     def _batch(self, samples: Sequence[Sample], names: str) -> dict[str, Any]:

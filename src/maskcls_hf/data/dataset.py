@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from ..models.run_lengths import MaskRuns
 from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
-from .errors import naming
+from .errors import naming_image
 from .files import image_size, read_image
 from .sample import VOID, Sample, void_id_of
 
@@ -108,7 +108,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
             @classmethod
             def find(cls, root, split, options):
-                return any((root / split).glob("*.npy"))
+                return bool(split) and any((root / split).glob("*.npy"))
 
             def image_path(self, index):
                 return self.images[index]
@@ -144,7 +144,12 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
-        """Whether a split of the data in `root` has this layout. False: the layout is only opened by its name."""
+        """Whether a split of the data in `root` has this layout; False always: it is only opened by its name.
+
+        Args:
+            split: None: the data has no splits.
+            options: of the constructor, where `maskcls validate` or a recipe gives them.
+        """
         return False
 
     @classmethod
@@ -216,7 +221,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             if self._cache is None:
                 image, targets = self._read(index)
             else:
@@ -227,7 +232,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     def targets(self, index: int) -> Targets:
         """Annotation of an image, without its pixels."""
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             return self.read(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:

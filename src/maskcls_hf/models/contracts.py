@@ -26,6 +26,7 @@ class PixelFeatures:
     region: "ValidRegion | None"
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
+    valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
 
     @classmethod
     def of(cls, features: Any, region: "ValidRegion | None") -> "PixelFeatures":
@@ -125,8 +126,8 @@ class ValidRegion:
             raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
         images, _, height, width = pixel_values.shape
         if pixel_mask is None:
-            axes = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
-            return cls(torch.stack(axes, dim=1), (height, width), complete=True)
+            lengths = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
+            return cls(torch.stack(lengths, dim=1), (height, width), complete=True)
         if pixel_mask.shape != (images, height, width):
             raise ValueError(
                 f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "

@@ -9,7 +9,7 @@ others are padded to it), (h, w) the grid of the mask logits, P = h * w, T match
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -117,7 +117,7 @@ class PaddedTargets:
             corners = boxes_of_masks(self.masks, valid)[self.rows.clamp(min=0)]
         sizes = self.image_sizes
         if sizes is None:
-            sizes = torch.tensor([self.masks.shape[-2:]])
+            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")
         sizes = sizes.to(corners.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         return to_centers((corners / sizes).float())
 
@@ -126,7 +126,7 @@ class PaddedTargets:
         """Image of each of all segments (S,)."""
         return to_device(torch.from_numpy(np.repeat(np.arange(len(self.numbers)), self.numbers)), self.masks.device)
 
-    def resampled(self, size: tuple[int, int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
+    def resampled(self, size: Sequence[int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
         """Masks (B, M, P) and valid pixels (B, P) at the grid of the mask logits (h, w), as bool; masks are False where
         no pixel is valid.
 

@@ -292,7 +292,8 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
 
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], PixelFeatures]:
         """Feature maps of the backbone, and what the pixel decoder makes of them."""
-        seen = None if self.config.attend_to_padding else ValidRegion.of_batch(pixel_values, pixel_mask)
+        valid = ValidRegion.of_batch(pixel_values, pixel_mask)
+        seen = None if self.config.attend_to_padding else valid
         if pixel_values.device.type == "cpu" and not torch.is_grad_enabled():
             # Max pooling is ten times as fast in this layout. Not with gradients: those of a strided 1x1 convolution of
             # under 16 channels write past their memory (github.com/uxlfoundation/oneDNN/issues/6035).
@@ -300,7 +301,10 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         feature_maps = self.backbone_maps(pixel_values, seen)
         region = None if seen is None or seen.complete else seen
         features = self.pixel_decoder(feature_maps, region)
-        return feature_maps, features if isinstance(features, PixelFeatures) else PixelFeatures.of(features, region)
+        if not isinstance(features, PixelFeatures):
+            features = PixelFeatures.of(features, region)
+        features.valid_sizes = valid.sizes
+        return feature_maps, features
 
     def backbone_maps(self, pixel_values: Tensor, seen: ValidRegion | None) -> list[Tensor]:
         """Feature maps of the backbone, finest first; it is spared what all images are padded by, which is zero."""
@@ -357,10 +361,11 @@ def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     return decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
 
 
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
-    """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
-    padded_sizes = ValidRegion.of_batch(pixel_values, None).sizes
-    valid_sizes = padded_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None, valid_sizes: Tensor | None = None) -> dict[str, Any]:
+    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch."""
+    if valid_sizes is None:
+        valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+    padded_sizes = valid_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, None).sizes
     return {"valid_sizes": valid_sizes, "padded_sizes": padded_sizes}
 
 
@@ -531,7 +536,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:
             fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
-        sizes = image_sizes(pixel_values, pixel_mask)
+        sizes = image_sizes(pixel_values, pixel_mask, features.valid_sizes)
         if mask_labels is not None and class_labels is not None:
             padded_size = (pixel_values.shape[-2], pixel_values.shape[-1])
             if void_mask is not None:
@@ -659,7 +664,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             hidden_states=base.hidden_states,
             attentions=base.attentions,
             loss_dict=terms,
-            **image_sizes(pixel_values, pixel_mask),
+            **image_sizes(pixel_values, pixel_mask, features.valid_sizes),
             original_sizes=original_sizes,
         )
 

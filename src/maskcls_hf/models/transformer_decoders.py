@@ -54,13 +54,13 @@ class StandardTransformerDecoder(nn.Module):
         context_positions = sine_positions(context_map, inside)
         key_mask = None if inside is None else inside.flatten(1)
         context = context_map.flatten(2).transpose(1, 2)  # (B, H/32 * W/32, C)
-        context_keys = context + context_positions
+        placed_context = context + context_positions
 
         queries = all_rows(self.queries_embedder, context.device).expand(context.shape[0], -1, -1)  # (B, N, C)
         segments = torch.zeros_like(queries, dtype=context.dtype)
         output = DecoderOutput([], [], [])
         for layer in self.layers:
-            segments, attentions = layer(segments, queries, key_mask, context, context_keys, output_attentions)
+            segments, attentions = layer(segments, queries, key_mask, context, placed_context, output_attentions)
             output.segment_embeddings.append(segments)
             if output_attentions:
                 output.attentions.append(attentions[0])

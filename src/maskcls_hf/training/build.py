@@ -16,12 +16,13 @@ from transformers.utils import logging
 
 from ..data.sample import void_id_of
 from ..inference.loading import load_model as load_saved
-from ..inference.loading import quiet, saved_config, where_to_look
+from ..inference.loading import saved_config, where_to_look
 from ..models.checkpoint_manifest import require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.kinds import KINDS
 from ..models.modeling_maskcls import MaskClsPreTrainedModel
 from ..utils.plain_text import printable
+from ..utils.quiet import quiet
 from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)

@@ -30,7 +30,7 @@ from ..data import (
     open_dataset,
     repeats_by_area,
 )
-from ..data.errors import naming
+from ..data.errors import naming_image
 from ..data.sample import without_absent
 from ..data.validation.occurrence import told_of_classes
 from ..metrics import Evaluator
@@ -341,7 +341,7 @@ class Cropped(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
-        with naming(sample["name"], often_named=False):
+        with naming_image(sample["name"], often_named=False):
             sample = without_absent(self.crop(sample))
         sample.pop("areas", None)  # of the whole image
         return sample
