@@ -19,7 +19,7 @@ from maskcls_hf import (
 )
 from maskcls_hf.models.configuration_maskcls import PIXEL_DECODERS, REGISTRIES, Registry
 from outside import outside_parts
-from tiny import maskcls_config
+from tiny import maskcls_config, segments
 
 NAMES = {"pixel_decoder": "sum", "transformer_decoder": "mean", "pixel_decoder_options": {"gain": 0.5}}
 
@@ -38,8 +38,6 @@ def registries():
 def registered():
     register_pixel_decoder("sum", outside_parts.SumDecoder)
     register_transformer_decoder("mean", outside_parts.MeanDecoder)
-    register_matcher("in_order", outside_parts.InOrder)
-    register_loss("compactness", outside_parts.Compactness)
 
 
 def model_with_parts(**fields) -> MaskClsForUniversalSegmentation:
@@ -147,70 +145,6 @@ report = reports + [maskcls_hf.MaskClsConfig.from_pretrained(sys.argv[2]).pixel_
         assert MaskClsForUniversalSegmentation.from_pretrained(tmp_path).model.pixel_decoder.scale.item() == 3.0
 
 
-TRAINING_PARTS = {
-    "matching": "in_order",
-    "matching_options": {"first": 2},
-    "losses": {"compactness": 0.5},
-    "loss_options": {"compactness": {"power": 2.0}},
-}
-
-
-def labels() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    masks = [torch.zeros(2, 64, 64, dtype=torch.bool), torch.ones(1, 64, 64, dtype=torch.bool)]
-    masks[0][0, :32], masks[0][1, 32:] = True, True
-    return masks, [torch.tensor([0, 1]), torch.tensor([2])]
-
-
-class TestMatchersAndLosses:
-    def test_they_count(self, registered):
-        torch.manual_seed(0)
-        model = MaskClsForUniversalSegmentation(maskcls_config(**TRAINING_PARTS)).eval()
-        outputs = model(torch.randn(2, 3, 64, 64), *labels(), output_auxiliary_logits=True)
-        layers = [*(layer["masks_queries_logits"] for layer in outputs.auxiliary_logits), outputs.masks_queries_logits]
-        for logits, suffix in zip(layers, ("_0", "_1", ""), strict=True):
-            probs = logits.sigmoid().mean((2, 3)) ** 2
-            expected = (probs[0, 2] + probs[0, 3] + probs[1, 2]) / 3  # segments
-            torch.testing.assert_close(outputs.loss_dict[f"loss_compactness{suffix}"], expected)
-        terms = [outputs.loss_dict[f"loss_compactness{suffix}"] for suffix in ("_0", "_1", "")]
-        rest = model.criterion.total({k: v for k, v in outputs.loss_dict.items() if "compactness" not in k})
-        torch.testing.assert_close(outputs.loss, rest + 0.5 * torch.stack(terms).sum())
-        outputs.loss.backward()
-
-    def test_they_travel_and_predicting_does_without(self, registered, tmp_path):
-        model = MaskClsForUniversalSegmentation(maskcls_config(**TRAINING_PARTS))
-        model.save_pretrained(tmp_path / "saved")
-        assert json.loads((tmp_path / "saved/config.json").read_text())["custom_parts"] == {
-            "matcher": {"in_order": "outside_parts.InOrder"},
-            "loss": {"compactness": "outside_parts.Compactness"},
-        }
-        script = """
-model = load(sys.argv[2]).eval()
-report = [list(model(torch.zeros(1, 3, 64, 64)).class_queries_logits.shape)]
-try:
-    model.criterion
-except ValueError as error:
-    report.append(str(error))
-model = load(sys.argv[2], trust_remote_code=True)
-masks, labels = [torch.ones(1, 64, 64, dtype=torch.bool)], [torch.tensor([1])]
-report.append(sorted(model(torch.zeros(1, 3, 64, 64), masks, labels).loss_dict))
-"""
-        shape, error, terms = run_elsewhere(script, tmp_path / "saved")
-        assert shape == [1, 7, 6]
-        assert "matching='in_order' must be one of" in error and "register_matcher('in_order', ...)" in error
-        assert {"loss_compactness", "loss_compactness_0", "loss_mask"} <= set(terms)
-
-    def test_a_loss_without_a_divisor(self, registered, monkeypatch):
-        monkeypatch.delattr(outside_parts.Compactness, "normalizer")
-        model = MaskClsForUniversalSegmentation(maskcls_config(losses={"compactness": 1.0}))
-        with pytest.raises(ValueError, match="loss 'compactness' must have a `normalizer`, one of"):
-            model(torch.randn(2, 3, 64, 64), *labels())
-
-    def test_a_weight_that_a_field_has(self):
-        model = MaskClsForUniversalSegmentation(maskcls_config(losses={"mask": 1.0}))
-        with pytest.raises(ValueError, match="losses: 'mask' is there already, and its weight is a field"):
-            model(torch.randn(2, 3, 64, 64), *labels())
-
-
 class TestErrors:
     @pytest.mark.parametrize("registry", REGISTRIES.values(), ids=REGISTRIES)
     def test_the_name_of_a_built_in_part(self, registry):
@@ -276,3 +210,65 @@ class TestErrors:
 def test_registries_are_filled_where_parts_are_defined():
     assert all(isinstance(registry, Registry) for registry in REGISTRIES.values())
     assert set(PIXEL_DECODERS) == {"fpn", "fpn_encoder", "per_pixel"}
+
+
+class TestMatcherAndLoss:
+    FIELDS = {
+        "matching": "in_order",
+        "matching_options": {"start": 2},
+        "losses": {"area": 0.5},
+        "loss_options": {"area": {"power": 2}},
+    }
+
+    @pytest.fixture
+    def known(self):
+        register_matcher("in_order", outside_parts.InOrderMatcher)
+        register_loss("area", outside_parts.AreaLoss)
+
+    def outputs(self, **fields):
+        torch.manual_seed(0)
+        model = MaskClsForUniversalSegmentation(maskcls_config(**{**self.FIELDS, **fields}))
+        masks, labels = segments([(64, 96)] * 2, [3, 2])
+        return model, model(torch.randn(2, 3, 64, 96), masks, labels)
+
+    def test_they_train(self, known):
+        model, outputs = self.outputs()
+        terms = outputs.loss_dict
+        assert {"loss_area", "loss_area_0", "loss_area_1"} <= set(terms)
+        areas = outputs.masks_queries_logits.sigmoid().mean((2, 3)) ** 2  # (B, N)
+        expected = (areas[0, 2:5].sum() + areas[1, 2:4].sum()) / 5
+        assert terms["loss_area"].item() == pytest.approx(expected.item(), rel=1e-5)
+        total = sum(model.criterion.weights[name.rstrip("_0123")] * term for name, term in terms.items())
+        assert model.criterion.weights["loss_area"] == 0.5
+        assert outputs.loss.item() == pytest.approx(total.item(), rel=1e-5)
+        outputs.loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.segmentation_module.parameters())
+
+    def test_they_travel(self, known, tmp_path):
+        model, _ = self.outputs()
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())["custom_parts"]
+        assert saved["matcher"] == {"in_order": "outside_parts.InOrderMatcher"}
+        assert saved["loss"] == {"area": "outside_parts.AreaLoss"}
+
+    def test_predicting_does_without(self):
+        model = MaskClsForUniversalSegmentation(maskcls_config(**self.FIELDS)).eval()
+        with torch.no_grad():
+            model(torch.randn(1, 3, 64, 96))
+        with pytest.raises(ValueError, match="matching='in_order' must be one of"):
+            model.criterion  # noqa: B018
+
+    @pytest.mark.parametrize(
+        "fields, message",
+        [
+            ({"losses": {"mask": 1.0}, "loss_options": None}, "losses: 'mask' is there already"),
+            ({"losses": {"dice": 1.0}, "loss_options": None}, "losses: 'dice' is there already"),
+            ({"losses": {"arae": 1.0}, "loss_options": None}, "losses='arae' must be one of .* Did you mean 'area'"),
+            ({"loss_options": {"area": {"exponent": 2}}}, "unexpected keyword argument 'exponent'"),
+            ({"losses": {"aimless": 1.0}, "loss_options": None}, "loss 'aimless' must have a `normalizer`, one of"),
+        ],
+    )
+    def test_errors(self, known, fields, message):
+        register_loss("aimless", type("Aimless", (), {"__init__": lambda self, config: None}))
+        with pytest.raises(ValueError, match=message):
+            self.outputs(**fields)

@@ -46,30 +46,32 @@ class MeanDecoder(nn.Module):
         return SimpleNamespace(segment_embeddings=queries, attentions=[], cross_attentions=[])
 
 
-class Assignment(NamedTuple):
+class Pairs(NamedTuple):
     layer: torch.Tensor
     image: torch.Tensor
     query: torch.Tensor
     segment: torch.Tensor
 
 
-class InOrder:
-    """A matcher: segment j of each image goes to query `first` + j."""
+class InOrderMatcher:
+    """A matcher: the first query predicts the first segment of an image, and so on, from the query `start`."""
 
-    def __init__(self, config, first: int = 0):
-        self.first = first
+    def __init__(self, config, start: int = 0):
+        self.start = start
 
     def __call__(self, predictions, targets):
-        layers = predictions.mask_logits.shape[1]
-        segments = [torch.arange(number) for number in targets.numbers]
-        images = torch.cat([torch.full_like(segment, i) for i, segment in enumerate(segments)])
-        segment = torch.cat(segments).repeat(layers)
-        layer = torch.arange(layers).repeat_interleave(len(images))
-        return Assignment(layer, images.repeat(layers), segment + self.first, segment)
+        layers = range(predictions.class_logits.shape[1])
+        pairs = [
+            (layer, image, self.start + segment, segment)
+            for layer in layers
+            for image, number in enumerate(targets.numbers)
+            for segment in range(number)
+        ]
+        return Pairs(*torch.tensor(pairs, device=predictions.class_logits.device).view(-1, 4).T)
 
 
-class Compactness:
-    """A loss: mean mask probability of the matched queries, summed over them in each layer."""
+class AreaLoss:
+    """A loss: the mean probability of the matched masks, to a power."""
 
     normalizer = "segments"
 
@@ -78,5 +80,5 @@ class Compactness:
 
     def __call__(self, predictions, targets, assignment):
         layer, image, query, _ = assignment
-        probs = predictions.mask_logits[image, layer, query].sigmoid().mean((1, 2)) ** self.power  # (T,)
-        return probs.new_zeros(predictions.mask_logits.shape[1]).index_add(0, layer, probs)
+        areas = predictions.mask_logits[image, layer, query].float().sigmoid().mean((1, 2)) ** self.power  # (T,)
+        return areas.new_zeros(predictions.mask_logits.shape[1]).index_add(0, layer, areas)

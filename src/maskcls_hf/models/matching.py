@@ -30,8 +30,7 @@ if is_scipy_available():
 
 logger = logging.get_logger(__name__)
 
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2  # both as in RetinaNet and the paper's code
+FOCAL_ALPHA = 0.25  # and a gamma of 2, written as squares: both as in RetinaNet and the paper's code
 # Bytes that one chunk of a computation may need with its temporaries: on a CPU they stay in a core's cache.
 CPU_CHUNK = 2**23
 DEVICE_CHUNK = 2**28
