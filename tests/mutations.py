@@ -36,7 +36,7 @@ MUTATIONS = {
     "focal gamma": Mutation(
         "error.mul_(error).mul_(cross_entropy)",
         "error.mul_(cross_entropy)",
-        ("tests/test_mask_costs.py::test_paired_losses_and_gradients_follow_the_definition", LOSSES),
+        ("tests/test_mask_losses.py::test_paired_losses_and_gradients_follow_the_definition", LOSSES),
     ),
     # The +1 of the dice loss, which keeps it finite without pixels.
     "dice smoothing": Mutation(
@@ -94,7 +94,7 @@ MUTATIONS = {
     "box loss": Mutation(
         "- (hull - union) / hull.clamp(min=tiny)",
         "- (hull - union)",
-        ("tests/test_box_ops.py::test_generalized_iou", LOSSES),
+        ("tests/test_boxes.py::test_generalized_iou", LOSSES),
     ),
     # The PQ-style loss of Max-DeepLab: its two parts.
     "Max-DeepLab": Mutation(

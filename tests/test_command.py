@@ -96,6 +96,10 @@ for command in {COMMANDS}:
         ended = start("convert", "a.pkl", "out", **{module: lines})
         assert (ended.returncode, ended.stderr) == (code, f"Stopped by {word}.\n")
 
+    def test_stopped_while_recipes_are_listed(self, start):
+        ended = start("train", "--list", torch="raise KeyboardInterrupt")
+        assert (ended.returncode, ended.stderr) == (130, "Stopped by Ctrl-C.\n")
+
 
 class TestWaitPolicy:
     """Read by OpenMP when torch is imported."""

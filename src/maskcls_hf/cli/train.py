@@ -7,12 +7,13 @@ import typer
 from rich.table import Table
 
 from ..utils.plain_text import cell
-from .console import DataOption, console, fail
+from .console import DataOption, console, ends_in_a_line, fail
 
 
 def print_recipes(wanted: bool) -> None:
     if wanted:
-        from ..training import list_recipes
+        with ends_in_a_line():
+            from ..training import list_recipes
 
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():

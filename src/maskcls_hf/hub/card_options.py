@@ -86,13 +86,9 @@ def card_options(
     """Options by the names that `Trainer.create_model_card` and `maskcls push` give them.
 
     Args:
-        license: of the weights, as the Hub names it.
-        tags: further tags of the Hub.
-        dataset: name of the training data, or its id on the Hub; `data_terms`, `data_description`: what is to be said
-            of it.
-        limitations: of the model, beside those that follow from it.
+        dataset, data_terms, data_description: of the training data; see [`TrainingData`].
         model_name: heads the card; in a push the name of the repository does.
-        options: others of [`CardOptions`].
+        license, tags, limitations, options: see [`CardOptions`].
     """
     return CardOptions(
         repo_id=model_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,22 +15,25 @@ from ..data.dataset import SegmentationDataset
 from ..data.sample import segments_of
 from ..inference import Predictor
 from ..inference.evaluation import crops, model_classes
-from ..inference.predictor import Task
 from ..metrics import InstanceF1, MeanIoU, PanopticQuality, Segments
 from ..utils.plain_text import percent
+from ..utils.tasks import Task
 from .card_options import Picture
 from .case_pictures import (
     CASE,
     MAPS,
-    Segmented,
     draw_case,
     draw_maps,
     pixels_of,
     true_classes,
     true_segments,
-    with_areas,
 )
 from .scores import METRICS
+
+# Metric of each task, and its score that counts.
+SCORES: dict[Task, tuple[Any, str]] = {
+    "semantic": (MeanIoU, "mean_iou"), "panoptic": (PanopticQuality, "pq"), "instance": (InstanceF1, "f1"),
+}  # fmt: skip
 
 
 @dataclass
@@ -82,8 +84,8 @@ def failure_cases(
     map_task: Task = "semantic" if task == "semantic" else "panoptic"
     if map_task == "panoptic":
         options = {"label_ids_to_fuse": stuff, **options}
-    worst: list[tuple[float, int]] = []
-    metric = new_metric(task, predictor.id2label, stuff)
+    metric_class, score = SCORES[task]
+    metric = metric_class(predictor.id2label, stuff)
 
     def looked_at(index: int) -> tuple[Any, Segments, dict[str, Any]]:
         sample = next(crops(data[index], crop, middle=True))
@@ -92,34 +94,23 @@ def failure_cases(
         image, tasks = sample["image"].as_subclass(Tensor), {map_task: options}
         return sample, truth, predictor.predict(image, tasks, input_data_format="channels_first")[0][map_task]
 
+    scored: list[tuple[float, int]] = []
     for index in range(min(limit or len(data), len(data))):
         _, truth, found = looked_at(index)
         metric.reset()
         metric.update(Segments.from_output(found, truth.name), truth)
-        score = metric.compute()[METRIC_OF[task]]
-        if not math.isnan(score):
-            heapq.heappush(worst, (-score, -index))
-            if len(worst) > number:
-                heapq.heappop(worst)
+        scored.append((metric.compute()[score], index))
         on_image()
     cases = []
-    for negative, place in sorted(worst, reverse=True):
-        sample, truth, found = looked_at(-place)
+    for value, index in sorted(pair for pair in scored if not math.isnan(pair[0]))[:number]:
+        sample, truth, found = looked_at(index)
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
-        predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
+        predicted = Segments.from_output(found)
         one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
         picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)
-        cases.append(FailureCase(sample["name"], METRIC_OF[task], -negative, picture, shows))
+        cases.append(FailureCase(sample["name"], score, value, picture, shows))
     return cases
-
-
-METRIC_OF = {"semantic": "mean_iou", "panoptic": "pq", "instance": "f1"}
-
-
-def new_metric(task: Task, id2label: dict[int, str], stuff: list[int]) -> Any:
-    metrics: dict[Task, Any] = {"semantic": MeanIoU, "panoptic": PanopticQuality, "instance": InstanceF1}
-    return metrics[task](id2label, stuff)
 
 
 def save_failure_cases(cases: list[FailureCase], folder: Path) -> list[Picture]:

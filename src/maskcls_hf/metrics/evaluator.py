@@ -12,10 +12,9 @@ from torch import Tensor
 from ..models.options import require_range
 from ..models.post_processing import classifies_pixels
 from ..models.segments import Segments
+from ..utils.tasks import TASKS
 from .bootstrap import Bootstrap
 from .metric import MAPS, METRICS
-
-TASKS = ("semantic", "panoptic", "instance")
 
 
 class Evaluator:

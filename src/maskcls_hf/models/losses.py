@@ -309,8 +309,8 @@ class _MaskChunks:
         if can_fuse(self.logits):
             try:
                 return self._fused(slice(None)).loss_sums(1 - 2 * FOCAL_ALPHA)
-            except Exception as error:
-                give_up(error)
+            except Exception as failure:
+                give_up(failure)
         sums = self.logits.new_empty(5, len(self.logits), dtype=self.dtype)
         self._for_each_part(lambda part: self._write_sums(part, sums[:, part]))
         return sums
@@ -350,8 +350,8 @@ class _MaskChunks:
             try:
                 of_pixels = self._fused(part).gradient(slopes, 1 - 2 * FOCAL_ALPHA)
                 return self.rows[0].matrix.T @ (of_pixels @ self.columns[0].matrix)
-            except Exception as error:
-                give_up(error)
+            except Exception as failure:
+                give_up(failure)
         signs, invalid = self._signs(part)
         focal, constant, by_sign = slopes[:, :, None, None]
         asymmetry = focal * (1 - 2 * FOCAL_ALPHA)

@@ -9,7 +9,7 @@ others are padded to it), (h, w) the grid of the mask logits, P = h * w, T match
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,8 +30,7 @@ if is_scipy_available():
 
 logger = logging.get_logger(__name__)
 
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2  # both as in RetinaNet and the paper's code
+FOCAL_ALPHA = 0.25  # and a gamma of 2, written as squares: both as in RetinaNet and the paper's code
 # Bytes that one chunk of a computation may need with its temporaries: on a CPU they stay in a core's cache.
 CPU_CHUNK = 2**23
 DEVICE_CHUNK = 2**28
@@ -126,7 +125,7 @@ class PaddedTargets:
         """Image of each of all segments (S,)."""
         return to_device(torch.from_numpy(np.repeat(np.arange(len(self.numbers)), self.numbers)), self.masks.device)
 
-    def resampled(self, size: tuple[int, int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
+    def resampled(self, size: Sequence[int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
         """Masks (B, M, P) and valid pixels (B, P) at the grid of the mask logits (h, w), as bool; masks are False where
         no pixel is valid.
 
