@@ -18,7 +18,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .configuration_maskcls import LOSSES, MATCHERS, custom_file
-from .contracts import PixelLogits, SegmentLogits, layer_suffix
 from .fused_losses import FusedPixels, can_fuse, give_up
 from .label_tensors import as_labels, integers
 from .matching import (
@@ -36,6 +35,7 @@ from .matching import (
     slices,
     to_device,
 )
+from .transformer_decoders import PixelLogits, SegmentLogits, layer_suffix
 
 # Pixels of a mask at a time on a CPU: a small tile depends on few cells, which keeps the matrices small.
 CPU_TILE = (128, 128)

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from transformers.utils import is_scipy_available, logging
 
 from .configuration_maskcls import MATCHERS, matching_weights
-from .contracts import PixelLogits, SegmentLogits
 from .label_tensors import as_labels, integers
 from .parallel import parallel_map
+from .transformer_decoders import PixelLogits, SegmentLogits
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
