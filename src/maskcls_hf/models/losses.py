@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from .configuration_maskcls import LOSSES, MATCHERS, custom_file
 from .fused_losses import FusedPixels, can_fuse, give_up
-from .label_tensors import as_labels, integers
 from .matching import (
     FOCAL_ALPHA,
     Assignment,
@@ -35,6 +34,7 @@ from .matching import (
     slices,
     to_device,
 )
+from .options import as_labels, integers
 from .transformer_decoders import PixelLogits, SegmentLogits, layer_suffix
 
 # Pixels of a mask at a time on a CPU: a small tile depends on few cells, which keeps the matrices small.

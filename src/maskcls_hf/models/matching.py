@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers.utils import is_scipy_available, logging
 
 from .configuration_maskcls import MATCHERS, matching_weights
-from .label_tensors import as_labels, integers
+from .options import as_labels, integers
 from .parallel import parallel_map
 from .resampling import nearest_indices
 from .transformer_decoders import PixelLogits, SegmentLogits
