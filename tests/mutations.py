@@ -82,8 +82,8 @@ MUTATIONS = {
     ),
     # Targets of matching are those of the first pixel of each cell.
     "nearest rule of matching": Mutation(
-        "torch.arange(int(at_centers), 2 * cells, 2, device=device)",
-        "torch.arange(1, 2 * cells, 2, device=device)",
+        "torch.arange(int(at_centers), 2 * target, 2, device=device)",
+        "torch.arange(1, 2 * target, 2, device=device)",
         (LOSSES,),
     ),
     # align_corners of the upsampling in the loss.
@@ -120,8 +120,8 @@ MUTATIONS = {
     "void": Mutation("void |= values == rules.void_id", "void |= values == -1", (PROCESSOR,)),
     # Labels take the pixel under the center of each new one.
     "nearest rule of labels": Mutation(
-        "torch.arange(1, 2 * length, 2, device=labels.device)",
-        "torch.arange(0, 2 * length, 2, device=labels.device)",
+        "nearest_indices(source, length, labels.device, at_centers=True)",
+        "nearest_indices(source, length, labels.device)",
         (PROCESSOR,),
     ),
     # Half-pixel centers of the upsampling of maps.
