@@ -11,7 +11,7 @@ CONFORMANCE := $(PY) -m pytest -c tests/conformance/pytest.ini tests/conformance
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow bench conformance lint format typecheck clean
 
-export OMP_NUM_THREADS ?= 1
+demo test slow conformance: export OMP_NUM_THREADS ?= 1
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -33,8 +33,8 @@ test: $(STAMP)  ## the tests, then transformers' own tests on our classes
 slow: $(STAMP)  ## the tests that take minutes
 	$(PY) -m pytest -m slow $(TESTS)
 
-bench: $(STAMP)  ## every stage beside transformers' MaskFormer: a table, benchmarks/results.json and .png
-	$(PY) benchmarks/speed.py
+bench: $(STAMP)  ## every stage beside transformers' MaskFormer: a table, benchmarks/results.json (on a GPU results_gpu.json) and .png
+	$(PY) benchmarks/speed.py $(if $(BUSY),--busy $(BUSY))
 
 conformance: $(STAMP)  ## transformers' own tests on our classes, beside transformers' MaskFormer
 	$(FETCH)

@@ -16,14 +16,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from examples import GRID, PADDED, VALID, blobs, outputs, predictions
-from measuring import MEGABYTE, machine, medians, peak_memory, read_arguments, write_record
+from measuring import MEGABYTE, argument_parser, machine, medians, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
 from maskcls_hf.models.contracts import SegmentLogits
-from maskcls_hf.models.criterion import MaskClsCriterion
+from maskcls_hf.models.losses import MaskClsCriterion
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    arguments = read_arguments(__doc__, SWEEPS, rounds=3, name="growth")
+    arguments = read_arguments(argument_parser(__doc__, rounds=3, name="growth"), SWEEPS)
     pairs = [(quantity, line) for quantity in arguments.only for line in LINES]
     results = [measure(*pair, arguments.rounds) for pair in track(pairs, "measuring")]
     title = machine()

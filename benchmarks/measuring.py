@@ -1,4 +1,4 @@
-"""Times and memory of contenders that do the same, in one process."""
+"""Times and memory of contenders that do the same, in one process; neighbours that keep the machine busy meanwhile."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import ctypes
 import datetime
 import gc
 import json
-import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,19 @@ import transformers
 Contenders = dict[str, Callable[[], Any]]
 HERE = Path(__file__).parent
 MEGABYTE = 1e6
+SHORTEST = 0.2  # seconds that the rounds take together at least, up to MOST_ROUNDS: short calls are timed more often
+MOST_ROUNDS = 50
+NEIGHBOUR = """
+import os, sys, threading, time
+def until_the_benchmark_ends():
+    os.read(0, 1)
+    os._exit(0)
+threading.Thread(target=until_the_benchmark_ends, daemon=True).start()
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    sum(range(10_000))
+os._exit(0)
+"""
 
 
 def medians(contenders: Contenders, rounds: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
@@ -29,25 +43,36 @@ def medians(contenders: Contenders, rounds: int, clock: Callable[[], float] = ti
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()
-    for _ in range(rounds):
+    finish()
+    began = time.perf_counter()
+    done = 0
+    while done < rounds or (done < MOST_ROUNDS and time.perf_counter() - began < SHORTEST):
         for name, call in contenders.items():
             start = clock()
             call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             times[name].append(clock() - start)
+        done += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def peak_memory(call: Callable[[], Any]) -> int | None:
-    """Bytes that the call needs at its peak beyond what the process held before, its result included: on a GPU of the
-    GPU's memory, else of the resident memory (Linux only; None elsewhere)."""
-    gc.collect()
+def finish() -> None:
+    """Wait for what a GPU still has to do."""
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_memory(call: Callable[[], Any], device: str = "cpu") -> int | None:
+    """Bytes that the call needs at its peak beyond what was held before, its result included: on "cuda" of the GPU's
+    memory that torch hands out, else of the resident memory of this process (Linux only; None elsewhere)."""
+    gc.collect()
+    if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        call()
+        result = call()
+        torch.cuda.synchronize()
+        del result
         return torch.cuda.max_memory_allocated() - before
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what malloc keeps for later
@@ -68,15 +93,37 @@ def _status(field: str) -> int:
     raise LookupError(field)
 
 
-def read_arguments(description: str | None, parts: Iterable[str], rounds: int, name: str) -> argparse.Namespace:
-    """The command line of a benchmark that writes `name`.json and .png; torch then uses the threads that it says."""
+@contextlib.contextmanager
+def neighbours(number: int, limit: float = 600.0) -> Iterator[list[subprocess.Popen]]:
+    """Inside, so many other processes keep a core busy each. They end with the block, with this process however it
+    ends, and after `limit` seconds."""
+    command = [sys.executable, "-c", NEIGHBOUR, str(limit)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(number)]
+    try:
+        if processes:
+            time.sleep(0.2)  # until they run
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def argument_parser(description: str | None, rounds: int, name: str) -> argparse.ArgumentParser:
+    """What benchmarks have in common that write `name`.json and .png."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*parts], default=[*parts], help="(default: all)")
     parser.add_argument("--rounds", type=int, default=rounds, help="(default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="(default: all)")
+    parser.add_argument("--threads", type=int, help="of torch (default: as many as torch takes by itself)")
     parser.add_argument("--out", type=Path, default=HERE, help=f"folder of {name}.json (default: benchmarks)")
+    return parser
+
+
+def read_arguments(parser: argparse.ArgumentParser, parts: Iterable[str]) -> argparse.Namespace:
+    """The command line, with `--only` some of the parts; torch then uses the threads that it says."""
+    parser.add_argument("--only", nargs="+", choices=[*parts], default=[*parts], help="(default: all)")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     return arguments
 
 

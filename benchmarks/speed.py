@@ -1,63 +1,90 @@
 """Every stage beside transformers' MaskFormer, in one run on one machine:  python benchmarks/speed.py
 
-Prints a table, and writes it as results.json and results.png. Stages are timed on a GPU where there is one.
+Prints a table, and writes it as results.json and .png. Where there is a GPU, stages are timed on it, with torch's own
+settings (convolutions in TF32), and the files are results_gpu.json and .png. `--busy 2` times each stage again while
+two other processes keep a core busy each, as loader workers or other users do.
 """
 
 from __future__ import annotations
 
+import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from measuring import MEGABYTE, machine, medians, peak_memory, read_arguments, write_record
+from measuring import MEGABYTE, argument_parser, machine, medians, neighbours, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.table import Table
-from stages import GROUPS, Stage
+from stages import DEVICE, GROUPS, Stage
 from transformers.utils import logging
 
+ROUNDS_WHEN_BUSY = 3
 
-def measure(stage: Stage, rounds: int) -> dict[str, Any]:
+
+def measure(stage: Stage, rounds: int, busy: int) -> dict[str, Any]:
     seconds = medians(stage.contenders, rounds)  # before the memory: what is set up once for all is then there
-    memory = {name: peak_memory(call) for name, call in stage.contenders.items()}
-    theirs, ours = stage.contenders
+    memory = {name: peak_memory(call, stage.device) for name, call in stage.contenders.items()}
+    ratio_wanted, memory_ratio_wanted = stage.wanted
     result = {
         "stage": stage.name,
         "note": stage.note,
         "seconds": seconds,
         "peak_memory": memory,
-        "ratio": seconds[theirs] / seconds[ours],
-        "ratio_wanted": stage.ratio,
-        "memory_ratio": None,
-        "memory_ratio_wanted": stage.memory_ratio,
+        "ratio": ratio(seconds),
+        "ratio_wanted": ratio_wanted,
+        "memory_ratio": None if None in memory.values() else ratio(memory),
+        "memory_ratio_wanted": memory_ratio_wanted,
     }
-    if memory[theirs] is not None and memory[ours] is not None:
-        result["memory_ratio"] = memory[theirs] / max(memory[ours], 1)
+    if busy:
+        with neighbours(busy):
+            when_busy = medians(stage.contenders, min(rounds, ROUNDS_WHEN_BUSY))
+        slowdown = when_busy["maskcls_hf"] / seconds["maskcls_hf"]
+        result |= {"busy_seconds": when_busy, "busy_ratio": ratio(when_busy), "busy_slowdown": slowdown}
     return result
 
 
-def table_of(results: list[dict[str, Any]], title: str) -> Table:
+def ratio(costs: dict[str, Any]) -> float:
+    """How many times ours transformers' is."""
+    theirs, ours = costs.values()
+    return theirs / max(ours, 1e-9 if isinstance(ours, float) else 1)
+
+
+def table_of(results: list[dict[str, Any]], title: str, busy: int) -> Table:
     table = Table(title=title)
     table.add_column("stage")
-    for heading in ("transformers", "maskcls_hf", "ratio", "wanted", "memory", "ours", "ratio", "wanted"):
+    headings = ["transformers", "maskcls_hf", "ratio", "wanted", "memory", "ours", "ratio", "wanted"]
+    if busy:
+        headings += [f"{busy} busy: transformers", "maskcls_hf", "ratio", "times quiet"]
+    for heading in headings:
         table.add_column(heading, justify="right")
     for result in results:
-        (theirs, ours), memory = result["seconds"].values(), list(result["peak_memory"].values())
-        table.add_row(
-            result["stage"],
-            f"{1000 * theirs:.0f} ms",
-            f"{1000 * ours:.0f} ms",
+        memory = result["peak_memory"].values()
+        cells = [
+            *map(milliseconds, result["seconds"].values()),
             marked(result["ratio"], result["ratio_wanted"]),
             "" if result["ratio_wanted"] is None else f"{result['ratio_wanted']:g}",
             *("" if size is None else f"{size / MEGABYTE:.0f} MB" for size in memory),
             marked(result["memory_ratio"], result["memory_ratio_wanted"]),
             "" if result["memory_ratio_wanted"] is None else f"{result['memory_ratio_wanted']:.3g}",
-        )
+        ]
+        if busy:
+            cells += [
+                *map(milliseconds, result["busy_seconds"].values()),
+                marked(result["busy_ratio"], result["ratio"] / 2),
+                marked(-result["busy_slowdown"], -3).replace("-", ""),
+            ]
+        table.add_row(result["stage"], *cells)
     return table
 
 
+def milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds > 0.02 else f"{1000 * seconds:.2g} ms"
+
+
 def marked(ratio: float | None, wanted: float | None) -> str:
-    """With a colour where it is short of what is wanted."""
+    """With a color where it is short of what is wanted."""
     if ratio is None:
         return ""
     return f"{ratio:.1f}" if wanted is None or ratio >= wanted else f"[bold red]{ratio:.2f}[/]"
@@ -81,21 +108,31 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    arguments = read_arguments(__doc__, GROUPS, rounds=7, name="results")
+    name = "results" if DEVICE == "cpu" else "results_gpu"
+    parser = argument_parser(__doc__, rounds=7, name=name)
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="also time beside N busy processes")
+    arguments = read_arguments(parser, GROUPS)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    title, console, results = machine(), Console(width=150), []
+    title, console, results, failed = machine(), Console(width=190 if arguments.busy else 150), [], []
     with console.status("") as status:
         for group in arguments.only:
             status.update(f"{group}: making inputs")
-            for stage in GROUPS[group]():
-                status.update(stage.name)
-                results.append(measure(stage, arguments.rounds))
-                console.print(f"{stage.name}: {results[-1]['ratio']:.2f}")
-    console.print(table_of(results, title))
-    write_record(arguments.out / "results.json", title, arguments.rounds, results)
-    plot(results, title, arguments.out / "results.png")
+            try:
+                for stage in GROUPS[group]():
+                    status.update(stage.name)
+                    results.append(measure(stage, arguments.rounds, arguments.busy))
+                    console.print(f"{stage.name}: {results[-1]['ratio']:.2f}")
+                    write_record(arguments.out / f"{name}.json", title, arguments.rounds, results)
+            except Exception:  # the other groups are measured all the same
+                failed.append(group)
+                console.print(traceback.format_exc(), markup=False, highlight=False)
+    console.print(table_of(results, title, arguments.busy))
+    if results:
+        plot(results, title, arguments.out / f"{name}.png")
+    if failed:
+        sys.exit(f"These did not run to their end: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,8 +57,18 @@ class Stage:
     name: str
     contenders: Contenders
     ratio: float | None = None  # of times, at least
-    memory_ratio: float | None = None  # of peak memory, at least
+    memory_ratio: float | None = 1  # of peak memory, at least
     note: str = ""
+    ratio_on_gpu: float | None = None
+    memory_ratio_on_gpu: float | None = 1
+    device: str = DEVICE  # whose memory is measured
+
+    @property
+    def wanted(self) -> tuple[float | None, float | None]:
+        """The ratios of times and of peak memory, on the machine that this is."""
+        if DEVICE == "cuda":
+            return self.ratio_on_gpu, self.memory_ratio_on_gpu
+        return self.ratio, self.memory_ratio
 
 
 def processors() -> tuple[MaskFormerImageProcessor, MaskClsImageProcessor]:
@@ -82,18 +94,17 @@ def map_stages() -> Iterator[Stage]:
     rng = np.random.default_rng(0)
     semantic, panoptic = (predictions(GRID, QUERIES, labels, KEPT, rng) for labels in (150, 133))
     fuse = {"label_ids_to_fuse": set(range(80, 133))}
-    yield Stage("semantic map, 150 classes, 1080p", maps("semantic", semantic, HD), 8)
-    yield Stage("semantic map, 150 classes, 4K", maps("semantic", semantic, UHD), 10, 10)
-    yield Stage("panoptic map, 133 classes, 1080p", maps("panoptic", panoptic, HD, **fuse), 6)
-    yield Stage("panoptic map, 133 classes, 4K", maps("panoptic", panoptic, UHD, **fuse), 10, 10)
-    yield Stage("instance segments, 1080p", maps("instance", panoptic, HD), 5)
-    yield Stage("instance segments, 4K", maps("instance", panoptic, UHD), None, 10)
+    yield Stage("semantic map, 150 classes, 1080p", maps("semantic", semantic, HD), 8, ratio_on_gpu=3)
+    yield Stage("semantic map, 150 classes, 4K", maps("semantic", semantic, UHD), 10, 10, ratio_on_gpu=3)
+    yield Stage("panoptic map, 133 classes, 1080p", maps("panoptic", panoptic, HD, **fuse), 6, ratio_on_gpu=6)
+    yield Stage("panoptic map, 133 classes, 4K", maps("panoptic", panoptic, UHD, **fuse), 10, 10, ratio_on_gpu=6)
+    yield Stage("instance segments, 1080p", maps("instance", panoptic, HD), 5, ratio_on_gpu=6)
+    yield Stage("instance segments, 4K", maps("instance", panoptic, UHD), None, 10, ratio_on_gpu=6)
     noise = unsure_predictions(GRID, QUERIES, 150, rng)
     untrained = "noise, as of an untrained network"
-    yield Stage("semantic map, 1080p, worst case", maps("semantic", noise, HD), 1, note=untrained)
-    yield Stage(
-        "panoptic map, 1080p, worst case", maps("panoptic", noise, HD, threshold=0.0, **fuse), 1, note=untrained
-    )
+    yield Stage("semantic map, 1080p, worst case", maps("semantic", noise, HD), 1, note=untrained, ratio_on_gpu=1.5)
+    calls = maps("panoptic", noise, HD, threshold=0.0, **fuse)
+    yield Stage("panoptic map, 1080p, worst case", calls, 1, note=untrained, ratio_on_gpu=2)
 
 
 def real_map_stages() -> Iterator[Stage]:
@@ -128,18 +139,54 @@ def models(backbone: PreTrainedConfig, labels: int, **options: Any) -> tuple[Any
     return theirs.to(DEVICE), ours.to(DEVICE)
 
 
+@contextmanager
+def exact() -> Iterator[None]:
+    """Inside, a GPU's products are made in float32, not in TF32; nothing changes on a CPU."""
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
+IMAGE = (1, 3, 512, 704)
+
+
+@torch.inference_mode()
+def mask_logits(model: Any, image: torch.Tensor) -> torch.Tensor:
+    return model(pixel_values=image).masks_queries_logits
+
+
 def forward_stages() -> Iterator[Stage]:
     for name, backbone in BACKBONES.items():
         theirs, ours = (model.eval() for model in models(backbone(), 150))
-        image = torch.randn(1, 3, 512, 704, device=DEVICE)
+        image = torch.randn(IMAGE, device=DEVICE)
+        with exact():
+            difference = (mask_logits(theirs, image) - mask_logits(ours, image)).abs().max().item()
+        assert difference < 1e-3, f"the networks differ by {difference:.1e}"
+        calls = {"transformers": partial(mask_logits, theirs, image), "maskcls_hf": partial(mask_logits, ours, image)}
+        yield Stage(f"forward, {name}, 512 x 704", calls, 1.1, ratio_on_gpu=1.2)
 
-        @torch.inference_mode()
-        def run(model: Any, image: torch.Tensor = image) -> Any:
-            return model(image).masks_queries_logits
 
-        assert torch.allclose(run(theirs), run(ours), atol=1e-3), "the networks differ"
-        contenders = {"transformers": lambda m=theirs: run(m), "maskcls_hf": lambda m=ours: run(m)}
-        yield Stage(f"forward, {name}, 512 x 704", contenders, 1.1)
+def compiled_stages() -> Iterator[Stage]:
+    """On a GPU: on a CPU compiling takes minutes."""
+    for name, backbone in BACKBONES.items() if DEVICE == "cuda" else ():
+        theirs, ours = (model.eval() for model in models(backbone(), 150))
+        image = torch.randn(IMAGE, device=DEVICE)
+        network = Predictor(ours, processors()[1], compile=True).network
+        difference = (mask_logits(theirs, image) - mask_logits(network, image)).abs().max().item()
+        assert difference < 0.1, f"the compiled network differs by {difference:.1e}"
+        assert network.compiled is not None, "it could not be compiled"
+        calls = {
+            "transformers": partial(mask_logits, theirs, image),
+            "maskcls_hf": partial(mask_logits, network, image),
+        }
+        note = "transformers' as it is, ours by Predictor(compile=True)"
+        yield Stage(f"forward, {name}, 512 x 704, compiled", calls, note=note, ratio_on_gpu=2)
 
 
 def end_to_end_stages() -> Iterator[Stage]:
@@ -164,9 +211,11 @@ def end_to_end_stages() -> Iterator[Stage]:
         "transformers": lambda: segmenters[0](image, threshold=0.5),
         "maskcls_hf": lambda: predictor(image, "panoptic", threshold=0.5),
     }
-    yield Stage("photo to panoptic map, R50, 1080p", calls, 2, note="transformers' pipeline beside our Predictor")
+    note = "transformers' pipeline beside our Predictor"
+    yield Stage("photo to panoptic map, R50, 1080p", calls, 2, note=note, ratio_on_gpu=15)
     calls = calls | {"maskcls_hf": lambda: segmenters[1](image, threshold=0.5)}
-    yield Stage("photo to panoptic masks, R50, 1080p, in pipeline", calls, 1, note="the pipeline with each model")
+    note = "the pipeline with each model"
+    yield Stage("photo to panoptic masks, R50, 1080p, in pipeline", calls, 1, note=note, ratio_on_gpu=1)
 
 
 def annotation(size: tuple[int, int], segments: int, labels: int, rng: np.random.Generator) -> tuple[Any, Any]:
@@ -198,9 +247,8 @@ def criterion_stages() -> Iterator[Stage]:
     def our_loss() -> None:
         ours.criterion.total(ours.criterion([SegmentLogits(*layer) for layer in layers], masks, labels)).backward()
 
-    yield Stage(
-        "criterion, forward and backward, 6 layers", {"transformers": transformers_loss, "maskcls_hf": our_loss}, 4, 3
-    )
+    calls = {"transformers": transformers_loss, "maskcls_hf": our_loss}
+    yield Stage("criterion, forward and backward, 6 layers", calls, 4, 3, ratio_on_gpu=5)
 
 
 def training_stages() -> Iterator[Stage]:
@@ -226,22 +274,29 @@ def training_stages() -> Iterator[Stage]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
         calls[name] = lambda m=model, o=optimizer, t=targets: step(m, o, t)
     where = "" if DEVICE == "cpu" else ", bf16"
-    yield Stage(f"training step, R50, {batch} x 512 x 512{where}", calls, 1.5, None if DEVICE == "cpu" else 1 / 0.6)
+    name = f"training step, R50, {batch} x 512 x 512{where}"
+    yield Stage(name, calls, 1.5, ratio_on_gpu=2.5, memory_ratio_on_gpu=1 / 0.45)
 
 
 def preprocessing_stages() -> Iterator[Stage]:
+    """Of a PIL image and map: on the CPU, and where there is a GPU also resized and normalized there by both."""
     rng = np.random.default_rng(0)
     for name, shape in (("683 x 512", (512, 683)), ("1080p", HD)):
         places = blobs(shape, 16, rng)
         image = photo(shape, places, rng)
-        classes = rng.permutation(150)[:16]
-        semantic = classes[places].astype(np.uint8)
+        semantic = rng.permutation(150)[:16][places].astype(np.uint8)
         theirs, ours = processors()
-        contenders = {
-            "transformers": lambda p=theirs, i=image, s=semantic: p(i, s, return_tensors="pt"),
-            "maskcls_hf": lambda p=ours, i=image, s=semantic: p(i, s, return_tensors="pt"),
-        }
-        yield Stage(f"preprocessing, image and segmentation map, {name}", contenders, 3)
+        for device in dict.fromkeys(["cpu", DEVICE]):
+            options = {} if device == "cpu" else {"device": device}
+            calls = [
+                partial(processor, image, semantic, return_tensors="pt", **options) for processor in (theirs, ours)
+            ]
+            if options:  # on a GPU theirs looks for the map by the shape of the image, and finds none
+                calls[0] = partial(calls[0], disable_grouping=True)
+            contenders = dict(zip(("transformers", "maskcls_hf"), calls, strict=True))
+            where = "" if device == "cpu" else ", on the GPU"
+            stage = f"preprocessing, image and segmentation map, {name}{where}"
+            yield Stage(stage, contenders, 3, ratio_on_gpu=3, device=device)
 
 
 GROUPS: dict[str, Callable[[], Iterator[Stage]]] = {
@@ -252,4 +307,5 @@ GROUPS: dict[str, Callable[[], Iterator[Stage]]] = {
     "criterion": criterion_stages,
     "training": training_stages,
     "preprocessing": preprocessing_stages,
+    "compiled": compiled_stages,
 }

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
-from maskcls_hf.visual.drawing import PAPER, TEXT, draw_overlay, segment_colours
+from maskcls_hf.visual.drawing import PAPER, TEXT, draw_overlay, segment_colors
 
 ROOT = Path(__file__).resolve().parents[1]
 EDGE, GAP, MARGIN, LINE = 384, 14, 60, 30
@@ -72,8 +72,8 @@ def main() -> None:
     )[0]
     ids, segments = found["segmentation"].numpy(), found["segments_info"]
     names = model.config.id2label
-    colours = segment_colours(segments, len(names), image_processor.label_ids_to_fuse or [])
-    overlay = np.asarray(draw_overlay(image, ids, segments, colours, names, legend=False))
+    colors = segment_colors(segments, len(names), image_processor.label_ids_to_fuse or [])
+    overlay = np.asarray(draw_overlay(image, ids, segments, colors, names, legend=False))
 
     sheet = Image.new("RGB", (3 * EDGE + 4 * MARGIN, EDGE + 2 * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)

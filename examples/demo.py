@@ -1,6 +1,6 @@
 """Segment a photograph with the checkpoint of this repository:  make demo
 
-The photograph is a part of `mahotas.demos.nuclear_image()`, which lies inside the mahotas package (MIT licence): nuclei
+The photograph is a part of `mahotas.demos.nuclear_image()`, which lies inside the mahotas package (MIT license): nuclei
 under a fluorescence microscope, here shrunk to the size of those in the training images. The checkpoint was trained on
 other images only (model_cards/maskcls-nuclei-tiny).
 """
@@ -20,8 +20,8 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
 from maskcls_hf.cli.coco import CocoRecords, coco_content, map_image
-from maskcls_hf.cli.segmenter import SegmentedImage
-from maskcls_hf.visual.drawing import Colour, draw_overlay, segment_colours
+from maskcls_hf.metrics import Segments
+from maskcls_hf.visual.drawing import Color, draw_overlay, segment_colors
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "model_cards" / "maskcls-nuclei-tiny"
@@ -47,25 +47,25 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     )[0]
 
     names, stuff = model.config.id2label, image_processor.label_ids_to_fuse or []
-    result = SegmentedImage(found["segmentation"].numpy(), found["segments_info"])
-    colours = segment_colours(result.segments, len(names), stuff)
+    result = Segments.from_output(found)
+    colors = segment_colors(result.records, len(names), stuff)
     out.mkdir(exist_ok=True)
-    draw_overlay(photograph, result.ids, result.segments, colours, names).save(out / "overlay.png")
-    map_image(result, "panoptic", colours, len(names)).save(out / "map.png")
+    draw_overlay(photograph, result.index_map.numpy(), result.records, colors, names).save(out / "overlay.png")
+    map_image(result, "panoptic", colors, len(names)).save(out / "map.png")
     records = CocoRecords("panoptic", names, stuff)
-    record = records.of("map.png", result, colours)
+    record = records.of("map.png", result, colors)
     record["image"]["file_name"] = "nuclear"
     (out / "segments.json").write_text(json.dumps(coco_content([record], records.categories)))
 
-    print_table(names, record["annotations"][0]["segments_info"], colours)
+    print_table(names, record["annotations"][0]["segments_info"], colors)
     print(f"Written to {out}: overlay.png, map.png, segments.json")
 
 
-def print_table(names: dict[int, str], records: list[dict[str, Any]], colours: list[Colour]) -> None:
+def print_table(names: dict[int, str], records: list[dict[str, Any]], colors: list[Color]) -> None:
     table = Table(title="Segments")
     for heading in ("", "class", "score", "area", "box (left, top, width, height)"):
         table.add_column(heading, justify="left" if heading in ("", "class") else "right")
-    for record, (red, green, blue) in zip(records, colours, strict=True):
+    for record, (red, green, blue) in zip(records, colors, strict=True):
         table.add_row(
             f"[rgb({red},{green},{blue})]■[/]",
             names[record["category_id"]],

@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from maskcls_hf.training import list_recipes, load_recipe, train
-from maskcls_hf.training.recipe_trainer import as_script
+from maskcls_hf.training import as_script, list_recipes, load_recipe, train
 
 
 def parse_arguments(argv: list[str] | None = None, description: str | None = __doc__) -> argparse.Namespace:
@@ -33,16 +32,8 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = __d
 
 @as_script()
 def main(argv: list[str] | None = None) -> dict[str, float]:
-    arguments = parse_arguments(argv)
-    return train(
-        load_recipe(arguments.recipe, arguments.set),
-        arguments.data,
-        arguments.out,
-        model=arguments.model,
-        resume=arguments.resume,
-        accumulate=arguments.accumulate,
-        tensorboard=arguments.tensorboard,
-    )
+    options = vars(parse_arguments(argv))
+    return train(load_recipe(options.pop("recipe"), options.pop("set")), **options)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from maskcls_hf.data import MaskClsCollator
 from maskcls_hf.data.augmented import AugmentedDataset, EpochSampler
 from maskcls_hf.data.sample import Sample
 from maskcls_hf.training import ExponentialMovingAverage, MaskClsTrainer, build_optimizer, build_scheduler, checkpoints
-from maskcls_hf.training.checkpoints import checkpoint_to_resume, epoch_batches, load_state, rng_free, save_state
+from maskcls_hf.training.checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
+from maskcls_hf.training.loop import epoch_batches
 from maskcls_hf.training.processes import items_of_step, share_buffers
 from tiny import maskcls_config
 

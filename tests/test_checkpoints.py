@@ -19,7 +19,8 @@ from maskcls_hf.training import checkpoints
 from maskcls_hf.training.checkpoints import (
     MANIFEST,
     WRITING,
-    NoGoodCheckpoint,
+    CheckpointNotFound,
+    CorruptCheckpoint,
     checkpoint_to_resume,
     last_good_checkpoint,
     list_checkpoints,
@@ -28,7 +29,7 @@ from maskcls_hf.training.checkpoints import (
     saving,
     verify,
 )
-from maskcls_hf.training.divergence import DivergenceError, check_finite, check_weights, forward_pass
+from maskcls_hf.training.divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
 from tiny import maskcls_config, segments
 
 
@@ -137,7 +138,7 @@ class TestFinding:
     def test_all_damaged(self, tmp_path, warnings):
         truncate(write(tmp_path, 1))
         remove_a_file(write(tmp_path, 2))
-        with pytest.raises(NoGoodCheckpoint, match="(?s)checkpoint-2: sub/part.*checkpoint-1: weights"):
+        with pytest.raises(CorruptCheckpoint, match="(?s)checkpoint-2: sub/part.*checkpoint-1: weights"):
             checkpoint_to_resume(tmp_path)
 
     def test_files_that_were_added_do_no_harm(self, tmp_path):
@@ -208,16 +209,16 @@ class TestTrainer:
     def test_all_damaged(self, output, warnings):
         for path in list_checkpoints(output):
             (path / "rng_state.pth").unlink()
-        with pytest.raises(NoGoodCheckpoint, match="rng_state.pth is missing"):
+        with pytest.raises(CorruptCheckpoint, match="rng_state.pth is missing"):
             resumable.train_trainer(output, resume=True, workers=0, batch=2)
 
     def test_nothing_to_go_on_from(self, tmp_path):
-        with pytest.raises(NoGoodCheckpoint, match="no checkpoint in"):
+        with pytest.raises(CheckpointNotFound, match="no checkpoint in"):
             resumable.train_trainer(tmp_path, resume=True, workers=0, batch=2)
 
     def test_a_named_checkpoint_must_be_whole(self, output):
         (output / "checkpoint-7" / "scheduler.pt").unlink()
-        with pytest.raises(NoGoodCheckpoint, match=r"checkpoint-7 is not a whole checkpoint: scheduler.pt is missing"):
+        with pytest.raises(CorruptCheckpoint, match=r"checkpoint-7 is not a whole checkpoint: scheduler.pt is missing"):
             resumable.train_trainer(output, resume=str(output / "checkpoint-7"), workers=0, batch=2)
 
     def test_the_best_checkpoint_has_its_final_name(self, tmp_path):
@@ -263,7 +264,7 @@ class TestDivergence:
         check_finite(torch.tensor(1.0), {"loss_mask": torch.tensor(0.0)}, 1, tmp_path, grad_norm=3.0)
 
     def test_other_errors_of_the_forward_pass_stay(self):
-        with pytest.raises(ValueError, match="labels") as error, forward_pass(1):
+        with pytest.raises(ValueError, match="labels") as error, reraise_as_divergence(1):
             raise ValueError("labels do not fit")
         assert not isinstance(error.value, DivergenceError)
 
@@ -279,7 +280,7 @@ class TestDivergence:
         nn.init.constant_(model.segmentation_module.class_predictor.weight, weight)
         nn.init.constant_(model.segmentation_module.mask_embedder.layers[-1].bias, 1e3)
         masks, labels = segments([(64, 64)], [2])
-        with pytest.raises(DivergenceError, match=rf"step 8\. {message}"), forward_pass(8, tmp_path):
+        with pytest.raises(DivergenceError, match=rf"step 8\. {message}"), reraise_as_divergence(8, tmp_path):
             model(torch.randn(1, 3, 64, 64), mask_labels=masks, class_labels=labels)
 
     def test_weights(self, tmp_path):
@@ -314,8 +315,14 @@ class Poison(TrainerCallback):
             return
         model = self.trainer.model
         if self.what == "loss":
-            losses = model.criterion.mask_losses
-            model.criterion.mask_losses = lambda *a: (losses(*a)[0], losses(*a)[1] * math.nan)
+            loss = model.criterion.losses["mask"]
+
+            def poisoned(*args):
+                sums = loss(*args)
+                return sums | {"loss_dice": sums["loss_dice"] * math.nan}
+
+            poisoned.normalizer = loss.normalizer
+            model.criterion.losses["mask"] = poisoned
         elif self.what == "gradient":
             next(model.parameters()).register_hook(lambda gradient: gradient * math.inf)
         elif self.what == "matching":

@@ -21,12 +21,13 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
-from maskcls_hf.cli.console import Terminated, terminable
-from maskcls_hf.cli.main import TextFormatter, app
+from maskcls_hf.cli.console import Terminated, TextFormatter, terminable
+from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
-from maskcls_hf.cli.segment import find_images, segmented
-from maskcls_hf.cli.segmenter import SegmentedImage
-from maskcls_hf.visual.drawing import distinct_colours, draw_overlay, outlines, segment_colours
+from maskcls_hf.cli.segment import find_images
+from maskcls_hf.cli.segmenter import Outcome, segmented
+from maskcls_hf.metrics import Segments
+from maskcls_hf.visual.drawing import distinct_colors, draw_overlay, outlines, segment_colors
 
 SIZES = {"wide": (48, 80), "tall": (80, 48), "square": (64, 64)}
 
@@ -155,11 +156,13 @@ def test_failing_batch_goes_image_by_image():
     def segmenter(images):
         if any(image.shape[1] == 1 for image in images):
             raise ValueError("too small")
-        return [SegmentedImage(np.zeros((1, 1)), []) for _ in images]
+        return [Segments([], np.zeros((1, 1), dtype=int) - 1) for _ in images]
 
-    images = {Path("a"): torch.ones(3, 2, 2), Path("b"): torch.ones(3, 1, 1), Path("c"): torch.ones(3, 2, 2)}
-    outcomes = {outcome.path.name: outcome.error for outcome in segmented(images, segmenter)}
-    assert outcomes["a"] is None and outcomes["c"] is None and "too small" in str(outcomes["b"])
+    sizes = {"a": (2, 2), "b": (1, 1), "c": (2, 2)}
+    images = [Outcome(n, Path(name), torch.ones(3, *size)) for n, (name, size) in enumerate(sizes.items())]
+    outcomes = {outcome.path.name: outcome for outcome in segmented(images, segmenter, batch_size=3)}
+    assert all(outcomes[name].error is None and outcomes[name].result is not None for name in "ac")
+    assert "too small" in str(outcomes["b"].error) and outcomes["b"].result is None
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_version():
 
 
 def test_map_with_many_classes_has_16_bits():
-    result = SegmentedImage(np.array([[0, 299]]), [])
+    result = Segments.from_class_map(np.array([[0, 299]]))
     written = map_image(result, "semantic", [], 300)
     assert written.mode == "I;16" and np.asarray(written).tolist() == [[0, 299]]
 
@@ -230,13 +233,13 @@ def test_names_of_results_differ():
     assert output_names(paths) == ["x", "x_2", "x_3", "x_2_2", "y"]
 
 
-def test_colours():
-    colours = [colour for colour, _ in zip(distinct_colours(), range(3000), strict=False)]
-    assert len(set(colours)) == 3000 and (0, 0, 0) not in colours
+def test_colors():
+    colors = [color for color, _ in zip(distinct_colors(), range(3000), strict=False)]
+    assert len(set(colors)) == 3000 and (0, 0, 0) not in colors
     segments = [dict(id=index, label_id=label, area=1) for index, label in enumerate([2, 0, 2, 1])]
-    stuff, other = segment_colours(segments, 3, [0, 1]), segment_colours(segments[1:], 3, [0, 1])
+    stuff, other = segment_colors(segments, 3, [0, 1]), segment_colors(segments[1:], 3, [0, 1])
     assert len(set(stuff)) == 4
-    assert stuff[1] == other[0] == colours[0] and stuff[3] == other[2] == colours[1]
+    assert stuff[1] == other[0] == colors[0] and stuff[3] == other[2] == colors[1]
 
 
 def test_overlay():
@@ -245,13 +248,13 @@ def test_overlay():
     ids[16:48, 16:48] = 7
     assert outlines(ids, 1).sum() == 4 * 32 - 4 + 4 * 32
     image = np.full((64, 64, 3), 100, dtype=np.uint8)
-    segments, colours = [dict(id=7, label_id=0, area=32 * 32)], [(255, 0, 0)]
-    plain = np.asarray(draw_overlay(image, ids, segments, colours, CLASSES, legend=False))
+    segments, colors = [dict(id=7, label_id=0, area=32 * 32)], [(255, 0, 0)]
+    plain = np.asarray(draw_overlay(image, ids, segments, colors, CLASSES, legend=False))
     assert plain.shape == (640, 640, 3)
     assert plain[0, 0].tolist() == [100, 100, 100]
     assert plain[160, 160].tolist() == [255, 0, 0]
     assert plain[320, 320].tolist() == [170, 55, 55]
-    with_legend = draw_overlay(image, ids, segments, colours, CLASSES)
+    with_legend = draw_overlay(image, ids, segments, colors, CLASSES)
     assert with_legend.width > 640 and with_legend.height == 640
     np.testing.assert_array_equal(np.asarray(with_legend)[:, :640], plain)
     assert draw_overlay(image, ids, [], [], CLASSES).size == (640, 640)
@@ -375,7 +378,7 @@ class TestResults:
         def full(*_, **__):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr("PIL.Image.Image.save", full)
+        monkeypatch.setattr("pathlib.Path.write_bytes", full)
         content, result = segment(folders, tmp_path / "out", "panoptic", code=1)
         assert "could not be written" in result.stderr and os.strerror(errno.ENOSPC) in result.stderr
         assert content["images"] == [] and not [path for path in (tmp_path / "out").rglob("*.png")]

@@ -214,7 +214,7 @@ def test_names_of_classes_are_text(names, folders, tmp_path):
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (Terminated, 143)])
 def test_an_interruption_is_one_line(error, code, folders, tmp_path, monkeypatch):
     (tmp_path / "scores.json").write_text("earlier")
-    monkeypatch.setattr("maskcls_hf.cli.evaluate.score_data", lambda *_, **__: exec("raise error", {"error": error}))
+    monkeypatch.setattr("maskcls_hf.inference.evaluate", lambda *_, **__: exec("raise error", {"error": error}))
     result = run("-m", folders.maskcls, "-d", folders.data, "--json", tmp_path / "scores.json", code=code)
     assert "Stopped by" in result.stderr and "Traceback" not in result.output
     assert (tmp_path / "scores.json").read_text() == "earlier"

@@ -18,11 +18,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from maskcls_hf.data import open_dataset
-from maskcls_hf.data.coco_instances import run_lengths
-from maskcls_hf.data.coco_records import MOST_PIXELS
 from maskcls_hf.data.files import read_json
-from maskcls_hf.data.occurrence import told_of_classes
+from maskcls_hf.data.layouts.coco_instances import run_lengths
+from maskcls_hf.data.layouts.coco_records import MOST_PIXELS
 from maskcls_hf.data.validation import Finding, validate_dataset
+from maskcls_hf.data.validation.occurrence import told_of_classes
 
 HEIGHT, WIDTH = 48, 64
 SQUARE = [5, 5, 25, 5, 25, 25, 5, 25]
@@ -479,7 +479,7 @@ class TestNothingToLearn:
         """pycocotools draws one: the classes occur, so that nothing else would tell."""
         root = write(tmp_path, content={**content_of("instances"), "annotations": self.annotations([0, 0, 1, 0, 1, 1])})
         warnings: list[str] = []
-        monkeypatch.setattr("maskcls_hf.data.coco_instances.logger.warning", warnings.append)
+        monkeypatch.setattr("maskcls_hf.data.layouts.coco_instances.logger.warning", warnings.append)
         open_dataset(root, "train")
         assert len(warnings) == 1 and "all polygons lie in 0..1" in warnings[0]
         assert "relative_polygon" in {finding.kind for finding in validate_dataset(root, workers=1).findings}

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 from maskcls_hf import MaskClsImageProcessor
-from maskcls_hf.cli.segment import outcomes
-from maskcls_hf.data.files import image_size, read_coloured_ids, read_image, read_map
-from maskcls_hf.data.validation.files import read_class_map, read_picture
+from maskcls_hf.cli.segmenter import read as read_for_segment
+from maskcls_hf.data.files import image_size, read_colored_ids, read_image, read_map
+from maskcls_hf.data.layouts.label_maps import read_class_map
+from maskcls_hf.data.validation.building import read_picture
 from maskcls_hf.models.image_reading import MAX_PIXELS
 
 
@@ -28,9 +29,9 @@ def problems(path: Path) -> list[str]:
             read(path)
         except ValueError as error:
             said.append(str(error))
-    said += [
-        f"{o.path}: {o.error}" for o in outcomes([path], lambda images: [None] * len(images)) if o.error is not None
-    ]
+    outcome = read_for_segment((0, path))
+    if outcome.error is not None:
+        said.append(f"{outcome.path}: {outcome.error}")
     read_picture(path, lambda kind, message, file: said.append(f"{file}: {message}"))
     return said
 
@@ -184,7 +185,7 @@ class TestStoredValues:
         assert "JPEG" in str(self.finding(tmp_path / "a.png"))
         Image.new("RGB", (9, 9)).save(tmp_path / "b.png", "JPEG")
         with pytest.raises(ValueError, match=r"b\.png: .* is a JPEG"):
-            read_coloured_ids(tmp_path / "b.png")
+            read_colored_ids(tmp_path / "b.png")
 
     @staticmethod
     def finding(path: Path) -> tuple[str, ...]:
@@ -197,7 +198,7 @@ class TestStoredValues:
         Image.new(mode, (9, 9)).save(tmp_path / "a.tif")
         with pytest.raises(ValueError, match=rf"a\.tif: the segmentation map is an image of mode '{mode}'"):
             read_map(tmp_path / "a.tif")
-        assert self.finding(tmp_path / "a.tif")[0] == "colour_label"
+        assert self.finding(tmp_path / "a.tif")[0] == "color_label"
 
     @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, 1e30])
     def test_floating_point_that_is_no_id(self, tmp_path, value):
@@ -236,7 +237,7 @@ class TestCauses:
         chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
         with pytest.raises(ValueError, match=r"a\.png has 16 bits a channel"):
-            read_coloured_ids(tmp_path / "a.png")
+            read_colored_ids(tmp_path / "a.png")
 
     def test_signed_bytes_below_zero_are_no_image(self, tmp_path):
         tifffile.imwrite(tmp_path / "a.tif", np.full((9, 8), -3, np.int8))

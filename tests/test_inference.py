@@ -21,7 +21,7 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.hub.speed import measure_speed
-from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor, evaluate
+from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor, evaluate, faster
 from maskcls_hf.inference.eval_mode import in_eval_mode
 from maskcls_hf.inference.predictor import options_of
 from maskcls_hf.inference.stitching import InstanceStitch, PanopticStitch, SemanticBlend
@@ -185,7 +185,7 @@ class TestTheModelIsLeftAsItIs:
     def test_later_weights_and_buffers_count(self):
         model = maskcls_model().train()
         predict = predictor(model)
-        first = predict._outputs([torch.zeros(3, 48, 64)])
+        first = predict(torch.zeros(3, 48, 64), "instance", threshold=0.0)["segmentation"]
         with torch.no_grad():
             model(torch.randn(2, 3, 64, 64))  # moves the statistics of batch norms
             model.model.transformer_decoder.queries_embedder.weight += 1
@@ -195,7 +195,8 @@ class TestTheModelIsLeftAsItIs:
         assert ours.keys() == theirs.keys() and all(theirs[name] is tensor for name, tensor in ours.items())
         with torch.no_grad():
             found = copied(**image_processor()(picture(), return_tensors="pt")).masks_queries_logits
-        assert torch.equal(found, outputs_of_eval(model)) and first is not None
+        assert torch.equal(found, outputs_of_eval(model))
+        assert not torch.equal(predict(torch.zeros(3, 48, 64), "instance", threshold=0.0)["segmentation"], first)
         assert in_eval_mode(model.eval()) is model
 
     def test_while_another_thread_trains(self):
@@ -264,6 +265,102 @@ class TestOptions:
         ):
             with pytest.raises((ValueError, TypeError), match=named):
                 predictor(model)([picture(), image], "semantic")
+
+
+class TestDevicesDtypesAndCompiling:
+    """On a CPU; the rest is in test_gpu_predictor.py."""
+
+    @pytest.fixture
+    def warnings_of(self, monkeypatch):
+        messages: list[str] = []
+        monkeypatch.setattr(faster.logger, "warning", messages.append)
+        return messages
+
+    def test_the_model_moves_to_the_device(self):
+        model = maskcls_model()
+        predict = Predictor(model, image_processor(), device="meta")
+        assert predict.model is model and model.device.type == "meta"
+        assert predictor(maskcls_model()).model.device.type == "cpu"
+
+    def test_bfloat16(self, model):
+        predict = predictor(model, dtype="bfloat16")
+        found, expected = (p(picture(), "semantic")["segmentation"] for p in (predict, predictor(model)))
+        assert (found == expected).float().mean() > 0.95
+        inputs = image_processor()(picture(), return_tensors="pt")
+        assert predict.outputs(inputs).masks_queries_logits.dtype == torch.bfloat16
+        assert predict.model is model and model.dtype == torch.float32
+
+    @pytest.mark.parametrize("instructions", [True, False])
+    def test_a_processor_without_bfloat16_is_warned_about(self, model, instructions, monkeypatch, warnings_of):
+        monkeypatch.setattr(faster, "has_bfloat16", lambda: instructions)
+        predictor(model, dtype="bfloat16")
+        assert ["AMX or AVX512-BF16" in message for message in warnings_of] == [] if instructions else [True]
+
+    def test_dtypes_that_there_are_not(self, model):
+        with pytest.raises(ValueError, match="dtype='half' must be one of auto, float32, bfloat16, float16"):
+            predictor(model, dtype="half")
+        with pytest.raises(ValueError, match='"float16" is for GPUs.*"bfloat16"'):
+            predictor(model, dtype="float16")
+
+    def test_float32_of_a_model_in_half_precision_is_a_copy(self, model):
+        half = copy.deepcopy(model).bfloat16()
+        predict = predictor(half, dtype="float32")
+        assert half.dtype == torch.bfloat16
+        outputs = predict.outputs(image_processor()(picture(), return_tensors="pt"))
+        assert outputs.masks_queries_logits.dtype == torch.float32
+        as_it_is = predictor(half).outputs(image_processor()(picture(), return_tensors="pt"))
+        assert as_it_is.masks_queries_logits.dtype == torch.bfloat16
+
+    @pytest.fixture
+    def quickly_compiled(self, monkeypatch):
+        compile_ = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda network: compile_(network, backend="eager"))
+
+    def test_a_compiled_network_gives_the_same_for_all_sizes(self, quickly_compiled):
+        model = maskcls_model().train()
+        predict = predictor(model, compile=True, batch_size=2)
+        images = [picture(48, 80), picture(64, 64), picture(100, 60), picture(48, 80)]
+        found = predict(images, "panoptic", **OPTIONS["panoptic"])
+        expected = predictor(model)(images, "panoptic", **OPTIONS["panoptic"])
+        for one, other in zip(found, expected, strict=True):
+            assert (one["segmentation"] == other["segmentation"]).float().mean() > 0.999
+        assert predict.network.compiled is not None and model.training
+        with torch.no_grad():
+            model.model.transformer_decoder.queries_embedder.weight += 1
+        later, expected = (p(picture(), "semantic")["segmentation"] for p in (predict, predictor(model)))
+        assert (later == expected).float().mean() > 0.999
+
+    def test_where_compiling_fails_the_model_predicts_as_it_is(self, model, monkeypatch, warnings_of):
+        def broken(graph, inputs):
+            raise RuntimeError("no compiler here")
+
+        compile_ = torch.compile
+        monkeypatch.setattr(torch, "compile", lambda network: compile_(network, backend=broken))
+        predict = predictor(model, compile=True)
+        for _ in range(2):
+            found = predict(picture(), "semantic")["segmentation"]
+            assert torch.equal(found, predictor(model)(picture(), "semantic")["segmentation"])
+        assert len(warnings_of) == 1 and "cannot be compiled" in warnings_of[0] and "no compiler" in warnings_of[0]
+
+    def test_errors_of_a_compiled_network_stay_errors(self, model, quickly_compiled):
+        predict = predictor(model, compile=True)
+        with pytest.raises(ValueError, match="pixel_values must be"):
+            predict.network(pixel_values=torch.zeros(3, 4))
+
+    def test_options_are_checked_before_anything_is_loaded(self, tmp_path):
+        for options, error in (({"tile": 3}, ValueError), ({"dtype": "x"}, ValueError), ({"tiles": 64}, TypeError)):
+            with pytest.raises(error, match=next(iter(options))):
+                Predictor.from_pretrained(tmp_path / "none", **options)
+
+    def test_a_mask_is_given_where_something_is_padded(self, model):
+        given = []
+        handle = model.register_forward_pre_hook(
+            lambda _, __, options: given.append("pixel_mask" in options), with_kwargs=True
+        )
+        predictor(model, batch_size=2)([picture(64, 64), picture(48, 80), picture(64, 64)], "semantic")
+        predictor(model)(picture(40, 60), "semantic")
+        handle.remove()
+        assert given == [False, True, False]  # 48 x 80 becomes 64 x 107, 40 x 60 becomes 64 x 96
 
 
 @pytest.mark.parametrize("channels", [3, 5])

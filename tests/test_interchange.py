@@ -25,7 +25,7 @@ from maskcls_hf import (
     PerPixelForSemanticSegmentation,
 )
 from maskcls_hf.convert import processor_to_transformers, save_as_transformers, to_transformers
-from maskcls_hf.models.interchange_maskformer import (
+from maskcls_hf.convert.maskformer import (
     CONFIG_FIELDS,
     DECODER_FIELDS,
     config_from_maskformer,

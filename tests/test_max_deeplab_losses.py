@@ -6,20 +6,41 @@ import pytest
 import torch
 from torch import Tensor
 
-from maskcls_hf.models.contracts import Assignment
-from maskcls_hf.models.max_deeplab_losses import (
-    instance_discrimination_loss,
-    mask_id_loss,
-    pq_style_loss,
-    semantic_loss,
-)
+from maskcls_hf.models import losses
+from maskcls_hf.models.matching import Assignment
 from maskcls_hf.models.modeling_maskcls import exclusive_logits
 
-NO_PAIRS = Assignment(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+NO_PAIRS = Assignment(*torch.zeros(4, 0, dtype=torch.int64))
 
 
 def pairs(*of_query: tuple[int, int]) -> Assignment:
-    return Assignment(*(torch.tensor(indices) for indices in zip(*of_query, strict=True)))
+    """Queries and segments of the only layer and image."""
+    return Assignment(*torch.tensor([(0, 0, *pair) for pair in of_query]).T)
+
+
+# The losses of one image and layer, masks (M, P) float and counted pixels (P,) float.
+
+
+def pq_style_loss(class_logits, mask_logits, masks, labels, counted, matched: Assignment) -> Tensor:
+    inside = ((masks > 0) & (counted > 0))[None]
+    of_layer = class_logits[None, None], mask_logits[None, None]
+    (loss,) = losses.pq_style_loss(*of_layer, inside, labels[None], counted[None] > 0, matched)
+    return loss
+
+
+def instance_discrimination_loss(embeddings: Tensor, masks: Tensor, counted: Tensor) -> Tensor:
+    (loss,) = losses.instance_discrimination_loss(embeddings[None], ((masks > 0) & (counted > 0))[None])
+    return loss
+
+
+def mask_id_loss(log_p: Tensor, masks: Tensor, counted: Tensor, matched: Assignment) -> Tensor:
+    ((loss,),) = losses.mask_id_loss(log_p[None, None], ((masks > 0) & (counted > 0))[None], matched)
+    return loss
+
+
+def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
+    (loss,) = losses.semantic_loss(logits[None], ((masks > 0) & (counted > 0))[None], labels[None])
+    return loss
 
 
 def stack(*rows: list[int]) -> Tensor:
@@ -82,7 +103,7 @@ class TestPQStyleLoss:
         pq_style_loss(class_logits, mask_logits, masks, labels, counted, matched).backward()
 
         def factors(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
-            queries, segments = matched
+            _, _, queries, segments = matched
             m, t = mask_logits.sigmoid()[queries][:, counted > 0], masks[segments][:, counted > 0]
             dice = 2 * (m * t).sum(1) / (m.sum(1) + t.sum(1))
             return class_logits.softmax(1)[queries, labels[segments]], dice
@@ -93,7 +114,7 @@ class TestPQStyleLoss:
             def loss(class_logits: Tensor, mask_logits: Tensor) -> float:
                 p, dice = factors(class_logits, mask_logits)
                 positive = (constant_p * -dice + constant_dice * -p.log()).sum()
-                unmatched = [query for query in range(5) if query not in matched.query_indices.tolist()]
+                unmatched = [query for query in range(5) if query not in matched.query.tolist()]
                 negative = -class_logits.softmax(1)[unmatched, 2].log().sum()
                 return float(0.75 * positive + 0.25 * negative) / 5
 
@@ -235,3 +256,36 @@ class TestExclusiveMasks:
 
     def test_keeps_the_type(self):
         assert exclusive_logits(torch.randn(1, 3, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_losses_of_a_batch_are_the_sums_of_its_images():
+    """Images with three, no and two segments; two layers."""
+    numbers = (3, 0, 2)
+    masks, valid = torch.zeros(3, 3, 12, dtype=torch.bool), torch.rand(3, 12) > 0.3
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
+    matched = []
+    for image, number in enumerate(numbers):
+        places = torch.randint(-1, max(number, 1), (12,))
+        masks[image, :number] = (places == torch.arange(number)[:, None]) & valid[image]
+        matched += [(layer, image, 4 - layer - m, m) for layer in range(2) for m in range(number)]
+    assignment = Assignment(*torch.tensor(matched).T)
+    shapes = (3, 2, 5, 3), (3, 2, 5, 12), (3, 4, 12), (3, 2, 12)
+    classes, logits, embeddings, semantic = (torch.randn(shape, dtype=torch.float64) for shape in shapes)
+    log_p = logits.log_softmax(2)
+    mask_id = losses.mask_id_loss(log_p, masks, assignment)
+    contrast = losses.instance_discrimination_loss(embeddings, masks)
+    of_class = losses.semantic_loss(semantic, masks, labels)
+    expected = torch.zeros(2, dtype=torch.float64)
+    for image, number in enumerate(numbers):
+        own, own_labels, counted = masks[image, :number].double(), labels[image, :number], valid[image].double()
+        for layer in range(2):
+            of_layer = pairs(*((4 - layer - m, m) for m in range(number))) if number else NO_PAIRS
+            of_image = classes[image, layer], logits[image, layer], own, own_labels, counted, of_layer
+            expected[layer] += pq_style_loss(*of_image)
+            torch.testing.assert_close(mask_id[image, layer], mask_id_loss(log_p[image, layer], own, counted, of_layer))
+        torch.testing.assert_close(contrast[image], instance_discrimination_loss(embeddings[image], own, counted))
+        torch.testing.assert_close(of_class[image], semantic_loss(semantic[image], own, own_labels, counted))
+    assert mask_id[1].tolist() == [0, 0] and contrast[1] == of_class[1] == 0
+    assert (mask_id[[0, 2]] > 0).all() and (contrast[[0, 2]] > 0).all()
+    pq = losses.pq_style_loss(classes, logits, masks, labels, valid, assignment)
+    torch.testing.assert_close(pq, expected)

@@ -27,15 +27,17 @@ import maskcls_hf
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
-from maskcls_hf.hub.case_pictures import Segmented, draw_maps, pixels_of
+from maskcls_hf.data.sample import segments_of
+from maskcls_hf.hub.card_options import CardOptions, Picture, TrainingData
+from maskcls_hf.hub.case_pictures import draw_maps, pixels_of
 from maskcls_hf.hub.curves import draw_curves
 from maskcls_hf.hub.failure_cases import failure_cases
-from maskcls_hf.hub.model_card import CardOptions, Picture, TrainingData, write_model_card
+from maskcls_hf.hub.model_card import write_model_card
 from maskcls_hf.hub.push import NotLoggedIn, local_pictures, push, stage
 from maskcls_hf.hub.scores import Scores
 from maskcls_hf.hub.speed import measure_speed
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import GroundTruth, MeanIoU
+from maskcls_hf.metrics import MeanIoU, Segments
 from maskcls_hf.training import MaskClsTrainer, load_recipe
 from resumable import Squares, make_parts
 from without_package import masks_of
@@ -130,7 +132,7 @@ class TestMetadata:
         )
 
     def test_nothing_is_made_up(self, tmp_path):
-        """Without recipe, scores, data and licence the metadata has none of them."""
+        """Without recipe, scores, data and license the metadata has none of them."""
         data = ModelCard.load(write_model_card(save_maskcls(tmp_path / "bare"))).data.to_dict()
         assert set(data) == {"library_name", "pipeline_tag", "tags"}
 
@@ -437,7 +439,7 @@ class TestFailureCases:
         assert [case.name for case in cases] == ["bad", "middling"]
         assert cases[0].score == 0.0
         metric, sample = MeanIoU(CLASSES), data[data.names.index("middling")]
-        metric.update(predict(sample["image"], "semantic")["segmentation"], GroundTruth.from_sample(sample))
+        metric.update(predict(sample["image"], "semantic")["segmentation"], segments_of(sample))
         assert cases[1].score == metric.compute()["mean_iou"]
         assert failure_cases(predict, data, number=9)[-1].score == 1.0  # "void" has no score
 
@@ -458,7 +460,7 @@ class TestFailureCases:
             assert "in red where its class is wrong" in case.caption
         sample = data[data.names.index("bad")]
         repainted = {**sample, "image": 255 - sample["image"]}
-        true, found = (Segmented(np.zeros((64, 64), int), [{"id": 0, "label_id": 0, "area": 4096}]) for _ in range(2))
+        true, found = (Segments([0], np.zeros((64, 64), int)) for _ in range(2))
         drawn = [draw_maps(pixels_of(s["image"]), true, found, CLASSES, [0]) for s in (sample, repainted)]
         assert np.array_equal(*map(np.asarray, drawn))
 
@@ -530,7 +532,7 @@ class Hub:
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> type[Hub]:
     Hub.root, Hub.calls = tmp_path / "hub", []
-    for name in ("maskcls_hf.hub.push.HfApi", "maskcls_hf.hub.publishing_trainer.HfApi", "transformers.trainer.hf_api"):
+    for name in ("maskcls_hf.hub.push.HfApi", "maskcls_hf.training.trainer.HfApi", "transformers.trainer.hf_api"):
         monkeypatch.setattr(name, Hub)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     return Hub
@@ -648,7 +650,7 @@ class TestPush:
         files = {path.name for path in (tmp_path / "look").iterdir()}
         assert "README.md" in files and not files & {"model.safetensors", "config.json", "modeling_maskcls.py"}
         text = (tmp_path / "look" / "README.md").read_text()
-        assert "The weights are not published" in text and "from_pretrained" not in text and "## Licence" not in text
+        assert "The weights are not published" in text and "from_pretrained" not in text and "## License" not in text
         result = run("push", folder, "me/streets", "--without-weights", code=1)
         assert "add --dry-run" in " ".join(result.output.split())
 
@@ -825,9 +827,9 @@ class TestErrors:
         assert "mean_iou is nan" in run("push", folder, "me/x", code=1).stderr
         assert not hub.root.exists()
 
-    def test_a_missing_licence_is_said(self, folder, tmp_path):
+    def test_a_missing_license_is_said(self, folder, tmp_path):
         result = run("push", folder, "me/x", "--dry-run", tmp_path / "look")
-        assert "No licence" in result.stderr and "--dataset" in result.stderr
+        assert "No license" in result.stderr and "--dataset" in result.stderr
         assert "license" not in ModelCard.load(tmp_path / "look" / "README.md").data.to_dict()
 
     def test_terms_of_no_data(self, folder, tmp_path):

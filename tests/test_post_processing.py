@@ -25,11 +25,11 @@ from maskcls_hf.models.post_processing import (
     PlainMaps,
     ResizeGeometry,
     instance_segments,
-    mask_to_coco_rle,
     panoptic_segments,
     per_pixel_map,
     semantic_map,
 )
+from maskcls_hf.models.run_lengths import mask_to_coco_rle
 from maskcls_hf.models.tiled_maps import TiledMaps
 
 IMAGES = [("batch", 0), ("batch", 1), ("batch", 2), ("nopad_up", 0), ("pad_up", 0), ("nothing", 0)]

@@ -32,12 +32,13 @@ from typer.testing import CliRunner
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.inference import Predictor
-from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data, train
+from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, train
+from maskcls_hf.training import run as run_module
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
-from maskcls_hf.training.recipe_sections import TrainingSection
-from maskcls_hf.training.run_data import WholeSteps
+from maskcls_hf.training.recipe import TrainingSection
+from maskcls_hf.training.run import WholeSteps
 from per_pixel_models import segformer
 from recipes import BACKBONE, write_recipe, write_squares
 from test_data import write_semantic
@@ -195,7 +196,7 @@ class TestReading:
             "model.mask_weight", "model.num_queries", "model.backbone_config.embedding_size",
             "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate",
             "optimizer.clip_norm", "schedule.power",
-            "schedule.max_steps", "augmentation.scale", "augmentation.colour", "augmentation.crop_size",
+            "schedule.max_steps", "augmentation.scale", "augmentation.color", "augmentation.crop_size",
             "training.max_minutes", "training.ema_decay", "training.batch_size", "evaluation.threshold",
             "evaluation.crop", "sampling.by_area", "data.options.number",
         ],
@@ -210,7 +211,7 @@ class TestReading:
         path.write_text(
             "model: {mask_weight: 2e1, dropout: 1e-1, num_queries: 1e1, backbone_config: {embedding_size: 8e0}}\n"
             "image_processor: {rescale_factor: 4e-3, image_std: [5e-1, 1, 1], size: {shortest_edge: 6.4e1}}\n"
-            "augmentation: {crop_size: 3e1, scale: [5e-1, 2e0], colour: 1e-1}\n"
+            "augmentation: {crop_size: 3e1, scale: [5e-1, 2e0], color: 1e-1}\n"
             "optimizer: {learning_rate: 1e-3, clip_norm: 1e0}\nschedule: {max_steps: 1e3, milestones: [0x10, 1_00]}\n"
             "training: {batch_size: 2e0, max_minutes: 1e1}\nevaluation: {threshold: 5e-1, crop: 2e1}\n"
         )
@@ -230,7 +231,7 @@ class TestReading:
             "image_std": [0.5, 1, 1],
             "size": {"shortest_edge": 64},
         }
-        assert recipe.augmentation == {"crop_size": 30, "scale": [0.5, 2], "colour": 0.1}
+        assert recipe.augmentation == {"crop_size": 30, "scale": [0.5, 2], "color": 0.1}
         assert (recipe.optimizer.learning_rate, recipe.optimizer.clip_norm) == (0.001, 1)
         assert (recipe.schedule.max_steps, recipe.schedule.milestones) == (1000, [16, 100])
         assert (recipe.training.batch_size, recipe.training.max_minutes) == (2, 10)
@@ -433,6 +434,7 @@ class TestPrepare:
             (("data.options={depth: 3}",), {}, "data.options: .*depth"),
             (("data.layout=box",), {}, "layout='box'"),
             (("model.kind=per_pixel",), {}, r"evaluation.tasks=\[semantic\]"),
+            (("model.matching=no_such",), {}, "Recipe tiny, section model: matching='no_such' must be one of"),
             (("model.hidden_size=33",), {}, "Recipe tiny, section model: .*hidden_size=33"),
             (("image_processor.size_divisor=-1",), {}, "size_divisor"),
             (("augmentation.scale=[0, 0]",), {}, "section augmentation: "),
@@ -611,7 +613,7 @@ class TestScripts:
         assert f"/{split}/images/" in message
 
     def test_data_without_anything_to_learn_are_said(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(run_data.logger, "propagate", True)
+        monkeypatch.setattr(run_module.logger, "propagate", True)
         monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
         data = write_squares(tmp_path / "data")
         for path in (data / "val/instances").glob("*.png"):

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 from conftest import SHARED, needs_shared
-from maskcls_hf.data.open_dataset import open_dataset
+from maskcls_hf.data import open_dataset
 from maskcls_hf.data.sample import Sample
 from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training.build import build_image_processor, build_model
@@ -149,7 +149,7 @@ class TestOfficialRecipes:
         last = 1.5 if DATA_SET_OF[name] == "coco_stuff" else 2
         assert edges == [int(shortest * tenth / 10) for tenth in range(5, int(last * 10) + 1)]
         assert augmentation["longest_edge"] == 4 * shortest
-        assert augmentation["colour"] == "ssd" and augmentation["single_category_limit"] == 1.0
+        assert augmentation["color"] == "ssd" and augmentation["single_category_limit"] == 1.0
 
     def test_what_is_scored(self, name):
         evaluation, data = load_recipe(name).evaluation, DATA_SET_OF[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
 import json
 import math
@@ -13,7 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from transformers import TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.data import AugmentedDataset, EpochSampler, MaskClsCollator, SegmentationFolder, TrainTransform
@@ -41,7 +43,7 @@ class TestTimeBudget:
     def clock(self, monkeypatch) -> list[float]:
         """Seconds, one for each look at the clock."""
         times: list[float] = []
-        monkeypatch.setattr("maskcls_hf.training.time_budget.time.monotonic", lambda: times.pop(0))
+        monkeypatch.setattr("maskcls_hf.training.callbacks.time.monotonic", lambda: times.pop(0))
         return times
 
     def test_steps_alone(self):
@@ -382,3 +384,76 @@ class TestTrainer:
                 data_collator=MaskClsCollator(processor),
                 evaluator=Evaluator(processor, {0: "a"}),
             )
+
+
+# -- what is overridden of transformers' Trainer, and why ----------------------------------------------------------
+
+
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, x, labels=None):
+        return {"loss": (self.weight * x - labels).square().mean()}
+
+
+def plain_trainer(folder: Path, **options) -> Trainer:
+    """transformers' own, on four samples: with batches of one an epoch has four steps."""
+    arguments = TrainingArguments(
+        output_dir=str(folder), report_to="none", use_cpu=True, disable_tqdm=True, per_device_train_batch_size=1,
+        dataloader_pin_memory=False, max_steps=3, save_steps=3,
+    )  # fmt: skip
+    samples = [{"x": torch.ones(1), "labels": torch.zeros(1)}] * 4
+    return Trainer(model=Line(), args=arguments, train_dataset=samples, **options)
+
+
+class TestPrivateMethods:
+    """Each that is overridden, and what transformers' Trainer would do without. Where one of these tests fails, Trainer
+    has learned it, and the method can go."""
+
+    def test_there_are_three(self):
+        own = {name for kind in MaskClsTrainer.__mro__ if kind not in Trainer.__mro__ for name in vars(kind)}
+        private = {name for name in own if name.startswith("_") and not name.startswith("__")}
+        assert {name for name in private if hasattr(Trainer, name)} == {
+            "_get_grad_norm",
+            "_run_epoch",
+            "_save_checkpoint",
+        }
+        assert not {name for name in private if name in vars(plain_trainer(Path("absent")))}
+
+    def test_save_checkpoint_would_leave_half_of_one(self, tmp_path, monkeypatch):
+        save = torch.save
+
+        def until_full(state, file, *args, **kwargs):
+            if str(file).endswith("scheduler.pt"):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            save(state, file, *args, **kwargs)
+
+        monkeypatch.setattr(torch, "save", until_full)
+        for out, trainer in (
+            (tmp_path / "plain", plain_trainer(tmp_path / "plain")),
+            (tmp_path / "out", make_trainer(write_squares(tmp_path))),
+        ):
+            trainer.args.save_strategy, trainer.args.save_steps = "steps", 3
+            with pytest.raises(OSError, match="No space left on device"):
+                trainer.train()
+            assert (get_last_checkpoint(str(out)) is None) == isinstance(trainer, MaskClsTrainer)
+
+    def test_run_epoch_would_make_a_step_more(self, tmp_path):
+        """Of a finished training that ended within an epoch; `test_a_finished_training_makes_no_step_more` is ours."""
+        plain_trainer(tmp_path).train()
+        again = plain_trainer(tmp_path)
+        again.train(resume_from_checkpoint=True)
+        assert again.args.max_steps == 3 and again.state.global_step == 4
+
+    def test_no_callback_is_told_the_norm_of_the_gradients(self, tmp_path):
+        class Told(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, **kwargs):
+                self.names = set(kwargs)
+
+        told = Told()
+        trainer = plain_trainer(tmp_path, callbacks=[told])
+        trainer.train()
+        assert "model" in told.names and not any("norm" in name for name in told.names)
+        assert not any("norm" in name for name in vars(trainer))

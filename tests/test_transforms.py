@@ -1,4 +1,4 @@
-"""Augmentation: geometry, colours, class swaps, seeds, and the order of an epoch."""
+"""Augmentation: geometry, colors, class swaps, seeds, and the order of an epoch."""
 
 from __future__ import annotations
 
@@ -19,19 +19,25 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from conftest import SHARED, needs_shared
-from maskcls_hf.data.augmentation_options import class_swaps
 from maskcls_hf.data.augmented import AugmentedDataset, EpochSampler, repeats_by_area
-from maskcls_hf.data.colour import SSDColour, scale_saturation, ssd_colour
-from maskcls_hf.data.resize_and_crop import (
+from maskcls_hf.data.sample import VOID, Sample
+from maskcls_hf.data.transforms import (
+    CenterCrop,
+    RandomRotate90,
+    SSDColor,
+    TrainTransform,
+    class_swaps,
     fitted_size,
     no_class_dominates,
     random_crop,
     resize_ids,
+    scale_saturation,
     shortest_edge_size,
+    ssd_color,
+    stable_seed,
     window_size,
 )
-from maskcls_hf.data.sample import VOID, Sample
-from maskcls_hf.data.transforms import CentreCrop, RandomRotate90, TrainTransform, stable_seed
+from maskcls_hf.training.recipe import load_recipe
 
 NAMES = {0: "road", 1: "left_door", 2: "right_door", 3: "left_light", 4: "right_light"}
 MODES = [
@@ -41,7 +47,7 @@ MODES = [
     {"resize": "detr", "short_edges": [24, 30], "first_short_edges": [30, 50], "crop_range": [20, 40]},
     {"resize": None, "crop_size": 24},
 ]
-NOTHING = {"resize": None, "flip": False, "colour": None}
+NOTHING = {"resize": None, "flip": False, "color": None}
 
 modes = st.sampled_from(MODES)
 seeds = st.integers(0, 2**40)
@@ -101,7 +107,7 @@ class TestGeometry:
     @settings(max_examples=60, deadline=None)
     def test_image_and_map_stay_aligned(self, mode, size, seed, any_orientation):
         sample = coordinates(*size)
-        out = TrainTransform(**mode, any_orientation=any_orientation, colour=None)(sample, seed)
+        out = TrainTransform(**mode, any_orientation=any_orientation, color=None)(sample, seed)
         image, ids = out["image"].int(), out["segmentation_map"]
         assert isinstance(out["image"], tv_tensors.Image) and isinstance(ids, tv_tensors.Mask)
         assert out["image"].dtype == torch.uint8 and ids.dtype == torch.int32
@@ -114,7 +120,7 @@ class TestGeometry:
     @given(mode=modes, size=sizes, seed=seeds)
     @settings(max_examples=60, deadline=None)
     def test_sizes(self, mode, size, seed):
-        height, width = TrainTransform(**mode, colour=None)(coordinates(*size), seed)["image"].shape[1:]
+        height, width = TrainTransform(**mode, color=None)(coordinates(*size), seed)["image"].shape[1:]
         if mode["resize"] == "crop_first":
             assert [height, width] == mode["crop_size"]
         elif mode["resize"] == "large_scale_jitter":
@@ -149,7 +155,7 @@ class TestGeometry:
     def test_detr_crops_half_of_the_images(self):
         """Short edge 60, then a window of 20 to 40 pixels on each side, then short edge 30."""
         mode = {"resize": "detr", "short_edges": [30], "first_short_edges": [60], "crop_range": [20, 40]}
-        transform = TrainTransform(**mode, flip=False, colour=None)
+        transform = TrainTransform(**mode, flip=False, color=None)
         whole, sides = 0, []
         for seed in range(200):
             ids = transform(coordinates(60, 60), seed)["segmentation_map"][0]
@@ -157,18 +163,18 @@ class TestGeometry:
             whole += min(shown) > 50
             sides += [] if min(shown) > 50 else shown
         assert 70 < whole < 130
-        assert 17 <= min(sides) <= 21 and 37 <= max(sides) <= 39  # of the centres of the outermost pixels
+        assert 17 <= min(sides) <= 21 and 37 <= max(sides) <= 39  # of the centers of the outermost pixels
 
     def test_crop_first_enlarges_by_the_factor(self):
         sample = coordinates(60, 60)
-        out = TrainTransform(32, scale=[2, 2], flip=False, colour=None)(sample, 0)["segmentation_map"]
+        out = TrainTransform(32, scale=[2, 2], flip=False, color=None)(sample, 0)["segmentation_map"]
         assert out.max() // 64 - out.min() // 64 == 15
-        small = TrainTransform(32, scale=[1, 1], flip=False, colour=None)(coordinates(10, 10), 0)["segmentation_map"]
+        small = TrainTransform(32, scale=[1, 1], flip=False, color=None)(coordinates(10, 10), 0)["segmentation_map"]
         assert set((small // 64).unique().tolist()) == set(range(10))
 
     def test_factors_are_drawn_from_the_whole_range(self):
         """Half of the crops enlarge: log-uniform in 1/2..2. Jittered sizes are uniform in 16..64, limited by 32."""
-        options = {"crop_size": 32, "scale": [0.5, 2], "flip": False, "colour": None}
+        options = {"crop_size": 32, "scale": [0.5, 2], "flip": False, "color": None}
         sample = coordinates(64, 64)
         rows = [TrainTransform(**options)(sample, seed)["segmentation_map"] // 64 for seed in range(200)]
         shown = np.array([int(r.max() - r.min()) + 1 for r in rows])
@@ -179,7 +185,7 @@ class TestGeometry:
 
     @pytest.mark.parametrize("length", [1, 4, 5, 8, 21, 32, 50])
     def test_ids_are_resized_as_by_pillow(self, length):
-        ids = np.arange(15 * 15, dtype=np.uint8).reshape(15, 15)  # odd: no centre falls between two pixels
+        ids = np.arange(15 * 15, dtype=np.uint8).reshape(15, 15)  # odd: no center falls between two pixels
         expected = np.array(Image.fromarray(ids).resize((length, length), Image.Resampling.NEAREST))
         resized = resize_ids(tv_tensors.Mask(ids[None]), (length, length))
         assert torch.equal(resized[0], torch.from_numpy(expected))
@@ -191,7 +197,7 @@ class TestGeometry:
 
     @pytest.mark.parametrize("mode", MODES, ids=lambda mode: str(mode["resize"]))
     def test_stacks_keep_their_masks(self, mode):
-        transform = TrainTransform(**mode, single_category_limit=None, colour=None, any_orientation=True)
+        transform = TrainTransform(**mode, single_category_limit=None, color=None, any_orientation=True)
         sample = stack()
         out = transform(sample, 3)
         assert out["segmentation_map"].dtype == torch.bool and out["segmentation_map"].shape[0] == 3
@@ -213,8 +219,8 @@ class TestGeometry:
         seen = {tuple(transform(sample, seed)["segmentation_map"].flatten().tolist()) for seed in range(100)}
         assert len(seen) == 8
 
-    def test_centre_crop_of_a_sample(self):
-        out = CentreCrop(16)(coordinates(20, 12))
+    def test_center_crop_of_a_sample(self):
+        out = CenterCrop(16)(coordinates(20, 12))
         assert (out["segmentation_map"][0, :, 0] // 64).tolist() == list(range(2, 18))
         assert out["image"].shape == (3, 16, 12)
         assert out["name"] == "coordinates" and out["crowd_ids"] == [7]
@@ -262,7 +268,7 @@ class TestSingleCategoryLimit:
 
         def dominated(limit):
             options = {**mode, "crop_size": 12, **({"scale": [2, 5]} if "scale" in mode else {})}
-            transform = TrainTransform(**options, single_category_limit=limit, colour=None)
+            transform = TrainTransform(**options, single_category_limit=limit, color=None)
             return sum(
                 not no_class_dominates(transform(sample, seed)["segmentation_map"], None, 255, 0.75)
                 for seed in range(60)
@@ -341,7 +347,7 @@ class TestClassSwaps:
 
     def test_sides_without_a_table_are_warned_of(self, monkeypatch):
         warned = []
-        monkeypatch.setattr("maskcls_hf.data.augmentation_options.logger.warning", warned.append)
+        monkeypatch.setattr("maskcls_hf.data.transforms.logger.warning", warned.append)
         TrainTransform(32, id2label=NAMES, flip=False)
         TrainTransform(32, id2label=NAMES, swap_on_flip={})
         TrainTransform(32, id2label={0: "left", 1: "middle"})
@@ -361,7 +367,7 @@ class TestClassSwaps:
         }
 
 
-class TestColour:
+class TestColor:
     image = torch.randint(256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     unchanged = {"brightness": None, "contrast": None, "saturation": None, "hue": None, "contrast_first": True}
 
@@ -372,7 +378,7 @@ class TestColour:
         brighter = np.clip(pixels + np.float32(delta), 0, 255).astype(np.uint8)
         expected = np.clip(brighter.astype(np.float32) * np.float32(factor), 0, 255).astype(np.uint8)
         options = {**self.unchanged, "brightness": delta, "contrast": factor, "contrast_first": first}
-        assert np.array_equal(ssd_colour(self.image, **options).numpy(), expected)
+        assert np.array_equal(ssd_color(self.image, **options).numpy(), expected)
 
     @pytest.mark.parametrize("factor", [0.5, 0.8, 1.0, 1.2, 1.5])
     def test_saturation_as_by_colorsys(self, factor):
@@ -381,7 +387,7 @@ class TestColour:
     @pytest.mark.parametrize("shift", [-0.1, -0.03, 0.0, 0.1])
     def test_hue_as_by_colorsys(self, shift):
         self.compare_hsv(
-            ssd_colour(self.image, **{**self.unchanged, "hue": shift}), lambda h, s, v: ((h + shift) % 1, s, v)
+            ssd_color(self.image, **{**self.unchanged, "hue": shift}), lambda h, s, v: ((h + shift) % 1, s, v)
         )
 
     def compare_hsv(self, changed, change):
@@ -392,20 +398,20 @@ class TestColour:
         difference = changed.flatten(1).T.float() - 255 * torch.tensor(expected)
         assert difference.abs().max() <= 1.01
 
-    def test_grey_stays_grey(self):
-        grey = self.image[:1].expand(3, -1, -1)
+    def test_gray_stays_gray(self):
+        gray = self.image[:1].expand(3, -1, -1)
         options = {**self.unchanged, "saturation": 1.5, "hue": 0.1}
-        assert torch.equal(ssd_colour(grey, **options), grey)
+        assert torch.equal(ssd_color(gray, **options), gray)
 
     def test_contrast_comes_first_or_last(self):
         options = {**self.unchanged, "contrast": 1.5, "saturation": 0.5}
-        first, last = (ssd_colour(self.image, **{**options, "contrast_first": value}) for value in (True, False))
+        first, last = (ssd_color(self.image, **{**options, "contrast_first": value}) for value in (True, False))
         assert torch.equal(first, scale_saturation(F.adjust_brightness(self.image, 1.5), 0.5))
         assert torch.equal(last, F.adjust_brightness(scale_saturation(self.image, 0.5), 1.5))
         assert not torch.equal(first, last)
 
     def test_each_change_is_made_half_of_the_time_within_its_bounds(self):
-        drawn = [SSDColour().make_params([]) for _ in range(400)]
+        drawn = [SSDColor().make_params([]) for _ in range(400)]
         for name, low, high in [
             ("brightness", -32, 32),
             ("contrast", 0.5, 1.5),
@@ -418,21 +424,21 @@ class TestColour:
             assert high - 0.1 * (high - low) < max(values) <= high
         assert 140 < sum(params["contrast_first"] for params in drawn) < 260
 
-    @pytest.mark.parametrize("colour", ["ssd", 0.4])
-    def test_maps_keep_their_values(self, colour):
+    @pytest.mark.parametrize("color", ["ssd", 0.4])
+    def test_maps_keep_their_values(self, color):
         sample = classes()
-        outs = [TrainTransform(**{**NOTHING, "colour": colour}, any_contrast=True)(sample, s) for s in range(20)]
+        outs = [TrainTransform(**{**NOTHING, "color": color}, any_contrast=True)(sample, s) for s in range(20)]
         assert all(torch.equal(out["segmentation_map"], sample["segmentation_map"]) for out in outs)
         assert all(out["image"].dtype == torch.uint8 and isinstance(out["image"], tv_tensors.Image) for out in outs)
         assert sum(not torch.equal(out["image"], sample["image"]) for out in outs) > 15
 
-    @pytest.mark.parametrize("colour", ["ssd", 0.4])
-    def test_images_of_16_bit_files_keep_their_scale(self, colour):
+    @pytest.mark.parametrize("color", ["ssd", 0.4])
+    def test_images_of_16_bit_files_keep_their_scale(self, color):
         """They are float32 in 0..255: the same change as of 8-bit images, which are truncated after each step."""
         sample = classes()
         sample["image"] = tv_tensors.Image(self.image)
         exact = Sample(**{**sample, "image": tv_tensors.Image(self.image.float())})
-        transform = TrainTransform(**{**NOTHING, "colour": colour})
+        transform = TrainTransform(**{**NOTHING, "color": color})
         for seed in range(30):
             image = transform(exact, seed)["image"]
             assert image.dtype == torch.float32 and isinstance(image, tv_tensors.Image)
@@ -449,7 +455,7 @@ class TestSeeds:
     @given(mode=modes, seed=seeds, epoch=st.integers(0, 1000), index=st.integers(0, 10**6))
     @settings(max_examples=20, deadline=None)
     def test_a_sample_is_a_function_of_the_seed(self, mode, seed, epoch, index):
-        transform = TrainTransform(**mode, colour="ssd", any_orientation=True, any_contrast=True)
+        transform = TrainTransform(**mode, color="ssd", any_orientation=True, any_contrast=True)
         sample = coordinates(40, 50)
         states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         one = transform(sample, (seed, epoch, index))
@@ -464,7 +470,7 @@ class TestSeeds:
         for make in (classes, stack):
             sample = make()
             before = pickle.loads(pickle.dumps(sample))
-            transform = TrainTransform(**{**NOTHING, "flip": True, "colour": "ssd"}, swap_on_flip={1: 2})
+            transform = TrainTransform(**{**NOTHING, "flip": True, "color": "ssd"}, swap_on_flip={1: 2})
             for seed in range(10):
                 transform(sample, seed)
             assert same(sample, before)
@@ -505,7 +511,7 @@ class TestAugmentedDataset:
 
     @pytest.mark.parametrize("repeats", [None, [1, 2] * 5])
     def test_loader_workers_do_not_matter(self, repeats):
-        data = AugmentedDataset(Numbered(), TrainTransform(16, colour="ssd"), seed=5)
+        data = AugmentedDataset(Numbered(), TrainTransform(16, color="ssd"), seed=5)
 
         def epoch(workers, number):
             sampler = EpochSampler(10, seed=5, repeats=repeats)
@@ -575,26 +581,39 @@ class TestOptions:
             ({"crop_size": True}, "crop_size="),
             ({"crop_size": 8, "scale": [1, math.inf]}, "scale="),
             ({"crop_size": 8, "scale": [math.nan, 1]}, "scale="),
-            ({"crop_size": 8, "colour": math.inf}, "colour=inf"),
+            ({"crop_size": 8, "color": math.inf}, "color=inf"),
             ({"crop_size": 8, "single_category_limit": True}, "single_category_limit="),
             ({"crop_size": 8, "scale": [2, 1]}, "scale=.*low <= high"),
             ({"crop_size": 8, "scale": [0, 1]}, "scale="),
             ({"crop_size": 8, "single_category_limit": 1.5}, "single_category_limit="),
             ({"crop_size": 8, "short_edges": [8]}, "not short_edges: leave it out"),
             ({"resize": "detr", "short_edges": [8], "single_category_limit": 0.7}, "not single_category_limit"),
-            ({"crop_size": 8, "colour": "sdd"}, "colour='sdd'"),
-            ({"crop_size": 8, "colour": -1}, "colour=-1"),
+            ({"crop_size": 8, "color": "sdd"}, "color='sdd'"),
+            ({"crop_size": 8, "color": -1}, "color=-1"),
         ],
     )
     def test_unfit_options_are_named(self, options, message):
         with pytest.raises(ValueError, match=message):
             TrainTransform(**options)
 
+    def test_recipes_take_the_spelling_of_before_with_a_warning(self, tmp_path, monkeypatch):
+        warned: list[str] = []
+        monkeypatch.setattr("maskcls_hf.training.recipe.logger.warning", warned.append)
+        path = tmp_path / "old.yaml"
+        path.write_text("base: camvid\naugmentation: {colour: 0.1}\n")
+        assert load_recipe(path).augmentation["color"] == 0.1 and len(warned) == 1
+        assert f"{path}: augmentation.colour is called augmentation.color now" in warned[0]
+        assert load_recipe("camvid", ["augmentation.colour=ssd"]).augmentation["color"] == "ssd" and len(warned) == 2
+        assert "colour" not in load_recipe(path).augmentation
+        path.write_text("augmentation: {colour: 0.1, color: 0.2}\n")
+        with pytest.raises(ValueError, match=r"colour is the old name of augmentation\.color: give one"):
+            load_recipe(path)
+
     def test_the_semantic_recipe_of_the_paper(self):
         """ADE20K: crops are 512 x 512, smaller where the resized image is, and never padded here."""
         edges = [int(x * 0.1 * 512) for x in range(5, 21)]
         transform = TrainTransform(
-            resize="shortest_edge", short_edges=edges, longest_edge=2048, crop_size=512, colour="ssd"
+            resize="shortest_edge", short_edges=edges, longest_edge=2048, crop_size=512, color="ssd"
         )
         drawn = {tuple(transform(coordinates(48, 64), seed)["image"].shape[1:]) for seed in range(40)}
         expected = {tuple(min(512, side) for side in shortest_edge_size((48, 64), edge, 2048)) for edge in edges}

@@ -16,8 +16,7 @@ from safetensors.torch import load_file
 
 from maskcls_hf.models.checkpoint_manifest import MANIFEST, sha256
 from maskcls_hf.training import TimeBudget, TrainingLog
-from maskcls_hf.training.checkpoints import NoGoodCheckpoint, list_checkpoints
-from maskcls_hf.training.unpickling import FORCE, FORCE_NOT, tensors_only
+from maskcls_hf.training.checkpoints import FORCE, FORCE_NOT, CorruptCheckpoint, list_checkpoints, tensors_only
 from recipes import write_recipe, write_squares
 from test_recipe_run import arguments, train_accelerate, train_trainer
 
@@ -113,7 +112,7 @@ class TestTensorsOnly:
         torch.serialization.add_safe_globals([np.dtype])
         try:
             before = set(torch.serialization.get_safe_globals())
-            with pytest.raises(NoGoodCheckpoint), tensors_only(tmp_path):
+            with pytest.raises(CorruptCheckpoint), tensors_only(tmp_path):
                 assert os.environ[FORCE] == "1"
                 raise pickle.UnpicklingError("broken")
             assert set(torch.serialization.get_safe_globals()) == before
@@ -124,28 +123,28 @@ class TestTensorsOnly:
 
     def test_callers_that_ask_for_more(self, tmp_path):
         torch.save(Evil(tmp_path / "mark"), tmp_path / "states.pkl")
-        with pytest.raises(NoGoodCheckpoint, match="mkdir"), tensors_only(tmp_path):
+        with pytest.raises(CorruptCheckpoint, match="mkdir"), tensors_only(tmp_path):
             torch.load(tmp_path / "states.pkl", weights_only=False)
         assert not (tmp_path / "mark").exists()
 
     @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x80\4.", b"text", bytes(600)])
     def test_broken_files(self, content, tmp_path):
         (tmp_path / "states.pkl").write_bytes(content)
-        with pytest.raises(NoGoodCheckpoint, match="cannot be loaded") as caught, tensors_only(tmp_path):
+        with pytest.raises(CorruptCheckpoint, match="cannot be loaded") as caught, tensors_only(tmp_path):
             torch.load(tmp_path / "states.pkl")
         assert "PyTorch 2.6" not in str(caught.value), "no advice to run what is in it"
 
     @pytest.mark.parametrize("content", [b"", b"text", bytes(64)])
     def test_broken_weights(self, content, tmp_path):
         (tmp_path / "model.safetensors").write_bytes(content)
-        with pytest.raises(NoGoodCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
+        with pytest.raises(CorruptCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
             load_file(tmp_path / "model.safetensors")
 
     def test_states_of_another_kind(self, tmp_path):
         optimizer = torch.optim.AdamW(torch.nn.Linear(2, 2).parameters())
         for owner in (optimizer, TrainingLog(3), TimeBudget(1.0)):
             for state in (None, [], {}, {"entries": [1], "minutes_spent": "1"}, {"entries": [{}]}):
-                with pytest.raises(NoGoodCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
+                with pytest.raises(CorruptCheckpoint, match="cannot be loaded"), tensors_only(tmp_path):
                     owner.load_state_dict(state)
 
 
@@ -177,6 +176,6 @@ class TestShardedStates:
         else:
             shutil.rmtree(folder / "shards")
             sharded.save({**state, "step": evil}, checkpoint_id=folder / "shards", no_dist=True)
-        with pytest.raises(NoGoodCheckpoint, match="mkdir"), tensors_only(folder):
+        with pytest.raises(CorruptCheckpoint, match="mkdir"), tensors_only(folder):
             sharded.load(state, checkpoint_id=folder / "shards", no_dist=True)
         assert not (folder / "mark").exists()

@@ -15,15 +15,17 @@ from typer.testing import CliRunner
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
 from maskcls_hf.cli.main import app
-from maskcls_hf.data import occurrence, open_dataset
-from maskcls_hf.data.cityscapes import CLASSES
-from maskcls_hf.data.occurrence import told_of_classes
-from maskcls_hf.data.validation import RULES, validate_dataset
-from maskcls_hf.data.validation.files import voc_colours
-from maskcls_hf.data.validation.segments import blobs, vanished, vanished_masks
+from maskcls_hf.data import open_dataset
+from maskcls_hf.data.checks import regions
+from maskcls_hf.data.layouts.cityscapes import CLASSES
+from maskcls_hf.data.layouts.label_maps import voc_colors
+from maskcls_hf.data.sample import segments_of
+from maskcls_hf.data.validation import RULES, occurrence, validate_dataset
+from maskcls_hf.data.validation.occurrence import told_of_classes
+from maskcls_hf.data.validation.vanishing import vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
-from maskcls_hf.metrics import Evaluator, GroundTruth
-from maskcls_hf.models.mask_runs import MaskRuns
+from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.run_lengths import MaskRuns
 from recipes import write_recipe
 
 HEIGHT, WIDTH = 32, 48
@@ -116,7 +118,7 @@ def panoptic_ids() -> np.ndarray:
     return ids
 
 
-def coloured(ids: np.ndarray) -> np.ndarray:
+def colored(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
@@ -131,7 +133,7 @@ def panoptic(tmp_path) -> Path:
     images, annotations = [], []
     for seed, name in enumerate("ab"):
         save(tmp_path / f"train/images/{name}.png", picture(seed))
-        save(tmp_path / f"train/panoptic/{name}.png", coloured(panoptic_ids()))
+        save(tmp_path / f"train/panoptic/{name}.png", colored(panoptic_ids()))
         images.append(dict(id=seed, file_name=f"{name}.png", height=HEIGHT, width=WIDTH))
         annotations.append(dict(image_id=seed, file_name=f"{name}.png", segments_info=segments))
     kinds = ((3, "cat", 1), (5, "dog", 1), (9, "grass", 0))
@@ -234,7 +236,7 @@ class TestGoodDataHasNoFindings:
 
     def test_a_palette_file_is_read_by_its_indices(self, folder):
         image = Image.fromarray(label_map())
-        image.putpalette(voc_colours().tobytes())
+        image.putpalette(voc_colors().tobytes())
         save(folder / "train/labels/a.png", image)
         assert kinds(folder) == set()
 
@@ -367,22 +369,22 @@ class TestFiles:
         assert kinds(folder) == ({kind} if kind else set())
 
     def test_palette_converted_to_rgb(self, folder):
-        save(folder / "train/labels/a.png", voc_colours()[label_map()])
-        finding = the_finding(folder, "colour_label")
+        save(folder / "train/labels/a.png", voc_colors()[label_map()])
+        finding = the_finding(folder, "color_label")
         assert finding.file == "train/labels/a.png" and "Pascal VOC" in finding.message
 
     def test_grey_in_three_channels(self, folder):
         save(folder / "train/labels/a.png", np.repeat(label_map()[..., None], 3, axis=2))
-        assert "getchannel" in the_finding(folder, "colour_label").message
+        assert "getchannel" in the_finding(folder, "color_label").message
 
-    def test_legend_of_colours(self, folder):
+    def test_legend_of_colors(self, folder):
         save(folder / "train/labels/a.png", np.stack([label_map() * 3, label_map() * 5, label_map()], axis=-1))
-        assert "4 colours, so it is a palette" in the_finding(folder, "colour_label").message
+        assert "4 colors, so it is a palette" in the_finding(folder, "color_label").message
 
     def test_palette_sorted_anew_for_each_file(self, folder):
-        for name, colours in (("a", voc_colours()), ("b", voc_colours()[::-1])):
+        for name, colors in (("a", voc_colors()), ("b", voc_colors()[::-1])):
             image = Image.fromarray(label_map())
-            image.putpalette(colours.tobytes())
+            image.putpalette(colors.tobytes())
             save(folder / f"train/labels/{name}.png", image)
         finding = the_finding(folder, "palette_conflict")
         assert finding.file == "train/images/b.png"
@@ -573,9 +575,9 @@ def test_many_classes_take_time_in_proportion(tmp_path):
     names = {i: data.id2label[number - 1 - i] for i in range(number)}
     assert model_classes(names, data.id2label)[:2].tolist() == [number - 1, number - 2]
     evaluator = Evaluator(processor, data.id2label, [0], ["semantic", "panoptic", "instance"])
-    truth = GroundTruth.from_sample(sample)
+    truth = segments_of(sample)
     found = {"segmentation": torch.zeros(truth.size, dtype=torch.int64), "segments_info": []}
-    maps = {"semantic": truth.semantic(65535), "panoptic": found, "instance": found | {"masks": []}}
+    maps = {"semantic": truth.semantic_map(65535), "panoptic": found, "instance": found | {"masks": []}}
     evaluator.add(evaluator.measure_maps([maps], [truth]))
     scores = evaluator.compute()
     assert scores["mean_iou"] == 1 and scores["pq"] == 0 == scores["ap"]
@@ -625,11 +627,11 @@ class TestSegments:
 
     def test_areas_and_boxes_are_those_of_pycocotools(self):
         ids = np.random.default_rng(0).integers(0, 5, (17, 23)).repeat(2, 0).repeat(3, 1) * 40000
-        found = blobs(ids)
+        found = regions(ids)
         assert sorted(found) == np.unique(ids).tolist()
-        for value, blob in found.items():
+        for value, region in found.items():
             mask = coco_mask.encode(np.asfortranarray(ids == value).astype(np.uint8))
-            assert blob.area == coco_mask.area(mask) and list(blob.box) == coco_mask.toBbox(mask).tolist()
+            assert region.area == coco_mask.area(mask) and list(region.box) == coco_mask.toBbox(mask).tolist()
 
     def test_maps_and_masks_lose_the_same_segments_as_the_image_processor(self):
         random = np.random.default_rng(0)
@@ -641,7 +643,7 @@ class TestSegments:
             for segment in range(1, 12):
                 top, left, height, width = random.integers((0, 0, 1, 1), (50, 50, 10, 10))
                 ids[top : top + height, left : left + width] = segment
-            found = blobs(ids)
+            found = regions(ids)
             classes = dict.fromkeys(found, 0)
             batch = processor(
                 images=np.zeros((61, 64, 3), dtype=np.uint8), segmentation_maps=ids, instance_id_to_semantic_id=classes
@@ -649,7 +651,7 @@ class TestSegments:
             masks = MaskRuns.of_masks(np.stack([ids == i for i in found]))
             lost = vanished(ids, size)
             assert len(batch["class_labels"][0]) == len(found) - len(lost)
-            assert vanished_masks(masks, (61, 64), size) == [i in lost for i in found]
+            assert vanished_masks(masks, (61, 64), size) == {place for place, i in enumerate(found) if i in lost}
             lost_of_all += len(lost)
         assert lost_of_all > 5
 
@@ -770,7 +772,7 @@ class TestCocoPanoptic:
 
     def test_png_without_three_channels(self, panoptic):
         save(panoptic / "train/panoptic/a.png", panoptic_ids().astype(np.uint8))
-        assert the_finding(panoptic, "grey_panoptic").file == "train/panoptic/a.png"
+        assert the_finding(panoptic, "gray_panoptic").file == "train/panoptic/a.png"
 
     def test_broken_png(self, panoptic):
         path = panoptic / "train/panoptic/a.png"
@@ -787,7 +789,7 @@ class TestCocoPanoptic:
     def test_ids_that_the_json_lacks(self, panoptic):
         ids = panoptic_ids()
         ids[1, :5] = 4321
-        save(panoptic / "train/panoptic/a.png", coloured(ids))
+        save(panoptic / "train/panoptic/a.png", colored(ids))
         assert "4321" in {f.kind: f for f in validate_dataset(panoptic).findings}["ids_not_in_json"].message
 
     def test_id_without_a_pixel(self, panoptic):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from maskcls_hf.data.yaml_values import REPEATED_VALUES, dump_yaml, parse_yaml, read_yaml
+from maskcls_hf.utils.yaml_values import REPEATED_VALUES, dump_yaml, parse_yaml, read_yaml
 
 LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 10)

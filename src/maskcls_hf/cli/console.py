@@ -1,6 +1,10 @@
 """What the commands share: messages, how they end, a progress bar, options, and the choice of a device."""
 
+from __future__ import annotations
+
 import functools
+import inspect
+import logging
 import math
 import os
 import signal
@@ -8,15 +12,45 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..utils.plain_text import PlainConsole
+from ..utils.places import require_folder, require_model_place
+from ..utils.plain_text import PlainConsole, printable
+
+if TYPE_CHECKING:
+    import torch
 
 console = PlainConsole(stderr=True)
+
+
+def complain(message: str) -> None:
+    console.print(message, style="red", soft_wrap=True)
+
+
+def fail(error: Exception) -> NoReturn:
+    """End the command with a message and exit code 1."""
+    complain(f"Error: {error}")
+    raise typer.Exit(1) from error
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep_lines=True)
+
+
+def show_logs_as_text() -> None:
+    """Of all loggers that there are now."""
+    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
+    for handler in (*handlers, logging.lastResort):
+        if handler is not None and handler.formatter is None:
+            handler.setFormatter(TextFormatter())
+
+
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 def finite(value: Any) -> Any:
@@ -27,8 +61,33 @@ def finite(value: Any) -> Any:
     return value
 
 
+def place_of_model(name: str) -> str:
+    """Of an option; said before the imports of seconds, as all that a callback says."""
+    try:
+        require_model_place(name)
+    except ValueError as error:
+        fail(error)
+    return name
+
+
+def place_of_data(path: Path) -> Path:
+    try:
+        require_folder(path, "data set")
+    except OSError as error:
+        fail(error)
+    return path
+
+
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="Folder of a saved model and its image processor, or name on the Hub.")
+    str,
+    typer.Option(
+        "--model", "-m", callback=place_of_model,
+        help="Folder of a saved model and its image processor, or name on the Hub.",
+    ),
+]  # fmt: skip
+DataOption = Annotated[Path, typer.Option("--data", "-d", callback=place_of_data, help="Folder of the data set.")]
+LayoutOption = Annotated[
+    str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")]
 MaskThresholdOption = Annotated[
@@ -47,68 +106,12 @@ TileOverlapOption = Annotated[
     float,
     typer.Option(min=0, max=0.5, callback=finite, help="Part of a tile that it shares with the next one, at least."),
 ]
-
-
-def progress_bar(what: str, transient: bool = False) -> Progress:
-    """A bar with counts and the time left; `transient`: it goes when it is done."""
-    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=transient)
-
-
-def complain(message: str) -> None:
-    console.print(message, style="red", soft_wrap=True)
-
-
-def fail(error: Exception) -> NoReturn:
-    """End the command with a message and exit code 1."""
-    complain(f"Error: {error}")
-    raise typer.Exit(1) from error
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
-def stop(error: KeyboardInterrupt, done: str = "") -> NoReturn:
-    """End the command as Ctrl-C (130) and SIGTERM (143) do, with one line that says what is `done`."""
-    by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
-    complain(f"Stopped by {by}{f': {done}' if done else ''}.")
-    raise typer.Exit(code) from error
-
-
-def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends in one line where it is stopped or the system refuses a file."""
-
-    @functools.wraps(command)
-    def guard(*arguments: Any, **options: Any) -> None:
-        with terminable():
-            try:
-                command(*arguments, **options)
-            except KeyboardInterrupt as error:
-                stop(error)
-            except BrokenPipeError as error:  # nobody reads on
-                raise typer.Exit(1) from error
-            except OSError as error:
-                fail(error)
-
-    return guard
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Inside, SIGTERM raises [`Terminated`], so that what is open is closed and what is done is kept."""
-
-    def terminate(number: int, frame: Any) -> NoReturn:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+ImportOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import", metavar="FILE", help="Run this Python file first, which registers parts; may be repeated."
+    ),
+]
 
 
 def check_new_file(path: Path, option: str) -> None:
@@ -132,8 +135,106 @@ def choose_device(name: str) -> torch.device:
     Raises:
         `RuntimeError`: no such device.
     """
+    import torch
+
     if name != "auto":
         device = torch.device(name)
         torch.empty(0, device=device)
         return device
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def progress_bar(what: str, transient: bool = False) -> Progress:
+    """A bar with counts and the time left; `transient`: it goes when it is done."""
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=transient)
+
+
+# -- how a command begins and ends -------------------------------------------------------------------------------------
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def stop(error: KeyboardInterrupt, done: str = "") -> NoReturn:
+    """End the command as Ctrl-C (130) and SIGTERM (143) do, with one line that says what is `done`."""
+    by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+    complain(f"Stopped by {by}{f': {done}' if done else ''}.")
+    raise typer.Exit(code) from error
+
+
+@contextmanager
+def ends_in_a_line(undone: str = "", *errors: type[Exception]) -> Iterator[None]:
+    """Around the work of a command: what stops it, or is wrong with what it was given, is said in one line.
+
+    Args:
+        undone: what is to be said where it is stopped.
+        errors: that count as wrong input, beside OSError, TypeError and ValueError.
+    """
+    wrong: tuple[type[Exception], ...] = (OSError, TypeError, ValueError, *errors)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stop(error, undone)
+    except typer.Exit:  # a RuntimeError
+        raise
+    except wrong as error:
+        fail(error)
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that ends in one line where it is stopped or the system refuses a file. Before it runs, what takes
+    seconds is imported and the parts of users are loaded, for which it gets the option `--import`."""
+
+    @functools.wraps(command)
+    def guard(imports: list[Path] | None = None, **options: Any) -> None:
+        with terminable():
+            try:
+                with prepared(imports or []):
+                    command(**options)
+            except KeyboardInterrupt as error:
+                stop(error)
+            except BrokenPipeError as error:  # nobody reads on
+                raise typer.Exit(1) from error
+            except OSError as error:
+                fail(error)
+
+    signature = inspect.signature(command, eval_str=True)
+    own = inspect.Parameter("imports", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ImportOption)
+    guard.__signature__ = signature.replace(parameters=[*signature.parameters.values(), own])  # type: ignore[attr-defined]
+    return guard
+
+
+@contextmanager
+def prepared(files: list[Path]) -> Iterator[None]:
+    """Around the work of a command: classes and parts are known, and weights are loaded and saved without bars."""
+    from ..hub import register
+    from ..utils.quiet import no_progress_bars
+    from .parts import load_parts
+
+    register()
+    show_logs_as_text()
+    try:
+        load_parts(files)
+    except ValueError as error:
+        fail(error)
+    with no_progress_bars():
+        yield
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises [`Terminated`], so that what is open is closed and what is done is kept."""
+
+    def terminate(number: int, frame: Any) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -6,15 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
-from ..inference.loading import load_image_processor, load_model, saved_config
-from ..models.configuration_maskcls import MaskClsConfig
-from ..models.interchange_maskformer import MASKFORMER
 from ..utils.plain_text import printable
 from ..utils.writing import saving_model
-from .console import check_new_folder, console, fail, stop
-
-OURS = (MaskClsConfig.model_type, MASKFORMER)
+from .console import check_new_folder, console, ends_in_a_line
 
 
 def convert(
@@ -46,32 +40,58 @@ def convert(
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
-    try:
+    with ends_in_a_line("nothing was written"):
         check_new_folder(out)
-        if is_original(source) and not Path(source).is_file():
-            raise FileNotFoundError(f"There is no file {source}.")
-        per_pixel = not is_original(source) and saved_config(source)["model_type"] not in OURS
-        if not per_pixel and (num_queries is not None or matching is not None):
-            raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
-        if labels is not None and (to_transformers or not is_original(source)):
-            raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
+        check_source(source, to_transformers, labels, num_queries, matching)
         names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
-            if to_transformers:
-                save_as_transformers(source, folder)
-            elif is_original(source):
-                save_from_original(source, folder, **names)
-            elif per_pixel:
-                save_from_per_pixel(source, folder, num_queries, matching)
-            else:
-                model, image_processor = load_model(source), load_image_processor(source)
-                model.save_pretrained(folder)
-                image_processor.save_pretrained(folder)
-    except KeyboardInterrupt as error:
-        stop(error, "nothing was written")
-    except (OSError, TypeError, ValueError) as error:
-        fail(error)
+            write(source, folder, to_transformers, names, num_queries, matching)
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
+
+
+def check_source(
+    source: str, to_transformers: bool, labels: Path | None, num_queries: int | None, matching: str | None
+) -> None:
+    """What can be said before the weights are read."""
+    if is_original(source) and not Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}.")
+    if not is_per_pixel(source) and (num_queries is not None or matching is not None):
+        raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
+    if labels is not None and (to_transformers or not is_original(source)):
+        raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
+
+
+def write(
+    source: str,
+    folder: Path,
+    to_transformers: bool,
+    names: dict[str, Any],
+    num_queries: int | None,
+    matching: str | None,
+) -> None:
+    from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
+    from ..inference.loading import load_image_processor, load_model
+
+    if to_transformers:
+        save_as_transformers(source, folder)
+    elif is_original(source):
+        save_from_original(source, folder, **names)
+    elif is_per_pixel(source):
+        save_from_per_pixel(source, folder, num_queries, matching)
+    else:
+        model, image_processor = load_model(source), load_image_processor(source)
+        model.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+
+
+def is_per_pixel(source: str) -> bool:
+    """Neither of the paper's code nor what loads as a mask classifier."""
+    from ..inference.loading import saved_config
+    from ..models.kinds import KINDS
+
+    return (
+        not is_original(source) and saved_config(source)["model_type"] not in KINDS["mask_classification"].model_types
+    )
 
 
 def is_original(source: str) -> bool:

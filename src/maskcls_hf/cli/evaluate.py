@@ -6,22 +6,18 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ..data import SegmentationDataset, open_dataset
-from ..data.occurrence import told_of_classes
-from ..hub.scores import write_json
-from ..inference import PAPER_SCALES, Predictor
-from ..inference import evaluate as score_data
-from ..inference.evaluation import model_classes
-from ..inference.predictor import TASKS, check_predictor_options
-from ..metrics import Evaluator, per_class_table
-from ..utils.plain_text import PlainConsole, cell
+from ..utils.plain_text import PlainConsole, cell, percent
+from ..utils.tasks import TASKS
+from ..utils.writing import without_nan, write_json
 from .console import (
+    DataOption,
     DeviceOption,
+    LayoutOption,
     MaskThresholdOption,
     ModelOption,
     OverlapThresholdOption,
@@ -30,78 +26,97 @@ from .console import (
     check_new_file,
     choose_device,
     complain,
-    fail,
+    ends_in_a_line,
     finite,
     progress_bar,
-    stop,
 )
+
+if TYPE_CHECKING:
+    from ..data import SegmentationDataset
+    from ..inference import Predictor
+    from ..metrics import Evaluator
 
 USUAL_TASKS: dict[str, tuple[str, ...]] = {
     "semantic": ("semantic",), "panoptic": ("panoptic", "semantic"), "instance": ("instance",),
 }  # fmt: skip
 PER_CLASS = "iou_"  # these are in the table of classes
 
+SplitOption = Annotated[str, typer.Option(help="Which part of the data; an empty text where it has no parts.")]
+DataOptionsOption = Annotated[
+    list[str] | None,
+    typer.Option("--data-option", metavar="KEY=VALUE", help="Of the layout's reader; may be repeated."),
+]
+TasksOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task", "-t", metavar="|".join(TASKS),
+        help="What is scored; may be repeated. Default: what the data is annotated for.",
+    ),
+]  # fmt: skip
+MetricOption = Annotated[
+    list[str] | None, typer.Option("--metric", help="Name of a further registered metric; may be repeated.")
+]
+BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")]
+BootstrapOption = Annotated[
+    int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
+]
+PerClassOption = Annotated[bool, typer.Option("--per-class", help="Show the scores of each class.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Write scores, scores of classes and settings to this file.")
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
+ThresholdOption = Annotated[
+    float, typer.Option(min=0, max=1, callback=finite, help="Lowest class probability of a panoptic segment.")
+]
+ScalesOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--scale", min=0, callback=finite,
+        help="Average class scores over these scales; may be repeated (semantic).",
+    ),
+]  # fmt: skip
+FlipOption = Annotated[bool, typer.Option("--flip", help="Average them over mirror images (semantic).")]
+MultiScaleOption = Annotated[
+    bool, typer.Option("--multi-scale", help="The paper's six scales, 0.5 to 1.75, and mirror images (semantic).")
+]
+CropOption = Annotated[
+    int | None, typer.Option(min=1, help="Score crops of so many pixels, side by side, as images of their own.")
+]
+MiddleOption = Annotated[bool, typer.Option("--middle", help="With --crop: the middle crop of each image alone.")]
+EnlargeOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0, callback=finite, help="Network pixels an image pixel. Default: as the image processor resizes."
+    ),
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")]
+
 
 def evaluate(
     model: ModelOption,
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of the data set.")],
-    split: Annotated[str, typer.Option(help="Which part of the data; an empty text where it has no parts.")] = "val",
-    layout: Annotated[
-        str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
-    ] = None,
-    data_options: Annotated[
-        list[str] | None,
-        typer.Option("--data-option", metavar="KEY=VALUE", help="Of the layout's reader; may be repeated."),
-    ] = None,
-    task: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--task",
-            "-t",
-            metavar="semantic|panoptic|instance",
-            help="What is scored; may be repeated. Default: what the data is annotated for.",
-        ),
-    ] = None,
-    boundary: Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")] = False,
-    bootstrap: Annotated[
-        int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
-    ] = 0,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Show the scores of each class.")] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write scores, scores of classes and settings to this file.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    threshold: Annotated[
-        float, typer.Option(min=0, max=1, callback=finite, help="Lowest class probability of a panoptic segment.")
-    ] = 0.8,
+    data: DataOption,
+    split: SplitOption = "val",
+    layout: LayoutOption = None,
+    data_options: DataOptionsOption = None,
+    task: TasksOption = None,
+    metric: MetricOption = None,
+    boundary: BoundaryOption = False,
+    bootstrap: BootstrapOption = 0,
+    per_class: PerClassOption = False,
+    json_file: JsonOption = None,
+    limit: LimitOption = None,
+    threshold: ThresholdOption = 0.8,
     mask_threshold: MaskThresholdOption = 0.5,
     overlap_threshold: OverlapThresholdOption = 0.8,
     tile: TileOption = None,
     overlap: TileOverlapOption = 0.25,
-    scale: Annotated[
-        list[float] | None,
-        typer.Option(
-            "--scale",
-            min=0,
-            callback=finite,
-            help="Average class scores over these scales; may be repeated (semantic).",
-        ),
-    ] = None,
-    flip: Annotated[bool, typer.Option("--flip", help="Average them over mirror images (semantic).")] = False,
-    multi_scale: Annotated[
-        bool, typer.Option("--multi-scale", help="The paper's six scales, 0.5 to 1.75, and mirror images (semantic).")
-    ] = False,
-    crop: Annotated[
-        int | None, typer.Option(min=1, help="Score crops of so many pixels, side by side, as images of their own.")
-    ] = None,
-    middle: Annotated[bool, typer.Option("--middle", help="With --crop: the middle crop of each image alone.")] = False,
-    enlarge: Annotated[
-        float | None,
-        typer.Option(
-            min=0, callback=finite, help="Network pixels an image pixel. Default: as the image processor resizes."
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")] = 1,
+    scale: ScalesOption = None,
+    flip: FlipOption = False,
+    multi_scale: MultiScaleOption = False,
+    crop: CropOption = None,
+    middle: MiddleOption = False,
+    enlarge: EnlargeOption = None,
+    batch_size: BatchSizeOption = 1,
     device: DeviceOption = "auto",
 ) -> None:
     """Score a model on annotated images, at their original size.
@@ -114,64 +129,82 @@ def evaluate(
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
-    try:
+    with ends_in_a_line("there are no scores of a part of the images", RuntimeError):
         check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
-        ways: dict[str, Any] = dict(
-            tile=tile,
-            overlap=overlap,
-            scales=PAPER_SCALES if multi_scale else scale,
-            flip=flip or multi_scale,
-            batch_size=batch_size,
-            enlarge=enlarge,
-        )
-        check_predictor_options(**ways)
-        place = choose_device(device)
-        dataset = open_dataset(data, split or None, layout, **parsed(data_options or []))
-        if told := told_of_classes(dataset, split):
-            complain(told)
-        if "instance" in (task or ()) and not dataset.has_instances:
-            raise ValueError("--task instance: the data has maps of classes, which do not tell instances apart.")
-        predictor = Predictor.from_pretrained(model, place, **ways)
-        evaluator = Evaluator(
-            predictor.image_processor,
-            predictor.id2label,
-            stuff_of_model(predictor, dataset),
-            chosen_tasks(task, predictor, dataset),
-            boundary=boundary,
-            bootstrap=bootstrap,
-            threshold=threshold,
-            mask_threshold=mask_threshold,
-            overlap_threshold=overlap_threshold,
-        )
+        ways: dict[str, Any] = dict(tile=tile, overlap=overlap, batch_size=batch_size, enlarge=enlarge)
+        ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
+        predictor, dataset = opened(model, device, ways, data, split, layout, data_options or [], task or ())
+        thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
+        options: dict[str, Any] = dict(metrics=metric or (), boundary=boundary, bootstrap=bootstrap, **thresholds)
+        evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
-        with progress_bar("Evaluating") as progress:
-            bar = progress.add_task("", total=images)
-            scores = score_data(
-                predictor,
-                dataset,
-                evaluator,
-                crop=crop,
-                middle=middle,
-                limit=limit,
-                on_image=lambda: progress.advance(bar),
-            )
-    except KeyboardInterrupt as error:
-        stop(error, "there are no scores of a part of the images")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
-    of_classes = evaluator.per_class()
+        scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
     if json_file is not None:
         settings = dict(
-            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, threshold=threshold,
-            mask_threshold=mask_threshold, overlap_threshold=overlap_threshold, tile=tile, overlap=overlap,
-            scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
+            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **thresholds, tile=tile,
+            overlap=overlap, scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
             bootstrap=bootstrap,
         )  # fmt: skip
-        write_json(json_file, {"settings": settings, "scores": scores, "per_class": of_classes})
+        of_classes = evaluator.per_class()
+        write_json(json_file, without_nan(dict(settings=settings, scores=scores, per_class=of_classes)), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
     if per_class:
-        for metric in evaluator.metrics.values():
-            PlainConsole().print(per_class_table(metric.per_class()))
+        show_classes(evaluator)
+
+
+def paper_scales() -> Sequence[float]:
+    from ..inference import PAPER_SCALES
+
+    return PAPER_SCALES
+
+
+def opened(
+    model: str,
+    device: str,
+    ways: dict[str, Any],
+    data: Path,
+    split: str,
+    layout: str | None,
+    data_options: Sequence[str],
+    tasks: Sequence[str],
+) -> tuple[Predictor, SegmentationDataset]:
+    """Model and data, of which all is checked that can be before the weights are read. `ways`: of `Predictor`."""
+    from ..data import open_dataset
+    from ..data.validation.occurrence import told_of_classes
+    from ..inference import Predictor
+    from ..inference.predictor import check_predictor_options
+
+    check_predictor_options(**ways)
+    place = choose_device(device)
+    dataset = open_dataset(data, split or None, layout, **parsed(data_options))
+    if told := told_of_classes(dataset, split):
+        complain(told)
+    if "instance" in tasks and not dataset.has_instances:
+        raise ValueError("--task instance: the data has maps of classes, which do not tell instances apart.")
+    return Predictor.from_pretrained(model, place, **ways), dataset
+
+
+def new_evaluator(
+    predictor: Predictor, data: SegmentationDataset, tasks: Sequence[str] | None, **options: Any
+) -> Evaluator:
+    """For `tasks`, or else for what the data is annotated for and the model can do; stuff classes are the data's."""
+    from ..inference.evaluation import model_classes
+    from ..metrics import Evaluator
+
+    stuff = model_classes(predictor.id2label, data.id2label)[data.stuff_ids].tolist()
+    usual = USUAL_TASKS[data.kind] if predictor.finds_segments else ("semantic",)
+    wanted = list(dict.fromkeys(tasks)) if tasks else usual
+    return Evaluator(predictor.image_processor, predictor.id2label, stuff, wanted, **options)
+
+
+def scored(
+    predictor: Predictor, data: SegmentationDataset, evaluator: Evaluator, images: int, **options: Any
+) -> dict[str, float]:
+    from ..inference import evaluate as score_data
+
+    with progress_bar("Evaluating") as progress:
+        bar = progress.add_task("", total=images)
+        return score_data(predictor, data, evaluator, on_image=lambda: progress.advance(bar), **options)
 
 
 def check_options(
@@ -215,19 +248,6 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def chosen_tasks(wanted: Sequence[str] | None, predictor: Predictor, data: SegmentationDataset) -> Sequence[str]:
-    """What to score."""
-    usual = USUAL_TASKS[data.kind]
-    if not wanted:
-        return usual if predictor.finds_segments else ("semantic",)
-    return list(dict.fromkeys(wanted))
-
-
-def stuff_of_model(predictor: Predictor, data: SegmentationDataset) -> list[int]:
-    """The stuff classes of the data, as the model counts them."""
-    return model_classes(predictor.id2label, data.id2label)[data.stuff_ids].tolist()
-
-
 def show(scores: dict[str, float], title: str) -> None:
     """The scores in per cent, with their intervals if there are any."""
     names = [name for name in scores if not name.startswith(PER_CLASS) and not name.endswith(("_low", "_high"))]
@@ -238,10 +258,13 @@ def show(scores: dict[str, float], title: str) -> None:
     for name in names:
         low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
         known = low is not None and high is not None and not math.isnan(low)
-        interval = f"{percent(low)} to {percent(high)}" if known else ""
-        table.add_row(cell(name), percent(scores[name]), *((interval,) if intervals else ()))
+        interval = f"{percent(low, 2)} to {percent(high, 2)}" if known else ""
+        table.add_row(cell(name), percent(scores[name], 2), *((interval,) if intervals else ()))
     PlainConsole().print(table)
 
 
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
+def show_classes(evaluator: Evaluator) -> None:
+    from ..metrics import per_class_table
+
+    for metric in evaluator.metrics.values():
+        PlainConsole().print(per_class_table(metric.per_class()))

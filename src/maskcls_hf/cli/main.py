@@ -1,7 +1,6 @@
-"""Entry point of `maskcls`."""
+"""Entry point of `maskcls`. The files of the commands import what takes seconds when they run."""
 
 import io
-import logging
 import sys
 import traceback
 import warnings
@@ -12,8 +11,7 @@ import typer
 from typer.main import get_command
 
 from ..utils.plain_text import printable
-from ..utils.quiet import no_progress_bars
-from .console import guarded
+from .console import guarded, show_logs_as_text
 from .convert import convert
 from .evaluate import evaluate
 from .push import push
@@ -31,6 +29,8 @@ class App(typer.Typer):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
         show_logs_as_text()
+        as_usual = warnings.formatwarning
+        warnings.formatwarning = lambda *a, **k: printable(as_usual(*a, **k), keep_lines=True)
         try:
             code = get_command(self)(*arguments, standalone_mode=False, **options)
         except OSError as error:  # help or version, to a full disk or to nobody
@@ -44,21 +44,6 @@ class App(typer.Typer):
             show_usage_error(error)
             sys.exit(getattr(error, "exit_code", 1))
         sys.exit(code if isinstance(code, int) else 0)
-
-
-class TextFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record), keep_lines=True)
-
-
-def show_logs_as_text() -> None:
-    loggers = [logging.root, *logging.root.manager.loggerDict.values()]
-    handlers = [handler for logger in loggers for handler in getattr(logger, "handlers", [])]
-    for handler in (*handlers, logging.lastResort):
-        if handler is not None and handler.formatter is None:
-            handler.setFormatter(TextFormatter())
-    as_usual = warnings.formatwarning
-    warnings.formatwarning = lambda *a, **k: printable(as_usual(*a, **k), keep_lines=True)
 
 
 def show_usage_error(error: Any) -> None:
@@ -81,12 +66,8 @@ app = App(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(no_args_is_help=True)(guarded(segment))
-app.command(no_args_is_help=True)(guarded(evaluate))
-app.command(no_args_is_help=True)(guarded(convert))
-app.command(no_args_is_help=True)(guarded(validate))
-app.command(no_args_is_help=True)(guarded(train))
-app.command(no_args_is_help=True)(guarded(push))
+for command in (segment, evaluate, convert, validate, train, push):
+    app.command(no_args_is_help=True)(guarded(command))
 
 
 def print_version(wanted: bool) -> None:
@@ -98,9 +79,8 @@ def print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    context: typer.Context,
     show_version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    context.with_resource(no_progress_bars())  # of weights that are loaded and saved; commands have their own
+    pass  # without a docstring: the help is that of `app`

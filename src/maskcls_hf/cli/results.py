@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,13 +11,13 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from ..inference.predictor import TASKS, Task
+from ..utils.tasks import TASKS, Task
 from ..utils.writing import replacing, write_text, written
-from .coco import coco_content
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 try:
     import fcntl
@@ -130,15 +131,15 @@ class Results:
                 known[source_of(path)] = known.pop(path.name)
         return output_names(paths, known)
 
-    def add(self, path: Path, name: str, overlay: Image.Image, map_: Image.Image, record: dict[str, Any]) -> None:
-        """What was found in an image; what was found in it before goes.
+    def add(self, path: Path, name: str, overlay: bytes, map_: bytes, record: dict[str, Any]) -> None:
+        """What was found in an image, its pictures as [`png`]; what was found in it before goes.
 
         Raises:
             CannotWrite: the disk is full, or refuses; nothing half-written is left.
         """
         for folder, picture in (("overlay", overlay), ("map", map_)):
             with replacing(self.out / folder / f"{name}.png") as temporary:
-                picture.save(temporary)
+                temporary.write_bytes(picture)
         source = source_of(path)
         record["image"] |= {"file_name": path.name, "map": f"{name}.png", "source": source}
         self.records[source] = record
@@ -159,7 +160,16 @@ class Results:
         self._seconds = self._written - start
 
     def content(self) -> dict[str, Any]:
+        from .coco import coco_content
+
         return coco_content(self.records.values(), self.categories)
+
+
+def png(picture: Image.Image) -> bytes:
+    """Content of a file: a fifth larger than at best, in a third of the time."""
+    content = io.BytesIO()
+    picture.save(content, "png", compress_level=1)
+    return content.getvalue()
 
 
 @contextmanager

@@ -1,18 +1,17 @@
 """`maskcls segment`: images in; overlays, maps and one JSON out."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import Tensor
 
-from ..inference.predictor import Task
-from ..models.image_reading import image_to_tensor, open_image
 from ..utils.plain_text import printable
-from ..visual.drawing import draw_overlay, segment_colours
-from .coco import CocoRecords, map_image
+from ..utils.tasks import Task
 from .console import (
     DeviceOption,
     MaskThresholdOption,
@@ -24,30 +23,43 @@ from .console import (
     choose_device,
     complain,
     console,
+    ends_in_a_line,
     fail,
     finite,
     progress_bar,
     stop,
 )
 from .results import Results, source_of
-from .segmenter import SegmentedImage, Segmenter
+
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+SourcesArgument = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
+TaskOption = Annotated[Task, typer.Option("--task", "-t", help="What to find.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
+]
+
+
 def segment(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
-    ],
+    sources: SourcesArgument,
     model: ModelOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
-    task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images, or tiles, that the model sees at once.")] = 1,
+    out: OutOption,
+    task: TaskOption = "panoptic",
+    batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
-    ] = None,
+    threshold: ThresholdOption = None,
     mask_threshold: MaskThresholdOption = 0.5,
     overlap_threshold: OverlapThresholdOption = 0.8,
     tile: TileOption = None,
@@ -56,56 +68,69 @@ def segment(
     """Segment images and write what was found.
 
     - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend.
-    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one colour a segment, whose R + 256 G +
+    - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one color a segment, whose R + 256 G +
       65536 B is its id, as in COCO; black for none.
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
 
     A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
-    neighbouring tiles that overlap become one.
+    neighboring tiles that overlap become one.
 
     A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
-    those of a run that is stopped or killed are kept.
+    those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones
+    and draw the last ones.
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
-    options = {"threshold": threshold, "mask_threshold": mask_threshold}
-    if task == "panoptic":
-        options["overlap_mask_area_threshold"] = overlap_threshold
-    try:
+    from .segmenter import Segmenter
+
+    with ends_in_a_line("", RuntimeError):
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
         results = Results(out, task)
         paths = [path for path in found if is_file(path)]
-        if not paths:
-            raise typer.Exit(1)
-        segmenter = Segmenter(
-            model,
-            task,
-            place,
-            options={} if task == "semantic" else {k: v for k, v in options.items() if v is not None},
-            tile=tile,
-            overlap=overlap,
-            batch_size=batch_size,
-        )
-    except typer.Exit:
-        raise
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
-    earlier = {*results.records}
+        options = thresholds(task, threshold, mask_threshold, overlap_threshold)
+        ways = dict(tile=tile, overlap=overlap, batch_size=batch_size)
+        segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
+    if segmenter is None:
+        raise typer.Exit(1)
+    kept = len({*results.records} - {source_of(path) for path in paths})
     done: set[str] = set()
     try:
-        segment_files(paths, segmenter, batch_size, results, done)
+        segment_each(paths, segmenter, results, done)
     except KeyboardInterrupt as error:
         stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
         fail(error)
-    kept = len(earlier - {source_of(path) for path in paths})
     also = f" Earlier results of {kept} other images are kept." if kept else ""
     console.print(f"{len(done)} of {len(found)} images segmented into {printable(out)}.{also}", soft_wrap=True)
     if len(done) < len(found):
         raise typer.Exit(1)
+
+
+def thresholds(
+    task: Task, threshold: float | None, mask_threshold: float, overlap_threshold: float
+) -> dict[str, float]:
+    """Arguments of the task's post-processing."""
+    if task == "semantic":
+        return {}
+    options = {"mask_threshold": mask_threshold} | ({} if threshold is None else {"threshold": threshold})
+    return options | ({"overlap_mask_area_threshold": overlap_threshold} if task == "panoptic" else {})
+
+
+def segment_each(paths: list[Path], segmenter: Segmenter, results: Results, done: set[str]) -> None:
+    """Add each image to `done` when its results are written; say what is wrong with the others."""
+    from .segmenter import segment_files
+
+    with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
+        bar = progress.add_task("", total=len(paths))
+        for path, wrong in segmented:
+            if wrong is None:
+                done.add(str(path))
+            else:
+                complain(f"{printable(path)}: {wrong}")
+            progress.advance(bar)
 
 
 def is_file(path: Path) -> bool:
@@ -114,77 +139,6 @@ def is_file(path: Path) -> bool:
         return True
     complain(f"{printable(path)}: {'no file' if os.path.lexists(path) else 'no such file'}.")
     return False
-
-
-class Outcome(NamedTuple):
-    """What became of a file: an `image` (3, H, W) on the 0..255 scale and its `result`, or an `error`."""
-
-    path: Path
-    image: Tensor | None = None
-    result: SegmentedImage | None = None
-    error: Exception | None = None
-
-
-def segment_files(
-    paths: Sequence[Path], segmenter: Segmenter, batch_size: int, results: Results, done: set[str]
-) -> None:
-    """Write the results of all files; those that did not fail are in `done`, also after an interruption."""
-    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
-    with results.open(records.categories), progress_bar("Segmenting") as progress:
-        names = dict(zip(paths, results.names(paths), strict=True))
-        bar = progress.add_task("", total=len(paths))
-        for start in range(0, len(paths), batch_size):
-            for outcome in outcomes(paths[start : start + batch_size], segmenter):
-                error = outcome.error or write(outcome, names[outcome.path], segmenter, records, results)
-                if error is None:
-                    done.add(str(outcome.path))
-                else:
-                    complain(f"{printable(outcome.path)}: {error}")
-                progress.advance(bar)
-
-
-def outcomes(paths: Sequence[Path], segmenter: Segmenter) -> Iterator[Outcome]:
-    images = {}
-    for path in paths:
-        try:
-            images[path] = image_to_tensor(open_image(path))
-        except Exception as error:  # broken files raise errors of many kinds
-            yield Outcome(path, error=error)
-    if images:
-        yield from segmented(images, segmenter)
-
-
-def segmented(images: dict[Path, Tensor], segmenter: Segmenter) -> Iterator[Outcome]:
-    """Where a batch fails, its images go one by one."""
-    try:
-        results = segmenter(list(images.values()))
-    except Exception as error:  # what an image can do to a model is not foreseen
-        for path, image in images.items():
-            if len(images) == 1:
-                yield Outcome(path, error=error)
-            else:
-                yield from segmented({path: image}, segmenter)
-    else:
-        for (path, image), result in zip(images.items(), results, strict=True):
-            yield Outcome(path, image, result)
-
-
-def write(
-    outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords, results: Results
-) -> Exception | None:
-    """What is wrong with the image, if anything is."""
-    image, result = outcome.image, outcome.result
-    assert image is not None and result is not None
-    try:
-        colours = segment_colours(result.segments, len(segmenter.names), segmenter.classes_of_one_segment)
-        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-        overlay = draw_overlay(pixels, result.ids, result.segments, colours, segmenter.names)
-        found_map = map_image(result, segmenter.task, colours, len(segmenter.names))
-        record = records.of(f"{name}.png", result, colours)
-    except Exception as error:
-        return error
-    results.add(outcome.path, name, overlay, found_map, record)
-    return None
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:

@@ -1,33 +1,25 @@
-"""Images -> segments, for one of the three tasks, as the files of `maskcls segment` need them."""
+"""Files of images -> the files of `maskcls segment`: reading, the network and drawing overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from ..inference.loading import class_of_saved
-from ..inference.predictor import Predictor, Task
-from ..models.mask_runs import MaskRuns
+from ..inference.predictor import Predictor, same_size_together
+from ..models.image_reading import image_to_tensor, open_image
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
-
-
-@dataclass
-class SegmentedImage:
-    """
-    Args:
-        ids: (H, W), the id of the segment at each pixel; a number that no segment has where there is none.
-        segments: records `id`, `label_id`, `area`, and, but for semantic maps, `score`. An id is a class in semantic
-            maps; instances are painted best on top.
-        masks: the whole instances, in the order of `segments`.
-    """
-
-    ids: NDArray[Any]
-    segments: list[dict[str, Any]]
-    masks: list[MaskRuns] = field(default_factory=list)
+from ..models.segments import Segments
+from ..utils.ahead import ahead, cores, in_order
+from ..utils.tasks import Task
+from ..visual.drawing import draw_overlay, segment_colors
+from .coco import CocoRecords, map_image
+from .results import Results, png
 
 
 class Segmenter:
@@ -62,12 +54,93 @@ class Segmenter:
             return list(self.names)
         return (self.predictor.image_processor.label_ids_to_fuse or []) if self.task == "panoptic" else []
 
-    def __call__(self, images: Sequence[Any]) -> list[SegmentedImage]:
+    def __call__(self, images: Sequence[Any]) -> list[Segments]:
         """Segment images of any kind that the image processor takes; arrays and tensors are (C, H, W)."""
         tasks = {self.task: self.options}
         found = self.predictor.predict(list(images), tasks, input_data_format="channels_first")
-        results = [of_image[self.task] for of_image in found]
-        return [
-            SegmentedImage(result["segmentation"].numpy(), result["segments_info"], result.get("masks", []))
-            for result in results
-        ]
+        return [Segments.from_output(of_image[self.task]) for of_image in found]
+
+
+class Outcome(NamedTuple):
+    """What became of a file: an `image` (3, H, W) on the 0..255 scale, its `result`, and the `drawn` content of its two
+    PNG files with its record; or an `error`."""
+
+    number: int
+    path: Path
+    image: Tensor | None = None
+    result: Segments | None = None
+    drawn: tuple[bytes, bytes, dict[str, Any]] | None = None
+    error: Exception | None = None
+
+    @property
+    def size(self) -> Any:
+        return None if self.image is None else self.image.shape[-2:]
+
+
+def read(numbered: tuple[int, Path]) -> Outcome:
+    number, path = numbered
+    try:
+        return Outcome(number, path, image_to_tensor(open_image(path)))
+    except Exception as error:  # broken files raise errors of many kinds
+        return Outcome(number, path, error=error)
+
+
+def segment_files(
+    paths: Sequence[Path], segmenter: Segmenter, results: Results
+) -> Generator[tuple[Path, Exception | None]]:
+    """Write the results of all files, in their order; of each comes what was wrong with it, if anything was.
+
+    Files are read, and results drawn, in threads; this one predicts, and writes. At any time as many images are held as
+    a few batches have, and one more for each core.
+    """
+    num_labels, batch_size = len(segmenter.names), segmenter.predictor.batch_size
+    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
+    names: dict[Path, str] = {}
+
+    def draw(outcome: Outcome) -> Outcome:
+        image, result, path = outcome.image, outcome.result, outcome.path
+        if image is None or result is None:
+            return outcome
+        try:
+            found = result.records
+            colors = segment_colors(found, num_labels, segmenter.classes_of_one_segment)
+            pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+            shown = result if result.is_map else result.drawn(reversed(range(len(result))))  # the best on top
+            overlay = draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names)
+            found_map = map_image(shown, segmenter.task, colors, num_labels)
+            record = records.of(f"{names[path]}.png", result, colors)
+            return Outcome(outcome.number, path, drawn=(png(overlay), png(found_map), record))
+        except Exception as error:
+            return Outcome(outcome.number, path, error=error)
+
+    readers = max(1, cores() // 4)
+    drawers = max(1, cores() - readers)
+    with results.open(records.categories):
+        names |= zip(paths, results.names(paths), strict=True)
+        with (
+            closing(ahead(read, enumerate(paths), readers, batch_size + readers)) as images,
+            closing(segmented(images, segmenter, batch_size)) as found,
+            closing(ahead(draw, found, drawers, batch_size + drawers)) as drawn,
+        ):
+            for outcome in in_order(drawn, lambda outcome: outcome.number):
+                if outcome.drawn is not None:
+                    results.add(outcome.path, names[outcome.path], *outcome.drawn)
+                yield outcome.path, outcome.error
+
+
+def segmented(images: Iterable[Outcome], segmenter: Any, batch_size: int) -> Generator[Outcome]:
+    """With results, not always in order: images of one size go together. Where a batch fails, its images go one by
+    one."""
+    for batch in same_size_together(images, lambda image: image.size, batch_size):
+        yield from of_batch([outcome for outcome in batch if outcome.image is not None], segmenter)
+        yield from (outcome for outcome in batch if outcome.image is None)
+
+
+def of_batch(batch: list[Outcome], segmenter: Any) -> list[Outcome]:
+    try:
+        results = segmenter([outcome.image for outcome in batch]) if batch else []
+    except Exception as error:  # what an image can do to a model is not foreseen
+        if len(batch) == 1:
+            return [batch[0]._replace(image=None, error=error)]
+        return [outcome for one in batch for outcome in of_batch([one], segmenter)]
+    return [outcome._replace(result=result) for outcome, result in zip(batch, results, strict=True)]

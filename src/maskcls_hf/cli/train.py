@@ -6,15 +6,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..training import TRAINING_ERRORS, TrainingStopped, list_recipes, load_recipe
-from ..training import train as train_recipe
-from ..training.stopping import end
 from ..utils.plain_text import cell
-from .console import console, fail
+from .console import DataOption, console, ends_in_a_line, fail
 
 
 def print_recipes(wanted: bool) -> None:
     if wanted:
+        with ends_in_a_line():
+            from ..training import list_recipes
+
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():
             table.add_row(cell(name), cell(headline))
@@ -26,7 +26,7 @@ def train(
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", help="Name of a recipe (see --list), or path of a YAML file.")
     ],
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder of the data set.")],
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for model, scores, log and checkpoints.")],
     changes: Annotated[
         list[str] | None,
@@ -45,14 +45,18 @@ def train(
     """Train a model by a recipe, evaluate it and save it.
 
     OUT then holds the model with its image processor, `recipe.yaml` with all values, `eval_results.json`, and
-    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
-    train ...`.
+    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m
+    maskcls_command train ...`.
 
     Ctrl-C, SIGTERM or SIGHUP ends the step and writes a checkpoint (exit code 130, 143 or 129); a second one ends at
     once.
 
     Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
     """
+    from ..training import TRAINING_ERRORS, TrainingStopped, load_recipe
+    from ..training import train as train_recipe
+    from ..training.stopping import end
+
     try:
         scores = train_recipe(
             load_recipe(recipe, changes or ()),

@@ -1,64 +1,84 @@
-"""`maskcls validate`: a doctor for labels; a table for people, a JSON file for programs."""
+"""`maskcls validate`: the label validator; a table for people, a JSON file for programs."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.open_dataset import LAYOUTS
-from ..data.validation import RULES, Finding, Report, SplitReport, validate_dataset
 from ..utils.plain_text import PlainConsole, cell, printable
 from ..utils.writing import write_json
-from .console import check_new_file, complain, fail, progress_bar
+from .console import LayoutOption, check_new_file, complain, fail, progress_bar
 
-COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
+if TYPE_CHECKING:
+    from ..data.validation import Finding, Report, SplitReport
+
+COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
 LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
 ALL_CLASSES = 60  # a table of more shows its two ends
 SHOWN_FINDINGS = 4
 SHOWN_SIZES = 4
 
 
+def is_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise typer.BadParameter(f"{printable(path)} is no folder.", param_hint="DATA")
+    return path
+
+
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", callback=is_folder, help="Folder of the data.")]
+SplitsOption = Annotated[
+    list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Shortest edge of images in training, in pixels; the longest: at most 4 times that."),
+]
+QueriesOption = Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")]
+VoidOption = Annotated[
+    list[int] | None, typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")]
+
+
 def validate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data.")],
-    split: Annotated[
-        list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
-    ] = None,
-    layout: Annotated[str | None, typer.Option(help=f"{', '.join(LAYOUTS)}; found by looking.")] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Shortest edge of images in training, in pixels; the longest: at most 4 times that."),
-    ] = None,
-    num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")] = None,
-    void: Annotated[
-        list[int] | None,
-        typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    data: DataArgument,
+    split: SplitsOption = None,
+    layout: LayoutOption = None,
+    recipe: RecipeOption = None,
+    size: SizeOption = None,
+    num_queries: QueriesOption = None,
+    void: VoidOption = None,
+    limit: LimitOption = None,
+    json_file: JsonOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Read every image and label of a data set and say what is wrong.
 
     Counts, sizes and a table of the classes; files that cannot be read, labels of another size than their image, in
-    colour or with values that are no class, ids shifted by one, missing partners, images in two splits; segments that
+    color or with values that are no class, ids shifted by one, missing partners, images in two splits; segments that
     vanish at the training resolution, more segments than queries; and for COCO files every record against its mask.
 
     Exit code: 0 without errors, 1 with errors, 2 for a wrong call.
 
     Example: `maskcls validate camvid --recipe camvid --json report.json`
     """
-    if not data.is_dir():
-        raise typer.BadParameter(f"{printable(data)} is no folder.", param_hint="DATA")
+    from ..data.layouts import LAYOUTS
+    from ..data.validation import validate_dataset
+
     if layout is not None and layout not in LAYOUTS:
         raise typer.BadParameter(f"{printable(layout)}: the layouts are {', '.join(LAYOUTS)}.", param_hint="--layout")
     if json_file is not None:
@@ -132,7 +152,7 @@ def show(report: Report, out: Console) -> None:
         out.print()
         for line in _finding_lines(kind, findings):
             out.print(line, soft_wrap=True, highlight=False)
-    counts = [_counted(report.count(severity), severity) for severity in COLOURS]
+    counts = [_counted(report.count(severity), severity) for severity in COLORS]
     read = sum(split.checked for split in report.splits)
     out.print(f"\n{', '.join(counts)} in {read} images; {report.seconds:.0f} s.")
 
@@ -205,11 +225,13 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
+    from ..data.validation import RULES
+
     rule = RULES[kind]
-    colour = COLOURS[rule.severity]
+    color = COLORS[rule.severity]
     number = f" ({len(findings)})" if len(findings) > 1 else ""
     yield Text.assemble(
-        (rule.severity.upper(), f"bold {colour}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
+        (rule.severity.upper(), f"bold {color}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
     )
     for finding in findings[:SHOWN_FINDINGS]:
         where = finding.file or finding.split or ""

@@ -1,6 +1,15 @@
 """Checkpoints of other implementations -> ours, and back; outputs of other models -> probability-mask pairs."""
 
-from .maskformer import processor_to_transformers, save_as_transformers, to_transformers
+from transformers import MaskFormerConfig
+
+from ..models.configuration_maskcls import CHECKPOINT_READERS, CONFIG_READERS
+from .maskformer import (
+    config_from_maskformer,
+    load_maskformer,
+    processor_to_transformers,
+    save_as_transformers,
+    to_transformers,
+)
 from .original import from_original, save_from_original
 from .pairs import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from .per_pixel import from_per_pixel, processor_from_per_pixel, save_from_per_pixel
@@ -18,3 +27,10 @@ __all__ = [
     "save_from_per_pixel",
     "to_transformers",
 ]
+
+
+def register_readers() -> None:
+    """Let `from_pretrained` of our classes read the checkpoints of transformers' MaskFormer; again does no harm."""
+    CONFIG_READERS[MaskFormerConfig.model_type] = config_from_maskformer
+    if load_maskformer not in CHECKPOINT_READERS:
+        CHECKPOINT_READERS.append(load_maskformer)

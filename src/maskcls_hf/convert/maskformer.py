@@ -1,10 +1,15 @@
-"""Our models -> transformers' MaskFormer, where it can represent them."""
+"""transformers' MaskFormer: its checkpoints load as ours, and ours become theirs where it can represent them.
 
-from collections.abc import Iterator
+The two networks compute the same, under other names.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import (
+    MaskFormerConfig,
     MaskFormerForInstanceSegmentation,
     MaskFormerImageProcessor,
     PreTrainedConfig,
@@ -16,7 +21,7 @@ from ..inference.loading import load_image_processor, load_model, saved_config
 from ..models.backbones import is_plain_vit
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.interchange_maskformer import SWIN_STAGES, config_to_maskformer, has_no_counterpart, state_to_maskformer
+from ..models.options import DOWNLOAD_OPTIONS, chosen
 
 MAX_DEEPLAB_WEIGHTS = ("pq_weight", "mask_id_weight", "instance_discrimination_weight", "semantic_weight")
 
@@ -26,6 +31,50 @@ PROCESSOR_OPTIONS = (
     "do_resize", "size", "resample", "size_divisor", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_pad", "num_labels",
 )  # fmt: skip
+FILE_OPTIONS = ("variant", "use_safetensors", "weights_only", "disable_mmap", "ignore_mismatched_sizes")
+
+# Fields of our configuration -> fields of theirs.
+CONFIG_FIELDS = {
+    "fpn_feature_size": "fpn_feature_size",
+    "mask_feature_size": "mask_feature_size",
+    "output_auxiliary_logits": "output_auxiliary_logits",
+    "cross_entropy_weight": "cross_entropy_weight",
+    "mask_weight": "mask_weight",
+    "dice_weight": "dice_weight",
+    "no_object_weight": "no_object_weight",
+    "init_xavier_std": "init_xavier_std",
+    "id2label": "id2label",
+    "label2id": "label2id",
+    "dtype": "dtype",
+}
+# Fields of our configuration -> fields of their decoder's.
+DECODER_FIELDS = {
+    "num_queries": "num_queries",
+    "hidden_size": "d_model",
+    "num_attention_heads": "decoder_attention_heads",
+    "decoder_layers": "decoder_layers",
+    "decoder_ffn_dim": "decoder_ffn_dim",
+    "dropout": "dropout",
+}
+# Their Swin is a class of its own, with the fields of transformers' Swin.
+SWIN_TYPES = ("swin", "maskformer-swin")
+SWIN_FIELDS = (
+    "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size", "mlp_ratio",
+    "qkv_bias", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "hidden_act",
+    "initializer_range", "layer_norm_eps",
+)  # fmt: skip
+SWIN_STAGES = ["stage1", "stage2", "stage3", "stage4"]
+# Our heads that theirs lacks.
+OWN_HEADS = ("segmentation_module.bbox_predictor.", "segmentation_module.semantic_predictor.")
+# What computes something else than we do, unless it has this value.
+REQUIRED_VALUES = {
+    "decoder_config.auxiliary_loss": False,  # their decoder then feeds normalised states to the next layer
+    "decoder_config.activation_function": "relu",
+    "backbone_config.use_absolute_embeddings": False,
+}
+
+
+# -- ours as theirs ----------------------------------------------------------------------------------------------------
 
 
 def to_transformers(model: PreTrainedModel) -> MaskFormerForInstanceSegmentation:
@@ -141,3 +190,162 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
         yield f"it trains without the losses of {', '.join(lost)}."
     if config.freeze_batch_norm:
         yield "training changes its batch norms (here freeze_batch_norm=True)."
+
+
+# -- theirs as ours ----------------------------------------------------------------------------------------------------
+
+
+def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `MaskClsConfig` for the configuration of transformers' MaskFormer.
+
+    `attend_to_padding` is on, because their network never looks at pixel_mask. `deep_supervision` is on
+    as in the paper, whatever their `use_auxiliary_loss` says: published checkpoints have it off, and with it on their
+    forward fails.
+
+    Raises:
+        `ValueError`: a field has a value that our network has no counterpart for.
+    """
+    theirs: Any = MaskFormerConfig.from_dict(dict(config_dict))  # fills in what the file leaves out
+    for field, required in REQUIRED_VALUES.items():
+        part, name = field.split(".")
+        value = getattr(getattr(theirs, part), name, required)  # a field of other backbones than Swin
+        if value != required:
+            raise ValueError(f"MaskFormerConfig: {field}={value!r} has no counterpart here; supported: {required!r}.")
+    fields = {ours: getattr(theirs, name) for ours, name in CONFIG_FIELDS.items()}
+    fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
+    fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
+    fields["attend_to_padding"] = True
+    fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
+    return fields
+
+
+def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
+    if backbone.model_type not in SWIN_TYPES:
+        return backbone.to_dict()
+    fields = {name: getattr(backbone, name) for name in SWIN_FIELDS}
+    stages = SWIN_STAGES if backbone.model_type == "swin" else list(backbone.out_features)
+    return {"model_type": "swin", **fields, "out_features": stages}
+
+
+def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
+    """The configuration of transformers' MaskFormer for a `MaskClsConfig`, as far as it has the fields."""
+    decoder = {theirs: getattr(config, ours) for ours, theirs in DECODER_FIELDS.items()}
+    # Our dropout counts inside attention and feed-forward blocks too.
+    decoder |= {"attention_dropout": config.dropout, "activation_dropout": config.dropout}
+    decoder |= {"model_type": "detr", "encoder_attention_heads": config.num_attention_heads}
+    fields = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
+    fields["use_auxiliary_loss"] = False  # True makes their forward fail (transformers 5.23)
+    backbone = config.backbone_config.to_dict()
+    return MaskFormerConfig(**fields, decoder_config=decoder, backbone_config=backbone)
+
+
+def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[str, str]:
+    """Prefixes of parameter names: ours -> theirs, for `rename`. `backbone` is either's configuration."""
+    decoder = "model.pixel_level_module.decoder"
+    modules = {
+        "model.backbone": "model.pixel_level_module.encoder",
+        "model.pixel_decoder.mask_projection": f"{decoder}.mask_projection",
+        "model.transformer_decoder": "model.transformer_module",
+        "model.transformer_decoder.layers": "model.transformer_module.decoder.layers",
+        "model.transformer_decoder.norm": "model.transformer_module.decoder.layernorm",
+        "segmentation_module.class_predictor": "class_predictor",
+    }
+    for layer in range(3):
+        modules[f"segmentation_module.mask_embedder.layers.{layer}"] = f"mask_embedder.{layer}.0"
+    for layer in range(decoder_layers):
+        for name in ("attn", "attn_layer_norm"):
+            ours = f"model.transformer_decoder.layers.{layer}.cross_{name}"
+            modules[ours] = f"model.transformer_module.decoder.layers.{layer}.encoder_{name}"
+    top = len(backbone.out_indices) - 1
+    blocks = {f"model.pixel_decoder.outputs.{top}": f"{decoder}.fpn.stem"}
+    for level in range(top):  # theirs starts at the coarsest
+        blocks[f"model.pixel_decoder.laterals.{level}"] = f"{decoder}.fpn.layers.{top - 1 - level}.proj"
+        blocks[f"model.pixel_decoder.outputs.{level}"] = f"{decoder}.fpn.layers.{top - 1 - level}.block"
+    for ours, theirs in blocks.items():
+        modules |= {f"{ours}.conv": f"{theirs}.0", f"{ours}.norm": f"{theirs}.1"}
+    if backbone.model_type in SWIN_TYPES:
+        modules |= swin_modules(backbone)
+    return modules
+
+
+def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
+    encoder = "model.pixel_level_module.encoder"
+    modules = {"model.backbone.swin": f"{encoder}.model"}
+    for index, stage in enumerate(SWIN_STAGES):
+        modules[f"model.backbone.hidden_states_norms.{stage}"] = f"{encoder}.hidden_states_norms.{index}"
+    for stage_index, depth in enumerate(backbone.depths):
+        for block in range(depth):
+            name = f"encoder.layers.{stage_index}.blocks.{block}"
+            ours, theirs = f"model.backbone.swin.{name}", f"{encoder}.model.{name}"
+            modules |= {
+                f"{ours}.attention.relative_position_bias": f"{theirs}.attention.self",
+                f"{ours}.attention.q_proj": f"{theirs}.attention.self.query",
+                f"{ours}.attention.k_proj": f"{theirs}.attention.self.key",
+                f"{ours}.attention.v_proj": f"{theirs}.attention.self.value",
+                f"{ours}.attention.o_proj": f"{theirs}.attention.output.dense",
+                f"{ours}.mlp.fc1": f"{theirs}.intermediate.dense",
+                f"{ours}.mlp.fc2": f"{theirs}.output.dense",
+            }
+    return modules
+
+
+def rename(name: str, modules: Mapping[str, str]) -> str:
+    """`name` with its longest prefix that `modules` knows replaced."""
+    parts = name.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in modules:
+            return ".".join([modules[prefix], *parts[end:]])
+    return name
+
+
+def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
+    config: Any = model.config
+    modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
+    ours = {theirs: name for name, theirs in modules.items()}
+    state = model.state_dict()
+    return {rename(name, ours): state[name] for name in state if name not in leave_out and not has_no_counterpart(name)}
+
+
+def state_to_maskformer(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer, without those of
+    heads that it lacks."""
+    modules = maskformer_modules(model.config.decoder_layers, model.config.backbone_config)
+    state = model.state_dict()
+    return {rename(name, modules): value for name, value in state.items() if not name.startswith(OWN_HEADS)}
+
+
+def has_no_counterpart(name: str) -> bool:
+    """Whether it is a constant of theirs, or their last norm of Swin, whose output nothing looks at."""
+    return name.endswith((".relative_position_index", "criterion.empty_weight")) or ".encoder.model.layernorm." in name
+
+
+def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]] | None:
+    """Parameters of a checkpoint of transformers' MaskFormer by our names, and names that it has no place for.
+
+    What the files lack, or have in another shape, is absent. transformers itself reads the files, whatever their
+    format, shards and older names.
+
+    Args:
+        path: folder or name on the Hub; None: no checkpoint.
+        options: of `from_pretrained`.
+
+    Returns:
+        None where `path` holds another model.
+    """
+    if path is None:
+        return None
+    try:
+        config_dict, _ = PreTrainedConfig.get_config_dict(path, **chosen(options, DOWNLOAD_OPTIONS))
+    except OSError:  # no configuration: the ordinary way of loading explains it
+        return None
+    if config_dict.get("model_type") != MaskFormerConfig.model_type:
+        return None
+    loaded: Any = MaskFormerForInstanceSegmentation.from_pretrained(
+        path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
+    )
+    theirs, report = loaded
+    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
+    unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
+    return state_from_maskformer(theirs, leave_out=absent), unknown

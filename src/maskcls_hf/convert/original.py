@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
@@ -42,11 +43,7 @@ def from_original(
     tensors = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else as_tensors(checkpoint, where)
     original = Original(parameters(tensors), where)
     config = original.config(**overrides)
-    models: dict[str, Any] = {
-        "maskcls": MaskClsForUniversalSegmentation,
-        "maskcls_perpixel": PerPixelForSemanticSegmentation,
-    }
-    model_class = models[config.model_type]
+    model_class = KIND_OF_TYPE[config.model_type].model_class
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     # Frozen batch norms count no batches.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ..models.interchange_maskformer import rename
+from .maskformer import rename
 
 PREDICTOR = "sem_seg_head.predictor"
 PIXEL_DECODER = "sem_seg_head.pixel_decoder"

@@ -1,22 +1,28 @@
 """Data sets, augmentation and collation for training."""
 
 from .augmented import AugmentedDataset, EpochSampler, repeats_by_area
-from .cityscapes import Cityscapes
-from .coco_instances import CocoInstances
-from .coco_panoptic import CocoPanoptic
+from .checks import refuse
 from .collate import MaskClsCollator
-from .dataset import SegmentationDataset
-from .folder_dataset import Ade20k, SegmentationFolder
-from .open_dataset import open_dataset
+from .dataset import SegmentationDataset, Targets
+from .layouts import (
+    Ade20k,
+    Cityscapes,
+    CocoInstances,
+    CocoPanoptic,
+    SegmentationFolder,
+    SegmentationStream,
+    SegmentationTable,
+    open_dataset,
+    register_layout,
+)
 from .sample import VOID, Sample
-from .table import SegmentationStream, SegmentationTable
-from .transforms import CentreCrop, TrainTransform
+from .transforms import CenterCrop, TrainTransform
 
 __all__ = [
     "VOID",
     "Ade20k",
     "AugmentedDataset",
-    "CentreCrop",
+    "CenterCrop",
     "Cityscapes",
     "CocoInstances",
     "CocoPanoptic",
@@ -27,7 +33,10 @@ __all__ = [
     "SegmentationFolder",
     "SegmentationStream",
     "SegmentationTable",
+    "Targets",
     "TrainTransform",
     "open_dataset",
+    "refuse",
+    "register_layout",
     "repeats_by_area",
 ]

@@ -1,20 +1,22 @@
-"""What all readers share: class ids without gaps, the check of sizes, the cache, fields for model and processor."""
+"""What all layouts share: class ids without gaps, the check of sizes, the cache, fields for model and processor."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from .errors import naming
+from ..models.run_lengths import MaskRuns
+from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
+from .errors import naming_image
 from .files import image_size, read_image
-from .sample import Sample, void_id_of
+from .sample import VOID, Sample, void_id_of
 
 Kind = Literal["semantic", "instance", "panoptic"]
 
@@ -38,6 +40,7 @@ class Classes:
         stuff: the file's ids of the classes without instances; None: all for semantic data, else none.
 
     Attributes:
+        class_names (`dict[int, str]`): as given.
         id2label (`dict[int, str]`): names of the classes 0..K-1, in rising order of the file's ids.
         label_ids (`list[int]`): the file's id of each class.
         class_of_label (`dict[int, int]`): the other way round.
@@ -48,6 +51,7 @@ class Classes:
 
     def __init__(self, class_names: Mapping[int, str], kind: Kind, stuff: Collection[int] | None = None):
         self.kind: Kind = kind
+        self.class_names = dict(class_names)
         self.has_instances = kind != "semantic"
         self.label_ids = sorted(class_names)
         self.class_of_label = {label: place for place, label in enumerate(self.label_ids)}
@@ -58,6 +62,11 @@ class Classes:
             raise ValueError(f"Stuff classes {unknown} have no name in id2label.")
         self.stuff_ids = sorted(self.class_of_label[label] for label in stuff)
         self.void_id = void_id_of(len(self.id2label))
+
+    @property
+    def stuff_labels(self) -> set[int]:
+        """The file's ids of `stuff_ids`."""
+        return {self.label_ids[i] for i in self.stuff_ids}
 
     def model_fields(self) -> dict[str, dict]:
         """`id2label` and `label2id`, for the configuration of a model."""
@@ -76,10 +85,48 @@ class Classes:
 class SegmentationDataset(Classes, Dataset[Sample]):
     """Annotated images of one split; files are read and masks made on access.
 
+    The base of every layout. A layout of your own is a subclass that [`register_layout`] gives a name. It says where
+    its files are (`find`, and `names`, `image_path`, `annotation`) and reads an annotation (`read`). Its constructor
+    takes the folder of the data, the split, `cache`, `report`, and its own options by name. For `maskcls validate` it
+    may go on where it calls `report` with what is wrong, and look more closely in `check`.
+
     Args:
         class_names, kind, stuff: see [`Classes`].
         cache: keep what was read in memory after its first use; every loader worker has its own.
+        report: told what is wrong, see [`ReportFault`].
+
+    Attributes:
+        names (`list[str]`): name of each image.
+
+    Example::
+
+        class Pairs(SegmentationDataset):  # ROOT/SPLIT/NAME.png and NAME.npy, a map of classes
+            def __init__(self, root, split, *, cache=False, report=refuse):
+                super().__init__({0: "sky", 1: "road"}, "semantic", cache=cache)
+                self.images = sorted((Path(root) / split).glob("*.png"))
+                self.names = [path.stem for path in self.images]
+
+            @classmethod
+            def find(cls, root, split, options):
+                return bool(split) and any((root / split).glob("*.npy"))
+
+            def image_path(self, index):
+                return self.images[index]
+
+            def annotation(self, index):
+                return str(self.images[index].with_suffix(".npy"))
+
+            def read(self, index, size):
+                return Targets(torch.from_numpy(np.load(self.annotation(index))))
+
+        register_layout("pairs", Pairs)
     """
+
+    names: list[str]
+    always_split: ClassVar[bool] = False  # the layout has a folder for each split
+    found_by_common_names: ClassVar[bool] = False  # data of other layouts lies in folders of these names too
+    split_folders: ClassVar[str] = "{split}"  # the folders whose names are those of splits
+    expects_things = False  # `validate` notes an image without an instance
 
     def __init__(
         self,
@@ -88,12 +135,35 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         *,
         stuff: Collection[int] | None = None,
         cache: bool = False,
+        report: ReportFault = refuse,
     ):
         super().__init__(class_names, kind, stuff)
+        if not class_names and report is refuse:  # who else passes none has reported it
+            raise ValueError("No class is named.")
         self._cache: dict[int, tuple[Tensor, Targets]] | None = {} if cache else None
 
-    names: list[str]
-    """Name of each image."""
+    @classmethod
+    def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether a split of the data in `root` has this layout; False always: it is only opened by its name.
+
+        Args:
+            split: None: the data has no splits.
+            options: of the constructor, where `maskcls validate` or a recipe gives them.
+        """
+        return False
+
+    @classmethod
+    def places(cls, root: Path, split: str | None) -> list[Path]:
+        """Folders or files that [`find`] looks for, for messages."""
+        return []
+
+    @classmethod
+    def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Names that can be splits, of which [`find`] knows more."""
+        pattern = str(options.get("image_folder") or cls.split_folders)
+        folder = root / pattern.split("{split}")[0]
+        if "{split}" in pattern and folder.is_dir():
+            yield from (path.name for path in folder.iterdir() if path.is_dir())
 
     @abstractmethod
     def image_path(self, index: int) -> Path:
@@ -104,8 +174,37 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         """Where the annotation of an image stands, for messages."""
 
     @abstractmethod
-    def _read_targets(self, index: int, size: tuple[int, int]) -> Targets:
-        """Annotation of an image of this size (height, width)."""
+    def read(self, index: int, size: tuple[int, int]) -> Targets:
+        """Annotation of an image of this size (height, width). ValueError or OSError: what is wrong with it."""
+
+    def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Annotation of an image with all that is wrong with it; None where it cannot be read.
+
+        Args:
+            picture: the image; None: it cannot be read.
+        """
+        if picture is None:
+            return None
+        try:
+            targets = self.read(index, picture.size)
+        except (OSError, ValueError) as error:
+            report("unreadable_label", str(error))
+            return None
+        checked = self._as_checked(targets)
+        compare_sizes(checked.size, picture, "the label", "size_mismatch", report)
+        return checked
+
+    def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
+        """What is wrong with the values of all label maps together: kinds and messages."""
+        return iter(())
+
+    def label_path(self, index: int) -> Path | None:
+        """File of an annotation; None: it has none of its own, or it is missing."""
+        return None
+
+    def is_labelled(self, index: int) -> bool:
+        """Whether there is an annotation to check."""
+        return True
 
     def raw_map(self, index: int) -> Tensor | None:
         """The ids (H, W) as the file has them, before they become classes; None where no file holds a map."""
@@ -122,7 +221,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             if self._cache is None:
                 image, targets = self._read(index)
             else:
@@ -133,15 +232,33 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     def targets(self, index: int) -> Targets:
         """Annotation of an image, without its pixels."""
-        with naming(self.names[index]):
-            return self._read_targets(index, image_size(self.image_path(index)))
+        with naming_image(self.names[index]):
+            return self.read(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:
         image = read_image(self.image_path(index))
-        size = image.shape[-2], image.shape[-1]
-        targets = self._read_targets(index, size)
+        targets = self.read(index, (image.shape[-2], image.shape[-1]))
         check_sizes(targets.pixels, image, self.annotation(index), str(self.image_path(index)))
         return image, targets
+
+    def _as_checked(self, targets: Targets) -> Checked:
+        pixels, classes = targets.pixels, targets.classes
+        checked = Checked((pixels.shape[-2], pixels.shape[-1]))
+        if pixels.ndim == 3:
+            checked.masks = MaskRuns.of_masks(pixels)
+            areas = {place: mask.area for place, mask in enumerate(checked.masks)}
+        else:
+            checked.ids = pixels.numpy()
+            areas = {i: region.area for i, region in regions(checked.ids).items()}
+        if classes is None:
+            classes = {place: VOID if place == self.void_id else place for place in areas}
+        labels = {
+            place: None if label == VOID else self.label_ids[label]
+            for place, label in classes.items()
+            if label is not None and place in areas
+        }
+        checked.add(areas, labels, targets.crowd_ids)
+        return checked
 
 
 def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
@@ -179,8 +296,6 @@ def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str
 
 def _distinct_names(class_names: Mapping[int, str]) -> dict[int, str]:
     """Names by class; one that several classes share gets the file's id behind it."""
-    if not class_names:
-        raise ValueError("No class is named.")
     labels = sorted(class_names)
     names = [class_names[label] for label in labels]
     while len(times := Counter(names)) < len(names):  # again where "cat (1)" is a name of its own

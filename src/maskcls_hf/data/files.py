@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import operator
+import os
 import re
 import reprlib
 import unicodedata
@@ -19,8 +20,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
-from ..models.label_tensors import naming
-from ..models.runs import Runs
+from ..models.run_lengths import Runs
+from ..utils.places import no_folder as no_folder
+from ..utils.places import require_folder as require_folder
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -46,7 +48,7 @@ def read_map(source: Any, where: str = "") -> Tensor:
     return read_label_map(decoded(source, where), where)
 
 
-def read_coloured_ids(source: Any, where: str = "") -> Tensor:
+def read_colored_ids(source: Any, where: str = "") -> Tensor:
     """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
     where = where or str(source)
     return read_coloured_map(decoded(source, where), where)
@@ -73,8 +75,10 @@ def decoded(source: Any, where: str) -> Any:
         return _opened_as(open_image, source, where)
     if isinstance(source, (Image.Image, Tensor)):
         return source
-    with naming(where):  # rows of different lengths
+    try:
         return np.asarray(source)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _file_of(source: Any) -> Any:
@@ -100,34 +104,8 @@ def image_size(source: Any, where: str = "") -> tuple[int, int]:
     return _opened_as(size_in_header, _file_of(source), where)
 
 
-def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
-    if not path.is_dir():
-        hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
-        raise FileNotFoundError(f"No {kind} folder {path}.{hint}")
-
-
-def pair_files(images: Path, labels: Path) -> list[tuple[Path, Path]]:
-    """Each image of a folder with the label map of the same name, sorted by name."""
-    image_paths = _by_stem(images, IMAGE_SUFFIXES, "Images")
-    label_paths = _by_stem(labels, LABEL_SUFFIXES, "Label maps")
-    if not image_paths:
-        raise ValueError(f"No images in {images} (looked for {', '.join(IMAGE_SUFFIXES)}).")
-    if missing := sorted(set(image_paths) - set(label_paths)):
-        raise FileNotFoundError(
-            f"{len(missing)} images have no label map ({', '.join(LABEL_SUFFIXES)}) in {labels}: {some(missing)}."
-        )
-    if extra := sorted(set(label_paths) - set(image_paths)):
-        raise FileNotFoundError(f"{len(extra)} label maps have no image in {images}: {some(extra)}.")
-    return [(path, label_paths[stem]) for stem, path in sorted(image_paths.items())]
-
-
-def _by_stem(folder: Path, suffixes: Sequence[str], kind: str) -> dict[str, Path]:
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
-    found = {path.stem: path for path in paths}
-    if len(found) < len(paths):
-        twice = sorted(stem for stem, number in Counter(path.stem for path in paths).items() if number > 1)
-        raise ValueError(f"{kind} of the same name in {folder}: {some(twice)}.")
-    return found
+def folders_in(path: Path) -> list[str]:
+    return [entry.name for entry in os.scandir(path) if entry.is_dir()] if path.is_dir() else []
 
 
 def some(names: Sequence[Any], limit: int = 5) -> str:

@@ -1,36 +1,54 @@
-"""Training augmentation of samples, a function of a seed alone. All resampling is torchvision's."""
+"""Training augmentation of samples, a function of a seed alone. All resampling is torchvision's.
+
+Images are (3, H, W) `tv_tensors.Image`, maps (1, H, W) ids or (M, H, W) bool `tv_tensors.Mask`; sizes are
+(height, width). Within a transform randomness is torch's global generator, which [`seeded`] sets.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
+from transformers.utils import logging
 
 from ..models.options import require_range
-from .augmentation_options import checked_options, class_swaps, warn_of_sides
-from .colour import SSDColour, any_contrast
-from .resize_and_crop import (
-    Pair,
-    fitted_size,
-    no_class_dominates,
-    one_of,
-    random_crop,
-    resize,
-    shortest_edge_size,
-    uniform,
-    window_size,
-)
 from .sample import Sample
 
+logger = logging.get_logger(__name__)
+
 Classes = dict[int, int | None] | None  # `instance_id_to_semantic_id` of a sample
+Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
+NEEDED = object()  # an option without default
+_CROP = {"crop_size": None, "single_category_limit": 1.0}
+_JITTERED_CROP = {"crop_size": NEEDED, "single_category_limit": 1.0, "scale": (0.5, 2.0)}
+_SHORTEST_EDGE = {"short_edges": NEEDED, "longest_edge": None}
+# Way of resizing -> the options that it reads, with their defaults.
+RESIZE_OPTIONS: dict[str | None, dict[str, Any]] = {
+    "crop_first": _JITTERED_CROP,
+    "large_scale_jitter": _JITTERED_CROP,
+    "shortest_edge": {**_SHORTEST_EDGE, **_CROP},
+    "detr": {**_SHORTEST_EDGE, "first_short_edges": (400, 500, 600), "crop_range": (384, 600)},
+    None: _CROP,
+}
+_MEANINGS = {
+    "crop_size": "needs pixels, one number or [height, width]",
+    "scale": "needs [low, high] with 0 < low <= high",
+    "short_edges": "needs a list of lengths in pixels",
+    "longest_edge": "needs a length in pixels",
+    "first_short_edges": "needs a list of lengths in pixels",
+    "crop_range": "needs [low, high] in pixels with 1 <= low <= high",
+    "single_category_limit": "needs a share above 0, at most 1",
+}
 
 
 class TrainTransform:
@@ -39,7 +57,7 @@ class TrainTransform:
     Everything random is a function of `seed`, one or several non-negative integers; no global generator moves. Every
     argument but the last two is a plain value of a recipe's `augmentation` section. An image may come out smaller
     than the crop, never padded, except with `crop_first`: the image processor pads and marks the padding, where the
-    paper's code pads with grey and void.
+    paper's code pads with gray and void.
 
     Args:
         crop_size: of the training crop in pixels, one number or [height, width]; None: no crop.
@@ -62,9 +80,9 @@ class TrainTransform:
         swap_on_flip: classes that a mirror exchanges, ids or names of `id2label`: `{left_door: right_door}`. Each pair
             once is enough.
         any_orientation: also quarter turns, for images that have no up.
-        colour: "ssd" (the paper's, see `SSDColour`), or the largest change of brightness, contrast and saturation of
+        color: "ssd" (the paper's, see `SSDColor`), or the largest change of brightness, contrast and saturation of
             torchvision's `ColorJitter`, an eighth of it for hue; None: no change.
-        any_contrast: also inverted, grey, blurred and stretched contrast, for models that shall work with other
+        any_contrast: also inverted, gray, blurred and stretched contrast, for models that shall work with other
             cameras, stains and microscopes.
         id2label: names of the data set's classes.
         void_id: of unlabelled pixels in class maps.
@@ -87,7 +105,7 @@ class TrainTransform:
         flip: bool = True,
         swap_on_flip: Mapping[int | str, int | str] | None = None,
         any_orientation: bool = False,
-        colour: str | float | None = 0.4,
+        color: str | float | None = 0.4,
         any_contrast: bool = False,
         id2label: Mapping[int, str] | None = None,
         void_id: int = 255,
@@ -108,7 +126,7 @@ class TrainTransform:
         if flip and swap_on_flip is None:
             warn_of_sides(id2label or {})
         self.any_orientation = any_orientation
-        self.colours = _colour_steps(colour, any_contrast)
+        self.recolor = recoloring(color, any_contrast)
         self.void_id = void_id
 
     def __call__(self, sample: Sample, seed: int | Sequence[int]) -> Sample:
@@ -120,7 +138,7 @@ class TrainTransform:
                 ids, classes = self._swap_classes(ids, classes)
             if self.any_orientation:
                 image, ids = RandomRotate90()(image, ids)
-            image = self._recolour(image)
+            image = self._recolored(image)
         return Sample(
             image=image,
             segmentation_map=ids,
@@ -129,11 +147,11 @@ class TrainTransform:
             name=sample["name"],
         )
 
-    def _recolour(self, image: tv_tensors.Image) -> tv_tensors.Image:
+    def _recolored(self, image: tv_tensors.Image) -> tv_tensors.Image:
+        if self.recolor is None or not image.is_floating_point():
+            return image if self.recolor is None else self.recolor(image)
         # torchvision takes floating point to lie in 0..1, samples of 16-bit files lie in 0..255.
-        if not self.colours or not image.is_floating_point():
-            return _applied(self.colours, image)
-        return tv_tensors.wrap(_applied(self.colours, tv_tensors.wrap(image / 255, like=image)) * 255, like=image)
+        return tv_tensors.wrap(self.recolor(tv_tensors.wrap(image / 255, like=image)) * 255, like=image)
 
     def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, classes: Classes) -> Pair:
         options = self.options
@@ -180,26 +198,6 @@ class TrainTransform:
         return tv_tensors.wrap(swapped, like=ids), None
 
 
-def _colour_steps(colour: str | float | None, with_any_contrast: bool) -> list[v2.Transform]:
-    steps: list[v2.Transform] = []
-    if colour == "ssd":
-        steps.append(SSDColour())
-    elif isinstance(colour, int | float) and not isinstance(colour, bool) and 0 <= colour < math.inf:
-        if colour > 0:
-            steps.append(v2.ColorJitter(colour, colour, colour, min(colour / 8, 0.5)))
-    elif colour is not None:
-        raise ValueError(f"colour={colour!r}: needs 'ssd', a strength of 0 or more, or None.")
-    if with_any_contrast:
-        steps.append(any_contrast())
-    return steps
-
-
-def _applied(steps: list[v2.Transform], image: tv_tensors.Image) -> tv_tensors.Image:
-    for step in steps:
-        image = step(image)
-    return image
-
-
 def stable_seed(*numbers: int) -> int:
     """One 64-bit seed of non-negative integers, the same on every machine."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
@@ -227,7 +225,7 @@ class RandomRotate90(v2.Transform):
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)), like=inpt)
 
 
-class CentreCrop(v2.Transform):
+class CenterCrop(v2.Transform):
     """The middle of a sample or an image, at most `size` x `size` pixels and never padded."""
 
     def __init__(self, size: int):
@@ -240,3 +238,258 @@ class CentreCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return self._call_kernel(F.center_crop, inpt, **params)
+
+
+# Resizing and crops
+
+
+def resize(image: tv_tensors.Image, ids: tv_tensors.Mask, size: tuple[int, int]) -> Pair:
+    """The image bilinear with antialias, each id as under the pixel's center."""
+    return F.resize(image, list(size), antialias=True), resize_ids(ids, size)
+
+
+def resize_ids(ids: tv_tensors.Mask, size: tuple[int, int]) -> tv_tensors.Mask:
+    pixels = ids.as_subclass(torch.Tensor)
+    # torchvision resizes what is neither uint8 nor a float as float32, which has no ids above 2**24.
+    exact = pixels.view(torch.uint8) if pixels.dtype in (torch.bool, torch.uint8) else pixels.double()
+    resized = F.resize(exact, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
+    return tv_tensors.wrap(resized.to(pixels.dtype), like=ids)
+
+
+def random_crop(
+    image: tv_tensors.Image,
+    ids: tv_tensors.Mask,
+    size: Sequence[int],
+    acceptable: Callable[[tv_tensors.Mask], bool] | None = None,
+) -> Pair:
+    """A window of `size`, on a side that is shorter all of it; the last of `TRIES` if none is acceptable."""
+    full_height, full_width = image.shape[-2:]
+    height, width = min(size[0], full_height), min(size[1], full_width)
+    for _ in range(TRIES):
+        top = int(torch.randint(full_height - height + 1, ()))
+        left = int(torch.randint(full_width - width + 1, ()))
+        window = F.crop(ids, top, left, height, width)
+        if acceptable is None or acceptable(window):
+            break
+    return F.crop(image, top, left, height, width), window
+
+
+def no_class_dominates(ids: tv_tensors.Mask, classes: dict[int, int | None] | None, void_id: int, limit: float) -> bool:
+    """Whether there are two classes at least and none has `limit` or more of the labelled pixels.
+
+    The rule of the paper's code (detectron2's random crop with a constraint on the area of categories).
+
+    Args:
+        classes: of the segments, as `instance_id_to_semantic_id`; None: `ids` are classes, void is `void_id`.
+    """
+    if ids.dtype == torch.bool:
+        counts = dict(enumerate(ids.flatten(1).sum(1).tolist()))
+    else:
+        counts = dict(zip(*(values.tolist() for values in ids.unique(return_counts=True)), strict=True))
+    areas: dict[int, int] = {}
+    for segment, count in counts.items():
+        label = (None if segment == void_id else segment) if classes is None else classes.get(segment)
+        if count and label is not None and label >= 0:
+            areas[label] = areas.get(label, 0) + count
+    return len(areas) > 1 and max(areas.values()) < limit * sum(areas.values())
+
+
+def shortest_edge_size(size: Sequence[int], short_edge: int, longest_edge: int | None) -> tuple[int, int]:
+    """(height, width) with the given short edge, or a smaller one where the long edge would be too long."""
+    scale = short_edge / min(size)
+    if longest_edge is not None:
+        scale = min(scale, longest_edge / max(size))
+    return _scaled(size, scale)
+
+
+def fitted_size(size: Sequence[int], box: Sequence[int], factor: float) -> tuple[int, int]:
+    """The largest (height, width) of the same shape within `factor` times the box."""
+    return _scaled(size, factor * min(box[0] / size[0], box[1] / size[1]))
+
+
+def window_size(size: Sequence[int], target: Sequence[int], factor: float) -> tuple[int, int]:
+    """The window of an image that becomes `target` when enlarged by `factor`, by more where it would not fit."""
+    factor = max(factor, target[0] / size[0], target[1] / size[1])
+    height, width = _scaled(target, 1 / factor)
+    return min(height, size[0]), min(width, size[1])
+
+
+def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
+    return max(1, math.floor(size[0] * scale + 0.5)), max(1, math.floor(size[1] * scale + 0.5))
+
+
+def uniform(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def one_of(values: Sequence[int]) -> int:
+    return values[int(torch.randint(len(values), ()))]
+
+
+# Colors
+
+
+def recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transform | None:
+    """The changes of color that [`TrainTransform`] is asked for; None: none."""
+    steps: list[v2.Transform] = []
+    if color == "ssd":
+        steps.append(SSDColor())
+    elif isinstance(color, int | float) and not isinstance(color, bool) and 0 <= color < math.inf:
+        if color > 0:
+            steps.append(v2.ColorJitter(color, color, color, min(color / 8, 0.5)))
+    elif color is not None:
+        raise ValueError(f"color={color!r}: needs 'ssd', a strength of 0 or more, or None.")
+    if with_any_contrast:
+        steps.append(any_contrast())
+    return v2.Compose(steps) if steps else None
+
+
+class SSDColor(v2.Transform):
+    """Brightness, contrast, saturation and hue as in the paper's training (detectron2's `ColorAugSSDTransform`).
+
+    Each is changed with probability 1/2: brightness by adding up to +-32 of 255; contrast by a factor of 0.5 to 1.5
+    on all channels, before or after the other two; saturation of HSV by a factor of 0.5 to 1.5; hue by up to a tenth
+    of the circle (+-18 steps of OpenCV's 180).
+    """
+
+    _transformed_types = (tv_tensors.Image,)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {
+            "brightness": uniform(-32, 32) if _coin() else None,
+            "contrast": uniform(0.5, 1.5) if _coin() else None,
+            "saturation": uniform(0.5, 1.5) if _coin() else None,
+            "hue": uniform(-0.1, 0.1) if _coin() else None,
+            "contrast_first": _coin(),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return tv_tensors.wrap(ssd_color(inpt.as_subclass(Tensor), **params), like=inpt)
+
+
+def ssd_color(
+    image: Tensor,
+    brightness: float | None,
+    contrast: float | None,
+    saturation: float | None,
+    hue: float | None,
+    contrast_first: bool,
+) -> Tensor:
+    """(3, H, W) uint8, or floating point in 0..1 -> the same; None leaves a property as it is."""
+    if brightness is not None:
+        bound = 1 if image.is_floating_point() else 255
+        image = (image + brightness * bound / 255).clamp(0, bound).to(image.dtype)
+    if contrast is not None and contrast_first:
+        image = F.adjust_brightness(image, contrast)
+    if saturation is not None:
+        image = scale_saturation(image, saturation)
+    if hue is not None:
+        image = F.adjust_hue(image, hue)
+    if contrast is not None and not contrast_first:
+        image = F.adjust_brightness(image, contrast)
+    return image
+
+
+def scale_saturation(image: Tensor, factor: float) -> Tensor:
+    """Saturation of HSV times `factor`, at most 1; hue and value stay. torchvision's blends with luma instead."""
+    value = image.amax(-3, keepdim=True).float()
+    chroma = value - image.amin(-3, keepdim=True)
+    factors = (value / chroma).nan_to_num(1).clamp(max=factor)  # value / chroma = 1 / saturation; 0 / 0 is black
+    changed = value - factors * (value - image)
+    return changed if image.is_floating_point() else changed.round().to(image.dtype)
+
+
+def any_contrast() -> v2.Transform:
+    """Inverted, gray, blurred and stretched contrast: other cameras, stains and microscopes."""
+    return v2.Compose(
+        [
+            v2.RandomAutocontrast(p=0.2),
+            v2.RandomInvert(p=0.15),
+            v2.RandomGrayscale(p=0.1),
+            v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 1.5))], p=0.15),
+        ]
+    )
+
+
+def _coin() -> bool:
+    return bool(torch.rand(()) < 0.5)
+
+
+# Options
+
+
+def class_swaps(table: Mapping[int | str, int | str], id2label: Mapping[int, str] | None = None) -> dict[int, int]:
+    """Class -> the class that takes its place in a mirrored image, in both directions.
+
+    Raises:
+        ValueError: a class that is not there, whose name several have, that is swapped with itself or with two.
+    """
+    swaps: dict[int, int] = {}
+    for pair in table.items():
+        first, second = (_class_id(label, id2label) for label in pair)
+        if first == second:
+            raise ValueError(f"swap_on_flip swaps class {pair[0]!r} with itself.")
+        for label, other in ((first, second), (second, first)):
+            if swaps.setdefault(label, other) != other:
+                raise ValueError(f"swap_on_flip swaps class {label} with two others, {swaps[label]} and {other}.")
+    return swaps
+
+
+def _class_id(label: int | str, id2label: Mapping[int, str] | None) -> int:
+    if isinstance(label, int) and (id2label is None or label in id2label):
+        return label
+    if id2label is None:
+        raise ValueError(f"swap_on_flip names class {label!r}: names need id2label, the names of all classes.")
+    ids = [place for place, name in id2label.items() if name == label]
+    if len(ids) != 1:
+        raise ValueError(
+            f"swap_on_flip: {len(ids) or 'no'} classes are called {label!r}. There are: "
+            f"{', '.join(f'{place} {name}' for place, name in id2label.items())}."
+        )
+    return ids[0]
+
+
+def warn_of_sides(id2label: Mapping[int, str]) -> None:
+    names = {name.lower() for name in id2label.values()}
+    sided = sorted(name for name in names if "left" in name and name.replace("left", "right") in names)
+    if sided:
+        logger.warning(
+            f"Images are mirrored, but classes have sides: {', '.join(sided)}. Say what a mirror exchanges, as in "
+            f"swap_on_flip={{'{sided[0]}': '{sided[0].replace('left', 'right')}'}} ({{}} for nothing), or flip=False."
+        )
+
+
+def checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a way of resizing reads, with defaults filled in."""
+    if resize not in RESIZE_OPTIONS:
+        ways = ", ".join(str(way) for way in RESIZE_OPTIONS)
+        raise ValueError(f"resize={resize!r} is not a way of resizing; there are {ways}.")
+    defaults = RESIZE_OPTIONS[resize]
+    for name in given:
+        if name not in defaults:
+            raise ValueError(f"resize={resize!r} reads {', '.join(defaults)}, not {name}: leave it out.")
+    options = {**defaults, **given}
+    for name, value in options.items():
+        if value is NEEDED:
+            raise ValueError(f"resize={resize!r} needs {name}.")
+        if value is not None and not _sensible(name, value):
+            raise ValueError(f"{name}={value!r}: {_MEANINGS[name]}.")
+    return options
+
+
+def _sensible(name: str, value: Any) -> bool:
+    if name == "single_category_limit":
+        return _is_positive(value, int | float) and value <= 1
+    numbers = [value] if name == "longest_edge" else value
+    kind = int | float if name == "scale" else int
+    if isinstance(numbers, str) or not isinstance(numbers, Sequence) or not numbers:
+        return False
+    if not all(_is_positive(number, kind) for number in numbers):
+        return False
+    if name in ("scale", "crop_range"):
+        return len(numbers) == 2 and numbers[0] <= numbers[1]
+    return name != "crop_size" or len(numbers) == 2
+
+
+def _is_positive(number: Any, kind: Any) -> bool:
+    return isinstance(number, kind) and not isinstance(number, bool) and 0 < number < math.inf

@@ -12,12 +12,12 @@ from typing import Any
 from safetensors import safe_open
 
 from ..data.files import read_json
-from ..data.yaml_values import read_yaml
 from ..inference.loading import saved_config
 from ..models.checkpoint_manifest import MODEL_FILES, PROCESSOR_FILES, require_whole
-from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
+from ..models.kinds import KINDS
+from ..utils.yaml_values import read_yaml
 
-CONFIGS = {config.model_type: config for config in (MaskClsConfig, PerPixelConfig)}
+PUBLISHED = {kind.config_class.model_type: kind for kind in KINDS.values()}
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -49,12 +49,13 @@ class SavedModel:
         self._check_files()
         for files in (MODEL_FILES, PROCESSOR_FILES):
             require_whole(self.folder, files)
-        self.config = saved_config(self.folder)
+        model_type = saved_config(self.folder)["model_type"]
         self.processor = read_json(self.folder / "preprocessor_config.json")
         if not isinstance(self.processor, dict):
             raise ValueError(f"{self.folder / 'preprocessor_config.json'} must hold the options of an image processor.")
-        if self.model_type not in CONFIGS:
-            raise ValueError(f"{self.folder} holds a {self.model_type}; this package publishes {', '.join(CONFIGS)}.")
+        if model_type not in PUBLISHED:
+            raise ValueError(f"{self.folder} holds a {model_type}; this package publishes {', '.join(PUBLISHED)}.")
+        self.kind = PUBLISHED[model_type]
 
     def _check_files(self) -> None:
         if not self.folder.is_dir():
@@ -72,12 +73,8 @@ class SavedModel:
             )
 
     @property
-    def model_type(self) -> str | None:
-        return self.config.get("model_type")
-
-    @property
     def finds_segments(self) -> bool:
-        return self.model_type == MaskClsConfig.model_type
+        return self.kind is KINDS["mask_classification"]
 
     @cached_property
     def classes(self) -> dict[int, str]:
@@ -87,7 +84,7 @@ class SavedModel:
     def full_config(self) -> Any:
         """With the defaults."""
         try:
-            return CONFIGS[str(self.model_type)].from_pretrained(self.folder)
+            return self.kind.config_class.from_pretrained(self.folder)
         except Exception as error:  # fields of a wrong value or type
             raise ValueError(f"{self.folder / 'config.json'} cannot be used: {error}") from error
 
@@ -100,22 +97,12 @@ class SavedModel:
         """What the model is foremost for: "semantic" or "panoptic"."""
         return "panoptic" if self.finds_segments and set(self.stuff) != set(self.classes) else "semantic"
 
-    @property
-    def auto_class(self) -> str:
-        """Of transformers, for the model with its head."""
-        return next(name for name in CONFIGS[str(self.model_type)].auto_classes if name != "AutoModel")
-
     def parameters(self) -> int | None:
         """Their number; None without safetensors files."""
         return count_parameters(self.folder)
 
-    def recipe(self) -> Recipe | None:
-        """Of the training that wrote the folder."""
-        path = self.recipe_path()
-        return None if path is None else read_recipe(path)
-
     def recipe_path(self) -> Path | None:
-        """In the folder, or above that of a checkpoint."""
+        """Of the training that wrote the folder: in it, or above that of a checkpoint."""
         above = [self.folder.absolute().parent] if self.folder.name.startswith("checkpoint-") else []
         return next((path for folder in (self.folder, *above) if (path := folder / "recipe.yaml").is_file()), None)
 

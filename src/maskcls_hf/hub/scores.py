@@ -13,8 +13,7 @@ from huggingface_hub import EvalResult
 from ..data.files import read_json
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
-from ..utils import writing
-from ..utils.plain_text import markdown, printable
+from ..utils.plain_text import markdown, percent, printable
 
 
 class Metric(NamedTuple):
@@ -197,18 +196,3 @@ class Scores:
             for name in self.known()
             if name in METRICS and METRICS[name].hub_id and not math.isnan(self.overall[name])
         ]
-
-
-def percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """As JSON, which knows no NaN: null."""
-
-    def without_nan(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: without_nan(entry) for key, entry in value.items()}
-        return None if isinstance(value, float) and math.isnan(value) else value
-
-    writing.write_json(path, without_nan(content), indent=2)

@@ -1,6 +1,6 @@
 """Trained models on images of any size, and their scores on data sets."""
 
-from ..models.mask_runs import MaskRuns
+from ..models.run_lengths import MaskRuns
 from .evaluation import evaluate
 from .predictor import Predictor
 from .test_time_augmentation import PAPER_SCALES

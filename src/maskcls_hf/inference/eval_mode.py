@@ -12,14 +12,17 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def in_eval_mode(model: Model) -> Model:
-    """The model itself if all of it is in evaluation mode; else a copy of its modules that is.
+    """The model itself if all of it is in evaluation mode; else its [`eval_copy`].
 
-    The copy has the parameters and buffers of the model, not copies of them, and in evaluation mode nothing writes to
-    them. The model's own mode is never touched, not even for a moment: another thread may train it meanwhile, or
-    predict. (A model in evaluation mode is used itself: no thread may call its `train()` while another predicts.)
+    The model's own mode is never touched, not even for a moment: another thread may train it meanwhile, or predict. (A
+    model in evaluation mode is used itself: no thread may call its `train()` while another predicts.)
     """
-    if not any(module.training for module in model.modules()):
-        return model
+    return eval_copy(model) if any(module.training for module in model.modules()) else model
+
+
+def eval_copy(model: Model) -> Model:
+    """A copy of the modules in evaluation mode. It has the parameters and buffers of the model, not copies of them, and
+    in evaluation mode nothing writes to them."""
     shared = (*chain(model.parameters(), model.buffers()), getattr(model, "config", None))
     copied = copy.deepcopy(model, {id(value): value for value in shared})
     for module in copied.modules():  # not eval(), which modules may override

@@ -8,30 +8,26 @@ import pickle
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models.checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
+from ..models.kinds import KIND_OF_TYPE
+from ..utils.places import require_model_place
+from ..utils.quiet import quiet
 
 logger = logging.get_logger(__name__)
 
-MODELS: dict[str, type[PreTrainedModel]] = {
-    "maskcls": MaskClsForUniversalSegmentation,
-    "maskformer": MaskClsForUniversalSegmentation,  # transformers' own; converted while it loads
-    "maskcls_perpixel": PerPixelForSemanticSegmentation,
-}
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 PATIENCE = 3.0  # seconds until the Hub counts as out of reach
@@ -66,20 +62,9 @@ def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: neither a folder nor a possible name.
     """
-    text = os.fspath(name)
-    if os.path.isdir(text):
+    require_model_place(name)
+    if os.path.isdir(name):
         return {}
-    if os.path.exists(text):
-        raise ValueError(f"{text} is a file: give the folder of a saved model, or a name on the Hub.")
-    try:
-        validate_repo_id(text)
-        is_path = not isinstance(name, str) or text.startswith((".", "~")) or os.path.isabs(text)
-    except HFValidationError:
-        is_path = True
-    if is_path:
-        raise ValueError(
-            f"{text} is neither the folder of a saved model nor a model on the Hub (there is no such folder)."
-        )
     return {} if constants.HF_HUB_OFFLINE or hub_answers() else {"local_files_only": True}
 
 
@@ -106,9 +91,9 @@ def hub_answers() -> bool:
 def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
     """Raise ValueError where there is no saved model, or one of another package."""
     model_type = saved_config(name)["model_type"]
-    if model_type not in MODELS:
-        raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(MODELS)}.")
-    return MODELS[model_type]
+    if model_type not in KIND_OF_TYPE:
+        raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(KIND_OF_TYPE)}.")
+    return KIND_OF_TYPE[model_type].model_class
 
 
 def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any) -> Any:
@@ -235,17 +220,6 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImag
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be read: it is damaged.") from error
     except Exception as error:  # fields of a wrong value or type
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' reports of loading: what matters in them is raised as an error."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 def _first_line(error: BaseException) -> str:

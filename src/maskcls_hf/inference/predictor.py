@@ -6,29 +6,30 @@ import copy
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
 from ..models.label_tensors import naming
-from ..models.mask_runs import MaskRuns
 from ..models.options import plain, require_range, unused
+from ..models.run_lengths import MaskRuns
+from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode
+from .faster import DTYPES, Dtype, autocast, faster_network
 from .loading import class_of_saved, load_image_processor, load_model
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
 from .tiling import TileGrid, check_tile
 
-Task = Literal["semantic", "panoptic", "instance"]
-TASKS: tuple[Task, ...] = get_args(Task)
 Result = dict[str, Any]
+Item = TypeVar("Item")
 
 # Options of the post-processing that it sets itself.
 OWN_OPTIONS = {
@@ -39,6 +40,8 @@ OWN_OPTIONS = {
     "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
 }
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
+WINDOW = 4  # batches among whose images those of one size are looked for
+BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
 
 class Predictor:
@@ -54,44 +57,68 @@ class Predictor:
         >>> result["segmentation"], result["segments_info"]
 
     Args:
-        model: a mask-classification or per-pixel model, on its device.
+        model: a mask-classification or per-pixel model.
         image_processor: its `MaskClsImageProcessor`.
+        device: where the model is moved to. None: it stays where it is.
+        dtype: "bfloat16": products in half precision, the weights as they are; for GPUs, and processors with AMX or
+            AVX512-BF16. "float16", for GPUs: a copy of the weights in half precision, without what the model learns
+            later. "float32": such a copy of a model in half precision. "auto": as the model is.
+        compile: by `torch.compile`: the first images of a kind of size take minutes, the others less time. Where it
+            fails, a warning says why, and the model predicts as it is.
         tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
             image processor and the model: N queries then are N segments a tile. None: never.
         overlap: part of a tile that it shares with the next one at least, 0 to 0.5.
         scales, flip: average class scores over these scales and mirrored copies; for semantic segmentation.
-        batch_size: images, or tiles of an image, that the model sees at once.
+        batch_size: images, or tiles of an image, that the model sees at once, those of one size together where there
+            are enough. None: 8 on a GPU, else 1.
         enlarge: network pixels an image pixel, instead of the resizing of the image processor.
 
     Raises:
-        ValueError: a tile, an overlap or a scale outside its range.
+        ValueError: a tile, an overlap or a scale outside its range; a dtype that the device does not compute with.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | None,
         image_processor: Any,
         *,
+        device: str | torch.device | None = None,
+        dtype: Dtype = "auto",
+        compile: bool = False,
         tile: int | None = None,
         overlap: float = 0.25,
         scales: Sequence[float] | None = None,
         flip: bool = False,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         enlarge: float | None = None,
     ):
-        check_predictor_options(
-            tile=tile, overlap=overlap, scales=scales, flip=flip, batch_size=batch_size, enlarge=enlarge
-        )
-        self.model: Any = model
-        self.image_processor = image_processor
         tile, batch_size = plain(tile), plain(batch_size)
+        for name, value in (("tile", tile), ("batch_size", batch_size)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a positive integer.")
+        if tile is not None:
+            check_tile(tile, overlap)
+        if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
+            raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
-        self.batch_size = batch_size
+        self.dtype, self._batch_size = dtype, batch_size
+        self.image_processor = image_processor
+        self.model: Any = model if device is None or model is None else model.to(device)  # type: ignore[arg-type]
+        # What predicts, where it is not the model itself in evaluation mode.
+        self.network: Any = None if model is None else faster_network(model, dtype, compile)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike, device: str | torch.device = "cpu", **options: Any) -> Predictor:
+    def from_pretrained(
+        cls, name: str | os.PathLike, device: str | torch.device | None = None, **options: Any
+    ) -> Predictor:
         """A saved model of this package or of transformers' MaskFormer: its folder, or its name on the Hub.
+
+        Args:
+            device: None: the CPU.
+            options: those of the class.
 
         Raises:
             ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
@@ -99,7 +126,12 @@ class Predictor:
         check_predictor_options(**options)
         class_of_saved(name)
         image_processor = load_image_processor(name)  # before the weights, which take longest
-        return cls(load_model(name, dtype=torch.float32).to(device), image_processor, **options)
+        return cls(load_model(name, dtype=torch.float32), image_processor, device=device, **options)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that the model sees at once."""
+        return self._batch_size or (1 if self.model.device.type == "cpu" else BATCH_ON_GPU)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -147,10 +179,9 @@ class Predictor:
                 processor.
         """
         self.check(tasks)
-        model = in_eval_mode(self.model)
-        if model is not self.model:
+        if self.network is None:
             predictor = copy.copy(self)
-            predictor.model = model
+            predictor.network = in_eval_mode(self.model)
             return predictor.predict(images, tasks, input_data_format)
         pixels = []
         for i, image in enumerate(image_list(self.image_processor.fetch_images(images))):
@@ -158,9 +189,8 @@ class Predictor:
                 pixels.append(self._pixels(image, input_data_format))
         results: list[dict[Task, Result]] = [{} for _ in pixels]
         whole = [i for i, image in enumerate(pixels) if self._fits(image)]
-        step = 1 if self._sizes_by_image else self.batch_size
-        for start in range(0, len(whole), step):
-            batch = whole[start : start + step]
+        number = 1 if self._sizes_by_image else self.batch_size
+        for batch in same_size_together(whole, lambda i: pixels[i].shape[-2:], number):
             found = self._batch([pixels[i] for i in batch], tasks)
             for place, i in enumerate(batch):
                 results[i] = {task: RESULTS[task](ones[place]) for task, ones in found.items()}
@@ -220,7 +250,18 @@ class Predictor:
             size = scaled_size(self.image_processor.size, own_size, scale * (self.enlarge or 1.0), max(self.scales))
             options = {"do_resize": True, "size": size}
         inputs = self.image_processor(list(images), input_data_format="channels_first", return_tensors="pt", **options)
-        return self.model(**inputs.to(self.model.device, dtype=self.model.dtype))
+        mask = inputs["pixel_mask"]
+        if mask.device.type == "cpu" and mask.all():  # a GPU, where the model cannot look, is spared what padding costs
+            del inputs["pixel_mask"]
+        return self.outputs(inputs)
+
+    @torch.no_grad()
+    def outputs(self, inputs: BatchFeature) -> Any:
+        """Outputs of the model for what its image processor gives, in the predictor's dtype."""
+        network = in_eval_mode(self.model) if self.network is None else self.network
+        device, dtype = self.model.device, next(network.parameters()).dtype
+        with autocast(device, self.dtype):
+            return network(**inputs.to(device, dtype=dtype))
 
     @property
     def _augments(self) -> bool:
@@ -275,26 +316,34 @@ def options_of(task: Task) -> list[str]:
     ]
 
 
-def check_predictor_options(
-    *,
-    tile: int | None = None,
-    overlap: float = 0.25,
-    scales: Sequence[float] | None = None,
-    flip: bool = False,
-    batch_size: int = 1,
-    enlarge: float | None = None,
-) -> None:
+def check_predictor_options(**options: Any) -> None:
     """
     Raises:
         ValueError: an option of [`Predictor`] outside its range.
     """
-    for option, value in (("tile", 1 if tile is None else plain(tile)), ("batch_size", plain(batch_size))):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{option}={value!r} must be a positive integer.")
-    if tile is not None:
-        check_tile(tile, overlap)
-    if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
-        raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
+    Predictor(None, None, **options)
+
+
+def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], number: int) -> Iterator[list[Item]]:
+    """Batches of `number` items, the last of fewer. Each begins with the first item that is left; of those that follow
+    it closely, the ones of its size go before the others."""
+    waiting: list[Item] = []
+
+    def places_of_first_size() -> list[int]:
+        return [i for i, item in enumerate(waiting) if size_of(item) == size_of(waiting[0])]
+
+    def take() -> list[Item]:
+        places = list(dict.fromkeys([*places_of_first_size(), *range(len(waiting))]))[:number]
+        batch = [waiting[i] for i in places]
+        waiting[:] = [item for i, item in enumerate(waiting) if i not in places]
+        return batch
+
+    for item in items:
+        waiting.append(item)
+        if len(waiting) == WINDOW * number or len(places_of_first_size()) == number:
+            yield take()
+    while waiting:
+        yield take()
 
 
 def semantic_result(class_map: Tensor) -> Result:

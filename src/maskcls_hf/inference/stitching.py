@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.mask_runs import MaskRuns
+from ..models.run_lengths import MaskRuns
 from .tiling import Tile, TileAxis, TileGrid, relative
 
 MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves

@@ -7,12 +7,12 @@ import operator
 import os
 import re
 import reprlib
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .interchange_maskformer import MASKFORMER, config_from_maskformer
 from .options import plain, similar, warn_about_unused
 
 logger = logging.get_logger(__name__)
@@ -79,6 +79,10 @@ PIXEL_DECODERS = Registry("pixel_decoder")
 TRANSFORMER_DECODERS = Registry("transformer_decoder")
 MATCHERS = Registry("matcher")
 LOSSES = Registry("loss")
+register_pixel_decoder = PIXEL_DECODERS.register
+register_transformer_decoder = TRANSFORMER_DECODERS.register
+register_matcher = MATCHERS.register
+register_loss = LOSSES.register
 REGISTRIES = {registry.kind: registry for registry in (PIXEL_DECODERS, TRANSFORMER_DECODERS, MATCHERS, LOSSES)}
 
 
@@ -94,6 +98,11 @@ MATCHING_COSTS = {
     "box": {"class": "cross_entropy_weight", "box": "box_weight", "giou": "giou_weight"},
 }
 
+# Readers of other implementations' checkpoints, which `maskcls_hf.convert` adds where the package is installed:
+# `model_type` -> (their configuration -> fields of ours), and
+# (path, options of `from_pretrained`) -> parameters by our names and unknown names, or None: not its own.
+CONFIG_READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+CHECKPOINT_READERS: list[Callable[[Any, dict[str, Any]], tuple[dict[str, Any], set[str]] | None]] = []
 
 # Files of checkpoints saved by earlier versions.
 FORMER_FILES = ("configuration_perpixel.", "modeling_perpixel.")
@@ -308,11 +317,10 @@ class MaskClsConfig(SegmentationNetworkConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads the configuration of transformers' MaskFormer too."""
+        """Reads the configurations of other implementations too, where the package is installed."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") == MASKFORMER:
-            config_dict = config_from_maskformer(config_dict)
-        return config_dict, kwargs
+        read = CONFIG_READERS.get(str(config_dict.get("model_type")), dict)
+        return read(config_dict), kwargs
 
     def check_fields(self) -> None:
         super().check_fields()

@@ -26,7 +26,7 @@ from .label_tensors import naming
 from .options import checked_label_ids, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size
-from .segment_labels import Annotation, LabelRules, Segments, read_annotations
+from .segments import LabelRules, Segments, read_segments
 
 logger = logging.get_logger(__name__)
 
@@ -165,8 +165,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             images: PIL images of any mode, arrays, tensors, paths or URLs; one or a list. 16-bit images are
                 brought to 0..255 and EXIF rotation is applied.
             segmentation_maps: one for each image, of its size: a map of ids (H, W) as PIL image (palette: its
-                indices), array, tensor or path; or, with `class_labels`, a stack of masks that may overlap,
-                (M, H, W) or a list of M masks.
+                indices), array, tensor or path; with `class_labels` a stack of masks that may overlap, (M, H, W) or
+                a list of M masks; or `Segments`, with classes of their own.
             instance_id_to_semantic_id: for maps of instance ids, instance id -> label value; one dict for all
                 images or one for each. `None` as label: no segment (background). Ids that are not in it are
                 void where they equal `void_id` or lie below `label_offset`, else an error.
@@ -263,13 +263,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         labels = (segmentation_maps, instance_id_to_semantic_id, class_labels)
         if all(given is None for given in labels):
             return self._preprocess(tensors, **options)
-        annotations = read_annotations(*labels, [_size(image) for image in tensors])
-        return self._preprocess(tensors, annotations, **options)
+        sizes = [_size(image) for image in tensors]
+        resized = [resized_size(size, options["size"]) for size in sizes] if options["do_resize"] else sizes
+        rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"])
+        return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
 
     def _preprocess(  # type: ignore[override]
         self,
         images: list[Tensor],
-        annotations: list[Annotation] | None = None,
+        segments: list[Segments] | None = None,
         *,
         return_tensors: Any = None,
         **options: Any,
@@ -282,18 +284,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             "pixel_mask": [pixel_mask(_size(i), size, i.device) for i, size in zip(resized, padded, strict=True)],
             "original_sizes": [torch.tensor(_size(image), device=image.device) for image in images],
         }
-        if annotations is not None:
-            rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"])
-            annotations = [
-                annotation.resized(size, image.device)
-                for annotation, size, image in zip(annotations, sizes, images, strict=True)
-            ]
+        for i, of_image in enumerate(segments or []):
             if options["label_format"] == "semantic":
-                data["labels"] = [a.semantic(rules, size) for a, size in zip(annotations, padded, strict=True)]
+                known = (options["void_id"], options["num_labels"])
+                targets = {"labels": of_image.semantic_targets(padded[i], *known, resized[i].device)}
             else:
-                form = Annotation.segments if options["label_format"] == "segments" else Annotation.segment_map
-                segments = [form(a, rules, size) for a, size in zip(annotations, padded, strict=True)]
-                data |= {name: [getattr(s, name) for s in segments] for name in Segments._fields}
+                as_map = options["label_format"] == "segment_map"
+                targets = of_image.targets(padded[i], as_map, resized[i].device)
+            for name, target in targets.items():
+                data.setdefault(name, []).append(target)
         return _batch_feature(data, return_tensors)
 
     def _resized(
@@ -355,8 +354,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         inside.copy_(image)
         if do_normalize:
             scale = 1.0 / rescale_factor if do_rescale else 1.0
-            mean, std = (torch.tensor(values, device=image.device) * scale for values in (image_mean, image_std))
-            self.normalize(inside, mean, std, inplace=True)
+            mean, std = (
+                (torch.tensor(values, device=image.device) * scale).view(-1, 1, 1) for values in (image_mean, image_std)
+            )
+            inside.sub_(mean).div_(std)  # self.normalize of transformers 5.17 is not in place
         elif do_rescale:
             inside *= rescale_factor
         return padded

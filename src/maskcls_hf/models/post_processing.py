@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .options import checked_label_ids, plain
+from .run_lengths import mask_to_coco_rle
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -338,32 +339,6 @@ def instance_segments(
     ]
     draw = maps.instance_map if as_map else maps.masks
     return draw(mask_logits[best.to(mask_logits.device)], mask_logit), segments
-
-
-def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
-    """COCO's compressed run-length encoding, as pycocotools reads it: {"size": [H, W], "counts": str}.
-
-    Args:
-        mask: (H, W) bool, or integers that are 0 or 1. Anything else is a ValueError.
-
-    Runs go down the columns and begin with zeros; from the fourth on, a run is written as the difference to the
-    run two before. A character holds five bits, lowest first, plus 32 where more follow, plus 48 to be printable.
-    """
-    if mask.ndim != 2 or mask.is_floating_point() or not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError(f"mask must be (H, W), bool or 0 and 1, got {tuple(mask.shape)} of {mask.dtype}")
-    pixels = mask.cpu().bool().t().flatten()
-    previous = torch.cat([pixels.new_zeros(1), pixels[:-1]])
-    changes = (pixels != previous).nonzero()[:, 0].tolist()
-    runs = torch.tensor([0, *changes, len(pixels)], device="cpu").diff().tolist()
-    differences = runs[:3] + [run - earlier for run, earlier in zip(runs[3:], runs[1:], strict=False)]
-    characters = []
-    for number in differences:
-        more = True
-        while more:
-            bits, number = number & 31, number >> 5
-            more = number != (-1 if bits & 16 else 0)  # bit 4 of the last character is the sign
-            characters.append(chr(bits + 32 * more + 48))
-    return {"size": list(mask.shape), "counts": "".join(characters)}
 
 
 class OutputMapsMixin:

@@ -1,19 +1,41 @@
-"""Training: recipes, optimiser groups, schedules, averaged weights, and a Trainer."""
+"""Training: recipes, optimizers, schedules, averaged weights, a Trainer, and the parts of a loop with Accelerate."""
 
-from .ema import ExponentialMovingAverage
-from .optim import build_optimizer, parameter_groups
+from .build import build_config, build_image_processor, build_model
+from .callbacks import ExponentialMovingAverage, TimeBudget
+from .checkpoints import (
+    CheckpointNotFound,
+    CorruptCheckpoint,
+    checkpoint_to_resume,
+    list_checkpoints,
+    load_state,
+    save_state,
+)
+from .divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
+from .loop import AccelerateLoop, batches_of_steps, clip_gradients, evaluate, save_training
+from .optim import SCHEDULES, build_optimizer, build_scheduler, learning_rate_factor, parameter_groups
+from .processes import items_of_step
 from .progress import LossMeans, ShowProgress, TrainingLog, TrainingProgress
 from .recipe import Recipe, list_recipes, load_recipe
-from .recipe_trainer import TRAINING_ERRORS, train
+from .recipe_training import (
+    TRAINING_ERRORS,
+    accelerator_options,
+    as_script,
+    build_trainer,
+    prepared_run,
+    train,
+    training_arguments,
+)
 from .run import Run, prepare
-from .schedules import SCHEDULES, build_scheduler, learning_rate_factor
-from .stopping import StopSignals, TrainingStopped, stop_signals
-from .time_budget import TimeBudget
+from .stopping import StopSignals, StopTraining, TrainingStopped, stop_signals
 from .trainer import MaskClsTrainer
 
 __all__ = [
     "SCHEDULES",
     "TRAINING_ERRORS",
+    "AccelerateLoop",
+    "CheckpointNotFound",
+    "CorruptCheckpoint",
+    "DivergenceError",
     "ExponentialMovingAverage",
     "LossMeans",
     "MaskClsTrainer",
@@ -21,17 +43,38 @@ __all__ = [
     "Run",
     "ShowProgress",
     "StopSignals",
+    "StopTraining",
     "TimeBudget",
     "TrainingLog",
     "TrainingProgress",
     "TrainingStopped",
+    "accelerator_options",
+    "as_script",
+    "batches_of_steps",
+    "build_config",
+    "build_image_processor",
+    "build_model",
     "build_optimizer",
     "build_scheduler",
+    "build_trainer",
+    "check_finite",
+    "check_weights",
+    "checkpoint_to_resume",
+    "clip_gradients",
+    "evaluate",
+    "items_of_step",
     "learning_rate_factor",
+    "list_checkpoints",
     "list_recipes",
     "load_recipe",
+    "load_state",
     "parameter_groups",
     "prepare",
+    "prepared_run",
+    "reraise_as_divergence",
+    "save_state",
+    "save_training",
     "stop_signals",
     "train",
+    "training_arguments",
 ]

@@ -7,28 +7,43 @@ is written last, then the folder gets its name. What a killed process leaves beh
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import random
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import is_dataclass
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader, Sampler
+from safetensors import SafetensorError
+from torch.serialization import add_safe_globals, get_safe_globals, safe_globals
+from torch.utils.data import DataLoader
 from transformers.utils import logging
 
 from ..models.checkpoint_manifest import MANIFEST, sha256, verify
 from ..utils.writing import WRITING, CannotWrite, sync, written
-from .unpickling import NoGoodCheckpoint, tensors_only
 
 logger = logging.get_logger(__name__)
 
 REPLACED, REMOVED = "replaced-", "removed-"
+
+
+class CheckpointNotFound(FileNotFoundError):
+    """A training was to go on, but has no checkpoint."""
+
+
+class CorruptCheckpoint(RuntimeError):
+    """A checkpoint is damaged, holds states of another kind, or more than tensors and numbers."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -36,7 +51,7 @@ REPLACED, REMOVED = "replaced-", "removed-"
 
 @contextmanager
 def saving(final: Path, accelerator: Accelerator | None = None) -> Iterator[Path]:
-    """Folder to write a checkpoint to, which is `final` only when all of it is on the disc.
+    """Folder to write a checkpoint to, which is `final` only when all of it is on the disk.
 
     All processes enter; each writes its files below the folder that it gets. After the last one has, the main process
     adds the manifest and renames the folder. An older folder `final` is replaced. A process that is killed at any
@@ -153,7 +168,7 @@ def last_good_checkpoint(output: Path) -> Path | None:
     """The latest whole checkpoint of a run's folder; a warning names each later one that is not. None: there are none.
 
     Raises:
-        NoGoodCheckpoint: there are checkpoints, and none is whole.
+        CorruptCheckpoint: there are checkpoints, and none is whole.
     """
     problems = []
     for path in reversed(list_checkpoints(Path(output))):
@@ -163,40 +178,188 @@ def last_good_checkpoint(output: Path) -> Path | None:
         problems.append(f"{path}: {problem}")
         logger.warning(f"Checkpoint {path} is not used: {problem}.")
     if problems:
-        raise NoGoodCheckpoint("No checkpoint is whole, so the training must start anew. " + "; ".join(problems))
+        raise CorruptCheckpoint("No checkpoint is whole, so the training must start anew. " + "; ".join(problems))
     return None
+
+
+def require_whole_checkpoint(checkpoint: str | Path) -> None:
+    problem = verify(Path(checkpoint))
+    if problem is not None:
+        raise CorruptCheckpoint(f"{checkpoint} is not a whole checkpoint: {problem}.")
 
 
 def last_good_message(output: str | Path | None) -> str:
     """A sentence for errors that end a training."""
     try:
         last = None if output is None else last_good_checkpoint(Path(output))
-    except NoGoodCheckpoint:
+    except CorruptCheckpoint:
         last = None
     return "There is no good checkpoint to return to." if last is None else f"The last good checkpoint is {last}."
 
 
-def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -> Path | None:
-    """[`last_good_checkpoint`], the same in all processes, which all call this; leftovers are removed first."""
-    answer: list[Any] = [None, None]
+def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -> Path:
+    """[`last_good_checkpoint`], the same in all processes, which all call this; leftovers are removed first.
+
+    Raises:
+        CheckpointNotFound, CorruptCheckpoint: in all processes.
+    """
+    answer: list[Any] = [None]
     if accelerator is None or accelerator.is_main_process:
         remove_leftovers(Path(output))
         try:
             answer[0] = last_good_checkpoint(Path(output))
-        except NoGoodCheckpoint as error:
-            answer[1] = str(error)
+        except CorruptCheckpoint as error:
+            answer[0] = error
     if accelerator is not None and accelerator.num_processes > 1:
         broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise NoGoodCheckpoint(answer[1])
+    if answer[0] is None:
+        raise CheckpointNotFound(f"There is no checkpoint in {output} to resume from.")
+    if isinstance(answer[0], CorruptCheckpoint):
+        raise answer[0]
     return answer[0]
+
+
+# -- loading, without running code from the files, whoever has written them -------------------------------------
+
+FORCE, FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+# numpy's arrays and numbers: its random numbers, and scores that are logged.
+_MAKERS = {"_reconstruct": np.empty(0).__reduce_ex__(2)[0], "scalar": np.float64(0).__reduce__()[0]}
+NUMPY: list[Any] = [
+    # `numpy.core` before numpy 2, `numpy._core` since
+    *((maker, f"numpy.{core}.multiarray.{name}") for name, maker in _MAKERS.items() for core in ("core", "_core")),
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in ("uint32", "int64", "int32", "float32", "float64", "bool")},
+]
+METADATA = ".metadata"  # of sharded checkpoints: a plain pickle
+METADATA_NAMES = {
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
+}
+METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+# Broken files, and states of other sizes or kinds.
+BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+# Of torch's messages: how to let files run code, and what concerns its authors.
+ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
+
+_one_thread = threading.RLock()  # the environment is of all threads
+
+
+class CheckpointLoads:
+    """Inside `with`, between [`begin`] and [`end`], `torch.load` reads tensors, numbers and plain containers, even
+    where its caller asks for more: Accelerate does for states of one's own, torch for those of sharded checkpoints.
+
+    Raises:
+        CorruptCheckpoint: a file of the checkpoint `folder` holds more, or is broken.
+    """
+
+    def __init__(self, folder: str | Path | None):
+        self.folder = folder
+        self._forced: ExitStack | None = None
+
+    def begin(self, folder: str | Path | None = None) -> None:
+        """From here on `folder` is loaded (default: the last one, if there is any)."""
+        self.end()
+        self.folder = folder or self.folder
+        if self.folder is not None:
+            self._forced = ExitStack()
+            self._forced.enter_context(_forced())
+            for path in sorted(Path(self.folder).rglob(METADATA)):
+                _check_metadata(path)
+
+    def end(self) -> None:
+        if self._forced is not None:
+            self._forced.close()
+            self._forced = None
+
+    def __enter__(self) -> CheckpointLoads:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        is_loading = self._forced is not None
+        self.end()
+        if is_loading and error is not None:
+            _raise_as_corrupt(cast(str, self.folder), error)
+
+
+@contextmanager
+def tensors_only(folder: str | Path) -> Iterator[None]:
+    """[`CheckpointLoads`] of one block."""
+    with CheckpointLoads(folder) as loads:
+        loads.begin()
+        yield
+
+
+def _raise_as_corrupt(folder: str | Path, error: BaseException) -> None:
+    if isinstance(error, CorruptCheckpoint):
+        return
+    # The second: of torch.distributed.checkpoint; no Exception
+    if isinstance(error, pickle.UnpicklingError) or type(error).__name__ == "CheckpointException":
+        raise CorruptCheckpoint(_message(folder, error)) from error
+    past_its_end = isinstance(error, OSError) and error.filename is None
+    if isinstance(error, BROKEN) or past_its_end:
+        raise CorruptCheckpoint(f"{folder} cannot be loaded: {_in_short(error)}") from error
+
+
+@contextmanager
+def _forced() -> Iterator[None]:
+    with _one_thread:
+        allowed, set_before = get_safe_globals(), {name: os.environ.pop(name, None) for name in (FORCE, FORCE_NOT)}
+        os.environ[FORCE] = "1"
+        try:
+            with safe_globals(NUMPY):
+                yield
+        finally:
+            add_safe_globals([item for item in allowed if item not in get_safe_globals()])
+            del os.environ[FORCE]
+            os.environ.update({name: value for name, value in set_before.items() if value is not None})
+
+
+def _message(folder: str | Path, error: BaseException) -> str:
+    named = re.search(r"(?:GLOBAL|global|function|class) ([\w.]+\.\w+)", str(error))
+    if named is None:
+        return f"{folder} cannot be loaded: {_in_short(error)}"
+    return (
+        f"{folder} is not loaded: a file in it asks for {named[1]}, which could run code. States of a training are "
+        "tensors and numbers alone."
+    )
+
+
+def _in_short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return ADVICE.sub("", text).strip()[:300] or type(error).__name__
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or (module, name) in METADATA_NAMES:
+            return super().find_class(module, name)
+        if module in METADATA_CLASSES:
+            found: Any = getattr(import_module(module), name, None)
+            own = isinstance(found, type) and found.__module__ == module
+            if own and (is_dataclass(found) or issubclass(found, Enum)):
+                return found
+        raise pickle.UnpicklingError(f"Unsupported global: GLOBAL {module}.{name}")
+
+
+def _check_metadata(path: Path) -> None:
+    """torch unpickles this file whatever it names."""
+    try:
+        with path.open("rb") as file:
+            _MetadataUnpickler(file).load()
+    except (pickle.UnpicklingError, OSError):
+        raise
+    except Exception as error:  # bytes that are no pickle end in any of them
+        raise pickle.UnpicklingError(f"{path.name} is broken: {error}") from error
 
 
 # -- a loop with Accelerate --------------------------------------------------------------------------------------
 
 
 def save_state(accelerator: Accelerator, output: Path, step: int, limit: int | None = None) -> Path:
-    """Write OUTPUT/checkpoint-STEP: models, optimisers, random numbers and all that is registered with
+    """Write OUTPUT/checkpoint-STEP: models, optimizers, random numbers and all that is registered with
     `accelerator.register_for_checkpointing`; keep `limit` checkpoints. All processes call it."""
     final = Path(output) / f"checkpoint-{step}"
     with saving(final, accelerator) as folder:
@@ -210,13 +373,13 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
     """Restore what [`save_state`] wrote. All processes call it.
 
     Raises:
-        NoGoodCheckpoint: the random numbers of this process are missing, for instance because the checkpoint was
+        CorruptCheckpoint: the random numbers of this process are missing, for instance because the checkpoint was
             written by fewer processes. (`Accelerator.load_state` only logs that.) Or a file holds more than tensors
             and numbers, and could run code.
     """
     file = Path(folder) / f"random_states_{accelerator.process_index}.pkl"
     if not file.is_file():
-        raise NoGoodCheckpoint(
+        raise CorruptCheckpoint(
             f"{file} is missing: {folder} was written by another number of processes than {accelerator.num_processes}."
         )
     with tensors_only(folder):
@@ -225,19 +388,6 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         random.setstate(states["random_state"])
         np.random.set_state(states["numpy_random_seed"])
         torch.set_rng_state(states["torch_manual_seed"])
-
-
-def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:
-    """The prepared loader of one epoch, after its first `done` batches (of this process).
-
-    `sampler` is the one inside `loader`; it has `set_epoch`. Accelerate does not reach it through the wrappers of a
-    skipped loader in several processes.
-    """
-    loader.set_epoch(epoch)  # type: ignore[attr-defined]
-    if done:
-        loader = skip_first_batches(loader, done)
-    sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-    return loader
 
 
 def rng_free(loader: DataLoader, seed: int = 0) -> DataLoader:
@@ -249,22 +399,3 @@ def rng_free(loader: DataLoader, seed: int = 0) -> DataLoader:
     inner = getattr(loader, "base_dataloader", loader)
     inner.generator = torch.Generator().manual_seed(seed)
     return loader
-
-
-__all__: Sequence[str] = [
-    "MANIFEST",
-    "WRITING",
-    "NoGoodCheckpoint",
-    "checkpoint_to_resume",
-    "epoch_batches",
-    "last_good_checkpoint",
-    "last_good_message",
-    "list_checkpoints",
-    "load_state",
-    "remove_leftovers",
-    "rng_free",
-    "rotate",
-    "save_state",
-    "saving",
-    "verify",
-]

@@ -2,28 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import set_seed
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from ..utils.writing import saving_model
-from .checkpoints import epoch_batches
-from .divergence import evaluation_after, forward_pass
-from .processes import filled_up, items_of_step, own_class, share_buffers, without_copies
-from .progress import TrainingLog
-from .recipe_trainer import save_results
+from .checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
+from .divergence import check_weights, evaluation_after, reraise_as_divergence
+from .output import save_results
+from .processes import (
+    filled_up,
+    items_of_step,
+    own_class,
+    share_buffers,
+    warn_if_not_sharded,
+    whole_norm,
+    without_copies,
+)
+from .progress import LossMeans, TrainingLog, TrainingProgress
 from .run import Run
 from .stopping import StopSignals
 
 
+class AccelerateLoop:
+    """All around the steps of a training: log, evaluation, checkpoints and signals, as the recipe says.
+
+    Args:
+        run: what is trained.
+        out: folder for checkpoints, model, log and scores.
+        resume: go on from the last whole checkpoint in `out`.
+
+    Attributes:
+        model, optimizer: prepared by Accelerate. `network`: the model without wrappers.
+        step: number of steps that are done.
+
+    Raises:
+        CheckpointNotFound, CorruptCheckpoint: there is nothing to resume, or it cannot be loaded.
+    """
+
+    def __init__(self, run: Run, accelerator: Accelerator, out: Path, stop: StopSignals, resume: bool = False):
+        settings, self.every = run.recipe.training, run.recipe.evaluation.every_steps
+        self.run, self.accelerator, self.out, self.stop = run, accelerator, out, stop
+        if accelerator.is_main_process:
+            warn_if_not_sharded(accelerator)
+        self.train_loader, self.eval_loader = (
+            rng_free(accelerator.prepare(loader), settings.seed) for loader in run.loaders()
+        )
+        self.model, self.optimizer = accelerator.prepare(run.model, run.optimizer)
+        self.network = accelerator.unwrap_model(self.model)
+        self.log, self.means = TrainingLog(run.max_steps), LossMeans()
+        accelerator.register_for_checkpointing(run.scheduler, run.budget, self.log, *([run.ema] if run.ema else []))
+        self.progress = TrainingProgress(
+            run.max_steps, settings.batch_size, run.budget, show=accelerator.is_main_process
+        )
+        set_seed(settings.seed)
+        self.step, self.scores = 0, cast(dict[str, float], {})
+        if resume:
+            checkpoint = checkpoint_to_resume(out, accelerator)
+            load_state(accelerator, checkpoint)
+            self.step = stop.step = int(checkpoint.name.removeprefix("checkpoint-"))
+        run.budget.start()
+        self.progress.start(self.step)
+
+    def stopped(self) -> bool:
+        """A signal has come; the same in all processes, which all call this."""
+        return self.stop.agreed(self.accelerator.device)
+
+    def steps(self) -> Iterator[list[dict[str, Any]]]:
+        """The batches of each optimizer step, until the training ends; [`end_step`] is called after each."""
+        run, kept_out = self.run, not self.log.has(self.step, "eval_loss")
+        if self.every is not None and self.step and self.step % self.every == 0 and kept_out:
+            self.evaluate()  # a signal has kept it out
+        self.goes_on = not self.stopped()
+        batches = batches_of_steps(run, self.train_loader, self.step)
+        while self.goes_on and self.step < run.max_steps and not run.budget.spent:
+            yield next(batches)
+
+    def end_step(self, losses: Mapping[str, Tensor], grad_norm: Tensor, learning_rate: float) -> None:
+        """Log, evaluate and save after a step, where it is time to.
+
+        Args:
+            losses: of the step, multiplied by the number of processes, each of which has a share.
+            learning_rate: that the step was made with.
+        """
+        settings, step = self.run.recipe.training, self.step + 1
+        self.step = self.stop.step = step
+        self.scores = {}
+        self.run.budget.tick(self.accelerator.device)
+        self.progress.advance(step)
+        self.means.add(losses)
+        rest = {"grad_norm": float(grad_norm), "learning_rate": learning_rate}
+        saves = self.stopped() or step == self.run.max_steps or self.run.budget.spent
+        saves = saves or step % settings.save_steps == 0
+        if saves or step % settings.log_steps == 0:
+            self.report({**self.means.pop(self.accelerator), **rest})
+        if self.every is not None and step % self.every == 0 and not self.stopped():
+            self.evaluate()
+        if saves or self.stopped():
+            if self.means:  # a signal has come since: no mean spans a checkpoint
+                self.report({**self.means.pop(self.accelerator), **rest})
+            check_weights(self.network, step, self.out)
+            save_state(self.accelerator, self.out, step, settings.save_total_limit)
+            self.goes_on = not self.stopped()  # asked here alone: what is done has a checkpoint
+        self.progress.resume_clock()
+
+    def report(self, values: dict[str, float]) -> None:
+        if values:
+            epoch = self.step * self.run.accumulate / len(self.train_loader)
+            self.progress.log(self.log.add(self.step, epoch, values))
+            self.accelerator.log(values, step=self.step)
+
+    def evaluate(self) -> None:
+        self.scores = evaluate(self.run, self.model, self.eval_loader, self.accelerator, self.out, self.step, self.stop)
+        self.report(self.scores)
+
+    def finish(self) -> dict[str, float]:
+        """Scores after the last step; the model is saved.
+
+        Raises:
+            TrainingStopped: by a signal.
+        """
+        if not self.scores:
+            self.evaluate()
+        self.progress.stop()
+        if self.stopped():
+            raise self.stop.stopped()
+        save_training(self.run, self.model, self.accelerator, self.log, self.scores, self.out)
+        return self.scores
+
+
 def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """The batches of each optimiser step, epoch after epoch, from step number `step` on; `loader` is prepared."""
+    """The batches of each optimizer step, epoch after epoch, from step number `step` on; `loader` is prepared."""
     epoch, done = divmod(step * run.accumulate, len(loader))
     while True:
         batches = iter(epoch_batches(loader, run.sampler, epoch, done))
@@ -32,10 +148,22 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[li
         epoch, done = epoch + 1, 0
 
 
+def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:
+    """The prepared loader of one epoch, after its first `done` batches (of this process).
+
+    `sampler` is the one inside `loader`; it has `set_epoch`. Accelerate does not reach it through the wrappers of a
+    skipped loader in several processes.
+    """
+    loader.set_epoch(epoch)  # type: ignore[attr-defined]
+    if done:
+        loader = skip_first_batches(loader, done)
+    sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return loader
+
+
 def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
     """Norm () of all gradients, which are scaled to `clip_norm` if it is larger; None or 0: they stay."""
-    norm: Any = accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: each process has a share
+    return whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
 
 
 @torch.no_grad()
@@ -59,7 +187,7 @@ def evaluate(
             truth = batch.pop("ground_truth")
             own, weight = without_copies(batch, accelerator)
             items = items_of_step([own], network.config, accelerator, weight)
-            with forward_pass(evaluation_after(step, truth), out):
+            with reraise_as_divergence(evaluation_after(step, truth), out):
                 outputs = model(**own, num_items_in_batch=items)
             measured = filled_up(run.evaluator.measure(outputs, truth[: len(own["pixel_values"])]), len(truth))
             measured = {name: values.to(accelerator.device) for name, values in measured.items()}

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..utils.writing import DISK_ERRORS, CannotWrite, written
+from ..utils.writing import DISK_ERRORS, CannotWrite, write_json, written
 from .checkpoints import WRITING, last_good_message
 
 try:
@@ -156,3 +156,7 @@ def _quiet_threads() -> Iterator[None]:
         yield
     finally:
         threading.excepthook = before
+
+
+def save_results(scores: dict[str, float], out: Path) -> None:
+    write_json(out / "eval_results.json", scores, indent=2, sort_keys=True)

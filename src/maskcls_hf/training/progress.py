@@ -14,13 +14,14 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from ..utils.plain_text import PlainConsole, printable
 from ..utils.writing import write_json
+from .callbacks import TimeBudget
 from .stopping import unread
-from .time_budget import TimeBudget
 
+SPEED = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")  # of an evaluation, beside its scores
 WINDOW = 50  # steps that speed and remaining time are measured over
 
 
@@ -52,7 +53,7 @@ class TrainingProgress:
         self.max_steps, self.images_a_step, self.budget, self.show = max_steps, images_a_step, budget, show
         self.console = console or _Console(stderr=True)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
-        self._mark = 0.0
+        self._mark, self._step = 0.0, 0
         self._losses = ""
         self._bar: Progress | None = None
         self._task = self._evaluation = TaskID(0)
@@ -79,7 +80,7 @@ class TrainingProgress:
         self._mark = time.monotonic()
 
     def advance(self, step: int) -> None:
-        """The optimiser step number `step` is done."""
+        """The optimizer step number `step` is done."""
         now = time.monotonic()
         self._seconds.append(now - self._mark)
         self._mark, self._step = now, step
@@ -129,8 +130,7 @@ class TrainingProgress:
 
 def _is_score(name: str) -> bool:
     """One of the whole evaluation: neither of a single class nor about the speed."""
-    speed = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-    return name.startswith("eval_") and name not in speed and not name.startswith(("eval_iou_", "eval_accuracy_"))
+    return name.startswith("eval_") and name not in SPEED and not name.startswith(("eval_iou_", "eval_accuracy_"))
 
 
 def _clock(seconds: float) -> str:
@@ -144,53 +144,34 @@ class ShowProgress(TrainerCallback):
 
     def __init__(self, images_a_step: int, budget: TimeBudget | None = None, console: Console | None = None):
         self.images_a_step, self.budget, self.console = images_a_step, budget, console
-        self.progress: TrainingProgress | None = None
+        self.progress = TrainingProgress(0, images_a_step, show=False)  # before a training
         self._batches = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         show = state.is_world_process_zero
         self.progress = TrainingProgress(state.max_steps, self.images_a_step, self.budget, show, self.console)
         self.progress.start(state.global_step)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.advance(state.global_step)
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.advance(state.global_step)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.progress is not None:
-            self.progress.log(logs or {})
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.progress.log(logs or {})
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
-        if self.progress is not None and loader is not None:
+        if loader is not None:
             self.progress.evaluating(self._batches, len(loader))
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches = 0
-        if self.progress is not None:
-            self.progress.resume_clock()
+        self.progress.resume_clock()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.resume_clock()
+    on_evaluate = on_save
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress.stop()
 
 
 class TrainingLog:
@@ -229,22 +210,22 @@ class LossMeans:
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
 
-    def __len__(self) -> int:
-        """Steps since the last line."""
-        return self._steps
+    def __bool__(self) -> bool:
+        """There are losses since the last line."""
+        return bool(self._sums)
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Losses of one step, multiplied by the number of processes where each has a share; nothing is transferred."""
+        """Losses of one step; nothing is transferred."""
         self._steps += 1
         for name, value in losses.items():
             if not name[-1].isdigit():
                 self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value.detach()
 
-    def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over steps and processes; then start anew."""
+    def pop(self, accelerator: Accelerator, over_processes: str = "mean") -> dict[str, float]:
+        """The means over steps, and the "mean" or "sum" of these over processes; then start anew."""
         names, steps = list(self._sums), self._steps
         sums = torch.stack([self._sums[name] for name in names])
         if accelerator.num_processes > 1:
-            sums = cast(Tensor, accelerator.reduce(sums, "mean"))
+            sums = cast(Tensor, accelerator.reduce(sums, over_processes))
         self._sums, self._steps = {}, 0
         return {name: total / steps for name, total in zip(names, sums.tolist(), strict=True)}

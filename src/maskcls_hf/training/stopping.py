@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
@@ -113,29 +113,39 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 class StopTraining(TrainerCallback):
-    """[`StopSignals`] for the Trainer."""
+    """[`StopSignals`] for `MaskClsTrainer`: a signal ends the training after its step or in an evaluation, with a
+    checkpoint; a resume begins with the evaluation that it has kept out."""
 
     def __init__(self, stop: StopSignals):
         self.stop = stop
+        self._saved = -1  # step of the last checkpoint
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop.step = state.global_step or None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
+        if args.eval_strategy == "steps" and step and step % args.eval_steps == 0:
+            done = any(entry.get("step") == step and "eval_loss" in entry for entry in state.log_history)
+            control.should_evaluate = not done
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stop.step = state.global_step
         if self.stop.agreed(args.device):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.stop.agreed(args.device):
             raise EvaluationStopped
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        stops = control.should_training_stop and self.stop.agreed(args.device)
+        if stops and self._saved != state.global_step:  # stopped in the evaluation after the step
+            control.should_save, control.should_evaluate = True, False
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved = state.global_step
         if self.stop.agreed(args.device):  # while it was written: no step more
             control.should_training_stop = True
 

@@ -1,30 +1,64 @@
-"""transformers' Trainer for masks: an exact normaliser of the loss, evaluation in constant memory, exact resumes."""
+"""transformers' Trainer for masks: an exact normalizer of the loss, evaluation in constant memory, checkpoints that are
+whole or absent, resumes that change nothing.
+
+Three private methods of `Trainer` are overridden, each for a reason that its docstring gives; the rest is public
+methods and callbacks.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
+import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.trainer_utils import seed_worker
 
 from ..data import AugmentedDataset, EpochSampler, MaskClsCollator
-from ..hub.publishing_trainer import PublishingTrainer
+from ..hub.card_options import card_options
+from ..hub.model_card import write_model_card
+from ..hub.push import push
+from ..models.options import require_range
 from ..models.post_processing import give_back_memory
-from .checkpointing_trainer import CheckpointingTrainer
-from .divergence import check_finite, evaluation_after, forward_pass
-from .processes import filled_up, items_of_step, share_buffers, without_copies
+from ..utils.writing import replacing, saving_model
+from .checkpoints import (
+    CheckpointLoads,
+    CorruptCheckpoint,
+    checkpoint_to_resume,
+    require_whole_checkpoint,
+    rng_free,
+    rotate,
+    saving,
+)
+from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
+from .loop import LossMeans
+from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
+from .stopping import EvaluationStopped, shield_workers
 
+STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
+CALLBACKS, EMA = "callbacks.pt", "ema.pt"
 NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
+REPLACED_BY = "maskcls_hf.metrics.Evaluator(...) measures"
+OTHERS = {
+    "compute_metrics": f"evaluator={REPLACED_BY} each image, and gives the scores",
+    "preprocess_logits_for_metrics": f"logits are never gathered; evaluator={REPLACED_BY} them",
+}
 
 
-class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
-    """`CheckpointingTrainer` and `PublishingTrainer` with these differences.
+class MaskClsTrainer(Trainer):
+    """`Trainer` with these differences.
 
     - The loss of a step is divided by the counts of the whole step, over accumulated batches and processes: 2
       processes, or 2 accumulated batches, give the gradients of one batch of twice the size.
@@ -32,6 +66,11 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
     - Samples reach the collator whole (`remove_unused_columns=False`).
     - A loss, gradient or weight that is NaN or infinite ends the training with a `DivergenceError`.
     - The log has the terms of the loss (of the deepest decoder layer, unweighted) beside their sum.
+    - A checkpoint is whole or absent; a damaged one is named and skipped. It also has the averaged weights, and the
+      state of callbacks with `state_dict()` and `load_state_dict()`.
+    - After a resume losses and weights are those of an uninterrupted training, on a CPU bit for bit, if samples depend
+      on nothing random but the sampler's keys.
+    - Cards and pushes are those of `maskcls push`.
 
     Args:
         data_collator: makes batches of samples; None: a `MaskClsCollator` with the `processing_class`.
@@ -42,14 +81,15 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         eval_collator: for evaluation, without augmentation; None: `data_collator`. With an evaluator its batches have
             `ground_truth`.
         ema: running average of the weights, such as `ExponentialMovingAverage`, updated after each step; evaluation
-            and the final `save_model()` use it. Checkpoints have both weights.
+            and the final `save_model()` use it.
         kwargs: as for `Trainer`, without `compute_metrics` and `preprocess_logits_for_metrics`, which `evaluator`
             replaces.
 
     Raises:
         TypeError: one of these two is given.
         ValueError: there is neither a collator nor an image processor to make one with; `torch.nn.DataParallel` would
-            be used (several GPUs, one process), which splits each mask; or checkpoints would be written on each node.
+            be used (several GPUs, one process), which splits each mask; checkpoints would be written on each node; or
+            FSDP shares out weights that are to be averaged.
     """
 
     def __init__(
@@ -75,88 +115,59 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
             data_collator = _collator_of(kwargs.get("processing_class"))
             if evaluator is not None and eval_collator is None:
                 eval_collator = _collator_of(kwargs.get("processing_class"), keep_ground_truth=True)
+        self._loads = CheckpointLoads(None)
+        kwargs["callbacks"] = [_Follow(self), *(kwargs.get("callbacks") or ())]
+        super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=evaluator, **kwargs)
+        if ema is not None and self.is_fsdp_enabled:
+            raise ValueError("FSDP shares out the weights, but their average needs them whole: leave out ema.")
         if sampler is None and isinstance(train_dataset, AugmentedDataset):
             sampler = EpochSampler(len(train_dataset), args.seed)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=data_collator,
-            sampler=sampler,
-            ema=ema,
-            compute_metrics=evaluator,
-            **kwargs,
-        )
-        self.evaluator = evaluator
+        self.sampler, self.ema, self.evaluator = sampler, ema, evaluator
         self.eval_collator = eval_collator or self.data_collator
         if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
             raise ValueError(NO_TRUTH)
         forward = self.accelerator.unwrap_model(self.model).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
-        self._grad_norm: Any = None
         self._evaluated: Any = None  # ground truth of the batch
-        self._terms: dict[str, Tensor] = {}  # of the losses of the step that is under way
-        self._logged: list[dict[str, Tensor]] = []  # of the steps since the last log
-        self.add_callback(_CheckStep(self))
+        self._losses: dict[str, Tensor] = {}  # of the step that is under way
+        self._means = LossMeans()
 
-    # -- loss ------------------------------------------------------------------------------------------------------
+    def add_callback(self, callback: Any) -> None:
+        """As `Trainer.add_callback`."""
+        self.callback_handler.callbacks = [c for c in self.callback_handler.callbacks if not isinstance(c, _LogAtSaves)]
+        super().add_callback(callback)
+        self.callback_handler.callbacks.append(_LogAtSaves())  # the last one: it sees what the others have asked for
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device, weight: float = 1.0) -> Tensor | None:
-        """What the loss of one optimiser step is divided by, over its accumulated batches and all processes."""
-        if not batch_samples or not self.model_accepts_loss_kwargs:
-            return None
-        over_all = self.accelerator if self.args.average_tokens_across_devices else None
-        config = self.accelerator.unwrap_model(self.model).config
-        return items_of_step(batch_samples, config, over_all, weight).to(device)
+    # -- data ------------------------------------------------------------------------------------------------------
 
-    @property
-    def _shares_the_loss(self) -> bool:
-        """Each process has its share of a sum, instead of dividing by its own counts."""
-        return self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
-
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        step = self.state.global_step
-        moment = step + 1 if model.training else evaluation_after(step, self._evaluated)
-        with forward_pass(moment, self.args.output_dir):
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        if model.training:
-            for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
-                self._terms[name] = self._terms.get(name, 0) + term.detach()
-        return (loss, outputs) if return_outputs else loss
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        self._grad_norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: norms of the parts
-        return self._grad_norm
-
-    def check_step(self) -> None:
-        """The step's loss and gradients are finite. With a loss scaler (fp16) gradients may overflow: it skips them."""
-        give_back_memory()
-        terms, self._terms = self._terms, {}
-        loss = terms.pop("loss")
-        grad_norm = self._grad_norm if self.accelerator.scaler is None else None
-        check_finite(loss, terms, self.state.global_step + 1, self.args.output_dir, grad_norm)
-        self._logged.append({name: term for name, term in terms.items() if not name[-1].isdigit()})
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        names = list(self._logged[0]) if self._logged else []  # none of models that tell their loss alone
-        if "loss" in logs and names:
-            means = torch.stack([torch.stack([terms[name] for name in names]) for terms in self._logged]).mean(0)
-            means = self.accelerator.reduce(means, "sum" if self._shares_the_loss else "mean")  # as the loss
-            logs |= dict(zip(names, means.tolist(), strict=True))
-            self._logged = []
-        super().log(logs, start_time)
-
-    # -- evaluation ------------------------------------------------------------------------------------------------
+    def get_train_dataloader(self) -> DataLoader:
+        self._loads.end()
+        args, dataset = self.args, self.train_dataset
+        if self.sampler is None or dataset is None or isinstance(dataset, IterableDataset):
+            return _protected(super().get_train_dataloader(), args.seed)
+        loader = DataLoader(
+            dataset,
+            self._train_batch_size,
+            sampler=self.sampler,
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            in_order=args.dataloader_in_order,
+            pin_memory=args.dataloader_pin_memory,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        return _protected(self.accelerator.prepare(loader), args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._evaluating():
-            return super().get_eval_dataloader(eval_dataset)
+            return _protected(super().get_eval_dataloader(eval_dataset), self.args.seed)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         with self._evaluating():
-            return super().get_test_dataloader(test_dataset)
+            return _protected(super().get_test_dataloader(test_dataset), self.args.seed)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -168,10 +179,83 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         finally:
             self.data_collator, self.args.dataloader_drop_last = kept
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | None]:
+        """The batches of an optimizer step, and what its loss is divided by."""
+        batches = list(islice(epoch_iterator, num_batches))
+        return batches, self.num_items(batches) if batches else None
+
+    def num_items(self, batches: list, weight: float = 1.0) -> Tensor | None:
+        """What the loss of these batches is divided by, over all processes; see [`items_of_step`]."""
+        if not self.model_accepts_loss_kwargs:
+            return None
+        over_all = self.accelerator if self.args.average_tokens_across_devices else None
+        config = self.accelerator.unwrap_model(self.model).config
+        return items_of_step(batches, config, over_all, weight).to(self.args.device)
+
+    # -- loss ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _shares_the_loss(self) -> bool:
+        """Each process has its share of a sum, instead of dividing by its own counts."""
+        return self.model_accepts_loss_kwargs and self.args.average_tokens_across_devices
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        step = self.state.global_step
+        moment = step + 1 if model.training else evaluation_after(step, self._evaluated)
+        with reraise_as_divergence(moment, self.args.output_dir):
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if model.training:
+            for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
+                self._losses[name] = self._losses.get(name, 0) + term.detach()
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        """The step's loss and gradients are finite, before the optimizer uses them.
+
+        Private: no callback is told the norm, which takes all gradients to compute. With a loss scaler (fp16)
+        gradients may overflow: it skips them.
+        """
+        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))
+        give_back_memory()
+        losses, self._losses = self._losses, {}
+        loss, checked = losses.pop("loss"), norm if self.accelerator.scaler is None else None
+        check_finite(loss, losses, self.state.global_step + 1, self.args.output_dir, checked)
+        self._means.add(losses)
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self._means:  # as the loss; none of models that tell their loss alone
+            logs |= self._means.pop(self.accelerator, "sum" if self._shares_the_loss else "mean")
+        super().log(logs, start_time)
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As `Trainer.evaluate`. Where a signal has stopped it there are no scores ([`StopTraining`]): the training
+        ends with a checkpoint, and a resume begins with the evaluation."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except EvaluationStopped:
+            if self.evaluator is not None:
+                self.evaluator.reset()
+            control = self.control
+            control.should_training_stop, control.should_evaluate = True, False
+            control.should_save = self.args.eval_strategy == "epoch"  # after steps the end of the epoch saves
+            metric = self.args.metric_for_best_model  # which Trainer looks for
+            return {} if metric is None else {f"eval_{metric.removeprefix('eval_')}": math.nan}
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         with self.averaged_weights():
             share_buffers(self.accelerator.unwrap_model(self.model))
             return super().evaluation_loop(*args, **kwargs)
+
+    def averaged_weights(self) -> Any:
+        """Context in which the model has the averaged weights."""
+        return nullcontext() if self.ema is None else self.ema.swapped(self.accelerator.unwrap_model(self.model))
 
     def prediction_step(
         self,
@@ -192,7 +276,7 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
             inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         ground_truth = self._evaluated = inputs.pop("ground_truth", None)
         with torch.no_grad(), self.compute_loss_context_manager():
-            items = self._get_num_items_in_batch([inputs], self.args.device, weight)
+            items = self.num_items([inputs], weight)
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True, num_items_in_batch=items)
         loss = loss.detach()
         if self._shares_the_loss:
@@ -205,12 +289,244 @@ class MaskClsTrainer(PublishingTrainer, CheckpointingTrainer):
         measurements = {name: values.to(loss.device) for name, values in filled_up(measurements, number).items()}
         return loss, measurements, loss.new_zeros(number)
 
+    # -- resuming --------------------------------------------------------------------------------------------------
 
-OTHERS = {
-    "compute_metrics": "evaluator=maskcls_hf.metrics.Evaluator(...) measures each image, and gives the scores",
-    "preprocess_logits_for_metrics": "logits are never gathered; evaluator=maskcls_hf.metrics.Evaluator(...) measures "
-    "them",
-}
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.train`. `resume_from_checkpoint=True` goes on from the last whole checkpoint of the output
+        folder; a path names one, which must be whole.
+
+        Raises:
+            CheckpointNotFound: there is none.
+            CorruptCheckpoint: none is whole, or what it holds is not for this training.
+            DivergenceError: the loss, a gradient or a weight became NaN or infinite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(checkpoint_to_resume(Path(str(self.args.output_dir)), self.accelerator))
+        elif resume_from_checkpoint:
+            require_whole_checkpoint(resume_from_checkpoint)
+        if self.accelerator.num_processes > 1 and self.model_wrapped is self.model:
+            # After an evaluation Accelerate takes the model for prepared, and processes would not average gradients.
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+        checkpoint = resume_from_checkpoint or None
+        # Trainer loads until it asks for the training data, and from the scheduler to its first event.
+        with CheckpointLoads(checkpoint) as self._loads:
+            self._loads.begin()
+            if checkpoint is not None:
+                self._check_states(Path(checkpoint))
+                self._load_own_states(Path(checkpoint))
+            return super().train(checkpoint, *args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        scheduler = super().create_scheduler(*args, **kwargs)
+        self._loads.begin()
+        return scheduler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """An epoch; before it the evaluation that a signal has kept out of the checkpoint.
+
+        Private, as callbacks end a training only after a step: after the last step, and where a signal stops that
+        evaluation, there is none. Trainer does not reach the sampler after a resume in several processes.
+        """
+        if self.control.should_evaluate:
+            self.evaluate()
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        set_epoch = getattr(self.sampler, "set_epoch", None)
+        if set_epoch is not None:
+            set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+        best = self.state.best_model_checkpoint
+        if self.control.should_training_stop and self.args.load_best_model_at_end and best is not None:
+            require_whole_checkpoint(best)  # which Trainer loads next
+            self._loads.begin(best)
+
+    def _check_states(self, checkpoint: Path) -> None:
+        """Trainer would begin anew where its state is missing, and fail anywhere where it is of another kind."""
+        file = checkpoint / STATE
+        if not file.is_file():
+            raise CorruptCheckpoint(f"{file} is missing.")
+        state = TrainerState.load_from_json(str(file))
+        for name in ("global_step", "train_batch_size", "total_flos"):
+            require_range(name, getattr(state, name), "[0, inf)", integer=name != "total_flos")
+        if not isinstance(state.log_history, list) or not all(isinstance(e, dict) for e in state.log_history):
+            raise TypeError("log_history must be a list, each keys and values")
+        rank = f"_{self.args.process_index}" if self.args.world_size > 1 else ""
+        file = checkpoint / f"rng_state{rank}.pth"
+        if file.is_file():
+            numbers = torch.load(file, weights_only=True)
+            random.Random().setstate(numbers["python"])
+            np.random.RandomState().set_state(numbers["numpy"])
+            torch.Generator().set_state(numbers["cpu"])
+
+    def _load_own_states(self, checkpoint: Path) -> None:
+        """Of callbacks, and the average."""
+        states = torch.load(checkpoint / CALLBACKS, weights_only=True)
+        for name, callback in self._stateful():
+            if name in states:
+                callback.load_state_dict(states[name])
+        self.load_average(checkpoint)
+
+    def load_average(self, checkpoint: Path) -> None:
+        """The averaged weights of a checkpoint, if this training has an average."""
+        if self.ema is None:
+            return
+        file = checkpoint / EMA
+        if not file.is_file():
+            raise CorruptCheckpoint(f"{file} is missing: the checkpoint is of a training without averaged weights.")
+        self.ema.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+
+    def _stateful(self) -> list[tuple[str, Any]]:
+        callbacks = self.callback_handler.callbacks
+        return [(type(c).__name__, c) for c in callbacks if hasattr(c, "state_dict") and hasattr(c, "load_state_dict")]
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint that is whole or absent, and has all that an exact resume needs.
+
+        Private, as Trainer writes file by file into the folder that a resume would take, and callbacks come after.
+        """
+        args, step = self.args, self.state.global_step
+        final = Path(self._get_output_dir(trial)) / f"checkpoint-{step}"
+        check_weights(model, step, final.parent)
+        with saving(final, self.accelerator) as folder:
+            with _set(args, output_dir=str(folder.parent), push_to_hub=False):
+                super()._save_checkpoint(model, None)  # no trial: it would add the name of its folder
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = str(final)
+            if args.should_save:
+                self._save_more(folder)
+        if args.should_save:
+            rotate(final.parent, args.save_total_limit, final, self.state.best_model_checkpoint)
+        if args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def _save_more(self, folder: Path) -> None:
+        """What Trainer does not save, or saves with the temporary name."""
+        torch.save({name: callback.state_dict() for name, callback in self._stateful()}, folder / CALLBACKS)
+        torch.save(self.args, folder / ARGUMENTS)
+        self.state.save_to_json(str(folder / STATE))
+        if self.ema is not None:
+            torch.save(self.ema.state_dict(), folder / EMA)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model, whole or not at all, with averaged weights if there are any; inside a checkpoint
+        (`_internal_call`) with its own. With `TrainingArguments(push_to_hub=True)` [`push_to_hub`] follows."""
+        folder = str(output_dir or self.args.output_dir)
+        is_direct = _internal_call or not self.args.should_save  # into a checkpoint; or it writes nothing
+        with (
+            nullcontext() if _internal_call else self.averaged_weights(),
+            own_class(self.accelerator.unwrap_model(self.model)),
+            nullcontext(folder) if is_direct else saving_model(Path(folder)) as out,
+        ):
+            super().save_model(str(out), _internal_call=True)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def save_state(self) -> None:
+        if self.is_world_process_zero():
+            with replacing(Path(str(self.args.output_dir)) / STATE) as path:
+                self.state.save_to_json(str(path))
+
+    # -- the Hub ---------------------------------------------------------------------------------------------------
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write `README.md` into the output folder, where the model is saved (`save_model`). Arguments: see
+        [`card_options`].
+
+        Raises:
+            FileNotFoundError: no model is saved there.
+        """
+        if args:
+            raise TypeError("create_model_card takes its arguments by name.")
+        if self.is_world_process_zero():
+            options = card_options(**kwargs)
+            self.save_state()
+            write_model_card(str(self.args.output_dir), options)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model and upload it with its card, and nothing else of the output folder. All processes call it.
+
+        Args:
+            blocking: wait for the end of the upload; False returns a `Future`.
+            kwargs: see [`card_options`].
+            For the others see `Trainer.push_to_hub`.
+        """
+        args = self.args
+        self.callback_handler.on_push_begin(args, self.state, self.control)
+        options = card_options(**kwargs)
+        token = args.hub_token if token is None else token
+        private = args.hub_private_repo if private is None else private
+        if self.hub_model_id is None:
+            with _set(args, hub_private_repo=private):
+                self.init_hf_repo(token=token)
+        with _set(args, push_to_hub=False):
+            self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        self.save_state()
+        self._finish_current_push()
+        upload: dict[str, Any] = {
+            "private": private,
+            "token": token,
+            "revision": revision or args.hub_revision,
+            "commit_message": commit_message or "End of training",
+        }
+        upload_now = push if blocking else partial(HfApi().run_as_future, push)
+        return upload_now(str(args.output_dir), str(self.hub_model_id), options, **upload)
+
+
+class _Follow(TrainerCallback):
+    """Averages the weights, and tells when a checkpoint is loaded."""
+
+    def __init__(self, trainer: MaskClsTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._loads.end()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.ema is not None:
+            self.trainer.ema.update(self.trainer.accelerator.unwrap_model(self.trainer.model))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self.trainer.load_average(Path(state.best_model_checkpoint))
+        self.trainer._loads.end()
+
+
+class _LogAtSaves(TrainerCallback):
+    """No mean of logged losses spans a checkpoint: a resume has only its second part."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log |= control.should_save
+
+    on_epoch_end = on_step_end
+
+
+@contextmanager
+def _set(args: TrainingArguments, **values: Any) -> Iterator[None]:
+    """Inside, arguments have these values."""
+    kept = {name: getattr(args, name) for name in values}
+    try:
+        vars(args).update(values)
+        yield
+    finally:
+        vars(args).update(kept)
+
+
+def _protected(loader: DataLoader, seed: int) -> DataLoader:
+    """A loader that leaves the random numbers of the model alone, and whose workers outlive signals to the group."""
+    return shield_workers(rng_free(loader, seed))
 
 
 def _collator_of(image_processor: Any, **options: Any) -> MaskClsCollator:
@@ -222,20 +538,14 @@ def _collator_of(image_processor: Any, **options: Any) -> MaskClsCollator:
     return MaskClsCollator(image_processor, **options)
 
 
-class _CheckStep(TrainerCallback):
-    def __init__(self, trainer: MaskClsTrainer):
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self.trainer.check_step()
-
-
 def _check_and_set(args: TrainingArguments, train_dataset: Any, evaluator: Any) -> None:
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process: start one process a GPU with `accelerate launch` or "
             "`torchrun`, or set CUDA_VISIBLE_DEVICES to one of them."
         )
+    if args.save_on_each_node:
+        raise ValueError("save_on_each_node=True: checkpoints are written to one folder that all nodes share.")
     args.remove_unused_columns = False
     args.batch_eval_metrics = evaluator is not None
     args.logging_nan_inf_filter = False  # waits for the device in each batch, and hides what check_finite reports

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -48,6 +49,13 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content: Any, **options: Any) -> None:
     """[`write_text`] of JSON with `options` of `json.dumps`, and a newline."""
     write_text(path, json.dumps(content, **options) + "\n")
+
+
+def without_nan(content: Any) -> Any:
+    """NaN as null, for JSON, which knows no NaN."""
+    if isinstance(content, dict):
+        return {key: without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
 
 
 @contextmanager

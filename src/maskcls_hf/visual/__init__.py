@@ -1,5 +1,5 @@
 """What people see: pictures of segments, and names as text."""
 
-from .drawing import Colour, draw_overlay, segment_colours
+from .drawing import Color, draw_overlay, segment_colors
 
-__all__ = ["Colour", "draw_overlay", "segment_colours"]
+__all__ = ["Color", "draw_overlay", "segment_colors"]

@@ -14,16 +14,18 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..utils.plain_text import printable
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 SMALLEST_EDGE = 640  # smaller pictures are enlarged, so that outlines do not hide small segments
 LONGEST_NAME = 60  # characters
+PALETTE = 4096  # ids that are looked up without sorting the pixels
+ROWS = 32  # of a picture that are blended at once
 FILL, TEXT, PAPER = 0.45, (40, 40, 46), (255, 255, 255)
 
 
-def distinct_colours() -> Iterator[Colour]:
-    """Endlessly many colours, no two equal, none black; neighbours in the sequence look different."""
-    seen: set[Colour] = {(0, 0, 0)}
+def distinct_colors() -> Iterator[Color]:
+    """Endlessly many colors, no two equal, none black; neighbors in the sequence look different."""
+    seen: set[Color] = {(0, 0, 0)}
     index = 0
     while True:
         hue = (0.58 + index * (math.sqrt(5) - 1) / 2) % 1  # steps of the golden ratio spread evenly over the circle
@@ -36,20 +38,29 @@ def distinct_colours() -> Iterator[Colour]:
         index += 1
 
 
-def segment_colours(segments: Sequence[dict[str, Any]], num_labels: int, one_per_class: Iterable[int]) -> list[Colour]:
-    """A colour for each segment: that of its class, the same in all images, for `one_per_class`; else its own."""
-    colours = distinct_colours()
-    of_class = [next(colours) for _ in range(num_labels)]
+def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_class: Iterable[int]) -> list[Color]:
+    """A color for each segment: that of its class, the same in all images, for `one_per_class`; else its own."""
+    colors = distinct_colors()
+    of_class = [next(colors) for _ in range(num_labels)]
     shared = set(one_per_class)
-    return [of_class[s["label_id"]] if s["label_id"] in shared else next(colours) for s in segments]
+    return [of_class[s["label_id"]] if s["label_id"] in shared else next(colors) for s in segments]
 
 
-def colour_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colours: Sequence[Colour]) -> NDArray[np.uint8]:
+def color_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colors: Sequence[Color]) -> NDArray[np.uint8]:
     """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
-    found, index = np.unique(ids, return_inverse=True)
-    of_id = {segment["id"]: colour for segment, colour in zip(segments, colours, strict=True)}
-    palette = np.array([of_id.get(number, (0, 0, 0)) for number in found.tolist()], dtype=np.uint8)
-    return palette[index.reshape(ids.shape)]
+    index, numbers = small_index(ids)
+    of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
+    palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
+    return palette[index]
+
+
+def small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
+    """A map of ids (H, W) as places in a list of numbers, which holds all of its ids."""
+    low, high = (int(bound) for bound in (ids.min(), ids.max()))
+    if high - low < PALETTE:
+        return (ids - low).astype(np.uint16), list(range(low, high + 1))
+    numbers, index = np.unique(ids, return_inverse=True)
+    return index.reshape(ids.shape), numbers.tolist()
 
 
 def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:
@@ -66,19 +77,17 @@ def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:
 
 class LegendRow(NamedTuple):
     text: str
-    colours: list[Colour]
+    colors: list[Color]
 
 
-def legend_rows(
-    segments: Sequence[dict[str, Any]], colours: Sequence[Colour], names: dict[int, str]
-) -> list[LegendRow]:
+def legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], names: dict[int, str]) -> list[LegendRow]:
     """One row a class, largest area first, with the number of its segments where there are several."""
     area: dict[int, int] = {}
-    found: dict[int, list[Colour]] = {}
-    for segment, colour in zip(segments, colours, strict=True):
+    found: dict[int, list[Color]] = {}
+    for segment, color in zip(segments, colors, strict=True):
         label = segment["label_id"]
         area[label] = area.get(label, 0) + segment["area"]
-        found.setdefault(label, []).append(colour)
+        found.setdefault(label, []).append(color)
     rows = []
     for label in sorted(found, key=lambda label: -area[label]):
         count, name = len(found[label]), shortened(names[label])
@@ -96,7 +105,7 @@ def draw_overlay(
     image: NDArray[np.uint8],
     ids: NDArray[Any],
     segments: Sequence[dict[str, Any]],
-    colours: Sequence[Colour],
+    colors: Sequence[Color],
     names: dict[int, str],
     legend: bool = True,
 ) -> Image.Image:
@@ -105,21 +114,28 @@ def draw_overlay(
     Args:
         ids: (H, W), the id of the segment at each pixel; ids that no segment has stay as they are.
         segments: records with `id`, `label_id`, `area`.
-        colours: one for each segment.
+        colors: one for each segment.
         names: label_id -> name. Segments of a class "background" are not drawn: they would veil the image.
     """
     shown = [names[segment["label_id"]].lower() != "background" for segment in segments]
-    segments, colours = list(compress(segments, shown)), list(compress(colours, shown))
+    segments, colors = list(compress(segments, shown)), list(compress(colors, shown))
     factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
     size = (ids.shape[1] * factor, ids.shape[0] * factor)
-    pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
-    ids = ids.repeat(factor, 0).repeat(factor, 1)
-    painted = colour_map(ids, segments, colours).astype(np.float32)
-    inside = np.isin(ids, [segment["id"] for segment in segments])
-    edges = outlines(ids, max(2, round(max(size) / 600))) & inside
-    alpha = np.where(edges, 1.0, FILL * inside)[..., None]
-    blended = Image.fromarray((pixels * (1 - alpha) + painted * alpha).round().astype(np.uint8))
-    return beside(blended, legend_rows(segments, colours, names)) if legend and segments else blended
+    pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))  # (H, W, 3)
+    index, numbers = small_index(ids)
+    index = index.repeat(factor, 0).repeat(factor, 1) if factor > 1 else index
+    of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
+    palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.float32)
+    opacity = np.array([FILL * (number in of_id) for number in numbers])
+    edges = outlines(index, max(2, round(max(size) / 600)))
+    for top in range(0, len(pixels), ROWS):
+        rows = slice(top, top + ROWS)
+        alpha = opacity[index[rows]]
+        alpha[edges[rows] & (alpha > 0)] = 1.0
+        mixed = pixels[rows] * (1 - alpha[..., None]) + palette[index[rows]] * alpha[..., None]
+        pixels[rows] = mixed.round()
+    blended = Image.fromarray(pixels)
+    return beside(blended, legend_rows(segments, colors, names)) if legend and segments else blended
 
 
 def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
@@ -137,15 +153,15 @@ def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
     left = picture.width + margin
     for index, row in enumerate(rows):
         top = margin + index * line
-        draw_swatch(draw, row.colours, (left, top, swatch))
+        draw_swatch(draw, row.colors, (left, top, swatch))
         draw.text((left + swatch + margin * 0.7, top + swatch / 2), row.text, fill=TEXT, font=font, anchor="lm")
     return sheet
 
 
-def draw_swatch(draw: ImageDraw.ImageDraw, colours: list[Colour], square: tuple[int, int, int]) -> None:
-    """A square (left, top, edge), in stripes where a class has several colours."""
+def draw_swatch(draw: ImageDraw.ImageDraw, colors: list[Color], square: tuple[int, int, int]) -> None:
+    """A square (left, top, edge), in stripes where a class has several colors."""
     left, top, edge = square
-    shown = colours[:4]
-    for index, colour in enumerate(shown):
+    shown = colors[:4]
+    for index, color in enumerate(shown):
         start, end = (round(edge * part / len(shown)) for part in (index, index + 1))
-        draw.rectangle((left + start, top, left + end - 1, top + edge - 1), fill=colour)
+        draw.rectangle((left + start, top, left + end - 1, top + edge - 1), fill=color)

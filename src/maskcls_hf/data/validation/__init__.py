@@ -1,7 +1,8 @@
-"""`validate_dataset`: a doctor for labels. It reads every file and says what is wrong and what to do."""
+"""`validate_dataset`: the label validator. It reads every file and says what is wrong and what to do."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,26 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import RULES, Finding, Rule
+from ..dataset import SegmentationDataset
 from ..files import require_folder, some
-from ..open_dataset import LAYOUTS, find_layout, open_dataset
-from .cityscapes_survey import CityscapesSurvey
-from .coco_survey import CocoInstancesSurvey
-from .panoptic_survey import CocoPanopticSurvey
+from ..layouts import find_layout, find_splits, layout_class
+from .building import ReportBuilder, measure
 from .report import ClassCount, Report, SplitReport
-from .rules import RULES, Finding, Rule
-from .splits import find_splits, layout_of
-from .survey import AdeSurvey, FolderSurvey, Item, Survey
-from .tally import Tally, conclude, measure
 
 __all__ = ["RULES", "ClassCount", "Finding", "Report", "Rule", "SplitReport", "validate_dataset"]
 
-SURVEYS: dict[str, type[Survey]] = {
-    "cityscapes": CityscapesSurvey,
-    "ade20k": AdeSurvey,
-    "coco_panoptic": CocoPanopticSurvey,
-    "folder": FolderSurvey,
-    "coco_instances": CocoInstancesSurvey,
-}
 MOST_WORKERS = 8
 
 
@@ -67,74 +57,67 @@ def validate_dataset(
     start = time.monotonic()
     root = Path(root)
     require_folder(root, "data set")
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
+    if layout is not None:
+        layout_class(layout)
     options = dict(options or {})
-    names: list[str | None] = [split or None for split in splits or ()]
-    if names:
-        layout = layout or layout_of(root, names, options)
-    else:
-        layout, names = find_splits(root, layout, options)
+    layout, names = find_splits(root, layout, [split or None for split in splits or ()], options)
     report = Report(str(root), layout, size=dict(size) if size else None, num_queries=num_queries)
+    builder = ReportBuilder(report, root)
     if layout is None or not names:
-        report.findings.append(Finding("unknown_layout", _looked_for(root, layout, names)))
+        builder.find(None, "unknown_layout", _looked_for(root, layout, names))
     else:
-        surveys = [SURVEYS[layout](root, name, options, size) for name in dict.fromkeys(names)]
-        _check(report, surveys, limit, workers, on_progress)
-        _try_readers(report, surveys)
+        opened = [(name, _open(builder, root, layout, name, options)) for name in names]
+        _check(builder, [(name, data) for name, data in opened if data is not None], limit, workers, on_progress)
     report.seconds = time.monotonic() - start
     return report
 
 
+def _open(
+    builder: ReportBuilder, root: Path, layout: str, split: str | None, options: dict[str, Any]
+) -> SegmentationDataset | None:
+    """The reader of a split, which reports and goes on; None, and a finding, where it refuses even so."""
+    reader: Any = layout_class(layout)
+    known = inspect.signature(reader).parameters
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    if unknown := [] if takes_all else sorted(set(options) - set(known)):
+        has = some([name for name in known if name not in ("root", "split", "cache", "report")], 20) or "none"
+        builder.find(split, "reader_refuses", f"layout {layout} has no option {some(unknown)}; it has {has}")
+    given = {name: value for name, value in options.items() if name not in unknown}
+    try:
+        return reader(root, split, report=builder.report_of(split), **given)
+    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+        builder.find(split, "reader_refuses", f"{type(error).__name__}: {error}")
+        return None
+
+
 def _check(
-    report: Report,
-    surveys: Sequence[Survey],
+    builder: ReportBuilder,
+    opened: Sequence[tuple[str | None, SegmentationDataset]],
     limit: int | None,
     workers: int | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
-    report.kind = surveys[0].kind
-    for survey in surveys:
-        report.class_names = dict(survey.classes) | report.class_names
-        report.findings += survey.findings
-        images = sum(item.image is not None for item in survey.items)
-        report.splits.append(SplitReport(survey.split, images, sum(map(survey.has_labels, survey.items))))
-    jobs = [
-        (split, survey, item)
-        for split, survey in zip(report.splits, surveys, strict=True)
-        for item in _chosen(survey.items, limit)
-    ]
-    tally = Tally(report)
+    report = builder.report
+    jobs = []
+    for split, data in opened:
+        counts = builder.add_split(split, data)
+        jobs += [(counts, data, index) for index in _chosen(len(data), limit)]
     pool = ThreadPoolExecutor(workers or min(MOST_WORKERS, os.cpu_count() or 1))
     try:
-        measured = pool.map(lambda job: measure(job[2], job[1], report.num_queries), jobs)
-        for done, (job, measurement) in enumerate(zip(jobs, measured, strict=True), start=1):
-            job[0].checked += job[2].image is not None
-            tally.add(job[0], measurement)
+        found = pool.map(lambda job: measure(job[1], job[2], builder.root, report.size, report.num_queries), jobs)
+        for done, ((counts, _, _), measurement) in enumerate(zip(jobs, found, strict=True), start=1):
+            builder.add(counts, measurement)
             if on_progress is not None:
                 on_progress(done, len(jobs))
     finally:
         pool.shutdown(cancel_futures=True)
-    conclude(tally, surveys)
+    builder.conclude([data for _, data in opened])
 
 
-def _chosen(items: list[Item], limit: int | None) -> list[Item]:
-    if limit is None or limit >= len(items):
-        return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, limit).round().astype(int)]
-
-
-def _try_readers(report: Report, surveys: Sequence[Survey]) -> None:
-    """Splits in which nothing is wrong must open: else this check and the reader disagree."""
-    wrong = {finding.split for finding in report.findings if finding.severity == "error"}
-    for survey in surveys:
-        if wrong & {survey.split, None}:
-            continue
-        try:
-            dataset = open_dataset(report.root, survey.split, report.layout, **survey.options)
-            dataset[0]
-        except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
-            report.findings.append(Finding("reader_refuses", f"{type(error).__name__}: {error}", survey.split))
+def _chosen(length: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= length:
+        return list(range(length))
+    return np.linspace(0, length - 1, limit).round().astype(int).tolist()
 
 
 def _looked_for(root: Path, layout: str | None, splits: Sequence[str | None]) -> str:

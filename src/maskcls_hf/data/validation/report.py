@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .rules import RULES, SEVERITIES, Finding
+from ..checks import RULES, Finding
 
 
 @dataclass
@@ -45,10 +46,7 @@ class SplitReport:
 
     @property
     def median_segments(self) -> float:
-        ordered, middle = sorted(self.segments), len(self.segments) // 2
-        if not ordered:
-            return 0
-        return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+        return statistics.median(self.segments or [0])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -100,13 +98,11 @@ class Report:
         return self.count("error") == 0
 
     def grouped(self) -> dict[str, list[Finding]]:
-        """Findings by kind: errors first, then in the order of `RULES`."""
+        """Findings by kind, in the order of `RULES`: errors first."""
         of_kind: dict[str, list[Finding]] = {}
         for finding in self.findings:
             of_kind.setdefault(finding.kind, []).append(finding)
-        order = list(RULES)
-        ranked = sorted(of_kind, key=lambda kind: (SEVERITIES.index(RULES[kind].severity), order.index(kind)))
-        return {kind: of_kind[kind] for kind in ranked}
+        return {kind: of_kind[kind] for kind in RULES if kind in of_kind}
 
     def class_counts(self, label: int) -> list[ClassCount]:
         """Counts of a class in each split."""
@@ -114,6 +110,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """For a JSON file."""
+        labels = set(self.class_names).union(*(split.classes for split in self.splits))
         return {
             "root": self.root,
             "layout": self.layout,
@@ -126,28 +123,11 @@ class Report:
             "num_queries": self.num_queries,
             "seconds": round(self.seconds, 2),
             "splits": [split.to_dict() for split in self.splits],
-            "classes": [self._class(label) for label in sorted(self._labels())],
-            "findings": [_as_dict(finding) for found in self.grouped().values() for finding in found],
+            "classes": [self._class(label) for label in sorted(labels)],
+            "findings": [finding.to_dict() for found in self.grouped().values() for finding in found],
         }
-
-    def _labels(self) -> set[int]:
-        return set(self.class_names).union(*(split.classes for split in self.splits))
 
     def _class(self, label: int) -> dict[str, Any]:
-        counts = {
-            split.name or "": vars(count) for split, count in zip(self.splits, self.class_counts(label), strict=True)
-        }
-        return {"label_id": label, "name": self.class_names.get(label), "splits": counts}
-
-
-def _as_dict(finding: Finding) -> dict[str, Any]:
-    rule = RULES[finding.kind]
-    return {
-        "kind": finding.kind,
-        "severity": rule.severity,
-        "title": rule.title,
-        "split": finding.split,
-        "file": finding.file,
-        "message": finding.message,
-        "advice": rule.advice,
-    }
+        counts = zip(self.splits, self.class_counts(label), strict=True)
+        of_splits = {split.name or "": vars(count) for split, count in counts}
+        return {"label_id": label, "name": self.class_names.get(label), "splits": of_splits}

@@ -1,0 +1,298 @@
+"""COCO instances: polygons and run lengths of a json, drawn on access."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pycocotools import mask as coco_mask
+from transformers.utils import logging
+
+from ...models.run_lengths import MaskRuns, rle_counts
+from ..checks import Checked, CheckedSegment, Picture, Region, ReportFault, refuse
+from ..dataset import Targets
+from ..files import shown
+from ..sample import VOID
+from .coco import CocoDataset, Packed, check_numbers
+from .coco_records import CocoContent, is_number
+
+logger = logging.get_logger(__name__)
+
+# Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
+FARTHEST = 1e5  # pixels; of a polygon's points
+LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
+PARTS = 64  # polygons that are merged at once
+MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
+
+RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
+
+
+class Instance(NamedTuple):
+    id: Any
+    label: int  # class
+    crowd: bool
+    segmentation: Any  # as in the json
+    area: float | None
+
+
+class CocoInstances(CocoDataset):
+    """Images with instances of things, of COCO's instance format.
+
+    Layouts: SPLIT/instances.json with SPLIT/images; annotations/instances_SPLIT.json (also with a year behind SPLIT),
+    annotations/SPLIT.json or SPLIT.json with SPLIT or images/SPLIT; SPLIT/_annotations.coco.json with the images
+    beside it. Masks are polygons, run lengths or compressed run lengths, drawn by pycocotools on access. Where they
+    overlap the targets are a stack of masks, else a map with the place of each instance in the json, from 1. An
+    instance whose mask has no pixel is no target, and not found.
+
+    Args:
+        root: folder of the data.
+        split: part of the names above; None where there are no splits.
+        annotations: the json, below the root, where it lies elsewhere, such as "annotations/{split}.json".
+        image_folder: of the images, below the root, where they lie elsewhere, such as "images/{split}".
+        background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabelled), or "class" (one
+            segment of stuff of class 0).
+        background_name: of that class.
+        cache, report: see [`SegmentationDataset`].
+
+    Raises:
+        FileNotFoundError: the json, the folder or an image is missing.
+        ValueError: the json is broken; or (on access) an image, polygon or mask. The message names file and id.
+    """
+
+    json_kind = "instances"
+    expects_things = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str | None = None,
+        *,
+        annotations: str | None = None,
+        image_folder: str | None = None,
+        background: Literal["negatives", "void", "class"] = "negatives",
+        background_name: str = "background",
+        cache: bool = False,
+        report: ReportFault = refuse,
+    ):
+        if background not in ("negatives", "void", "class"):
+            raise ValueError(f'background={background!r}: needs "negatives", "void" or "class".')
+        if not isinstance(background_name, str) or not background_name:
+            raise ValueError(f"background_name={background_name!r}: needs a text.")
+        content = self._open(root, split, annotations, report)
+        names, stuff = dict(content.class_names), []
+        if background == "class":
+            stuff = [min(names, default=1) - 1]
+            names[stuff[0]] = background_name
+        kind: Literal["panoptic", "instance"] = "panoptic" if background == "class" else "instance"
+        super().__init__(content, names, kind, stuff, image_folder, cache, report)
+        self._background: int | None = {"negatives": None, "void": VOID, "class": 0}[background]
+        if report is not refuse:  # a check needs whole records
+            self._records = list(content.annotations.values())
+            return
+        try:
+            self._instances = Packed([self._instance(a) for a in found] for found in content.annotations.values())
+        except RecursionError:
+            raise ValueError(
+                f"{self.json_path}: a segmentation is nested too deeply; `maskcls validate` names it."
+            ) from None
+        if _all_relative(content):
+            warning = "all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
+            logger.warning(f"{self.json_path}: {warning}")
+
+    @classmethod
+    def places(cls, root: Path, split: str | None) -> list[Path]:
+        more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
+        return [*super().places(root, split), *(root / name for name in more)]
+
+    def _instance(self, annotation: Any) -> tuple:
+        """As a plain tuple: fewer bytes."""
+        label = self.class_of_label[annotation["category_id"]]
+        crowd = bool(annotation.get("iscrowd"))
+        return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
+
+    def instances(self, index: int) -> list[Instance]:
+        """Annotations of an image, in the order of the json."""
+        return [Instance(*fields) for fields in self._instances[index]]
+
+    def annotation(self, index: int) -> str:
+        return self.record(index)
+
+    def run_lengths(self, index: int) -> list[RunLengths]:
+        """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
+        return [self._mask(index, instance) for instance in self.instances(index)]
+
+    def _mask(self, index: int, instance: Instance) -> RunLengths:
+        where = f"{self.record(index)}, annotation {shown(instance.id)}"
+        return run_lengths(instance.segmentation, self._sizes[index], where)
+
+    def read(self, index: int, size: tuple[int, int]) -> Targets:
+        self.require_size(index, size)
+        instances, masks = self.instances(index), self.run_lengths(index)
+        ids = painted(masks, self._sizes[index])
+        if ids is None:
+            stack = decoded_stack(masks, self._sizes[index], self._background is not None)
+            classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
+            if len(stack) > len(masks):
+                classes[len(masks)] = self._background
+            return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
+        classes = {0: self._background} if bool((ids == 0).any()) else {}
+        classes |= {place: i.label for place, i in enumerate(instances, start=1)}
+        return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+
+    def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        size = self.check_size(index, picture, report)
+        if picture is None and size[0] * size[1] > MOST_UNSEEN:
+            return None
+        checked = Checked(size)
+        for annotation in self._records[index]:
+            instance = Instance(*self._instance(annotation))
+            what, name = f"annotation {shown(instance.id)}", self.class_names[annotation["category_id"]]
+            try:
+                mask = MaskRuns.of_rle(run_lengths(instance.segmentation, size, what))
+            except ValueError as error:
+                report("bad_segmentation", str(error))
+                continue
+            if is_relative(instance.segmentation, size):
+                report("relative_polygon", f"{what}, {name}: all points lie in 0..1")
+            elif mask.area == 0:
+                report("empty_segment", f"{what}, {name}: no pixel")
+            else:
+                check_numbers(annotation, Region(mask.area, mask.box), what, True, report)
+                label, place = annotation["category_id"], len(checked.masks)
+                checked.segments.append(CheckedSegment(label, mask.area, instance.crowd, place))
+                checked.masks.append(mask)
+        return checked
+
+
+def _all_relative(content: CocoContent) -> bool:
+    """Whether there are polygons, and all of them lie in 0..1."""
+    of_image = zip(content.images.values(), content.annotations.values(), strict=True)
+    pairs = ((image, annotation) for image, found in of_image for annotation in found)
+    return any(content.annotations.values()) and all(
+        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+    )
+
+
+def _crowd_and_areas(instances: Iterable[tuple[int, Instance]]) -> tuple[list[int], dict[int, float]]:
+    """Of instances with their places."""
+    placed = list(instances)
+    areas = {place: float(instance.area) for place, instance in placed if instance.area is not None}
+    return [place for place, instance in placed if instance.crowd], areas
+
+
+def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:
+    """The `segmentation` of an annotation -> compressed run lengths of an image of `size` (height, width).
+
+    Raises:
+        ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
+    """
+    height, width = size
+    if isinstance(segmentation, dict):
+        return _checked_run_lengths(segmentation, size, where)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"{where} has no segmentation (a box only?), got {shown(segmentation)}.")
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
+                f"got {shown(polygon)}."
+            )
+        if not all(type(number) in (int, float) and abs(number) < FARTHEST for number in polygon):  # NaN neither
+            raise ValueError(
+                f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
+            )
+    _check_length(segmentation, size, where)
+    parts = coco_mask.frPyObjects(segmentation, height, width)
+    while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
+        parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
+    return coco_mask.merge(parts)
+
+
+def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
+    """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
+    height, width = size
+    longest, longest_of_all = max(LONGEST, height * width / 4), max(10 * LONGEST, 2 * height * width)
+    lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
+    if max(lengths) <= longest and sum(lengths) <= longest_of_all:
+        return
+    lengths = [_length(polygon) for polygon in polygons]
+    if max(lengths) > longest or sum(lengths) > longest_of_all:
+        raise ValueError(
+            f"{where}: {len(polygons)} polygons with {sum(map(len, polygons)) // 2} points have outlines of "
+            f"{sum(lengths):.0f} pixels, too much for an image of {width} x {height}."
+        )
+
+
+def _length(polygon: list[float]) -> float:
+    """Pixels on the outline."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
+    """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
+    if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
+        return False
+    return all(
+        isinstance(polygon, list) and polygon and all(is_number(number) and 0 <= number <= 1 for number in polygon)
+        for polygon in segmentation
+    )
+
+
+def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
+    own_size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
+        turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
+        raise ValueError(
+            f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width){turned}."
+        )
+    pixels = size[0] * size[1]
+    if isinstance(counts, list):
+        if not all(type(count) is int or type(count) is float and count.is_integer() for count in counts):
+            raise ValueError(f"{where}: run lengths have counts that are no whole numbers: {shown(counts)}.")
+        if min(counts, default=0) < 0 or sum(counts) != pixels:
+            negative = ", some negative" if min(counts, default=0) < 0 else ""
+            raise ValueError(
+                f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
+            )
+        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+    if not isinstance(counts, (str, bytes)):
+        raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
+    try:
+        covered = int(rle_counts(counts).sum())
+    except ValueError:
+        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.") from None
+    if covered != pixels:
+        raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
+    return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
+
+
+def painted(masks: list[RunLengths], size: tuple[int, int]) -> torch.Tensor | None:
+    """Map (H, W) int32 with the place of each mask, from 1; None where masks overlap."""
+    ids = np.zeros(size, dtype=np.int32)
+    for place, mask in enumerate(masks, start=1):
+        box, inside = MaskRuns.of_rle(mask).window()
+        part = ids[box]
+        if part[inside].any():
+            return None
+        part[inside] = place
+    return torch.from_numpy(ids)
+
+
+def decoded_stack(masks: list[RunLengths], size: tuple[int, int], with_background: bool = False) -> torch.Tensor:
+    """(M, H, W) bool. `with_background`: one more for the pixels of no mask, where there are any.
+
+    Zeros that nothing is written to take no memory of the machine: thousands of small masks of a large image fit.
+    """
+    stack, free = np.zeros((len(masks) + 1, *size), dtype=bool), np.ones(size, dtype=bool)
+    for place, mask in enumerate(masks):
+        box, inside = MaskRuns.of_rle(mask).window()
+        stack[place][box] = inside
+        free[box] &= ~inside
+    if not (with_background and free.any()):
+        return torch.from_numpy(stack[:-1])
+    stack[-1] = free
+    return torch.from_numpy(stack)

@@ -1,0 +1,37 @@
+"""Places of data and models that can be told to be wrong without looking into them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+
+def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
+    if not path.is_dir():
+        raise no_folder(path, kind, available)
+
+
+def no_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> FileNotFoundError:
+    hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
+    return FileNotFoundError(f"No {kind} folder {path}.{hint}")
+
+
+def require_model_place(name: str | os.PathLike) -> None:
+    """ValueError for what is neither a folder nor a possible name on the Hub."""
+    text = os.fspath(name)
+    if os.path.isdir(text):
+        return
+    if os.path.exists(text):
+        raise ValueError(f"{text} is a file: give the folder of a saved model, or a name on the Hub.")
+    try:
+        validate_repo_id(text)
+        is_path = not isinstance(name, str) or text.startswith((".", "~")) or os.path.isabs(text)
+    except HFValidationError:
+        is_path = True
+    if is_path:
+        raise ValueError(
+            f"{text} is neither the folder of a saved model nor a model on the Hub (there is no such folder)."
+        )
