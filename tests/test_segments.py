@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
@@ -42,6 +42,7 @@ def forms(index_map: np.ndarray) -> dict[str, Segments]:
 
 
 class TestForms:
+    @settings(deadline=None)  # machines can be busy
     @given(maps)
     def test_all_say_the_same(self, index_map):
         codes = forms(index_map)["run lengths"].masks
