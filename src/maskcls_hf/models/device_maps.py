@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 CHUNK_BYTES = 2**28  # of one temporary
 STRIDE = 4  # cells along a block in which chunks bound the scores of classes
 PIXELS = 256  # of the target, of one program
-SCORED = 128  # pixels of a block, of one program
+SCORED = 64  # pixels of a block, of one program
 FRACTION = 2**24  # of a sum of probabilities, which is added up in integers: their order does not matter
 
 # What is compared: values, their sigmoids times weights, whether they are at least a threshold, or sums over queries
@@ -256,13 +256,13 @@ def _greatest_by_kernels(
         if compare == PRODUCT:
             maps = logits.new_empty(count, valid_rows, valid_columns)  # written where a candidate is
             mask_probs = logits.new_empty(blocks, len(logits), 256)
-            _upsample[(blocks, -(-len(logits) // 16))](
+            _upsample[(blocks, -(-len(logits) // 8))](
                 logits, counts, mask_probs, len(logits), rows, columns, across, rows / padded_rows,
                 columns / padded_columns, enable_fp_fusion=True,
             )  # fmt: skip
             _score[(blocks, 256 // SCORED)](
                 weights, mask_probs, candidates, counts, maps, len(logits), count, valid_rows, valid_columns, across,
-                weights.stride(0), SCORED=SCORED, enable_fp_fusion=True,
+                weights.stride(0), SCORED=SCORED, num_stages=2, enable_fp_fusion=True,
             )  # fmt: skip
             del mask_probs
         else:
@@ -395,7 +395,7 @@ if triton is not None:
     def _upsample(
         logits, counts, probs, queries, rows, columns, across, row_scale, column_scale,
     ):  # fmt: skip
-        """Mask probabilities (blocks, N, 256) at the padded size, of 16 queries in one block. Where only one class can
+        """Mask probabilities (blocks, N, 256) at the padded size, of 8 queries in one block. Where only one class can
         win nobody looks at them."""
         block, blocks = tl.program_id(0), tl.num_programs(0)
         if tl.load(counts + blocks + block) > 1:
@@ -403,7 +403,7 @@ if triton is not None:
             row, column = block // across * 16 + pixel // 16, block % across * 16 + pixel % 16
             top, bottom, below = _neighbors(row, row_scale, 0, rows - 1, rows - 1)
             left, right, beside = _neighbors(column, column_scale, 0, columns - 1, columns - 1)
-            query = tl.program_id(1) * 16 + tl.arange(0, 16)[:, None]
+            query = tl.program_id(1) * 8 + tl.arange(0, 8)[:, None]
             maps = logits + tl.minimum(query, queries - 1).to(tl.int64) * rows * columns
             values = tl.sigmoid(_bilinear(maps, top * columns, bottom * columns, below, left, right, beside))
             tl.store(probs + (block.to(tl.int64) * queries + query) * 256 + pixel, values, mask=query < queries)
@@ -442,7 +442,7 @@ if triton is not None:
         scores += row * valid_columns + column
         score_stride = valid_rows * valid_columns
         if number > 1:
-            for first in range(0, number, 64):
+            for first in range(0, number, 32):
                 if number - first <= 16:
                     _score_some(
                         class_probs, mask_probs, candidates, first, number, scores, score_stride, exists, queries,
@@ -451,7 +451,7 @@ if triton is not None:
                 else:
                     _score_some(
                         class_probs, mask_probs, candidates, first, number, scores, score_stride, exists, queries,
-                        probs_stride, CLASSES=64, SCORED=SCORED,
+                        probs_stride, CLASSES=32, SCORED=SCORED,
                     )  # fmt: skip
 
     @kernel
@@ -470,7 +470,10 @@ if triton is not None:
         exists = pixel < block_height * block_width
         row = first_row + pixel // tl.maximum(block_width, 1)
         column = first_column + pixel % tl.maximum(block_width, 1)
-        last_row, last_column = tl.minimum(block_row * 16 + 15, rows - 1), tl.minimum(block_column * 16 + 15, columns - 1)
+        last_row, last_column = (
+            tl.minimum(block_row * 16 + 15, rows - 1),
+            tl.minimum(block_column * 16 + 15, columns - 1),
+        )
         top, bottom, below = _neighbors(row, row_scale, block_row * 16, last_row, rows - 1)
         left, right, beside = _neighbors(column, column_scale, block_column * 16, last_column, columns - 1)
         top, bottom = top * row_stride, bottom * row_stride
