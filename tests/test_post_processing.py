@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -34,7 +38,7 @@ from maskcls_hf.models.tiled_maps import TiledMaps
 
 IMAGES = [("batch", 0), ("batch", 1), ("batch", 2), ("nopad_up", 0), ("pad_up", 0), ("nothing", 0)]
 THRESHOLDS = ["0.8_0.8", "0.7_0.8", "0_0", "0.5_0.6"]
-WAYS = ["plain", "tiles of 32", "tiles of 5", "tiles of 2", "tiles of 1", "device", "device in chunks"]
+WAYS = ["plain", "tiles of 16", "tiles of 5", "tiles of 2", "tiles of 1", "device", "device in chunks"]
 PAIR_FUNCTIONS = [semantic_map, panoptic_segments, instance_segments]
 
 
@@ -150,6 +154,15 @@ def test_per_pixel_is_upsample_crop_resize_argmax():
             torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
             assert torch.equal(result, expected.argmax(0))
             assert torch.equal(per_pixel_map(logits, **sizes), result)
+
+
+def test_kernels_equal_the_plain_order():
+    """In Triton's interpreter; on a GPU test_gpu.py runs them."""
+    pytest.importorskip("triton")
+    script = Path(__file__).parent / "interpreted_kernels.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------ transformers' processor, where it means the same
@@ -476,8 +489,7 @@ def test_temporaries_do_not_grow_with_the_map(function):
         if function is instance_segments:
             results = 20 * target * target  # bool
         temporaries.append(memory.peak - results)
-    largest_tile = 4 * 20 * tiled_maps.LARGEST_TILE**2  # float32
-    assert max(temporaries) < 8 * largest_tile
+    assert max(temporaries) < 42e6  # bytes, by far less than one map of all queries
 
 
 # ------------------------------------------------------------------ errors

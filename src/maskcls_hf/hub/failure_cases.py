@@ -22,13 +22,11 @@ from .card_options import Picture
 from .case_pictures import (
     CASE,
     MAPS,
-    Segmented,
     draw_case,
     draw_maps,
     pixels_of,
     true_classes,
     true_segments,
-    with_areas,
 )
 from .scores import METRICS
 
@@ -107,7 +105,7 @@ def failure_cases(
     for value, index in sorted(pair for pair in scored if not math.isnan(pair[0]))[:number]:
         sample, truth, found = looked_at(index)
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
-        predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
+        predicted = Segments.from_output(found)
         one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
         picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)

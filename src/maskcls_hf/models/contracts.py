@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class PixelFeatures:
     """Output of every pixel decoder (paper Section 3.2, pixel-level module).
 
-    The per-pixel embeddings are made when they are needed: predicting does without them, see `mask_logits`.
+    The per-pixel embeddings are made when they are first needed.
     """
 
     context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
@@ -55,31 +55,9 @@ class PixelFeatures:
         return self.per_pixel_embeddings
 
     def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
-        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled.
-
-        Both the projection and the dot product are linear. Where no gradient is needed they become one convolution with
-        N kernels an image, which is less work as long as N is not above C_E. Who needs the masks of several layers
-        calls `project` first.
-        """
-        projection = self.mask_projection
-        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if (
-            is_eager
-            and projection is not None
-            and self.per_pixel_embeddings is None
-            and is_bare(projection, mask_embeddings.shape[1])
-        ):
-            kernels = torch.einsum("bne,ecyx->bncyx", mask_embeddings, projection.weight)
-            biases = torch.einsum("bne,e->bn", mask_embeddings, projection.bias)
-
-            def dot(finest: Tensor) -> Tensor:
-                images = zip(finest.split(1), kernels, biases, strict=True)
-                return torch.cat([F.conv2d(image, k, b, padding=projection.padding) for image, k, b in images])
-
-            return self._upsampled(self._inside(dot))
-        return self._upsampled(torch.einsum("bne,behw->bnhw", mask_embeddings, self.project()))
-
-    def _upsampled(self, logits: Tensor) -> Tensor:
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled."""
+        embeddings = self.project()  # (B, C_E, h, w)
+        logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
         if self.upsampling > 1:
             logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)
         return logits.contiguous()
@@ -90,17 +68,6 @@ class PixelFeatures:
         if region is None:
             return projection(finest)
         return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
-
-
-def is_bare(projection: nn.Module | None, queries: int) -> bool:
-    """Whether a projection is no more than its weights (no adapter, no hooks, not offloaded), and N <= C_E."""
-    return (
-        type(projection) is nn.Conv2d
-        and queries <= projection.out_channels
-        and not projection.weight.is_meta
-        and "forward" not in vars(projection)
-        and not (projection._forward_hooks or projection._forward_pre_hooks)
-    )
 
 
 class SegmentLogits(NamedTuple):

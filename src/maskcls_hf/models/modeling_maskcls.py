@@ -79,9 +79,6 @@ class MaskClsModelOutput(ModelOutput):
 class MaskClsForUniversalSegmentationOutput(ModelOutput):
     """Output of `MaskClsForUniversalSegmentation`: what `MaskClsModelOutput` has, and the fields below.
 
-    Where gradients are off, `pixel_decoder_last_hidden_state` is there only if `output_hidden_states` or
-    `output_attentions`: predicting does without per-pixel embeddings.
-
     Args:
         loss: weighted sum over all layers (Eq. 1), if labels were given.
         class_queries_logits: (B, N, K + 1), "no object" last.
@@ -338,10 +335,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         features: PixelFeatures,
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
-        with_embeddings: bool = True,
     ) -> MaskClsModelOutput:
-        """`with_embeddings=False`: without per-pixel embeddings, unless they were made already."""
-        embeddings = features.project() if with_embeddings else features.per_pixel_embeddings
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -357,7 +351,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             fields["cross_attentions"] = tuple(decoded.cross_attentions)
         return MaskClsModelOutput(
             encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=embeddings,
+            pixel_decoder_last_hidden_state=features.project(),
             **fields,
         )
 
@@ -467,17 +461,10 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
-        all_layers: bool = False,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
-
-        Args:
-            all_layers: masks of all layers will be made, so that the per-pixel embeddings are worth making.
-        """
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
-        if all_layers:
-            features.project()
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
 
 
@@ -543,12 +530,9 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
             return self.segmentation_module(segment_embeddings, features)
 
-        feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, predict, all_layers
-        )
+        feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions, predict)
         layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
-        looks_inside = bool(want_hidden or decoded.attentions)
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:
             fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
@@ -664,9 +648,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:
-            feature_maps, features, decoded = self.model.embed(
-                pixel_values, pixel_mask, output_attentions, all_layers=all_layers
-            )
+            feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             layers = [
                 features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
             ]
@@ -674,7 +656,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             decoded = None
             feature_maps, features = self.model.encode(pixel_values, pixel_mask)
             layers = [self.classifier(features.project()).contiguous()]
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(
             loss=None if terms is None else torch.stack(list(terms.values())).sum(),

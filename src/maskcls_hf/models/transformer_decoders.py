@@ -61,11 +61,12 @@ class StandardTransformerDecoder(nn.Module):
         output = DecoderOutput([], [], [])
         for layer in self.layers:
             segments, attentions = layer(segments, queries, key_mask, context, placed_context, output_attentions)
-            output.segment_embeddings.append(self.norm(segments))
+            output.segment_embeddings.append(segments)
             if output_attentions:
                 output.attentions.append(attentions[0])
                 output.cross_attentions.append(attentions[1])
-        return output
+        normed = self.norm(torch.stack(output.segment_embeddings)).unbind()  # (B, N, C) each
+        return output._replace(segment_embeddings=[*normed])
 
 
 TRANSFORMER_DECODERS.register("standard", StandardTransformerDecoder)
