@@ -70,8 +70,8 @@ MUTATIONS = {
     "void in the loss": Mutation("return (pixel_mask != 0) & (void_mask == 0)", "return pixel_mask != 0", (LOSSES,)),
     # Boxes are relative to the image without its padding.
     "boxes without padding": Mutation(
-        "if sizes is None:\n            sizes = torch.tensor([self.masks.shape[-2:]])",
-        "if True:\n            sizes = torch.tensor([self.masks.shape[-2:]])",
+        'if sizes is None:\n            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")',
+        'if True:\n            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")',
         (LOSSES,),
     ),
     # Attention does not see the padding.
