@@ -82,8 +82,8 @@ MUTATIONS = {
     ),
     # Targets of matching are those of the first pixel of each cell.
     "nearest rule of matching": Mutation(
-        "torch.arange(int(at_centers), 2 * target, 2, device=device)",
-        "torch.arange(1, 2 * target, 2, device=device)",
+        "torch.arange(int(at_centers), 2 * out_size, 2, device=device)",
+        "torch.arange(1, 2 * out_size, 2, device=device)",
         (LOSSES,),
     ),
     # align_corners of the upsampling in the loss.
@@ -126,7 +126,7 @@ MUTATIONS = {
     ),
     # Half-pixel centers of the upsampling of maps.
     "bilinear rule of maps": Mutation(
-        "(centres * (size / out_size) - 0.5).clamp", "((centres - 0.5) * (size / out_size)).clamp", (MAPS,)
+        "((positions + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
     ),
     # What is padding is cropped before the resize to the target.
     "crop of padding": Mutation(

@@ -36,6 +36,7 @@ from .matching import (
     to_device,
 )
 from .options import as_labels, integers
+from .resampling import bilinear_matrix
 from .transformer_decoders import PixelLogits, SegmentLogits, layer_suffix
 
 # Pixels of a mask at a time on a CPU: a small tile depends on few cells, which keeps the matrices small.
@@ -417,8 +418,7 @@ class _Strip(NamedTuple):
 
 def _strips(pixels: int, of_strip: int, cells: int, like: Tensor, dtype: torch.dtype) -> list[_Strip]:
     """Bilinear interpolation along one axis, edges as in `align_corners=False`, in strips of `of_strip` pixels."""
-    basis = torch.eye(cells, dtype=dtype, device=like.device)[None]
-    matrix = F.interpolate(basis, size=pixels, mode="linear", align_corners=False)[0].T
+    matrix = bilinear_matrix(cells, pixels, dtype, like.device)
     strips = []
     for start in range(0, pixels, of_strip):
         inside = slice(start, min(start + of_strip, pixels))

@@ -254,10 +254,6 @@ class Segments:
             self.mask_runs[place].paint(index_map, place)
         return replace(self, masks=index_map, void=None)
 
-    def without_absent(self) -> Segments:
-        """The segments that have a pixel: scores would miss those outside of a crop."""
-        return self.select(self.visible)
-
     @property
     def pixels(self) -> Tensor:
         """What transforms of pixels need: the index map (1, H, W), or where segments overlap a stack of their masks
