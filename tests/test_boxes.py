@@ -7,7 +7,6 @@ from torchvision import ops
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.matching import (
     PaddedTargets,
     box_distances,
@@ -18,6 +17,7 @@ from maskcls_hf.models.matching import (
     to_centers,
     to_corners,
 )
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from test_losses import as_map
 from tiny import maskcls_config, pixel_mask, segments
 

@@ -9,9 +9,9 @@ from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
 from maskcls_hf.models import matching
-from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.models.losses import count_items, per_pixel_loss
 from maskcls_hf.models.matching import Assignment, PaddedTargets, Predictions, masks_of_map, prepare_targets
+from maskcls_hf.models.transformer_decoders import PixelLogits, SegmentLogits
 from tiny import MAX_DEEPLAB, maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}

@@ -11,7 +11,6 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from conftest import needs_shared
 from maskcls_hf.models.configuration_maskcls import MATCHERS
-from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.matching import (
     Assignment,
     BipartiteMatcher,
@@ -21,6 +20,7 @@ from maskcls_hf.models.matching import (
     masks_of_map,
     prepare_targets,
 )
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from tiny import maskcls_config, segments
 
 BY_COST = ["bipartite", "box", "pq"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.contracts import ValidRegion
+from ..models.layers import ValidRegion
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentationOutput
 
 NOTHING = -1e3  # class logit of a probability that is exactly 0 in float32

@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput
 
-from .contracts import ValidRegion
-from .layers import masked_group_norm
+from .layers import ValidRegion, masked_group_norm
 
 
 def build_backbone(config: PreTrainedConfig) -> Any:

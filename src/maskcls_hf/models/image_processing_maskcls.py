@@ -22,8 +22,7 @@ from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
-from .label_tensors import naming
-from .options import checked_label_ids, plain, require_range, unused, warn_about_unused
+from .options import checked_label_ids, naming, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size
 from .segments import LabelRules, Segments, read_segments

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from .label_tensors import array_as_tensor, integers, label_tensor, naming
+from .options import array_as_tensor, integers, label_tensor, naming
 
 try:
     import pyarrow

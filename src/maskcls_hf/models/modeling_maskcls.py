@@ -37,14 +37,13 @@ from .configuration_maskcls import (
     check_several_classes,
     checked_classes,
 )
-from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
 from .custom_parts import copy_custom_parts, load_custom_parts
-from .label_tensors import as_labels
-from .layers import MLP, QueryTable, XavierLinear, all_rows
+from .layers import MLP, QueryTable, ValidRegion, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
+from .options import as_labels
 from .per_pixel_networks import build_per_pixel_network
-from .pixel_decoders import PIXEL_DECODERS
-from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
+from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
+from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput, PixelLogits, SegmentLogits, layer_suffix
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Sizes of a batch, and the resizing and padding that images and labels share. Sizes are (height, width)."""
+"""Sizes of a batch, and the resampling and padding that images, labels and logits share. Sizes are (height, width)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
@@ -55,16 +56,37 @@ def _multiple(length: int, divisor: int) -> int:
     return math.ceil(length / divisor) * divisor
 
 
+# ---- the three rules: nearest by floor, nearest at centers, bilinear ----
+
+
+def nearest_indices(source: int, target: int, device: torch.device, at_centers: bool = False) -> Tensor:
+    """Which of `source` pixels of an axis each of `target` pixels gets, (target,) int64.
+
+    Args:
+        at_centers: the pixel under its center, as torch's "nearest-exact"; else by floor, the one under its first edge,
+            as "nearest", with which the paper's code brings masks to the size of the logits.
+    """
+    return torch.arange(int(at_centers), 2 * target, 2, device=device) * source // (2 * target)  # in half pixels
+
+
 def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., H, W) -> (..., *size): the value under each pixel's centre, exact for every dtype."""
+    """(..., H, W) -> (..., *size): the value under each pixel's center, exact for every dtype."""
     if labels.shape[-2:] == tuple(size):
         return labels
     rows, columns = (
-        torch.arange(1, 2 * length, 2, device=labels.device) * source // (2 * length)  # centres, in half pixels
+        nearest_indices(source, length, labels.device, at_centers=True)
         for length, source in zip(size, labels.shape[-2:], strict=True)
     )
     # along rows torch.gather takes a sixth of the time of index_select
     return labels.index_select(-2, rows).gather(-1, columns.expand(*labels.shape[:-2], size[0], -1))
+
+
+def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size), bilinear with half-pixel centers."""
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+# ---- padding ----
 
 
 def pad(pixels: Tensor, padded_size: tuple[int, int], fill: int = 0) -> Tensor:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .image_reading import read_label_map, read_mask_stack
-from .label_tensors import naming, read_label_values
-from .options import plain
+from .options import naming, plain, read_label_values
 from .resampling import pad, padding, resize_nearest
 from .run_lengths import MaskRuns, Runs, as_array, places_in
 
