@@ -1,4 +1,4 @@
-"""Time of the metrics beside panopticapi, torchmetrics and evaluate, in one run on one core, as a Markdown table:
+"""Time of the metrics beside panopticapi, torchmetrics, evaluate, pycocotools and hotcoco, in one run on one core:
 
     python benchmarks/metrics.py --panopticapi FOLDER --mean-iou FOLDER
 
@@ -27,21 +27,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pycocotools.coco
 import torch
 from examples import blobs
 from measuring import Contenders, medians, processor_name
 from PIL import Image
+from pycocotools import mask as coco_mask
+from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
-from torchvision import tv_tensors
 
 from maskcls_hf.data.files import read_colored_ids
-from maskcls_hf.data.sample import VOID
-from maskcls_hf.metrics import GroundTruth, MeanIoU, PanopticQuality
+from maskcls_hf.metrics import VOID, MaskAP, MeanIoU, PanopticQuality, Segments
 
 # Name, size, segments an image, images; the segments are those of COCO panoptic (mean 11) and of crowded street scenes.
 SIZES = [("640 x 480", (480, 640), 12, 8), ("1920 x 1080", (1080, 1920), 40, 2)]
 CLASSES = 100
-NO_IMAGE = tv_tensors.Image(torch.empty(3, 0, 0))
 
 
 def example(shape: tuple[int, int], number: int, rng: np.random.Generator) -> SimpleNamespace:
@@ -71,23 +71,16 @@ def example(shape: tuple[int, int], number: int, rng: np.random.Generator) -> Si
     return result
 
 
-def truth_of(ids: torch.Tensor, infos: list[dict[str, Any]]) -> GroundTruth:
-    return GroundTruth.from_sample(
-        {
-            "image": NO_IMAGE,
-            "segmentation_map": tv_tensors.Mask(ids[None]),
-            "instance_id_to_semantic_id": {info["id"]: info["category_id"] for info in infos} | {0: VOID},
-            "crowd_ids": [],
-            "name": "",
-        }
-    )
+def truth_of(ids: torch.Tensor, infos: list[dict[str, Any]]) -> Segments:
+    return Segments.from_ids(ids, {info["id"]: info["category_id"] for info in infos} | {0: VOID})
 
 
 def our_quality(examples: list[SimpleNamespace], read: Callable[[int, str], torch.Tensor]) -> float:
     metric = PanopticQuality({k: str(k) for k in range(CLASSES)})
     for number, one in enumerate(examples):
         infos = [{"id": info["id"], "label_id": info["category_id"]} for info in one.found_infos]
-        metric.update(read(number, "found"), infos, truth_of(read(number, "true"), one.true_infos))
+        found = Segments.from_output({"segmentation": read(number, "found"), "segments_info": infos})
+        metric.update(found, truth_of(read(number, "true"), one.true_infos))
     return metric.compute()["pq"]
 
 
@@ -186,6 +179,64 @@ def iou_contenders(module: Any, examples: list[SimpleNamespace]) -> list[tuple[s
     return [] if module is None else [("mIoU", {"evaluate": evaluates, "maskcls_hf": ours})]
 
 
+def precision_contenders(examples: list[SimpleNamespace]) -> list[tuple[str, Contenders]]:
+    """Mask AP, from a map of ids as the truth and a binary mask (H, W) of each predicted instance."""
+    rng = np.random.default_rng(1)
+    for one in examples:
+        ids = [info["id"] for info in one.found_infos]
+        one.masks = np.stack([one.found_ids == i for i in ids])
+        one.labels = [info["category_id"] for info in one.found_infos]
+        one.scores = rng.random(len(ids)).tolist()
+
+    def ours() -> float:
+        metric = MaskAP({k: str(k) for k in range(CLASSES)})
+        for one in examples:
+            found = Segments(one.labels, one.masks, scores=torch.tensor(one.scores, dtype=torch.float64))
+            metric.update(found, truth_of(torch.from_numpy(one.true_ids).int(), one.true_infos))
+        return metric.compute()["ap"]
+
+    def of_coco(module: Any) -> float:
+        """With the classes of pycocotools, or those of the same names."""
+        encode = coco_mask.encode
+        images, annotations, results = [], [], []
+        for number, one in enumerate(examples, start=1):
+            height, width = one.true_ids.shape
+            images.append({"id": number, "height": height, "width": width})
+            for info in one.true_infos:
+                code = encode(np.asfortranarray(one.true_ids == info["id"], dtype=np.uint8))
+                of_truth = {"id": len(annotations) + 1, "area": info["area"], "bbox": [0, 0, width, height]}
+                annotations.append(_record(number, info["category_id"], code) | of_truth | {"iscrowd": 0})
+            for mask, label, score in zip(one.masks, one.labels, one.scores, strict=True):
+                code = encode(np.asfortranarray(mask, dtype=np.uint8))
+                results.append(_record(number, label, code) | {"score": score})
+        with contextlib.redirect_stdout(io.StringIO()):
+            categories = [{"id": k, "name": str(k)} for k in range(CLASSES)]
+            content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+            if module is pycocotools.coco:
+                truth = module.COCO()
+                truth.dataset = content
+                truth.createIndex()
+                evaluation = COCOeval(truth, truth.loadRes(results), "segm")
+            else:
+                truth = module.COCO(content)
+                evaluation = module.COCOeval(truth, truth.load_res(results), "segm")
+            for step in ("evaluate", "accumulate", "summarize"):
+                getattr(evaluation, step)()
+        return float(evaluation.stats[0])
+
+    groups = [("mask AP", {"pycocotools": lambda: of_coco(pycocotools.coco), "maskcls_hf": ours})]
+    with contextlib.suppress(ImportError):
+        import hotcoco
+
+        groups.append(("mask AP", {"hotcoco": lambda: of_coco(hotcoco), "maskcls_hf": ours}))
+    return groups
+
+
+def _record(image: int, label: int, code: dict[str, Any]) -> dict[str, Any]:
+    code = {"size": [int(n) for n in code["size"]], "counts": code["counts"].decode("ascii")}
+    return {"image_id": image, "category_id": int(label), "segmentation": code}
+
+
 def load_panopticapi(folder: Path | None) -> Any:
     if folder is not None:
         sys.path.append(str(folder))
@@ -225,6 +276,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             write_files(examples, Path(folder))
             groups = quality_contenders(evaluation, examples, Path(folder)) + iou_contenders(module, examples)
+            groups += precision_contenders(examples)
             for score, contenders in groups:
                 first, second = (call() for call in contenders.values())
                 if abs(first - second) > 1e-6:

@@ -12,6 +12,7 @@ import argparse
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from transformers.utils import logging
 from maskcls_hf.inference.predictor import Predictor, Result
 
 ROOT = HERE.parent
-SHARED = ROOT.parent / "shared"
-MODELS = {
+SHARED = next((folder for folder in (ROOT.parent / "shared", ROOT / "shared") if folder.is_dir()), ROOT / "shared")
+PLACES = {
     "nuclei, tiny": (
         ROOT / "model_cards/maskcls-nuclei-tiny",
         [SHARED / "data/dsb2018_nuclei/val/images", ROOT / "model_cards/maskcls-nuclei-tiny"],
@@ -37,6 +38,11 @@ MODELS = {
         SHARED / "models/facades_lite0_2h",
         [SHARED / "data/building_facades/val/images"],
     ),
+}
+MODELS = {
+    name: places
+    for name, places in PLACES.items()
+    if places[0].is_dir() and ("EfficientNet" not in name or find_spec("timm") is not None)
 }
 
 
@@ -114,8 +120,6 @@ def main() -> None:
     for heading in ("network", "times", "image to map", "times", "semantic", "panoptic"):
         table.add_column(heading, justify="right")
     for name, (folder, sources) in MODELS.items():
-        if not folder.is_dir():
-            continue
         images = photographs(sources, arguments.images)
         reference: dict[str, Any] = {}
         for way in ways(arguments.compile):

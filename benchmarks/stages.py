@@ -253,11 +253,13 @@ def preprocessing_stages() -> Iterator[Stage]:
         semantic = rng.permutation(150)[:16][places].astype(np.uint8)
         theirs, ours = processors()
         for device in dict.fromkeys(["cpu", DEVICE]):
-
-            def run(processor: Any, image: Any = image, semantic: Any = semantic, device: str | None = device) -> Any:
-                return processor(image, semantic, return_tensors="pt", device=None if device == "cpu" else device)
-
-            contenders = {"transformers": lambda p=theirs, r=run: r(p), "maskcls_hf": lambda p=ours, r=run: r(p)}
+            options = {} if device == "cpu" else {"device": device}
+            calls = [
+                partial(processor, image, semantic, return_tensors="pt", **options) for processor in (theirs, ours)
+            ]
+            if options:  # on a GPU theirs looks for the map by the shape of the image, and finds none
+                calls[0] = partial(calls[0], disable_grouping=True)
+            contenders = dict(zip(("transformers", "maskcls_hf"), calls, strict=True))
             where = "" if device == "cpu" else ", on the GPU"
             stage = f"preprocessing, image and segmentation map, {name}{where}"
             yield Stage(stage, contenders, 3, ratio_on_gpu=3, device=device)

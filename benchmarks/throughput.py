@@ -95,7 +95,7 @@ def seconds_of_stages(segmenter: Segmenter, paths: list[Path]) -> dict[str, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000, help="(default: %(default)s)")
-    parser.add_argument("--model", choices=[*MODELS], help="(default: the last whose folder is there)")
+    parser.add_argument("--model", choices=[*MODELS], default=[*MODELS][-1], help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, help="(default: that of the command)")
     parser.add_argument("--dtype", default="auto", help="of the predictor (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="of torch (default: as many as torch takes by itself)")
@@ -105,7 +105,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     logging.disable_progress_bar()
-    model = arguments.model or next(name for name in reversed(MODELS) if MODELS[name][0].is_dir())
+    model = arguments.model
     folder, sources = MODELS[model]
     options = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
     segmenter = Segmenter(str(folder), "panoptic", DEVICE, options={"threshold": 0.5}, **options)

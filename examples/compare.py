@@ -16,8 +16,8 @@ import torch
 
 from maskcls_hf.data import SegmentationDataset
 from maskcls_hf.hub.saved_model import SavedModel
-from maskcls_hf.hub.scores import write_json
 from maskcls_hf.metrics import Bootstrap
+from maskcls_hf.utils.writing import write_json
 from studies import (
     REPLICATES,
     Measurements,

@@ -35,13 +35,18 @@ from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import from_per_pixel
 from maskcls_hf.data.sample import void_id_of
 from maskcls_hf.hub.saved_model import count_parameters
-from maskcls_hf.hub.scores import write_json
 from maskcls_hf.models.configuration_maskcls import as_backbone_config
 from maskcls_hf.models.modeling_maskcls import image_sizes
 from maskcls_hf.models.post_processing import per_pixel_map
-from maskcls_hf.training import Recipe, build_trainer, prepare, training_arguments
-from maskcls_hf.training.build import build_image_processor
-from maskcls_hf.training.checkpoints import list_checkpoints
+from maskcls_hf.training import (
+    Recipe,
+    build_image_processor,
+    build_trainer,
+    list_checkpoints,
+    prepare,
+    training_arguments,
+)
+from maskcls_hf.utils.writing import write_json
 from studies import (
     Method,
     Scores,

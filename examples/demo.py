@@ -20,7 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation
 
 import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
 from maskcls_hf.cli.coco import CocoRecords, coco_content, map_image
-from maskcls_hf.cli.segmenter import SegmentedImage
+from maskcls_hf.metrics import Segments
 from maskcls_hf.visual.drawing import Color, draw_overlay, segment_colors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,10 +47,10 @@ def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     )[0]
 
     names, stuff = model.config.id2label, image_processor.label_ids_to_fuse or []
-    result = SegmentedImage(found["segmentation"].numpy(), found["segments_info"])
-    colors = segment_colors(result.segments, len(names), stuff)
+    result = Segments.from_output(found)
+    colors = segment_colors(result.records, len(names), stuff)
     out.mkdir(exist_ok=True)
-    draw_overlay(photograph, result.ids, result.segments, colors, names).save(out / "overlay.png")
+    draw_overlay(photograph, result.index_map.numpy(), result.records, colors, names).save(out / "overlay.png")
     map_image(result, "panoptic", colors, len(names)).save(out / "map.png")
     records = CocoRecords("panoptic", names, stuff)
     record = records.of("map.png", result, colors)

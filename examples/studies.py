@@ -24,11 +24,11 @@ from rich.progress import track
 from torch import Tensor
 
 from maskcls_hf.data import SegmentationDataset, open_dataset
+from maskcls_hf.data.sample import segments_of
 from maskcls_hf.hub.speed import describe_device
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import Bootstrap, GroundTruth, MeanIoU, PanopticQuality
-from maskcls_hf.training import Recipe, load_recipe
-from maskcls_hf.training.build import build_config
+from maskcls_hf.metrics import Bootstrap, MeanIoU, PanopticQuality, Segments
+from maskcls_hf.training import Recipe, build_model, load_recipe
 
 SCORES = {"mean_iou": "mIoU", "pq": "PQ_st"}  # what the metrics call them, and the paper
 REPLICATES = 2000
@@ -105,7 +105,8 @@ def begin(parser: argparse.ArgumentParser, methods: Iterable[Method], argv: list
 
 def check_method(study: Study, method: Method) -> None:
     try:
-        build_config(study.load_recipe(*method.changes), study.data.id2label)
+        with torch.device("meta"):
+            build_model(study.load_recipe(*method.changes), study.data.id2label, pretrained=False)
     except ValueError as error:
         raise ValueError(f"{error} (method {method.folder}; --only leaves it out)") from error
 
@@ -166,7 +167,7 @@ def train_all(runs: Mapping[Path, Method], arguments: argparse.Namespace) -> Ite
 def new_metrics(data: SegmentationDataset) -> dict[str, Any]:
     """mIoU, and PQ with every class as stuff (PQ_st, paper Section 4.1), which counts segments of all sizes alike."""
     return {
-        "mean_iou": MeanIoU(data.id2label, data.void_id),
+        "mean_iou": MeanIoU(data.id2label, void_id=data.void_id),
         "pq": PanopticQuality(data.id2label, list(data.id2label)),
     }
 
@@ -189,12 +190,11 @@ def measure(file: Path, data: SegmentationDataset, class_map: Callable[[Tensor],
     rows: dict[str, list[Tensor]] = {name: [] for name in metrics}
     for index in track(range(len(data)), f"Scoring {file.parent.name}"):
         sample = data[index]
-        truth = GroundTruth.from_sample(sample, data.void_id)
+        truth = segments_of(sample, data.void_id)
         found = class_map(sample["image"].as_subclass(Tensor))
-        segments = [{"id": label + 1, "label_id": label} for label in found.unique().tolist() if label in data.id2label]
-        ids = torch.where(found == data.void_id, 0, found + 1)  # 0: no segment
-        rows["mean_iou"].append(metrics["mean_iou"].measure(found, truth))
-        rows["pq"].append(metrics["pq"].measure(ids, segments, truth))
+        segments = Segments.from_class_map(found, data.void_id)
+        for name, metric in metrics.items():
+            rows[name].append(metric.measure(segments, truth))
     measurements = {name: torch.stack(values).double().numpy() for name, values in rows.items()}
     partial = file.with_suffix(".part.npz")
     np.savez_compressed(partial, **measurements)

@@ -28,3 +28,9 @@ def main() -> None:
         print("Stopped by Ctrl-C.", file=sys.stderr)
         sys.exit(130)
     app(prog_name="maskcls")
+
+
+if __name__ == "__main__":  # python -m maskcls_command, accelerate launch -m maskcls_command
+    import maskcls_command
+
+    maskcls_command.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 
@@ -14,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from conftest import SHARED, needs_shared
-from maskcls_hf.metrics import GroundTruth, MaskAP, pad_rows
+from maskcls_hf.metrics import MaskAP, Segments, pad_rows
 
 NAMES = {3: "cat", 5: "dog", 9: "horse"}
 
@@ -43,16 +44,11 @@ class Image:
             mask[top : top + rng.randint(side // 2, side), left : left + rng.randint(side // 2, side)] = True
         return masks
 
-    def truth(self) -> GroundTruth:
-        return GroundTruth(
-            torch.from_numpy(self.labels.astype(np.int64)),
-            torch.from_numpy(self.crowd),
-            stack=torch.from_numpy(self.masks),
-            areas=torch.from_numpy(self.areas),
-        )
+    def truth(self) -> Segments:
+        return Segments(self.labels, self.masks, torch.from_numpy(self.crowd), torch.from_numpy(self.areas))
 
-    def prediction(self) -> tuple:
-        return torch.from_numpy(self.found), self.found_labels.tolist(), self.scores.tolist()
+    def prediction(self) -> Segments:
+        return Segments(self.found_labels, self.found, scores=torch.from_numpy(self.scores))
 
 
 def images(seed: int, number: int = 6) -> list[Image]:
@@ -104,7 +100,7 @@ def whole_run(pictures: list[Image], max_detections: int = 100) -> COCOeval:
 
 
 def measured(metric: MaskAP, pictures: list[Image]) -> list[torch.Tensor]:
-    return [metric.measure(*picture.prediction(), picture.truth()) for picture in pictures]
+    return [metric.measure(picture.prediction(), picture.truth()) for picture in pictures]
 
 
 SUMMARY = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -116,7 +112,7 @@ class TestEqualsCocoeval:
         pictures = images(seed)
         metric = MaskAP(NAMES)
         for picture in pictures:
-            metric.update(*picture.prediction(), picture.truth())
+            metric.update(picture.prediction(), picture.truth())
         expected = whole_run(pictures)
         scores = metric.compute()
         wanted = [value if value > -1 else math.nan for value in expected.stats.tolist()]
@@ -172,13 +168,11 @@ def test_real_annotations_with_crowds_equal_cocoeval():
         labels = [annotation["category_id"] for annotation in true]
         crowd = [bool(annotation["iscrowd"]) for annotation in true]
         areas = [annotation["area"] for annotation in true]
-        truth = GroundTruth(
-            torch.tensor(labels), torch.tensor(crowd), stack=torch.from_numpy(masks), areas=torch.tensor(areas)
-        )
+        truth = Segments(labels, masks, torch.tensor(crowd), torch.tensor(areas))
         moved = np.stack([np.roll(mask, rng.randint(-3, 4, 2), axis=(0, 1)) for mask in masks])
         moved[crowd] &= rng.rand(*moved.shape[1:]) < 0.5  # within crowds, of low IoU with them
         scores = rng.rand(len(moved)).tolist()
-        metric.update(moved, labels, scores, truth)
+        metric.update(Segments(labels, moved, scores=torch.tensor(scores, dtype=torch.float64)), truth)
         codes = [coco_mask.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in moved]
         for code, label, score in zip(codes, labels, scores, strict=True):
             results.append({"image_id": image["id"], "category_id": label, "segmentation": code, "score": score})
@@ -195,13 +189,11 @@ def test_real_annotations_with_crowds_equal_cocoeval():
 
 def test_run_length_encodings_are_as_good_as_masks():
     for picture in images(4):
-        masks, labels, scores = picture.prediction()
-        codes = [coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in masks]
+        found = picture.prediction()
+        codes = [coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8))) for mask in found.masks]
         metric = MaskAP(NAMES)
-        of_masks = metric.measure(
-            masks, torch.tensor(labels), torch.tensor(scores, dtype=torch.float64), picture.truth()
-        )
-        assert torch.equal(metric.measure(codes, labels, scores, picture.truth()), of_masks)
+        of_masks = metric.measure(found, picture.truth())
+        assert torch.equal(metric.measure(dataclasses.replace(found, masks=codes), picture.truth()), of_masks)
 
 
 def test_padded_batches_are_as_good_as_single_images():
@@ -218,31 +210,33 @@ def test_padded_batches_are_as_good_as_single_images():
 def test_perfect_empty_and_nothing():
     mask = torch.zeros(1, 40, 40).bool()
     mask[0, :10, :10] = True
-    truth = GroundTruth(torch.tensor([3]), torch.tensor([False]), stack=mask)
+    truth = Segments([3], mask)
     metric = MaskAP({3: "cat"})
     assert math.isnan(metric.compute()["ap"])
-    metric.update(mask, [3], [0.9], truth)
+    metric.update(Segments([3], mask, scores=torch.tensor([0.9])), truth)
     scores = metric.compute()
     assert [scores["ap"], scores["ar"], scores["ap_small"]] == pytest.approx([1.0] * 3) and math.isnan(
         scores["ap_large"]
     )
     metric.reset()
-    metric.update(mask[:0], [], [], truth)
+    metric.update(Segments([], mask[:0], scores=torch.zeros(0)), truth)
     assert metric.compute()["ap"] == metric.compute()["ar"] == 0.0
     metric.reset()
-    metric.update(mask, [3], [0.9], GroundTruth(torch.zeros(0).long(), torch.zeros(0).bool(), stack=mask[:0]))
+    metric.update(Segments([3], mask, scores=torch.tensor([0.9])), Segments([], mask[:0]))
     assert math.isnan(metric.compute()["ap"])
 
 
 def test_wrong_input():
     mask = torch.ones(1, 4, 4).bool()
-    truth = GroundTruth(torch.tensor([3]), torch.tensor([False]), stack=mask)
+    truth = Segments([3], mask)
     metric = MaskAP({3: "cat"})
     with pytest.raises(ValueError, match="size"):
-        metric.measure(mask[:, :3], [3], [0.5], truth)
+        metric.measure(Segments([3], mask[:, :3], scores=torch.tensor([0.5])), truth)
     with pytest.raises(ValueError, match="NaN"):
-        metric.measure(mask, [3], [math.nan], truth)
-    with pytest.raises(ValueError, match="1 masks, 2 labels"):
-        metric.measure(mask, [3, 3], [0.5], truth)
+        metric.measure(Segments([3], mask, scores=torch.tensor([math.nan])), truth)
+    with pytest.raises(ValueError, match="by their scores, and there are none"):
+        metric.measure(Segments([3], mask), truth)
+    with pytest.raises(ValueError, match="1 masks, 2 class labels, 1 scores"):
+        Segments([3, 3], mask, scores=torch.tensor([0.5]))
     with pytest.raises(ValueError, match="(..., D, 5)"):
         metric.add(torch.zeros(3, 4))

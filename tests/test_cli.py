@@ -25,7 +25,8 @@ from maskcls_hf.cli.console import Terminated, TextFormatter, terminable
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
 from maskcls_hf.cli.segment import find_images
-from maskcls_hf.cli.segmenter import Outcome, SegmentedImage, segmented
+from maskcls_hf.cli.segmenter import Outcome, segmented
+from maskcls_hf.metrics import Segments
 from maskcls_hf.visual.drawing import distinct_colors, draw_overlay, outlines, segment_colors
 
 SIZES = {"wide": (48, 80), "tall": (80, 48), "square": (64, 64)}
@@ -155,7 +156,7 @@ def test_failing_batch_goes_image_by_image():
     def segmenter(images):
         if any(image.shape[1] == 1 for image in images):
             raise ValueError("too small")
-        return [SegmentedImage(np.zeros((1, 1)), []) for _ in images]
+        return [Segments([], np.zeros((1, 1), dtype=int) - 1) for _ in images]
 
     sizes = {"a": (2, 2), "b": (1, 1), "c": (2, 2)}
     images = [Outcome(n, Path(name), torch.ones(3, *size)) for n, (name, size) in enumerate(sizes.items())]
@@ -222,7 +223,7 @@ def test_version():
 
 
 def test_map_with_many_classes_has_16_bits():
-    result = SegmentedImage(np.array([[0, 299]]), [])
+    result = Segments.from_class_map(np.array([[0, 299]]))
     written = map_image(result, "semantic", [], 300)
     assert written.mode == "I;16" and np.asarray(written).tolist() == [[0, 299]]
 

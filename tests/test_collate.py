@@ -11,7 +11,7 @@ from torchvision import tv_tensors
 
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.data import VOID, CenterCrop, CocoInstances, MaskClsCollator, Sample, SegmentationFolder, open_dataset
-from maskcls_hf.metrics.ground_truth import GroundTruth
+from maskcls_hf.metrics import Segments
 from test_data import write_ade20k, write_instances, write_semantic
 from test_readers import HEIGHT, WIDTH, as_polygon, instances_json, write_coco, write_panoptic
 
@@ -50,11 +50,19 @@ class TestCollator:
         labels = MaskClsCollator(per_pixel, do_resize=False)([data[0]])["labels"]
         assert torch.equal(labels[0, :20, :30], data[0]["segmentation_map"][0].long())
 
-    def test_kinds_do_not_mix(self, tmp_path):
-        semantic = SegmentationFolder(write_semantic(tmp_path / "a"), "train")
-        instances = SegmentationFolder(write_instances(tmp_path / "b"), "train")
-        with pytest.raises(ValueError, match="not both"):
-            MaskClsCollator(MaskClsImageProcessor())([semantic[0], instances[0]])
+    def test_maps_of_classes_and_of_instances_in_one_batch(self, tmp_path):
+        samples = [
+            SegmentationFolder(write_semantic(tmp_path / "a"), "train")[0],
+            SegmentationFolder(write_instances(tmp_path / "b"), "train")[0],
+        ]
+        collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
+        batch, alone = collator(samples), [collator([sample]) for sample in samples]
+        for place, one in enumerate(alone):
+            height, width = one["pixel_values"].shape[-2:]
+            assert torch.equal(batch["class_labels"][place], one["class_labels"][0])
+            assert torch.equal(batch["mask_labels"][place][:, :height, :width], one["mask_labels"][0])
+            void = one.get("void_mask", torch.zeros(1, height, width, dtype=torch.bool))
+            assert torch.equal(batch["void_mask"][place, :height, :width], void[0])
 
     def test_crowds_and_unlabelled_pixels_are_void(self, tmp_path):
         data = open_dataset(write_panoptic(tmp_path), "train")
@@ -137,16 +145,16 @@ class TestCollator:
         assert "ground_truth" not in MaskClsCollator(processor)([data[0]])
         batch = MaskClsCollator(processor, keep_ground_truth=True)([data[0]])
         (truth,) = batch["ground_truth"]
-        assert isinstance(truth, GroundTruth) and truth.size == (HEIGHT, WIDTH)
+        assert isinstance(truth, Segments) and truth.size == (HEIGHT, WIDTH)
         assert batch["pixel_values"].shape[-2:] == (64, 64)
-        assert dict(zip(truth.labels.tolist(), truth.crowd.tolist(), strict=True)) == {1: True, 2: False}
-        assert truth.crowd.sum() == 1 and truth.name == "7"
+        assert dict(zip(truth.class_labels.tolist(), truth.is_crowd.tolist(), strict=True)) == {1: True, 2: False}
+        assert truth.is_crowd.sum() == 1 and truth.name == "7"
 
     def test_ground_truth_of_class_maps_knows_void(self, tmp_path):
         data = SegmentationFolder(write_semantic(tmp_path), "train")
         collator = MaskClsCollator(MaskClsImageProcessor(num_labels=2), keep_ground_truth=True)
         (truth,) = collator([data[0]])["ground_truth"]
-        assert torch.equal(truth.semantic(255), data[0]["segmentation_map"][0].long())
+        assert torch.equal(truth.semantic_map(255), data[0]["segmentation_map"][0].long())
 
     @pytest.mark.parametrize(
         ("row", "got"),

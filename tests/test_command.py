@@ -65,6 +65,11 @@ for command in {COMMANDS}:
         assert all(f"maskcls {command}" in ended.stdout for command in COMMANDS)
         assert ended.stdout.count("--import") == len(COMMANDS)
 
+    def test_as_a_module(self, start):
+        code = "import runpy, sys; sys.argv = ['x', '-h']; runpy.run_module('maskcls_command', run_name='__main__')"
+        ended = start(code=code, torch="raise ImportError('torch')", transformers="raise ImportError('transformers')")
+        assert ended.returncode == 0 and "segment" in ended.stdout, ended.stderr
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
@@ -90,6 +95,10 @@ for command in {COMMANDS}:
     def test_stopped_while_importing(self, module, lines, code, word, start):
         ended = start("convert", "a.pkl", "out", **{module: lines})
         assert (ended.returncode, ended.stderr) == (code, f"Stopped by {word}.\n")
+
+    def test_stopped_while_recipes_are_listed(self, start):
+        ended = start("train", "--list", torch="raise KeyboardInterrupt")
+        assert (ended.returncode, ended.stderr) == (130, "Stopped by Ctrl-C.\n")
 
 
 class TestWaitPolicy:

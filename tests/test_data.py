@@ -26,9 +26,8 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.errors import DataError, told_of_workers
 from maskcls_hf.data.files import read_class_names
-from maskcls_hf.data.sample import VOID, void_value
+from maskcls_hf.data.sample import VOID, segments_of, void_value
 from maskcls_hf.data.validation import validate_dataset
-from maskcls_hf.metrics import GroundTruth
 from tiny import maskcls_config
 
 
@@ -101,11 +100,11 @@ class TestSegmentationFolder:
         Image.new("RGB", (30, 20)).save(root / "train/images/image0.png")
         data = open_dataset(root, "train", void_values=void_values)
         assert data[0]["instance_id_to_semantic_id"] == classes
-        truth = GroundTruth.from_sample(data[0], data.void_id)
+        truth = segments_of(data[0], data.void_id)
         things = sum(label == 1 for label in classes.values())
-        assert truth.labels.tolist().count(1) == things
+        assert truth.class_labels.tolist().count(1) == things
         void = sum((ids == i).sum() for i, label in classes.items() if label == VOID)
-        assert (truth.places == VOID).sum() == void
+        assert (truth.index_map == VOID).sum() == void
         batch = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), do_resize=False)([data[0]])
         assert batch["class_labels"][0].tolist().count(1) == things
         assert (void and batch["void_mask"].sum()) == void
@@ -123,7 +122,7 @@ class TestSegmentationFolder:
         data = SegmentationFolder(root, "train")
         assert data[0]["instance_id_to_semantic_id"] == {0: 0, largest: 1}
         batch = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), keep_ground_truth=True)([data[0]])
-        assert batch["class_labels"][0].tolist() == [0, 1] == batch["ground_truth"][0].labels.tolist()
+        assert batch["class_labels"][0].tolist() == [0, 1] == batch["ground_truth"][0].class_labels.tolist()
 
     @pytest.mark.parametrize(("dtype", "wrong"), [(np.int32, -2), (np.uint32, 2**32 - 1)])
     def test_ids_that_are_none(self, tmp_path, dtype, wrong):

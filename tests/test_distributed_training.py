@@ -30,7 +30,7 @@ from maskcls_hf.training.divergence import DivergenceError, check_finite
 from maskcls_hf.training.loop import evaluate
 from maskcls_hf.training.processes import items_of_step, share_buffers
 from maskcls_hf.utils.writing import CannotWrite
-from resumable import Squares
+from resumable import Squares, make_trainer
 from tiny import maskcls_config, perpixel_config, segments
 
 Step = dict[str, torch.Tensor]  # gradients, by name of the parameter, and losses
@@ -212,7 +212,16 @@ class Processes:
             "unwritten": self.fail_to_save_on_one(rank),
             "scores": {(images, loop): scores(2, images, loop) for images in UNEVEN for loop in (False, True)},
             "per_pixel_loss": per_pixel_loss(2, 3),
+            "best": self.load_best(),
         }
+
+    def load_best(self) -> str:
+        """The checkpoint that a training ends with."""
+        trainer = make_trainer(
+            self.folder / "best", workers=0, batch=2, steps=2, eval_steps=1, save_steps=1, load_best_model_at_end=True
+        )
+        trainer.train()
+        return str(trainer.state.best_model_checkpoint)
 
     def save_late(self, rank: int) -> list[str]:
         accelerator = Accelerator(cpu=True)
@@ -308,6 +317,10 @@ class TestProcesses:
     def test_the_loss_of_per_pixel_models_counts_each_image_once(self, processes):
         expected = per_pixel_loss(4, 3)
         assert [result["per_pixel_loss"] for result in processes["results"]] == [pytest.approx(expected)] * 2
+
+    def test_all_load_the_best_checkpoint_by_its_final_name(self, processes):
+        first, second = (Path(result["best"]) for result in processes["results"])
+        assert first == second and first.parent.name == "best" and first.name.startswith("checkpoint-")
 
     def test_a_checkpoint_waits_for_all(self, processes):
         assert [result["saved"] for result in processes["results"]] == [["0", "1", "manifest.json"]] * 2

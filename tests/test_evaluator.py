@@ -5,6 +5,7 @@ import io
 import math
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ from torchvision import tv_tensors
 from transformers import TrainingArguments
 
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture
-from maskcls_hf import PerPixelForSemanticSegmentation
+from maskcls_hf import PerPixelForSemanticSegmentation, register_metric
 from maskcls_hf.data import MaskClsCollator
-from maskcls_hf.data.sample import VOID
+from maskcls_hf.data.sample import VOID, segments_of
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import Evaluator, GroundTruth
-from maskcls_hf.models.run_lengths import Runs
+from maskcls_hf.metrics import Evaluator, MeanIoU, Segments
+from maskcls_hf.metrics.metric import METRICS
 from maskcls_hf.training import MaskClsTrainer
+from maskcls_hf.training.recipe import load_recipe
+from maskcls_hf.training.run import build_evaluator
 from tiny import perpixel_config
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -165,8 +168,7 @@ class TestAgainstOtherCode:
             places = torch.full((16, 16), -2, dtype=torch.int32)
             for place, i in enumerate(present):
                 places[ids == i] = place
-            crowd = torch.zeros(len(present), dtype=torch.bool)
-            truth = GroundTruth(torch.ones(len(present), dtype=torch.int64), crowd, Runs.of(places.numpy()))
+            truth = Segments(torch.ones(len(present), dtype=torch.int64), places)
             score.add(score.measure_maps([maps], [truth]))
         scores = score.compute()
         assert 0.1 < scores["f1"] < 1 and scores["f1"] == pytest.approx(scores["rq_things"])
@@ -178,7 +180,7 @@ class TestWaysToScore:
         score = evaluator(boundary=True)
         predict = Predictor(samples.model, image_processor())
         for sample in samples:
-            truth = GroundTruth.from_sample(sample)
+            truth = segments_of(sample)
             score.add(
                 score.measure_maps(predict.predict(sample["image"].as_subclass(torch.Tensor), score.options), [truth])
             )
@@ -219,10 +221,113 @@ class TestWaysToScore:
         score = evaluator(tasks=["semantic"])
         with torch.no_grad():
             outputs = model(**image_processor()(samples[0]["image"], return_tensors="pt"))
-        score.add(score.measure(outputs, [GroundTruth.from_sample(samples[0])]))
+        score.add(score.measure(outputs, [segments_of(samples[0])]))
         assert 0 <= score.compute()["mean_iou"] <= 1
         with pytest.raises(ValueError, match="per-pixel"):
-            evaluator(tasks=["panoptic"]).measure(outputs, [GroundTruth.from_sample(samples[0])])
+            evaluator(tasks=["panoptic"]).measure(outputs, [segments_of(samples[0])])
+
+
+class Found:
+    """A metric from outside of the package, with nothing of it: found and true segments of an image."""
+
+    reads = "panoptic"
+
+    def __init__(self, id2label: dict[int, str], stuff_ids=(), at_least: int = 1):
+        self.id2label, self.at_least, self.measurements = id2label, at_least, []
+
+    def measure(self, found, true) -> torch.Tensor:
+        kept = [mask for mask in found.mask_runs if mask.area >= self.at_least]
+        return torch.tensor([len(kept), len(true)], dtype=torch.float64)
+
+    def add(self, measurements: torch.Tensor) -> None:
+        self.measurements += measurements.view(-1, 2).unbind()
+
+    def compute(self) -> dict[str, float]:
+        return {"found": float(sum(one[0] for one in self.measurements)), "images": len(self.measurements)}
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        return {name: {"id": label} for label, name in self.id2label.items()}
+
+    def reset(self) -> None:
+        self.measurements = []
+
+
+class Rows(Found):
+    """Of which images differ in size, so that it says how they are joined."""
+
+    def measure(self, found, true) -> torch.Tensor:
+        return torch.tensor([[mask.area, 0.0] for mask in found.mask_runs], dtype=torch.float64).view(-1, 2)
+
+    def join(self, measurements) -> torch.Tensor:
+        return torch.nn.utils.rnn.pad_sequence(measurements, batch_first=True, padding_value=-100.0)
+
+    def add(self, measurements: torch.Tensor) -> None:
+        rows = measurements.view(-1, 2)
+        super().add(rows[rows[:, 0] != -100.0])
+
+
+@pytest.fixture
+def registered() -> None:
+    register_metric("found", Found)
+    yield
+    METRICS.pop("found")
+
+
+class TestOwnMetrics:
+    def maps(self) -> tuple[list[dict], list[Segments]]:
+        ids = torch.tensor([[1, 1, 2], [1, 3, 3]])
+        infos = [{"id": i, "label_id": 1} for i in (1, 2, 3)]
+        few = {"segmentation": torch.ones(2, 3, dtype=torch.int64), "segments_info": infos[:1]}
+        maps = [{"panoptic": {"segmentation": ids, "segments_info": infos}}, {"panoptic": few}]
+        return maps, [Segments([1], torch.zeros(2, 3, dtype=torch.int8))] * 2
+
+    @pytest.mark.parametrize("metric", ["found", Found, Found(CLASSES)])
+    def test_beside_those_of_a_task(self, registered, metric):
+        score = evaluator(tasks=["panoptic"], metrics=[metric])
+        maps, true = self.maps()
+        score.add(score.measure_maps(maps, true))
+        scores = score.compute()
+        assert scores["found"] == 4 and scores["images"] == 2 and scores["pq"] > 0
+        assert score.per_class()["car"].keys() > {"pq", "id"}
+        score.reset()
+        assert score.compute()["images"] == 0
+
+    def test_alone_with_an_option_of_its_own(self, registered):
+        score = evaluator(tasks=[], metrics=["found"], at_least=2)
+        assert list(score.metrics) == ["found"] and list(score.options) == ["panoptic"]
+        maps, true = self.maps()
+        score.add(score.measure_maps(maps, true))
+        assert score.compute() == {"found": 3, "images": 2}
+
+    def test_measurements_of_several_sizes(self):
+        score = evaluator(tasks=[], metrics=[Rows])
+        maps, true = self.maps()
+        measured = score.measure_maps(maps, true)
+        assert measured["Rows"].shape == (2, 3, 2)
+        score.add(measured)
+        assert score.compute()["found"] == 12 and score.compute()["images"] == 4  # areas, rows
+
+    def test_of_a_recipe(self, registered, samples):
+        recipe = load_recipe("coco_panoptic_sample", ["evaluation.metrics=[found]"])
+        data = SimpleNamespace(id2label=CLASSES, stuff_ids=STUFF)
+        assert "found" in build_evaluator(recipe, image_processor(), data).metrics
+
+    def test_faults(self, registered):
+        with pytest.raises(
+            ValueError, match="metric 'mean_iou' is maskcls_hf.metrics.mean_iou.MeanIoU: take another name"
+        ):
+            register_metric("mean_iou", Found)
+        assert METRICS["mean_iou"] is MeanIoU
+        with pytest.raises(ValueError, match="metric nothing: .* has no reads, measure, add"):
+            register_metric("nothing", dict[str, int])
+        with pytest.raises(ValueError, match="reads must be one of semantic, panoptic, instance, got 'depth'"):
+            register_metric("depth", type("Depth", (Found,), {"reads": "depth"}))
+        with pytest.raises(ValueError, match="There is no metric 'dice'.*register_metric"):
+            evaluator(metrics=["dice"])
+        with pytest.raises(TypeError, match="No metric has an option at_most; there are at_least, boundary"):
+            evaluator(at_most=3)
+        with pytest.raises(ValueError, match="Found has neither scores.sums. nor weighted_scores"):
+            evaluator(metrics=["found"], bootstrap=10)
 
 
 def score_with_accelerate(samples: Samples, folder: Path) -> None:

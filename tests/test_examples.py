@@ -18,8 +18,9 @@ from checkpoints import picture, save_maskcls
 from maskcls_hf import training
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
+from maskcls_hf.data.sample import segments_of
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import GroundTruth
+from maskcls_hf.metrics import Segments
 from maskcls_hf.models.post_processing import PlainMaps, ResizeGeometry
 from recipes import write_recipe
 from test_data import write_semantic
@@ -142,11 +143,12 @@ class TestCompare:
         maps = [torch.randint(3, data[i]["image"].shape[-2:], generator=generator) for i in range(len(data))]
         maps = [torch.where(found == 2, data.void_id, found) for found in maps]  # some pixels of no class
         for sample, found in zip(data, maps, strict=True):
-            truth = GroundTruth.from_sample(sample, data.void_id)
+            truth = segments_of(sample, data.void_id)
             segments = [{"id": 1, "label_id": 0}, {"id": 2, "label_id": 1}]
             metrics["mean_iou"].add(metrics["mean_iou"].measure(found, truth)[None])
             ids = torch.tensor([1, 2, 0])[found.clamp(max=2)]
-            metrics["pq"].add(metrics["pq"].measure(ids, segments, truth)[None])
+            panoptic = Segments.from_output({"segmentation": ids, "segments_info": segments})
+            metrics["pq"].add(metrics["pq"].measure(panoptic, truth)[None])
         remaining = iter(maps)
         measured = studies.measure(tmp_path / "test.npz", data, lambda image: next(remaining))
         scores = studies.scores_of([measured], data)

@@ -1,4 +1,4 @@
-"""`GroundTruth` of what the readers give: segments without a pixel are annotated, parts outside of a crop are not."""
+"""`Segments` of what the readers give: segments without a pixel are annotated, parts outside of a crop are not."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torchvision import tv_tensors
 
 from maskcls_hf.data import CenterCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
-from maskcls_hf.data.sample import without_absent
+from maskcls_hf.data.sample import segments_of, without_absent
 from maskcls_hf.inference.evaluation import crops
-from maskcls_hf.metrics import Evaluator, GroundTruth, InstanceF1, MaskAP, PanopticQuality
+from maskcls_hf.metrics import NO_SEGMENT, Evaluator, InstanceF1, MaskAP, PanopticQuality, Segments
 from test_readers import HEIGHT, WIDTH, instances_json, panoptic_json, write_coco, write_panoptic
 
 
@@ -45,33 +45,37 @@ class TestSegmentsWithoutPixels:
     @pytest.mark.parametrize("name", ["panoptic", "instances", "overlapping", "table"])
     def test_are_missed(self, tmp_path, name):
         data = self.samples(tmp_path)[name]
-        truth = GroundTruth.from_sample(data[0], data.void_id)
-        empty = [place for place, mask in enumerate(truth.masks) if not mask.any()]
-        assert len(empty) == 1 and not truth.crowd[empty[0]]
-        label = int(truth.labels[empty[0]])
-        found = [mask for place, mask in enumerate(truth.masks) if place not in empty and not truth.crowd[place]]
-        labels = [int(truth.labels[p]) for p in range(len(truth.labels)) if p not in empty and not truth.crowd[p]]
+        truth = segments_of(data[0], data.void_id)
+        empty = [place for place, mask in enumerate(truth.stack) if not mask.any()]
+        assert len(empty) == 1 and not truth.is_crowd[empty[0]]
+        label = int(truth.class_labels[empty[0]])
+        found = [mask for place, mask in enumerate(truth.stack) if place not in empty and not truth.is_crowd[place]]
+        labels = [
+            int(truth.class_labels[p])
+            for p in range(len(truth.class_labels))
+            if p not in empty and not truth.is_crowd[p]
+        ]
         masks = torch.stack(found)
-        for metric, arguments in (
-            (InstanceF1(data.id2label), (masks, labels)),
-            (MaskAP(data.id2label), (masks, labels, [0.9] * len(labels))),
+        for metric, predicted in (
+            (InstanceF1(data.id2label), Segments(labels, masks)),
+            (MaskAP(data.id2label), Segments(labels, masks, scores=torch.full((len(labels),), 0.9))),
         ):
-            metric.update(*arguments, truth)
+            metric.update(predicted, truth)
             scores = metric.per_class()[metric.names[label]]
-            of_class = int(((truth.labels == label) & ~truth.crowd).sum())
+            of_class = int(((truth.class_labels == label) & ~truth.is_crowd).sum())
             assert scores["recall" if "recall" in scores else "ar"] == pytest.approx((of_class - 1) / of_class)
         if name != "overlapping":
             metric = PanopticQuality(data.id2label, data.stuff_ids)
-            metric.update(torch.zeros(truth.size, dtype=torch.int64), [], truth)
-            assert metric.sums[3].sum() == (~truth.crowd).sum()  # all are missed
+            metric.update(Segments([], torch.full(truth.size, NO_SEGMENT)), truth)
+            assert metric.sums[3].sum() == (~truth.is_crowd).sum()  # all are missed
 
     @pytest.mark.parametrize("name", ["panoptic", "instances", "overlapping", "table"])
     def test_crops_have_none(self, tmp_path, name):
         """What lies outside of a crop is not annotated in it."""
         sample = self.samples(tmp_path)[name][0]
         for crop in [*crops(sample, 6), without_absent(CenterCrop(6)(sample))]:
-            truth = GroundTruth.from_sample(crop, 255)
-            assert len(truth.visible) == len(truth.labels) == len(truth.crowd)
+            truth = segments_of(crop, 255)
+            assert len(truth.visible) == len(truth.class_labels) == len(truth.is_crowd)
 
     def test_many_listed_segments_take_no_memory_for_pixels(self):
         """100,000 masks of 64 x 64 would be 400 MB."""
@@ -79,11 +83,11 @@ class TestSegmentsWithoutPixels:
         pixels = tv_tensors.Mask(torch.ones((1, 64, 64), dtype=torch.int32))
         classes = dict.fromkeys(range(1, number + 1), 0)
         sample = Sample(image=None, segmentation_map=pixels, instance_id_to_semantic_id=classes, crowd_ids=[], name="x")
-        truth = GroundTruth.from_sample(sample)
-        assert len(truth.labels) == number and truth.visible == [0]
+        truth = segments_of(sample)
+        assert len(truth.class_labels) == number and truth.visible == [0]
         tracemalloc.start()
         metric = InstanceF1({0: "a"})
-        metric.update(np.ones((1, 64, 64), dtype=bool), [0], truth)
+        metric.update(Segments([0], np.ones((1, 64, 64), dtype=bool)), truth)
         assert metric.sums[:, 0].tolist() == [1, 0, number - 1]
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
@@ -104,10 +108,10 @@ class TestSegmentsWithoutPixels:
         )
         infos = [{"id": i, "label_id": 0, "score": 0.5} for i in range(400)]
         maps = {"panoptic": {"segmentation": ids, "segments_info": infos}}
-        maps["instance"] = {"segmentation": GroundTruth.from_sample(sample).run_lengths, "segments_info": infos}
+        maps["instance"] = {"segmentation": segments_of(sample).run_lengths, "segments_info": infos}
         evaluator = Evaluator(None, {0: "a"}, tasks=("panoptic", "instance"), max_detections=1)
         tracemalloc.start()
-        evaluator.add(evaluator.measure_maps([maps], [GroundTruth.from_sample(sample)]))
+        evaluator.add(evaluator.measure_maps([maps], [segments_of(sample)]))
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
         scores = evaluator.compute()
@@ -120,4 +124,4 @@ class TestSegmentsWithoutPixels:
         for copies in (1, 2):
             content["annotations"] *= copies
             data = CocoInstances(write_coco(tmp_path / str(copies), content), "train", background="class")
-            assert GroundTruth.from_sample(data[0]).labels.tolist() == [data.class_of_label[3]] * copies
+            assert segments_of(data[0]).class_labels.tolist() == [data.class_of_label[3]] * copies

@@ -1280,3 +1280,14 @@ def test_options_that_make_no_image(options, message):
         MaskClsImageProcessor(**options)
     with pytest.raises(ValueError, match=message):
         MaskClsImageProcessor()(torch.zeros(3, 8, 8, dtype=torch.uint8), **options)
+
+
+def test_images_are_normalized_whatever_transformers_does_in_place(monkeypatch):
+    """That of transformers 5.17 gives a new tensor, and left the values at 0..255."""
+    monkeypatch.setattr(
+        MaskClsImageProcessor, "normalize", lambda self, image, mean, std, **kwargs: (image - 0) / 1, raising=True
+    )
+    image = torch.full((3, 8, 8), 51, dtype=torch.uint8)
+    processor = MaskClsImageProcessor(do_resize=False, size_divisor=1, image_mean=[0.1, 0.2, 0.3], image_std=[0.5] * 3)
+    found = processor(image, return_tensors="pt")["pixel_values"][0, :, 0, 0]
+    torch.testing.assert_close(found, torch.tensor([0.2, 0.0, -0.2]), rtol=0, atol=1e-6)

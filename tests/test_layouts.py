@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import maskcls_hf
+import maskcls_hf.data
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import (
@@ -28,7 +29,7 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.validation import validate_dataset
 from maskcls_hf.training.recipe import load_recipe
-from maskcls_hf.training.run_data import open_splits
+from maskcls_hf.training.run import open_splits
 from recipes import write_recipe
 from test_data import write_semantic
 
@@ -149,6 +150,24 @@ class TestLayoutOfYourOwn:
     def test_an_unknown_folder_still_says_what_was_looked_for(self, tmp_path, registered):
         with pytest.raises(FileNotFoundError, match=r"(?s)coco_panoptic: train/panoptic\.json"):
             open_dataset(tmp_path, "train")
+
+
+def test_the_example_of_the_documentation_works(tmp_path):
+    example = textwrap.dedent((SegmentationDataset.__doc__ or "").split("Example::")[1])
+    exec(example, {name: getattr(maskcls_hf.data, name) for name in maskcls_hf.data.__all__} | {
+        "Path": Path, "np": np, "torch": torch,
+    })  # fmt: skip
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        Image.new("RGB", (6, 4), (len(split), 0, 0)).save(tmp_path / split / "a.png")
+        np.save(tmp_path / split / "a.npy", np.array([[0, 1, 1, 0, 255, 255]] * 4, dtype=np.uint8))
+    assert open_dataset(tmp_path, "val")[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+    assert validate_dataset(tmp_path / "val", workers=1).findings[0].kind == "unknown_layout"
+    report = validate_dataset(tmp_path, workers=1)
+    assert report.layout == "pairs" and report.ok and {f.kind for f in report.findings} == {"tiny_segment"}
+    assert [(split.name, split.images, split.segments, split.void_pixels) for split in report.splits] == [
+        ("train", 1, [2], 8), ("val", 1, [2], 8),
+    ]  # fmt: skip
 
 
 class TestRegistering:

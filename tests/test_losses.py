@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
+from maskcls_hf.models import matching
 from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.models.losses import count_items, per_pixel_loss
 from maskcls_hf.models.matching import Assignment, PaddedTargets, Predictions, masks_of_map, prepare_targets
@@ -347,3 +349,58 @@ def test_per_pixel_loss_is_the_mean_over_labelled_pixels():
     expected = torch.nn.functional.cross_entropy(upsampled, labels, ignore_index=255)
     assert per_pixel_loss(logits, labels, 255).item() == pytest.approx(expected.item(), rel=1e-6)
     assert per_pixel_loss(logits, torch.full_like(labels, 255), 255).item() == 0
+
+
+class Operations(TorchDispatchMode):
+    """How many operations are started: views are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("variant", ["fixed", *VARIANTS])
+@pytest.mark.parametrize("with_padding", [False, True])
+@pytest.mark.parametrize("form", ["stacks", "maps"])
+def test_a_step_starts_as_many_operations_for_any_number_of_images_and_layers(variant, with_padding, form, monkeypatch):
+    """As long as one chunk holds all: small operations on many images are what a GPU would wait for."""
+    monkeypatch.setattr(matching, "CPU_CHUNK", 2**40)
+    criterion = MaskClsCriterion(maskcls_config(num_queries=5, **VARIANTS.get(variant, {"matching": variant})))
+    numbers = set()
+    for batch, depth in ((2, 6), (16, 1), (16, 6)):
+        masks, _ = segments([(32, 48)] * batch, [3] * batch)
+        labels = [torch.randperm(5)[:3] for _ in range(batch)]
+        given = masks if form == "stacks" else [as_map(m) for m in masks]
+        layers = leaf_layers(batch, depth, queries=5, variant=variant)
+        counted = torch.rand(batch, 32, 48) > 0.1 if with_padding else None
+        with Operations() as operations:
+            criterion.total(criterion(layers, given, labels, counted, pixels=leaf_pixels(batch)))
+        numbers.add(operations.number)
+    assert len(numbers) == 1
+    if variant == "bipartite":
+        assert numbers.pop() < 150
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_small_chunks_on_several_threads_give_the_same(variant, monkeypatch):
+    sizes = [(32, 48), (20, 30), (32, 48)]
+    masks, labels = segments(sizes, [3, 0, 2])
+    layers, pixels, counted = leaf_layers(3, variant=variant), leaf_pixels(3), pixel_mask(sizes, (32, 48))
+    criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
+    results = []
+    for chunk, rows, threads in ((2**40, 64, 1), (2000, 3, 1), (2000, 3, 2)):
+        monkeypatch.setattr(matching, "CPU_CHUNK", chunk)
+        monkeypatch.setattr(matching, "MIN_ROWS", rows)
+        torch.set_num_threads(threads)
+        own = part(layers, pixels, slice(None))
+        terms = criterion(own[0], masks, labels, counted, pixels=own[1])
+        criterion.total(terms).backward()
+        torch.set_num_threads(1)
+        results.append([*terms.values(), *(tensor.grad for tensor in tensors(*own) if tensor.grad is not None)])
+    for expected, ours, on_threads in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+        assert torch.equal(on_threads, ours)

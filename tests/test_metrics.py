@@ -12,18 +12,17 @@ import torch
 from rich.console import Console
 from torchvision import tv_tensors
 
-from maskcls_hf.data.sample import VOID
+from maskcls_hf.data.sample import VOID, segments_of
 from maskcls_hf.metrics import (
     NO_SEGMENT,
     BoundaryIoU,
-    GroundTruth,
     InstanceF1,
     MeanIoU,
     PanopticQuality,
+    Segments,
     per_class_markdown,
     per_class_table,
 )
-from maskcls_hf.models.run_lengths import Runs
 
 
 def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[int] = ()) -> dict:
@@ -36,39 +35,39 @@ def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[in
     }
 
 
-class TestGroundTruth:
+class TestSegments:
     def test_map_of_classes(self):
-        truth = GroundTruth.from_sample(sample(torch.tensor([[[3, 255, 1, 1]]], dtype=torch.uint8)))
-        assert truth.labels.tolist() == [1, 3] and truth.places.tolist() == [[1, VOID, 0, 0]]
-        assert truth.semantic().tolist() == [[3, 255, 1, 1]]
+        truth = segments_of(sample(torch.tensor([[[3, 255, 1, 1]]], dtype=torch.uint8)))
+        assert truth.class_labels.tolist() == [1, 3] and truth.index_map.tolist() == [[1, VOID, 0, 0]]
+        assert truth.semantic_map().tolist() == [[3, 255, 1, 1]]
         many = torch.tensor([[[300, 65535, 255]]], dtype=torch.int32)
-        assert GroundTruth.from_sample(sample(many)).places.tolist() == [[1, VOID, 0]]
+        assert segments_of(sample(many)).index_map.tolist() == [[1, VOID, 0]]
 
     def test_map_of_segments(self):
         pixels = torch.tensor([[[900, 0, 7, 5, 70000]]], dtype=torch.int32)
         classes = {70000: 1, 0: None, 7: 0, 5: VOID, 900: 1, 8: 4}
-        truth = GroundTruth.from_sample(sample(pixels, classes, crowd_ids=[7]))
-        assert truth.labels.tolist() == [1, 0, 1, 4] and truth.crowd.tolist() == [False, True, False, False]
+        truth = segments_of(sample(pixels, classes, crowd_ids=[7]))
+        assert truth.class_labels.tolist() == [1, 0, 1, 4] and truth.is_crowd.tolist() == [False, True, False, False]
         assert truth.visible == [0, 1, 2]  # the segment without a pixel is one that predictions miss
-        assert truth.places.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
-        assert truth.semantic(254).tolist() == [[1, 254, 254, 254, 1]]
-        assert truth.masks_of(truth.visible).long().argmax(-1)[:, 0].tolist() == [4, 2, 0]
-        assert truth.masks.flatten(1).sum(1).tolist() == [1, 1, 1, 0]
+        assert truth.index_map.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
+        assert truth.semantic_map(254).tolist() == [[1, 254, 254, 254, 1]]
+        assert truth.stack[truth.visible].long().argmax(-1)[:, 0].tolist() == [4, 2, 0]
+        assert truth.stack.flatten(1).sum(1).tolist() == [1, 1, 1, 0]
 
     def test_stack(self):
         stack = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 1]]]).bool()
-        truth = GroundTruth.from_sample(sample(stack, {0: 2, 1: 2, 2: VOID}))
-        assert truth.labels.tolist() == [2, 2] and truth.size == (1, 4)
+        truth = segments_of(sample(stack, {0: 2, 1: 2, 2: VOID}))
+        assert truth.class_labels.tolist() == [2, 2] and truth.size == (1, 4)
         assert truth.void.tolist() == [[False, False, False, True]]
-        assert truth.semantic().tolist() == [[2, 2, 2, 255]]
+        assert truth.semantic_map().tolist() == [[2, 2, 2, 255]]
         with pytest.raises(ValueError, match="street: segments overlap"):
-            _ = truth.places
+            _ = truth.index_map
         with pytest.raises(ValueError, match="street: segments of different classes overlap"):
-            GroundTruth.from_sample(sample(stack, {0: 2, 1: 3, 2: VOID})).semantic()
+            segments_of(sample(stack, {0: 2, 1: 3, 2: VOID})).semantic_map()
 
     def test_ids_without_class(self):
         with pytest.raises(ValueError, match=r"street: the map holds ids \[9\]"):
-            GroundTruth.from_sample(sample(torch.tensor([[[1, 9]]]), {1: 0}))
+            segments_of(sample(torch.tensor([[[1, 9]]]), {1: 0}))
 
 
 def random_maps(seed: int, num_labels: int, void_id: int = 255) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,9 +149,8 @@ class TestMeanIoU:
 
     def test_void_and_crowd_of_annotations_do_not_count(self):
         metric = MeanIoU({0: "a", 1: "b"})
-        truth = GroundTruth(
-            torch.tensor([1, 0]), torch.tensor([False, True]), Runs.of(np.array([[0, 1, VOID, NO_SEGMENT]]))
-        )
+        index_map = torch.tensor([[0, 1, VOID, NO_SEGMENT]])
+        truth = Segments(torch.tensor([1, 0]), index_map, is_crowd=torch.tensor([False, True]))
         assert metric.measure(torch.tensor([[1, 1, 1, 0]]), truth).tolist() == [[0, 1]] * 3
 
     def test_batches_of_measurements_add_up(self):
@@ -251,9 +249,13 @@ def shifted(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.stack([np.roll(mask, rng.integers(-2, 3, 2), axis=(0, 1)) for mask in masks])
 
 
-def truth_of(masks: np.ndarray, labels: list[int], crowd: list[int] = ()) -> GroundTruth:
+def truth_of(masks: np.ndarray, labels: list[int], crowd: list[int] = ()) -> Segments:
     are_crowd = torch.tensor([place in crowd for place in range(len(masks))], dtype=torch.bool)
-    return GroundTruth(torch.tensor(labels, dtype=torch.int64), are_crowd, stack=torch.from_numpy(masks))
+    return Segments(torch.tensor(labels, dtype=torch.int64), torch.from_numpy(masks), is_crowd=are_crowd)
+
+
+def found_of(masks: np.ndarray, labels: list[int]) -> Segments:
+    return Segments(torch.as_tensor(labels, dtype=torch.int64), torch.from_numpy(masks))
 
 
 class TestInstanceF1:
@@ -263,7 +265,7 @@ class TestInstanceF1:
             true = random_masks(rng, 4)
             predicted = np.concatenate([shifted(true[:3], rng), random_masks(rng, 1)])
             metric = InstanceF1({1: "thing"})
-            metric.update(predicted, [1] * 4, truth_of(true, [1] * 4))
+            metric.update(found_of(predicted, [1] * 4), truth_of(true, [1] * 4))
             hits = [[(p & t).sum() / (p | t).sum() > 0.5 for t in true] for p in predicted]
             best = max(sum(hits[i][j] for i, j in enumerate(order)) for order in permutations(range(4)))
             assert metric.compute()["f1"] == pytest.approx(best / 4)
@@ -271,23 +273,23 @@ class TestInstanceF1:
     def test_nothing_predicted_or_nothing_there(self):
         masks, nothing = np.ones((2, 4, 4), dtype=bool), np.zeros((0, 4, 4), dtype=bool)
         metric = InstanceF1({1: "thing"})
-        metric.update(nothing, [], truth_of(nothing, []))
+        metric.update(found_of(nothing, []), truth_of(nothing, []))
         assert math.isnan(metric.compute()["f1"])
-        metric.update(nothing, [], truth_of(masks, [1, 1]))
-        metric.update(masks[:1], [1], truth_of(nothing, []))
+        metric.update(found_of(nothing, []), truth_of(masks, [1, 1]))
+        metric.update(found_of(masks[:1], [1]), truth_of(nothing, []))
         assert metric.compute() == {"f1": 0.0, "precision": 0.0, "recall": 0.0}
 
     def test_one_true_instance_is_found_once(self):
         masks = np.ones((2, 4, 4), dtype=bool)
-        measured = InstanceF1({1: "thing"}).measure(masks, [1, 1], truth_of(masks[:1], [1]))
+        measured = InstanceF1({1: "thing"}).measure(found_of(masks, [1, 1]), truth_of(masks[:1], [1]))
         assert measured.tolist() == [[1], [1], [0]]
 
     def test_classes_pair_off_apart_and_others_are_skipped(self):
         masks = np.ones((1, 4, 4), dtype=bool)
         metric = InstanceF1({3: "a", 5: "b"})
-        metric.update(masks, torch.tensor([3]), truth_of(masks, [5]))
-        metric.update(masks, [3], truth_of(masks, [3]))
-        metric.update(masks, [4], truth_of(masks, [2]))
+        metric.update(found_of(masks, torch.tensor([3])), truth_of(masks, [5]))
+        metric.update(found_of(masks, [3]), truth_of(masks, [3]))
+        metric.update(found_of(masks, [4]), truth_of(masks, [2]))
         assert metric.sums.tolist() == [[1, 0], [1, 0], [0, 1]]
         assert metric.per_class()["a"]["f1"] == pytest.approx(2 / 3)
         assert metric.compute()["f1"] == pytest.approx(1 / 2)
@@ -296,13 +298,13 @@ class TestInstanceF1:
         masks = np.zeros((2, 4, 4), dtype=bool)
         masks[0, :2], masks[1, 1:] = True, True
         crowd = truth_of(masks[:1], [1], crowd=[0])
-        assert InstanceF1({1: "thing"}).measure(masks[:1], [1], crowd).tolist() == [[0], [0], [0]]
-        assert InstanceF1({1: "thing"}).measure(masks[1:], [1], crowd).tolist() == [[0], [1], [0]]
+        assert InstanceF1({1: "thing"}).measure(found_of(masks[:1], [1]), crowd).tolist() == [[0], [0], [0]]
+        assert InstanceF1({1: "thing"}).measure(found_of(masks[1:], [1]), crowd).tolist() == [[0], [1], [0]]
 
     def test_sizes_must_agree(self):
         with pytest.raises(ValueError, match="differ in size"):
             InstanceF1({1: "thing"}).update(
-                np.ones((1, 2, 2), dtype=bool), [1], truth_of(np.ones((1, 2, 3), dtype=bool), [1])
+                found_of(np.ones((1, 2, 2), dtype=bool), [1]), truth_of(np.ones((1, 2, 3), dtype=bool), [1])
             )
 
 

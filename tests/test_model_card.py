@@ -27,15 +27,17 @@ import maskcls_hf
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
-from maskcls_hf.hub.case_pictures import Segmented, draw_maps, pixels_of
+from maskcls_hf.data.sample import segments_of
+from maskcls_hf.hub.card_options import CardOptions, Picture, TrainingData
+from maskcls_hf.hub.case_pictures import draw_maps, pixels_of
 from maskcls_hf.hub.curves import draw_curves
 from maskcls_hf.hub.failure_cases import failure_cases
-from maskcls_hf.hub.model_card import CardOptions, Picture, TrainingData, write_model_card
+from maskcls_hf.hub.model_card import write_model_card
 from maskcls_hf.hub.push import NotLoggedIn, local_pictures, push, stage
 from maskcls_hf.hub.scores import Scores
 from maskcls_hf.hub.speed import measure_speed
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import GroundTruth, MeanIoU
+from maskcls_hf.metrics import MeanIoU, Segments
 from maskcls_hf.training import MaskClsTrainer, load_recipe
 from resumable import Squares, make_parts
 from without_package import masks_of
@@ -437,7 +439,7 @@ class TestFailureCases:
         assert [case.name for case in cases] == ["bad", "middling"]
         assert cases[0].score == 0.0
         metric, sample = MeanIoU(CLASSES), data[data.names.index("middling")]
-        metric.update(predict(sample["image"], "semantic")["segmentation"], GroundTruth.from_sample(sample))
+        metric.update(predict(sample["image"], "semantic")["segmentation"], segments_of(sample))
         assert cases[1].score == metric.compute()["mean_iou"]
         assert failure_cases(predict, data, number=9)[-1].score == 1.0  # "void" has no score
 
@@ -458,7 +460,7 @@ class TestFailureCases:
             assert "in red where its class is wrong" in case.caption
         sample = data[data.names.index("bad")]
         repainted = {**sample, "image": 255 - sample["image"]}
-        true, found = (Segmented(np.zeros((64, 64), int), [{"id": 0, "label_id": 0, "area": 4096}]) for _ in range(2))
+        true, found = (Segments([0], np.zeros((64, 64), int)) for _ in range(2))
         drawn = [draw_maps(pixels_of(s["image"]), true, found, CLASSES, [0]) for s in (sample, repainted)]
         assert np.array_equal(*map(np.asarray, drawn))
 

@@ -251,15 +251,15 @@ def test_shapes_of_everything_asked_for(pixel_decoder):
     assert output.valid_sizes.tolist() == output.padded_sizes.tolist() == [[64, 96]] * 2
 
 
-def test_predicting_makes_masks_without_per_pixel_embeddings():
+def test_predicting_gives_what_training_does():
     model = MaskClsForUniversalSegmentation(maskcls_config()).eval()
     inputs = {"pixel_values": torch.randn(2, 3, *PADDED), "pixel_mask": pixel_mask([(64, 96), (50, 70)], PADDED)}
     expected = model(**inputs)
     assert expected.pixel_decoder_last_hidden_state.shape == (2, 16, 16, 24)
     with torch.no_grad():
         output, full = model(**inputs), model(**inputs, output_hidden_states=True)
-    assert output.pixel_decoder_last_hidden_state is None
-    torch.testing.assert_close(full.pixel_decoder_last_hidden_state, expected.pixel_decoder_last_hidden_state)
+    for found in (output, full):
+        torch.testing.assert_close(found.pixel_decoder_last_hidden_state, expected.pixel_decoder_last_hidden_state)
     torch.testing.assert_close(output.masks_queries_logits, expected.masks_queries_logits)
     torch.testing.assert_close(full.masks_queries_logits, output.masks_queries_logits, atol=0, rtol=0)
 

@@ -14,9 +14,14 @@ from torch import nn
 from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.convert.original_names import our_names, parameters
-from maskcls_hf.training.optim import build_optimizer, parameter_groups
+from maskcls_hf.training.optim import (
+    SCHEDULES,
+    build_optimizer,
+    build_scheduler,
+    learning_rate_factor,
+    parameter_groups,
+)
 from maskcls_hf.training.recipe import load_recipe
-from maskcls_hf.training.schedules import SCHEDULES, build_scheduler, learning_rate_factor
 from test_recipes import meta_model, oracle_keys
 from tiny import maskcls_config
 

@@ -22,9 +22,8 @@ from transformers import (
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from maskcls_hf.inference import Predictor
-from maskcls_hf.metrics import Evaluator, GroundTruth, MaskAP
+from maskcls_hf.metrics import Evaluator, MaskAP, Segments
 from maskcls_hf.models.post_processing import per_pixel_map
-from maskcls_hf.models.run_lengths import Runs
 from maskcls_hf.visual import draw_overlay, segment_colors
 from tiny import STAGES, pixel_mask
 
@@ -193,8 +192,8 @@ class TestDetections:
         inside = true["masks"][:, 0] > 0.5
         means = (true["masks"][:, 0] * inside).sum((1, 2)) / inside.sum((1, 2))
         metric = MaskAP(NAMES)
-        scores = (true["scores"] * means).tolist()
-        metric.add(metric.measure(inside, (true["labels"] - 1).tolist(), scores, truth)[None])
+        found = Segments(true["labels"] - 1, inside, scores=true["scores"] * means)
+        metric.add(metric.measure(found, truth)[None])
         expected = metric.compute()
         scores = evaluator.compute()
         assert 0 < expected["ap"] < 1
@@ -317,14 +316,14 @@ class TestLogits:
             pairs_from_logits(logits)
 
 
-def ground_truth(size: tuple[int, int], boxes: list[tuple[int, int, int, int]], labels: list[int]) -> GroundTruth:
+def ground_truth(size: tuple[int, int], boxes: list[tuple[int, int, int, int]], labels: list[int]) -> Segments:
     stack = torch.zeros(len(boxes), *size, dtype=torch.bool)
     for mask, (top, left, bottom, right) in zip(stack, boxes, strict=True):
         mask[top:bottom, left:right] = True
     segment_map = torch.full(size, -1)
     for place, mask in enumerate(stack):
         segment_map[mask] = place
-    return GroundTruth(torch.tensor(labels), torch.zeros(len(labels), dtype=torch.bool), Runs.of(segment_map.numpy()))
+    return Segments(torch.tensor(labels), segment_map)
 
 
 @pytest.mark.parametrize("kind", ["detr", "detections", "logits"])

@@ -12,18 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision import tv_tensors
 
-from maskcls_hf.data.sample import VOID
-from maskcls_hf.metrics import NO_SEGMENT, GroundTruth, PanopticQuality
+from maskcls_hf.data.sample import VOID, segments_of
+from maskcls_hf.metrics import NO_SEGMENT, PanopticQuality, Segments
 from maskcls_hf.models.run_lengths import Runs
 from panoptic_cases import DATA, FIGURES, REAL, Case, Segmentation, figures, panopticapi, random_case, real_case
 
 EXPECTED = json.loads(FIGURES.read_text())
 
 
-def truth_of(segmentation: Segmentation, place: dict[int, int]) -> GroundTruth:
+def truth_of(segmentation: Segmentation, place: dict[int, int]) -> Segments:
     """Through the form in which readers give samples."""
     ids = torch.from_numpy(segmentation.ids.astype(np.int32))[None]
-    return GroundTruth.from_sample(
+    return segments_of(
         {
             "image": tv_tensors.Image(torch.zeros(3, *ids.shape[1:], dtype=torch.uint8)),
             "segmentation_map": tv_tensors.Mask(ids),
@@ -44,7 +44,8 @@ def scores_of(case: Case) -> dict:
     metric, place = metric_of(case)
     for truth, prediction in case.pairs:
         infos = [{"id": s["id"], "label_id": place[s["category_id"]]} for s in prediction.segments]
-        metric.update(torch.from_numpy(prediction.ids), infos, truth_of(truth, place))
+        found = Segments.from_output({"segmentation": torch.from_numpy(prediction.ids), "segments_info": infos})
+        metric.update(found, truth_of(truth, place))
     per_class = {name: scores for name, scores in metric.per_class().items() if not math.isnan(scores["pq"])}
     return {k: v for k, v in metric.compute().items() if not math.isnan(v)} | {"per_class": per_class}
 
@@ -85,64 +86,65 @@ class TestEqualsPanopticapi:
         assert_equal(scores_of(case), figures(evaluation, case))
 
 
-def truth(rows: list[list[int]], labels: list[int], crowd: list[int] = ()) -> GroundTruth:
+def truth(rows: list[list[int]], labels: list[int], crowd: list[int] = ()) -> Segments:
     are_crowd = torch.zeros(len(labels), dtype=torch.bool)
     are_crowd[list(crowd)] = True
-    return GroundTruth(torch.tensor(labels, dtype=torch.int64), are_crowd, Runs.of(np.array(rows)))
+    return Segments(torch.tensor(labels, dtype=torch.int64), Runs.of(np.array(rows)), is_crowd=are_crowd)
 
 
-def predicted(rows: list[list[int]], labels: dict[int, int]) -> tuple:
-    return torch.tensor(rows), [{"id": i, "label_id": label} for i, label in labels.items()]
+def predicted(rows: list[list[int]], labels: dict[int, int]) -> dict:
+    infos = [{"id": i, "label_id": label} for i, label in labels.items()]
+    return {"segmentation": torch.tensor(rows), "segments_info": infos}
 
 
-def counts(*arguments, num_labels: int = 2) -> dict[int, list[float]]:
+def counts(found: dict, true: Segments, num_labels: int = 2) -> dict[int, list[float]]:
     """IoU sum, true positives, false positives, false negatives of each class that has any."""
-    measured = PanopticQuality({k: str(k) for k in range(num_labels)}).measure(*arguments)
+    measured = PanopticQuality({k: str(k) for k in range(num_labels)}).measure(Segments.from_output(found), true)
     return {k: row.tolist() for k, row in enumerate(measured.T) if row.any()}
 
 
 class TestRules:
     def test_void_pixels_leave_the_union(self):
-        result = counts(*predicted([[1, 1, 1, 1]], {1: 0}), truth([[0, 0, VOID, VOID]], [0]))
+        result = counts(predicted([[1, 1, 1, 1]], {1: 0}), truth([[0, 0, VOID, VOID]], [0]))
         assert result == {0: [1.0, 1, 0, 0]}
 
     def test_iou_of_one_half_is_no_match(self):
-        result = counts(*predicted([[1, 1, 0, 0]], {1: 0}), truth([[0, 0, 0, 0]], [0]))
+        result = counts(predicted([[1, 1, 0, 0]], {1: 0}), truth([[0, 0, 0, 0]], [0]))
         assert result == {0: [0.0, 0, 1, 1]}
 
     def test_pixels_of_no_segment_are_not_void(self):
-        result = counts(*predicted([[1, 1, 1, 1]], {1: 0}), truth([[0, 0, NO_SEGMENT, NO_SEGMENT]], [0]))
+        result = counts(predicted([[1, 1, 1, 1]], {1: 0}), truth([[0, 0, NO_SEGMENT, NO_SEGMENT]], [0]))
         assert result == {0: [0.0, 0, 1, 1]}
 
     @pytest.mark.parametrize(("row", "false_positives"), [([VOID, VOID, 0, 0], 1), ([VOID, VOID, VOID, 0], 0)])
     def test_a_segment_mostly_in_void_is_no_false_positive(self, row: list[int], false_positives: int):
-        result = counts(*predicted([[1, 1, 1, 1]], {1: 1}), truth([row], [0]))
+        result = counts(predicted([[1, 1, 1, 1]], {1: 1}), truth([row], [0]))
         assert result.get(1, [0, 0, 0, 0])[2] == false_positives
 
     @pytest.mark.parametrize(("label", "false_positives"), [(0, 0), (1, 1)])
     def test_a_segment_mostly_in_a_crowd_of_its_class_is_no_false_positive(self, label: int, false_positives: int):
-        result = counts(*predicted([[1, 1, 1, 0]], {1: label}), truth([[0, 0, 0, 0]], [0], crowd=[0]))
+        result = counts(predicted([[1, 1, 1, 0]], {1: label}), truth([[0, 0, 0, 0]], [0], crowd=[0]))
         assert result == ({label: [0.0, 0, 1, 0]} if false_positives else {})
 
     def test_void_and_crowd_add_up(self):
-        result = counts(*predicted([[1, 1, 1, 1, 1]], {1: 0}), truth([[0, 0, VOID, 1, 1]], [0, 1], crowd=[0]))
+        result = counts(predicted([[1, 1, 1, 1, 1]], {1: 0}), truth([[0, 0, VOID, 1, 1]], [0, 1], crowd=[0]))
         assert result == {1: [0.0, 0, 0, 1]}
 
     def test_of_several_crowds_of_a_class_the_last_counts_as_in_panopticapi(self):
-        result = counts(*predicted([[1, 1, 1, 0]], {1: 0}), truth([[0, 0, 0, 1]], [0, 0], crowd=[0, 1]))
+        result = counts(predicted([[1, 1, 1, 0]], {1: 0}), truth([[0, 0, 0, 1]], [0, 0], crowd=[0, 1]))
         assert result == {0: [0.0, 0, 1, 0]}
-        result = counts(*predicted([[1, 1, 1, 0]], {1: 0}), truth([[1, 1, 1, 0]], [0, 0], crowd=[0, 1]))
+        result = counts(predicted([[1, 1, 1, 0]], {1: 0}), truth([[1, 1, 1, 0]], [0, 0], crowd=[0, 1]))
         assert result == {}
 
     def test_a_true_segment_without_pixels_is_missed(self):
-        result = counts(*predicted([[0, 0]], {}), truth([[NO_SEGMENT, VOID]], [1]))
+        result = counts(predicted([[0, 0]], {}), truth([[NO_SEGMENT, VOID]], [1]))
         assert result == {1: [0.0, 0, 0, 1]}
 
     def test_nothing_there_and_nothing_predicted_is_nan(self):
         metric = PanopticQuality({0: "a", 1: "b"}, stuff_ids=[1])
-        metric.update(*predicted([[0, 0]], {}), truth([[VOID, VOID]], []))
+        metric.update(Segments.from_output(predicted([[0, 0]], {})), truth([[VOID, VOID]], []))
         assert all(math.isnan(value) for value in metric.compute().values())
-        metric.update(*predicted([[1, 1]], {1: 0}), truth([[0, 0]], [0]))
+        metric.update(Segments.from_output(predicted([[1, 1]], {1: 0})), truth([[0, 0]], [0]))
         scores = metric.compute()
         assert scores["pq"] == scores["pq_things"] == 1.0
         assert math.isnan(scores["pq_stuff"]) and math.isnan(metric.per_class()["b"]["pq"])
@@ -150,11 +152,11 @@ class TestRules:
     def test_segments_of_a_stack(self):
         stack = torch.tensor([[[1, 1, 0, 0]], [[0, 0, 1, 0]]]).bool()
         void = torch.tensor([[False, False, False, True]])
-        whole = GroundTruth(torch.tensor([0, 1]), torch.zeros(2).bool(), stack=stack, void=void)
-        assert counts(*predicted([[4, 4, 7, 7]], {4: 0, 7: 1}), whole) == {0: [1.0, 1, 0, 0], 1: [1.0, 1, 0, 0]}
+        whole = Segments(torch.tensor([0, 1]), stack, void=void)
+        assert counts(predicted([[4, 4, 7, 7]], {4: 0, 7: 1}), whole) == {0: [1.0, 1, 0, 0], 1: [1.0, 1, 0, 0]}
         stack[1, 0, 0] = True
         with pytest.raises(ValueError, match="overlap"):
-            counts(*predicted([[4, 4, 7, 7]], {4: 0, 7: 1}), GroundTruth(*[whole.labels, whole.crowd], stack=stack))
+            counts(predicted([[4, 4, 7, 7]], {4: 0, 7: 1}), Segments(whole.class_labels, stack))
 
 
 class TestWrongInput:
@@ -165,17 +167,17 @@ class TestWrongInput:
             (predicted([[1, 2]], {1: 0}), r"ids \[2\] that segments_info lacks"),
             (predicted([[1, 1]], {1: 0, 5: 0}), r"ids \[5\] that the map lacks"),
             (predicted([[1, 1]], {1: 2}), r"predicted segments have classes \[2\] outside 0..1"),
-            ((torch.tensor([[1, 1]]), [{"id": 1, "label_id": 0}] * 2), "an id twice"),
-            ((torch.tensor([[1, torch.nan]]), [{"id": 1, "label_id": 0}]), r"ids \[nan\] that segments_info lacks"),
+            (predicted([[1, 1]], {1: 0}) | {"segments_info": [{"id": 1, "label_id": 0}] * 2}, "an id twice"),
+            (predicted([[1, torch.nan]], {1: 0}), r"ids \[nan\] that segments_info lacks"),
         ],
     )
-    def test_prediction(self, segmentation: tuple, message: str):
+    def test_prediction(self, segmentation: dict, message: str):
         with pytest.raises(ValueError, match=message):
-            PanopticQuality({0: "a", 1: "b"}).measure(*segmentation, truth([[0, 0]], [0]))
+            counts(segmentation, truth([[0, 0]], [0]))
 
     def test_annotation(self):
         with pytest.raises(ValueError, match="places outside its 1 segments"):
-            counts(*predicted([[1, 1]], {1: 0}), truth([[0, 1]], [0]))
+            counts(predicted([[1, 1]], {1: 0}), truth([[0, 1]], [0]))
 
     def test_classes(self):
         with pytest.raises(ValueError, match="lacks \\[1\\]"):
@@ -194,7 +196,8 @@ def test_processes_may_gather_measurements_in_batches():
     measured = []
     for annotation, prediction in case.pairs:
         infos = [{"id": s["id"], "label_id": place[s["category_id"]]} for s in prediction.segments]
-        measured.append(metric.measure(prediction.ids, infos, truth_of(annotation, place)))
+        found = Segments.from_output({"segmentation": prediction.ids, "segments_info": infos})
+        measured.append(metric.measure(found, truth_of(annotation, place)))
     metric.add(torch.stack(measured[:3]))
     metric.add(measured[3])
     assert {k: v for k, v in metric.compute().items() if not math.isnan(v)} == pytest.approx(
@@ -223,9 +226,8 @@ def test_equals_torchmetrics_where_nothing_is_void_or_crowd():
         (true_ids, true_labels), (found_ids, found_labels) = maps
         present = np.unique(true_ids)
         annotation = truth(np.searchsorted(present, true_ids).tolist(), true_labels[present - 1].tolist())
-        ours.update(
-            found_ids, [{"id": i, "label_id": int(found_labels[i - 1])} for i in np.unique(found_ids)], annotation
-        )
+        infos = [{"id": i, "label_id": int(found_labels[i - 1])} for i in np.unique(found_ids)]
+        ours.update(Segments.from_output({"segmentation": found_ids, "segments_info": infos}), annotation)
     scores = ours.compute()
     assert 0.2 < scores["pq"] < 0.9
     assert [scores[name] for name in ("pq", "sq", "rq")] == pytest.approx(

@@ -12,12 +12,14 @@ import torch
 from maskcls_hf import (
     MaskClsConfig,
     MaskClsForUniversalSegmentation,
+    register_loss,
+    register_matcher,
     register_pixel_decoder,
     register_transformer_decoder,
 )
 from maskcls_hf.models.configuration_maskcls import PIXEL_DECODERS, REGISTRIES, Registry
 from outside import outside_parts
-from tiny import maskcls_config
+from tiny import maskcls_config, segments
 
 NAMES = {"pixel_decoder": "sum", "transformer_decoder": "mean", "pixel_decoder_options": {"gain": 0.5}}
 
@@ -208,3 +210,65 @@ class TestErrors:
 def test_registries_are_filled_where_parts_are_defined():
     assert all(isinstance(registry, Registry) for registry in REGISTRIES.values())
     assert set(PIXEL_DECODERS) == {"fpn", "fpn_encoder", "per_pixel"}
+
+
+class TestMatcherAndLoss:
+    FIELDS = {
+        "matching": "in_order",
+        "matching_options": {"start": 2},
+        "losses": {"area": 0.5},
+        "loss_options": {"area": {"power": 2}},
+    }
+
+    @pytest.fixture
+    def known(self):
+        register_matcher("in_order", outside_parts.InOrderMatcher)
+        register_loss("area", outside_parts.AreaLoss)
+
+    def outputs(self, **fields):
+        torch.manual_seed(0)
+        model = MaskClsForUniversalSegmentation(maskcls_config(**{**self.FIELDS, **fields}))
+        masks, labels = segments([(64, 96)] * 2, [3, 2])
+        return model, model(torch.randn(2, 3, 64, 96), masks, labels)
+
+    def test_they_train(self, known):
+        model, outputs = self.outputs()
+        terms = outputs.loss_dict
+        assert {"loss_area", "loss_area_0", "loss_area_1"} <= set(terms)
+        areas = outputs.masks_queries_logits.sigmoid().mean((2, 3)) ** 2  # (B, N)
+        expected = (areas[0, 2:5].sum() + areas[1, 2:4].sum()) / 5
+        assert terms["loss_area"].item() == pytest.approx(expected.item(), rel=1e-5)
+        total = sum(model.criterion.weights[name.rstrip("_0123")] * term for name, term in terms.items())
+        assert model.criterion.weights["loss_area"] == 0.5
+        assert outputs.loss.item() == pytest.approx(total.item(), rel=1e-5)
+        outputs.loss.backward()
+        assert all(p.grad.isfinite().all() for p in model.segmentation_module.parameters())
+
+    def test_they_travel(self, known, tmp_path):
+        model, _ = self.outputs()
+        model.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "config.json").read_text())["custom_parts"]
+        assert saved["matcher"] == {"in_order": "outside_parts.InOrderMatcher"}
+        assert saved["loss"] == {"area": "outside_parts.AreaLoss"}
+
+    def test_predicting_does_without(self):
+        model = MaskClsForUniversalSegmentation(maskcls_config(**self.FIELDS)).eval()
+        with torch.no_grad():
+            model(torch.randn(1, 3, 64, 96))
+        with pytest.raises(ValueError, match="matching='in_order' must be one of"):
+            model.criterion  # noqa: B018
+
+    @pytest.mark.parametrize(
+        "fields, message",
+        [
+            ({"losses": {"mask": 1.0}, "loss_options": None}, "losses: 'mask' is there already"),
+            ({"losses": {"dice": 1.0}, "loss_options": None}, "losses: 'dice' is there already"),
+            ({"losses": {"arae": 1.0}, "loss_options": None}, "losses='arae' must be one of .* Did you mean 'area'"),
+            ({"loss_options": {"area": {"exponent": 2}}}, "unexpected keyword argument 'exponent'"),
+            ({"losses": {"aimless": 1.0}, "loss_options": None}, "loss 'aimless' must have a `normalizer`, one of"),
+        ],
+    )
+    def test_errors(self, known, fields, message):
+        register_loss("aimless", type("Aimless", (), {"__init__": lambda self, config: None}))
+        with pytest.raises(ValueError, match=message):
+            self.outputs(**fields)

@@ -34,9 +34,9 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.files import read_colored_ids
 from maskcls_hf.data.layouts.coco import Packed
-from maskcls_hf.metrics import GroundTruth
+from maskcls_hf.data.sample import segments_of
 from maskcls_hf.models import image_reading
-from maskcls_hf.training.run_data import Cropped
+from maskcls_hf.training.run import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
 from test_data import write_semantic
 from tiny import maskcls_config
@@ -118,7 +118,7 @@ class TestCocoInstances:
         content["annotations"][1].pop("area", None)
         data = open_dataset(write_coco(tmp_path, content), "train", background="class")
         assert (data[0]["segmentation_map"].dtype == torch.bool) == overlap
-        areas = GroundTruth.from_sample(data[0]).areas
+        areas = segments_of(data[0]).areas
         assert areas[0 + (not overlap)] == 1234.5 and areas[1 + (not overlap)].isnan()
         assert "areas" not in TrainTransform(crop_size=8)(data[0], 0) and "areas" not in Cropped(data, 8)[0]
 
@@ -585,7 +585,7 @@ class TestSegmentationTable:
         good = {"id": 1, "label": 5}
         data = SegmentationTable(table(good), **options)
         assert data[0]["instance_id_to_semantic_id"] == {0: VOID, 255: VOID, 1: 0}
-        assert (GroundTruth.from_sample(data[0]).places == VOID).sum() == 4
+        assert (segments_of(data[0]).index_map == VOID).sum() == 4
         for records, message in (
             ([good, good], "column 's' of row 0 lists segments twice: 1"),
             ([good, {"id": 255, "label": 5}], "segments 255, which void_values calls void"),

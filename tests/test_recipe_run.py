@@ -32,12 +32,13 @@ from typer.testing import CliRunner
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.inference import Predictor
-from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, run_data, train
+from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, train
+from maskcls_hf.training import run as run_module
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
-from maskcls_hf.training.recipe_sections import TrainingSection
-from maskcls_hf.training.run_data import WholeSteps
+from maskcls_hf.training.recipe import TrainingSection
+from maskcls_hf.training.run import WholeSteps
 from per_pixel_models import segformer
 from recipes import BACKBONE, write_recipe, write_squares
 from test_data import write_semantic
@@ -433,6 +434,7 @@ class TestPrepare:
             (("data.options={depth: 3}",), {}, "data.options: .*depth"),
             (("data.layout=box",), {}, "layout='box'"),
             (("model.kind=per_pixel",), {}, r"evaluation.tasks=\[semantic\]"),
+            (("model.matching=no_such",), {}, "Recipe tiny, section model: matching='no_such' must be one of"),
             (("model.hidden_size=33",), {}, "Recipe tiny, section model: .*hidden_size=33"),
             (("image_processor.size_divisor=-1",), {}, "size_divisor"),
             (("augmentation.scale=[0, 0]",), {}, "section augmentation: "),
@@ -611,7 +613,7 @@ class TestScripts:
         assert f"/{split}/images/" in message
 
     def test_data_without_anything_to_learn_are_said(self, tmp_path, caplog, monkeypatch):
-        monkeypatch.setattr(run_data.logger, "propagate", True)
+        monkeypatch.setattr(run_module.logger, "propagate", True)
         monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
         data = write_squares(tmp_path / "data")
         for path in (data / "val/instances").glob("*.png"):

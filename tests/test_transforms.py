@@ -598,7 +598,7 @@ class TestOptions:
 
     def test_recipes_take_the_spelling_of_before_with_a_warning(self, tmp_path, monkeypatch):
         warned: list[str] = []
-        monkeypatch.setattr("maskcls_hf.training.recipe_values.logger.warning", warned.append)
+        monkeypatch.setattr("maskcls_hf.training.recipe.logger.warning", warned.append)
         path = tmp_path / "old.yaml"
         path.write_text("base: camvid\naugmentation: {colour: 0.1}\n")
         assert load_recipe(path).augmentation["color"] == 0.1 and len(warned) == 1

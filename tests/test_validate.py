@@ -19,11 +19,12 @@ from maskcls_hf.data import open_dataset
 from maskcls_hf.data.checks import regions
 from maskcls_hf.data.layouts.cityscapes import CLASSES
 from maskcls_hf.data.layouts.label_maps import voc_colors
+from maskcls_hf.data.sample import segments_of
 from maskcls_hf.data.validation import RULES, occurrence, validate_dataset
 from maskcls_hf.data.validation.occurrence import told_of_classes
 from maskcls_hf.data.validation.vanishing import vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
-from maskcls_hf.metrics import Evaluator, GroundTruth
+from maskcls_hf.metrics import Evaluator
 from maskcls_hf.models.run_lengths import MaskRuns
 from recipes import write_recipe
 
@@ -574,9 +575,9 @@ def test_many_classes_take_time_in_proportion(tmp_path):
     names = {i: data.id2label[number - 1 - i] for i in range(number)}
     assert model_classes(names, data.id2label)[:2].tolist() == [number - 1, number - 2]
     evaluator = Evaluator(processor, data.id2label, [0], ["semantic", "panoptic", "instance"])
-    truth = GroundTruth.from_sample(sample)
+    truth = segments_of(sample)
     found = {"segmentation": torch.zeros(truth.size, dtype=torch.int64), "segments_info": []}
-    maps = {"semantic": truth.semantic(65535), "panoptic": found, "instance": found | {"masks": []}}
+    maps = {"semantic": truth.semantic_map(65535), "panoptic": found, "instance": found | {"masks": []}}
     evaluator.add(evaluator.measure_maps([maps], [truth]))
     scores = evaluator.compute()
     assert scores["mean_iou"] == 1 and scores["pq"] == 0 == scores["ap"]

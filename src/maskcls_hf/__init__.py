@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .hub import register as register
     from .inference import Predictor as Predictor
     from .metrics import Evaluator as Evaluator
+    from .metrics import register_metric as register_metric
     from .models.configuration_maskcls import MaskClsConfig as MaskClsConfig
     from .models.configuration_maskcls import PerPixelConfig as PerPixelConfig
     from .models.configuration_maskcls import register_loss as register_loss
@@ -34,7 +35,7 @@ _NAMES = {
     "data": ("MaskClsCollator", "open_dataset", "register_layout"),
     "hub": ("register",),
     "inference": ("Predictor",),
-    "metrics": ("Evaluator",),
+    "metrics": ("Evaluator", "register_metric"),
     "models.configuration_maskcls": (
         "MaskClsConfig",
         "PerPixelConfig",

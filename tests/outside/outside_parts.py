@@ -1,6 +1,7 @@
 """Parts as somebody else would write them: they import nothing of the package. See test_parts.py."""
 
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -43,3 +44,41 @@ class MeanDecoder(nn.Module):
         queries = [self.queries_embedder.weight + moved]
         queries.append(queries[0] + predict(queries[0], features).class_logits.mean(-1, keepdim=True))
         return SimpleNamespace(segment_embeddings=queries, attentions=[], cross_attentions=[])
+
+
+class Pairs(NamedTuple):
+    layer: torch.Tensor
+    image: torch.Tensor
+    query: torch.Tensor
+    segment: torch.Tensor
+
+
+class InOrderMatcher:
+    """A matcher: the first query predicts the first segment of an image, and so on, from the query `start`."""
+
+    def __init__(self, config, start: int = 0):
+        self.start = start
+
+    def __call__(self, predictions, targets):
+        layers = range(predictions.class_logits.shape[1])
+        pairs = [
+            (layer, image, self.start + segment, segment)
+            for layer in layers
+            for image, number in enumerate(targets.numbers)
+            for segment in range(number)
+        ]
+        return Pairs(*torch.tensor(pairs, device=predictions.class_logits.device).view(-1, 4).T)
+
+
+class AreaLoss:
+    """A loss: the mean probability of the matched masks, to a power."""
+
+    normalizer = "segments"
+
+    def __init__(self, config, power: float = 1.0):
+        self.power = power
+
+    def __call__(self, predictions, targets, assignment):
+        layer, image, query, _ = assignment
+        areas = predictions.mask_logits[image, layer, query].float().sigmoid().mean((1, 2)) ** self.power  # (T,)
+        return areas.new_zeros(predictions.mask_logits.shape[1]).index_add(0, layer, areas)

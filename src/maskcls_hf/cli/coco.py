@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from ..utils.tasks import Task
 from ..visual.drawing import Color, color_map, distinct_colors
 
 if TYPE_CHECKING:
-    from .segmenter import SegmentedImage
+    from ..models.run_lengths import MaskRuns
+    from ..models.segments import Segments
 
 
-def map_image(result: SegmentedImage, task: Task, colors: Sequence[Color], num_labels: int) -> Image.Image:
+def map_image(result: Segments, task: Task, colors: Sequence[Color], num_labels: int) -> Image.Image:
     """The map as PNG content.
 
     Semantic: class ids, 8 bits, or 16 where there are more than 256 classes. Panoptic: COCO's colors, whose
@@ -25,21 +25,14 @@ def map_image(result: SegmentedImage, task: Task, colors: Sequence[Color], num_l
     instances that others hide.
     """
     if task == "semantic":
-        return Image.fromarray(result.ids.astype(np.uint8 if num_labels <= 256 else np.uint16))
-    return Image.fromarray(color_map(result.ids, result.segments, colors))
+        return Image.fromarray(result.semantic_map().numpy().astype(np.uint8 if num_labels <= 256 else np.uint16))
+    return Image.fromarray(color_map(result.index_map.numpy(), result.records, colors))
 
 
 def color_id(color: Color) -> int:
     """The id that COCO reads from a pixel of a panoptic PNG."""
     red, green, blue = color
     return red + 256 * green + 65536 * blue
-
-
-def boxes(ids: NDArray[Any], wanted: Sequence[int]) -> list[list[int]]:
-    """Smallest box around the pixels of each id in a map (H, W): left, top, width, height."""
-    found = ndimage.find_objects(ids.astype(np.int32), max(wanted, default=0))
-    windows = [found[number - 1] for number in wanted]
-    return [[x.start, y.start, x.stop - x.start, y.stop - y.start] for y, x in windows]
 
 
 def coco_content(records: Iterable[dict[str, Any]], categories: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
@@ -70,49 +63,37 @@ class CocoRecords:
         if task == "panoptic":
             self.categories = [category | {"isthing": int(category["id"] not in stuff)} for category in self.categories]
 
-    def of(self, map_name: str, result: SegmentedImage, colors: Sequence[Color]) -> dict[str, Any]:
+    def of(self, map_name: str, result: Segments, colors: Sequence[Color]) -> dict[str, Any]:
         """`image` and `annotations` of one image, without the ids that they get among others."""
-        height, width = result.ids.shape
-        if self.task == "instance":
-            annotations = [self.instance(index, result) for index in range(len(result.segments))]
-        else:
-            records = self.areas(result) if self.task == "semantic" else self.segments(result, colors)
-            annotations = [dict(image_id=0, file_name=map_name, segments_info=records)]
+        height, width = result.size
+        of_segments = {"semantic": self.areas, "panoptic": self.segments, "instance": self.instances}
+        annotations = of_segments[self.task](result, colors)
+        if self.task != "instance":
+            annotations = [dict(image_id=0, file_name=map_name, segments_info=annotations)]
         return {"image": dict(id=0, file_name="", height=height, width=width), "annotations": annotations}
 
     @staticmethod
-    def instance(index: int, result: SegmentedImage) -> dict[str, Any]:
-        segment, mask = result.segments[index], result.masks[index]
-        return dict(
-            id=0,
-            image_id=0,
-            category_id=segment["label_id"],
-            score=segment["score"],
-            area=segment["area"],
-            bbox=mask.box,
-            iscrowd=0,
-            segmentation=mask.rle(),
-        )
-
-    @staticmethod
-    def areas(result: SegmentedImage) -> list[dict[str, Any]]:
+    def areas(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
+        pixels = math.prod(result.size)
         return [
-            dict(category_id=s["label_id"], area=s["area"], fraction=s["area"] / result.ids.size)
-            for s in result.segments
+            dict(category_id=record["label_id"], area=record["area"], fraction=record["area"] / pixels)
+            for record in result.records
         ]
 
     @staticmethod
-    def segments(result: SegmentedImage, colors: Sequence[Color]) -> list[dict[str, Any]]:
+    def instances(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
         return [
-            dict(
-                id=color_id(color),
-                category_id=segment["label_id"],
-                score=segment["score"],
-                area=segment["area"],
-                bbox=box,
-                iscrowd=0,
-            )
-            for segment, color, box in zip(
-                result.segments, colors, boxes(result.ids, [s["id"] for s in result.segments]), strict=True
-            )
+            dict(id=0, image_id=0) | _annotation(record, mask) | dict(segmentation=mask.rle())
+            for record, mask in zip(result.records, result.mask_runs, strict=True)
         ]
+
+    @staticmethod
+    def segments(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
+        return [
+            dict(id=color_id(color)) | _annotation(record, mask)
+            for record, mask, color in zip(result.records, result.mask_runs, colors, strict=True)
+        ]
+
+
+def _annotation(record: dict[str, Any], mask: MaskRuns) -> dict[str, Any]:
+    return dict(category_id=record["label_id"], score=record["score"], area=record["area"], bbox=mask.box, iscrowd=0)

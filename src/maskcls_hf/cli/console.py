@@ -164,6 +164,25 @@ def stop(error: KeyboardInterrupt, done: str = "") -> NoReturn:
     raise typer.Exit(code) from error
 
 
+@contextmanager
+def ends_in_a_line(undone: str = "", *errors: type[Exception]) -> Iterator[None]:
+    """Around the work of a command: what stops it, or is wrong with what it was given, is said in one line.
+
+    Args:
+        undone: what is to be said where it is stopped.
+        errors: that count as wrong input, beside OSError, TypeError and ValueError.
+    """
+    wrong: tuple[type[Exception], ...] = (OSError, TypeError, ValueError, *errors)
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        stop(error, undone)
+    except typer.Exit:  # a RuntimeError
+        raise
+    except wrong as error:
+        fail(error)
+
+
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
     """A command that ends in one line where it is stopped or the system refuses a file. Before it runs, what takes
     seconds is imported and the parts of users are loaded, for which it gets the option `--import`."""

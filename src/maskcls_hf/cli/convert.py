@@ -8,7 +8,7 @@ import typer
 
 from ..utils.plain_text import printable
 from ..utils.writing import saving_model
-from .console import check_new_folder, console, fail, stop
+from .console import check_new_folder, console, ends_in_a_line
 
 
 def convert(
@@ -40,16 +40,12 @@ def convert(
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
-    try:
+    with ends_in_a_line("nothing was written"):
         check_new_folder(out)
         check_source(source, to_transformers, labels, num_queries, matching)
         names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
             write(source, folder, to_transformers, names, num_queries, matching)
-    except KeyboardInterrupt as error:
-        stop(error, "nothing was written")
-    except (OSError, TypeError, ValueError) as error:
-        fail(error)
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ..utils.plain_text import PlainConsole, cell
+from ..utils.plain_text import PlainConsole, cell, percent
 from ..utils.tasks import TASKS
 from ..utils.writing import without_nan, write_json
 from .console import (
@@ -26,10 +26,9 @@ from .console import (
     check_new_file,
     choose_device,
     complain,
-    fail,
+    ends_in_a_line,
     finite,
     progress_bar,
-    stop,
 )
 
 if TYPE_CHECKING:
@@ -54,6 +53,9 @@ TasksOption = Annotated[
         help="What is scored; may be repeated. Default: what the data is annotated for.",
     ),
 ]  # fmt: skip
+MetricOption = Annotated[
+    list[str] | None, typer.Option("--metric", help="Name of a further registered metric; may be repeated.")
+]
 BoundaryOption = Annotated[bool, typer.Option("--boundary", help="Boundary IoU too (semantic).")]
 BootstrapOption = Annotated[
     int, typer.Option(min=0, help="Replicates for 95 % intervals over the images, such as 1000; 0: no intervals.")
@@ -97,6 +99,7 @@ def evaluate(
     layout: LayoutOption = None,
     data_options: DataOptionsOption = None,
     task: TasksOption = None,
+    metric: MetricOption = None,
     boundary: BoundaryOption = False,
     bootstrap: BootstrapOption = 0,
     per_class: PerClassOption = False,
@@ -126,29 +129,24 @@ def evaluate(
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
-    try:
+    with ends_in_a_line("there are no scores of a part of the images", RuntimeError):
         check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
-        ways: dict[str, Any] = dict(
-            tile=tile, overlap=overlap, scales=paper_scales() if multi_scale else scale, flip=flip or multi_scale,
-            batch_size=batch_size, enlarge=enlarge,
-        )  # fmt: skip
+        ways: dict[str, Any] = dict(tile=tile, overlap=overlap, batch_size=batch_size, enlarge=enlarge)
+        ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
         predictor, dataset = opened(model, device, ways, data, split, layout, data_options or [], task or ())
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
-        evaluator = new_evaluator(predictor, dataset, task, boundary=boundary, bootstrap=bootstrap, **thresholds)
+        options: dict[str, Any] = dict(metrics=metric or (), boundary=boundary, bootstrap=bootstrap, **thresholds)
+        evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
         scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
-    except KeyboardInterrupt as error:
-        stop(error, "there are no scores of a part of the images")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
     if json_file is not None:
         settings = dict(
             model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **thresholds, tile=tile,
             overlap=overlap, scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
             bootstrap=bootstrap,
         )  # fmt: skip
-        content = {"settings": settings, "scores": scores, "per_class": evaluator.per_class()}
-        write_json(json_file, without_nan(content), indent=2)
+        of_classes = evaluator.per_class()
+        write_json(json_file, without_nan(dict(settings=settings, scores=scores, per_class=of_classes)), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
     if per_class:
         show_classes(evaluator)
@@ -260,13 +258,9 @@ def show(scores: dict[str, float], title: str) -> None:
     for name in names:
         low, high = scores.get(f"{name}_low"), scores.get(f"{name}_high")
         known = low is not None and high is not None and not math.isnan(low)
-        interval = f"{percent(low)} to {percent(high)}" if known else ""
-        table.add_row(cell(name), percent(scores[name]), *((interval,) if intervals else ()))
+        interval = f"{percent(low, 2)} to {percent(high, 2)}" if known else ""
+        table.add_row(cell(name), percent(scores[name], 2), *((interval,) if intervals else ()))
     PlainConsole().print(table)
-
-
-def percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def show_classes(evaluator: Evaluator) -> None:

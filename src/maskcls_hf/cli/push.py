@@ -11,12 +11,12 @@ import typer
 
 from ..utils.plain_text import printable
 from ..utils.tasks import Task
-from .console import check_new_folder, choose_device, complain, console, fail, progress_bar, stop
+from .console import check_new_folder, choose_device, complain, console, ends_in_a_line, progress_bar
 
 if TYPE_CHECKING:
     import torch
 
-    from ..hub.model_card import CardOptions, Picture
+    from ..hub.card_options import CardOptions, Picture
     from ..hub.saved_model import SavedModel
 
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of a saved model, such as OUT of `maskcls train`.")]
@@ -94,13 +94,17 @@ def push(
 
     Example: `maskcls push runs/camvid me/camvid-maskformer --license cc-by-nc-4.0 --dataset CamVid --dry-run look`
     """
-    try:
+    from ..hub.card_options import card_options
+
+    with ends_in_a_line(f"nothing was {'written' if dry_run else 'published'}", RuntimeError):
         saved, keeps_card = opened(folder, repo_id, new_card)
         if without_weights and dry_run is None:
             raise ValueError("--without-weights is for a card in a folder: add --dry-run DIR.")
+        if dataset is None and (data_terms or data_description):
+            raise ValueError("--data-terms and --data-description are of which data? Add --dataset NAME.")
         card = card_options(
-            license, (dataset, data_terms, data_description), results=results or None, recipe=recipe,
-            limitations=limitations, without_weights=without_weights,
+            license=license, dataset=dataset, data_terms=data_terms, data_description=data_description,
+            limitations=limitations, results=results or None, recipe=recipe, without_weights=without_weights,
         )  # fmt: skip
         check_inputs(saved, card, keeps_card, dry_run, failures)
         place = choose_device(device)
@@ -110,10 +114,6 @@ def push(
                 cases = dict(root=failures, split=split, number=number, limit=limit, maps_only=maps_only)
                 card = with_pictures(saved, card, pictures, cases, speed, place, Path(drawn))
             where = publish(folder, repo_id, card, dry_run, private=private, new_card=new_card)
-    except KeyboardInterrupt as error:
-        stop(error, f"nothing was {'written' if dry_run else 'published'}")
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
     console.print(f"{'Written to' if dry_run else 'Uploaded:'} {printable(where)}", soft_wrap=True)
 
 
@@ -124,16 +124,6 @@ def opened(folder: Path, repo_id: str, new_card: bool) -> tuple[SavedModel, bool
 
     check_repo_id(repo_id)
     return SavedModel(folder), not new_card and handwritten_card(folder) is not None
-
-
-def card_options(license: str | None, data: tuple[str | None, str | None, str | None], **options: Any) -> CardOptions:
-    """`data`: its name, terms and description."""
-    from ..hub.model_card import CardOptions, TrainingData
-
-    name, *said = data
-    if name is None and any(said):
-        raise ValueError("--data-terms and --data-description are of which data? Add --dataset NAME.")
-    return CardOptions(license=license, data=None if name is None else TrainingData(name, *said), **options)
 
 
 def check_inputs(
@@ -172,7 +162,7 @@ def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
 def captioned(folder: Path) -> list[Picture]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} with pictures.")
-    from ..hub.model_card import Picture
+    from ..hub.card_options import Picture
     from .segment import find_images
 
     return [Picture(path, path.stem.replace("_", " ").replace("-", " ")) for path in find_images([folder])]

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,7 @@ from .console import (
     choose_device,
     complain,
     console,
+    ends_in_a_line,
     fail,
     finite,
     progress_bar,
@@ -30,25 +31,35 @@ from .console import (
 )
 from .results import Results, source_of
 
+if TYPE_CHECKING:
+    from .segmenter import Segmenter
+
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
+SourcesArgument = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
+]
+OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
+TaskOption = Annotated[Task, typer.Option("--task", "-t", help="What to find.")]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
+]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
+]
+
+
 def segment(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
-    ],
+    sources: SourcesArgument,
     model: ModelOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")],
-    task: Annotated[Task, typer.Option("--task", "-t", help="What to find.")] = "panoptic",
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
-    ] = None,
+    out: OutOption,
+    task: TaskOption = "panoptic",
+    batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
-    ] = None,
+    threshold: ThresholdOption = None,
     mask_threshold: MaskThresholdOption = 0.5,
     overlap_threshold: OverlapThresholdOption = 0.8,
     tile: TileOption = None,
@@ -71,52 +82,55 @@ def segment(
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
     """
-    from .segmenter import Segmenter, segment_files
+    from .segmenter import Segmenter
 
-    options = {"threshold": threshold, "mask_threshold": mask_threshold}
-    if task == "panoptic":
-        options["overlap_mask_area_threshold"] = overlap_threshold
-    try:
+    with ends_in_a_line("", RuntimeError):
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
         results = Results(out, task)
         paths = [path for path in found if is_file(path)]
-        if not paths:
-            raise typer.Exit(1)
-        segmenter = Segmenter(
-            model,
-            task,
-            place,
-            options={} if task == "semantic" else {k: v for k, v in options.items() if v is not None},
-            tile=tile,
-            overlap=overlap,
-            batch_size=batch_size,
-        )
-    except typer.Exit:
-        raise
-    except (OSError, TypeError, ValueError, RuntimeError) as error:
-        fail(error)
-    earlier = {*results.records}
+        options = thresholds(task, threshold, mask_threshold, overlap_threshold)
+        ways = dict(tile=tile, overlap=overlap, batch_size=batch_size)
+        segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
+    if segmenter is None:
+        raise typer.Exit(1)
+    kept = len({*results.records} - {source_of(path) for path in paths})
     done: set[str] = set()
     try:
-        with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
-            bar = progress.add_task("", total=len(paths))
-            for path, wrong in segmented:
-                if wrong is None:
-                    done.add(str(path))
-                else:
-                    complain(f"{printable(path)}: {wrong}")
-                progress.advance(bar)
+        segment_each(paths, segmenter, results, done)
     except KeyboardInterrupt as error:
         stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
         fail(error)
-    kept = len(earlier - {source_of(path) for path in paths})
     also = f" Earlier results of {kept} other images are kept." if kept else ""
     console.print(f"{len(done)} of {len(found)} images segmented into {printable(out)}.{also}", soft_wrap=True)
     if len(done) < len(found):
         raise typer.Exit(1)
+
+
+def thresholds(
+    task: Task, threshold: float | None, mask_threshold: float, overlap_threshold: float
+) -> dict[str, float]:
+    """Arguments of the task's post-processing."""
+    if task == "semantic":
+        return {}
+    options = {"mask_threshold": mask_threshold} | ({} if threshold is None else {"threshold": threshold})
+    return options | ({"overlap_mask_area_threshold": overlap_threshold} if task == "panoptic" else {})
+
+
+def segment_each(paths: list[Path], segmenter: Segmenter, results: Results, done: set[str]) -> None:
+    """Add each image to `done` when its results are written; say what is wrong with the others."""
+    from .segmenter import segment_files
+
+    with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
+        bar = progress.add_task("", total=len(paths))
+        for path, wrong in segmented:
+            if wrong is None:
+                done.add(str(path))
+            else:
+                complain(f"{printable(path)}: {wrong}")
+            progress.advance(bar)
 
 
 def is_file(path: Path) -> bool:

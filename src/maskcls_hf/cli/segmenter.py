@@ -4,39 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..inference.loading import class_of_saved
 from ..inference.predictor import Predictor, same_size_together
 from ..models.image_reading import image_to_tensor, open_image
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
-from ..models.run_lengths import MaskRuns
+from ..models.segments import Segments
 from ..utils.ahead import ahead, cores, in_order
 from ..utils.tasks import Task
 from ..visual.drawing import draw_overlay, segment_colors
 from .coco import CocoRecords, map_image
 from .results import Results, png
-
-
-@dataclass
-class SegmentedImage:
-    """
-    Args:
-        ids: (H, W), the id of the segment at each pixel; a number that no segment has where there is none.
-        segments: records `id`, `label_id`, `area`, and, but for semantic maps, `score`. An id is a class in semantic
-            maps; instances are painted best on top.
-        masks: the whole instances, in the order of `segments`.
-    """
-
-    ids: NDArray[Any]
-    segments: list[dict[str, Any]]
-    masks: list[MaskRuns] = field(default_factory=list)
 
 
 class Segmenter:
@@ -71,15 +54,11 @@ class Segmenter:
             return list(self.names)
         return (self.predictor.image_processor.label_ids_to_fuse or []) if self.task == "panoptic" else []
 
-    def __call__(self, images: Sequence[Any]) -> list[SegmentedImage]:
+    def __call__(self, images: Sequence[Any]) -> list[Segments]:
         """Segment images of any kind that the image processor takes; arrays and tensors are (C, H, W)."""
         tasks = {self.task: self.options}
         found = self.predictor.predict(list(images), tasks, input_data_format="channels_first")
-        results = [of_image[self.task] for of_image in found]
-        return [
-            SegmentedImage(result["segmentation"].numpy(), result["segments_info"], result.get("masks", []))
-            for result in results
-        ]
+        return [Segments.from_output(of_image[self.task]) for of_image in found]
 
 
 class Outcome(NamedTuple):
@@ -89,7 +68,7 @@ class Outcome(NamedTuple):
     number: int
     path: Path
     image: Tensor | None = None
-    result: SegmentedImage | None = None
+    result: Segments | None = None
     drawn: tuple[bytes, bytes, dict[str, Any]] | None = None
     error: Exception | None = None
 
@@ -123,10 +102,12 @@ def segment_files(
         if image is None or result is None:
             return outcome
         try:
-            colors = segment_colors(result.segments, num_labels, segmenter.classes_of_one_segment)
+            found = result.records
+            colors = segment_colors(found, num_labels, segmenter.classes_of_one_segment)
             pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-            overlay = draw_overlay(pixels, result.ids, result.segments, colors, segmenter.names)
-            found_map = map_image(result, segmenter.task, colors, num_labels)
+            shown = result if result.is_map else result.drawn(reversed(range(len(result))))  # the best on top
+            overlay = draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names)
+            found_map = map_image(shown, segmenter.task, colors, num_labels)
             record = records.of(f"{names[path]}.png", result, colors)
             return Outcome(outcome.number, path, drawn=(png(overlay), png(found_map), record))
         except Exception as error:

@@ -7,12 +7,13 @@ import typer
 from rich.table import Table
 
 from ..utils.plain_text import cell
-from .console import DataOption, console, fail
+from .console import DataOption, console, ends_in_a_line, fail
 
 
 def print_recipes(wanted: bool) -> None:
     if wanted:
-        from ..training import list_recipes
+        with ends_in_a_line():
+            from ..training import list_recipes
 
         table = Table("recipe", "what it trains", box=None)
         for name, headline in list_recipes().items():
@@ -44,8 +45,8 @@ def train(
     """Train a model by a recipe, evaluate it and save it.
 
     OUT then holds the model with its image processor, `recipe.yaml` with all values, `eval_results.json`, and
-    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m maskcls_hf.cli
-    train ...`.
+    `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m
+    maskcls_command train ...`.
 
     Ctrl-C, SIGTERM or SIGHUP ends the step and writes a checkpoint (exit code 130, 143 or 129); a second one ends at
     once.

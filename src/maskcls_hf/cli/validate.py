@@ -25,30 +25,46 @@ SHOWN_FINDINGS = 4
 SHOWN_SIZES = 4
 
 
+def is_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise typer.BadParameter(f"{printable(path)} is no folder.", param_hint="DATA")
+    return path
+
+
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", callback=is_folder, help="Folder of the data.")]
+SplitsOption = Annotated[
+    list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Shortest edge of images in training, in pixels; the longest: at most 4 times that."),
+]
+QueriesOption = Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")]
+VoidOption = Annotated[
+    list[int] | None, typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")]
+StrictOption = Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")]
+
+
 def validate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of the data.")],
-    split: Annotated[
-        list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
-    ] = None,
+    data: DataArgument,
+    split: SplitsOption = None,
     layout: LayoutOption = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", "-r", help="Name or file: gives splits, layout, options, resolution and queries."),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Shortest edge of images in training, in pixels; the longest: at most 4 times that."),
-    ] = None,
-    num_queries: Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")] = None,
-    void: Annotated[
-        list[int] | None,
-        typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
-    ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file too.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors.")] = False,
+    recipe: RecipeOption = None,
+    size: SizeOption = None,
+    num_queries: QueriesOption = None,
+    void: VoidOption = None,
+    limit: LimitOption = None,
+    json_file: JsonOption = None,
+    strict: StrictOption = False,
 ) -> None:
     """Read every image and label of a data set and say what is wrong.
 
@@ -63,8 +79,6 @@ def validate(
     from ..data.layouts import LAYOUTS
     from ..data.validation import validate_dataset
 
-    if not data.is_dir():
-        raise typer.BadParameter(f"{printable(data)} is no folder.", param_hint="DATA")
     if layout is not None and layout not in LAYOUTS:
         raise typer.BadParameter(f"{printable(layout)}: the layouts are {', '.join(LAYOUTS)}.", param_hint="--layout")
     if json_file is not None:

@@ -18,11 +18,12 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from ..inference.loading import load_model, quiet, saved_config, where_to_look
+from ..inference.loading import load_model, saved_config, where_to_look
 from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig, SegmentationNetworkConfig, without_code
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
 from ..models.per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork, classifier_of
+from ..utils.quiet import quiet
 
 logger = logging.get_logger(__name__)
 

@@ -1,6 +1,7 @@
 """Data sets, augmentation and collation for training."""
 
 from .augmented import AugmentedDataset, EpochSampler, repeats_by_area
+from .checks import refuse
 from .collate import MaskClsCollator
 from .dataset import SegmentationDataset, Targets
 from .layouts import (
@@ -35,6 +36,7 @@ __all__ = [
     "Targets",
     "TrainTransform",
     "open_dataset",
+    "refuse",
     "register_layout",
     "repeats_by_area",
 ]

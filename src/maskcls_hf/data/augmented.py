@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..models.options import require_range
-from .errors import naming
+from .errors import naming_image
 from .sample import Sample
 from .transforms import stable_seed
 
@@ -33,7 +33,7 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, *occurrence = (0, key) if isinstance(key, int) else key
         sample = self.dataset[index]
-        with naming(sample["name"], often_named=False):
+        with naming_image(sample["name"], often_named=False):
             return self.transform(sample, (self.seed, epoch, index, *occurrence))
 
 

@@ -14,7 +14,7 @@ from torchvision import tv_tensors
 
 from ..models.run_lengths import MaskRuns
 from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
-from .errors import naming
+from .errors import naming_image
 from .files import image_size, read_image
 from .sample import VOID, Sample, void_id_of
 
@@ -97,6 +97,29 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     Attributes:
         names (`list[str]`): name of each image.
+
+    Example::
+
+        class Pairs(SegmentationDataset):  # ROOT/SPLIT/NAME.png and NAME.npy, a map of classes
+            def __init__(self, root, split, *, cache=False, report=refuse):
+                super().__init__({0: "sky", 1: "road"}, "semantic", cache=cache)
+                self.images = sorted((Path(root) / split).glob("*.png"))
+                self.names = [path.stem for path in self.images]
+
+            @classmethod
+            def find(cls, root, split, options):
+                return bool(split) and any((root / split).glob("*.npy"))
+
+            def image_path(self, index):
+                return self.images[index]
+
+            def annotation(self, index):
+                return str(self.images[index].with_suffix(".npy"))
+
+            def read(self, index, size):
+                return Targets(torch.from_numpy(np.load(self.annotation(index))))
+
+        register_layout("pairs", Pairs)
     """
 
     names: list[str]
@@ -121,7 +144,12 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
-        """Whether a split of the data in `root` has this layout. False: the layout is only opened by its name."""
+        """Whether a split of the data in `root` has this layout; False always: it is only opened by its name.
+
+        Args:
+            split: None: the data has no splits.
+            options: of the constructor, where `maskcls validate` or a recipe gives them.
+        """
         return False
 
     @classmethod
@@ -193,7 +221,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         index %= len(self)
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             if self._cache is None:
                 image, targets = self._read(index)
             else:
@@ -204,7 +232,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     def targets(self, index: int) -> Targets:
         """Annotation of an image, without its pixels."""
-        with naming(self.names[index]):
+        with naming_image(self.names[index]):
             return self.read(index, image_size(self.image_path(index)))
 
     def _read(self, index: int) -> tuple[Tensor, Targets]:

@@ -18,7 +18,7 @@ class DataError(ValueError):
 
 
 @contextmanager
-def naming(image: str, often_named: bool = True) -> Iterator[None]:
+def naming_image(image: str, often_named: bool = True) -> Iterator[None]:
     """Whatever fails inside names the image: ValueError and OSError as they are, where they do, else a `DataError`.
 
     Args:

@@ -9,7 +9,9 @@ from torch import Tensor
 from torchvision import tv_tensors
 from typing_extensions import NotRequired
 
-VOID = -1  # class of segments whose pixels are unlabelled
+from ..models.segments import VOID, Segments, void_id_of
+
+__all__ = ["VOID", "Sample", "segments_of", "void_id_of", "void_value", "without_absent"]
 
 
 class Sample(TypedDict):
@@ -56,11 +58,18 @@ def without_absent(sample: Sample) -> Sample:
     return found
 
 
+def segments_of(sample: Sample, void_id: int | None = None) -> Segments:
+    """The segments of a sample; `void_id` marks unlabelled pixels in a map (None: as in the readers)."""
+    pixels = sample["segmentation_map"].as_subclass(Tensor)
+    classes, name = sample["instance_id_to_semantic_id"], sample["name"]
+    if classes is None:
+        return Segments.from_class_map(pixels[0], void_value(pixels) if void_id is None else void_id, name)
+    if pixels.dtype != torch.bool:
+        pixels = pixels[0]
+        classes = classes if void_id is None else {**classes, void_id: classes.get(void_id, VOID)}
+    return Segments.from_ids(pixels, classes, sample["crowd_ids"], sample.get("areas"), name)
+
+
 def void_value(class_map: Tensor) -> int:
     """Value of unlabelled pixels in a map of classes of any reader: 255 in a uint8 map, 65535 in a wider one."""
     return 255 if class_map.dtype == torch.uint8 else 65535
-
-
-def void_id_of(num_labels: int) -> int:
-    """The same value, by the number of classes: 255, or 65535 where 255 is a class."""
-    return 255 if num_labels <= 255 else 65535

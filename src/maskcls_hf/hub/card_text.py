@@ -2,63 +2,99 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..metrics.table import markdown_table
-from ..utils.plain_text import markdown, markdown_code
-from .card_facts import CardFacts
-from .card_use import use
-from .saved_model import SavedModel
-from .scores import Scores, percent
+from ..utils.plain_text import markdown, markdown_code, percent, printable
+from .card_options import CardOptions
+from .saved_model import Recipe, SavedModel
+from .scores import Scores
 
 MANY_CLASSES = 30  # more are folded away
+# Rows of the table of a training: section and key of the recipe.
+SETTINGS = {
+    "images a step": ("training", "batch_size"),
+    "steps": ("schedule", "max_steps"),
+    "crops": ("augmentation", "crop_size"),
+    "AdamW, learning rate": ("optimizer", "learning_rate"),
+    "learning rate of the backbone, times": ("optimizer", "backbone_multiplier"),
+    "weight decay": ("optimizer", "weight_decay"),
+    "schedule": ("schedule", "kind"),
+    "decay of averaged weights": ("training", "ema_decay"),
+    "precision": ("training", "precision"),
+    "limit in minutes": ("training", "max_minutes"),
+    "seed": ("training", "seed"),
+}
 
 
-def card_text(facts: CardFacts) -> str:
-    """Markdown, without the metadata."""
-    sections = (
-        ("", introduction(facts)),
-        ("Use", use(facts)),
-        ("Training data", training_data(facts)),
-        ("Training", training(facts)),
-        ("Scores", scores(facts)),
-        ("Examples", pictures(facts.pictures)),
-        ("Failure cases", pictures(facts.failures)),
-        ("Speed", speed(facts)),
-        ("Limitations", limitations(facts)),
-        ("License", license_of(facts)),
-    )
-    return "\n\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text) + "\n"
+@dataclass
+class Card:
+    """All that a card is made of. Of each picture the path in the repository, and its caption."""
+
+    model: SavedModel
+    options: CardOptions
+    recipe: Recipe | None
+    scores: Sequence[Scores]
+    state: dict[str, Any]  # of the training
+    curves: str | None
+    pictures: Sequence[tuple[str, str]]
+    failures: Sequence[tuple[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.options.repo_id or self.model.folder.absolute().name
+
+    @property
+    def data_name(self) -> str:
+        return "the training data" if self.options.data is None else self.options.data.name
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Of the recipe."""
+        return {} if self.recipe is None else self.recipe.get(name)
+
+    def text(self) -> str:
+        """Markdown, without the metadata."""
+        stated = self.options.license
+        sections = {
+            "Use": use(self),
+            "Training data": training_data(self),
+            "Training": training(self),
+            "Scores": "\n\n".join(scores(self, evaluation) for evaluation in self.scores)
+            or "None: the model was not evaluated.",
+            "Examples": pictures(self.pictures),
+            "Failure cases": pictures(self.failures),
+            "Speed": speed(self),
+            "Limitations": limitations(self),
+            "License": f"Of the weights: {markdown(stated) if stated else 'not stated'}.",
+        }
+        if self.options.without_weights:
+            del sections["License"]
+        return "\n\n".join([introduction(self), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)])
 
 
-def introduction(facts: CardFacts) -> str:
-    model, config = facts.model, facts.model.full_config
+def introduction(card: Card) -> str:
+    model, config = card.model, card.model.full_config
     kind = "A mask-classification model (MaskFormer: Cheng, Schwing, Kirillov, NeurIPS 2021)"
     if not model.finds_segments:
         kind = "A per-pixel classification model, a baseline of MaskFormer (Cheng, Schwing, Kirillov, NeurIPS 2021)"
-    backbone = getattr(config.backbone_config, "model_type", "timm")
-    parts = [f"backbone {markdown(backbone)}"]
-    if facts.recipe is not None:
-        checkpoint = facts.section("model").get("backbone_checkpoint")
-        parts[0] += f" that started from {markdown_code(checkpoint)}" if checkpoint else ", trained from scratch"
-    if model.finds_segments:
-        parts.append(f"{config.num_queries} queries")
+    backbone = f"backbone {markdown(getattr(config.backbone_config, 'model_type', 'timm'))}"
+    if card.recipe is not None:
+        checkpoint = card.section("model").get("backbone_checkpoint")
+        backbone += f" that started from {markdown_code(checkpoint)}" if checkpoint else ", trained from scratch"
+    queries = f"; {config.num_queries} queries" if model.finds_segments else ""
     parameters = model.parameters()
     size = "" if parameters is None else f" of {parameters / 1e6:.1f} million parameters"
     does = {
         "semantic": "It gives each pixel of an image one of",
         "panoptic": "It finds the segments of an image, each of one of",
     }[model.task]
-    return "\n\n".join(
-        [
-            f"# {markdown(facts.name.split('/')[-1])}",
-            f"{kind}{size}: {'; '.join(parts)}.",
-            f"{does} {len(model.classes)} classes.",
-            class_list(model),
-        ]
-    )
+    title, first = f"# {markdown(card.name.split('/')[-1])}", f"{kind}{size}: {backbone}{queries}."
+    return f"{title}\n\n{first}\n\n{does} {len(model.classes)} classes.\n\n{class_list(model)}"
 
 
 def class_list(model: SavedModel) -> str:
@@ -70,77 +106,117 @@ def class_list(model: SavedModel) -> str:
             "Stuff (one segment an image)": [name for label, name in model.classes.items() if label in stuff],
         }
     text = "\n\n".join(f"{title}: {', '.join(map(markdown, names))}." for title, names in groups.items() if names)
-    if len(model.classes) <= MANY_CLASSES:
-        return text
-    return f"<details><summary>The {len(model.classes)} classes</summary>\n\n{text}\n\n</details>"
+    many = len(model.classes)
+    return folded(f"The {many} classes", text) if many > MANY_CLASSES else text
 
 
-def training_data(facts: CardFacts) -> str:
-    if facts.data is None:
+def folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def use(card: Card) -> str:
+    if card.options.without_weights:
+        return "The weights are not published; the training below makes them."
+    task, auto_class = card.model.task, card.model.kind.auto_class
+    options, arguments = "", ""
+    name, model = literal(card.name), word(card.name)
+    if task == "panoptic":
+        section = card.section("evaluation")
+        values = section.get("threshold", 0.8), section.get("overlap_threshold", 0.8)
+        options = ", threshold={}, overlap_mask_area_threshold={}".format(*map(literal, values))
+        arguments = " --threshold {} --overlap-threshold {}".format(*map(word, values))
+    return f"""Without this package, by the code that comes with the weights:
+
+```python
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model={name}, trust_remote_code=True)
+for found in segment("photo.jpg", subtask="{task}"{options}):
+    print(found["label"], found["score"], found["mask"].size)
+```
+
+With the package `maskcls_hf`:
+
+```python
+import maskcls_hf  # the Auto classes now know its models
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, {auto_class}
+
+image_processor = AutoImageProcessor.from_pretrained({name})
+model = {auto_class}.from_pretrained({name})
+with torch.inference_mode():
+    outputs = model(**image_processor(Image.open("photo.jpg"), return_tensors="pt"))
+result = image_processor.post_process_{task}_segmentation(outputs{options})[0]
+```
+
+or on the command line:
+
+    maskcls segment photos/ --model {model} --task {task}{arguments} --out found
+
+{input_sentence(card.model.processor)}"""
+
+
+def literal(value: object) -> str:
+    """As Python code, on one line."""
+    return json.dumps(value, default=str)
+
+
+def word(value: object) -> str:
+    """As one argument of a shell."""
+    return shlex.quote(printable(value))
+
+
+def input_sentence(processor: dict[str, Any]) -> str:
+    said = ["stretches the contrast of each image"] if processor.get("do_autocontrast") else []
+    size = processor.get("size") or {}
+    if not processor.get("do_resize", True):
+        said.append("does not resize")
+    elif "shortest_edge" in size:
+        limit = f", the longer one to at most {markdown(size['longest_edge'])}" if size.get("longest_edge") else ""
+        said.append(f"resizes the shorter edge to {markdown(size['shortest_edge'])} pixels{limit}")
+    elif "height" in size:
+        said.append(f"resizes to {markdown(size['width'])} x {markdown(size['height'])} pixels")
+    return f"The image processor {' and '.join(said)}. Maps have the size of the image." if said else ""
+
+
+def training_data(card: Card) -> str:
+    data = card.options.data
+    if data is None:
         return "Not named here."
-    splits = facts.section("data")
-    said = [f"{markdown(facts.data.name)}."]
-    if splits:
+    said = [f"{markdown(data.name)}."]
+    if splits := card.section("data"):
         said.append(f"Trained on its part {markdown_code(splits.get('train_split'))}.")
-    if facts.data.description:
-        said.append(markdown(facts.data.description, links=True))
-    terms = markdown(facts.data.terms, links=True) if facts.data.terms else "not stated here."
+    if data.description:
+        said.append(markdown(data.description, links=True))
+    terms = markdown(data.terms, links=True) if data.terms else "not stated here."
     return " ".join(said) + f"\n\nTerms of the data: {terms}"
 
 
-def training(facts: CardFacts) -> str:
+def training(card: Card) -> str:
     parts = []
-    if facts.recipe is not None:
-        named = f", made of the package's recipe {markdown_code(facts.recipe.name)}" if facts.recipe.name else ""
-        folder = (facts.data.hub_id.split("/")[-1] if facts.data else "") or "DATA"
+    if card.recipe is not None:
+        named = f", made of the package's recipe {markdown_code(card.recipe.name)}" if card.recipe.name else ""
+        folder = (card.options.data.hub_id.split("/")[-1] if card.options.data else "") or "DATA"
+        values = {row: card.section(section).get(key) for row, (section, key) in SETTINGS.items()}
+        rows = [[row, markdown(value)] for row, value in values.items() if value is not None]
         parts += [
             f"By `recipe.yaml` in this repository{named}:",
             f"    maskcls train --recipe recipe.yaml --data {folder} --out OUT",
-            settings_table(facts),
+            markdown_table([["setting", "value"], *rows]) if rows else "",
         ]
-    if facts.state:
-        parts.append(progress_sentence(facts))
-    if facts.curves:
-        parts.append(f"![Losses and scores over the steps of the training]({facts.curves})")
+    if state := card.state:
+        said = f"{markdown(state.get('global_step'))} of {markdown(state.get('max_steps'))} steps were made"
+        runtime = [entry["train_runtime"] for entry in state.get("log_history") or [] if "train_runtime" in entry]
+        parts.append(f"{said}, in {runtime[-1] / 60:.0f} minutes." if runtime else f"{said}.")
+    if card.curves:
+        parts.append(f"![Losses and scores over the steps of the training]({card.curves})")
     return "\n\n".join(part for part in parts if part)
 
 
-def settings_table(facts: CardFacts) -> str:
-    optimizer, schedule, settings = (facts.section(name) for name in ("optimizer", "schedule", "training"))
-    augmentation = facts.section("augmentation")
-    rows = {
-        "images a step": settings.get("batch_size"),
-        "steps": schedule.get("max_steps"),
-        "crops": augmentation.get("crop_size"),
-        "AdamW, learning rate": optimizer.get("learning_rate"),
-        "learning rate of the backbone, times": optimizer.get("backbone_multiplier"),
-        "weight decay": optimizer.get("weight_decay"),
-        "schedule": schedule.get("kind"),
-        "decay of averaged weights": settings.get("ema_decay"),
-        "precision": settings.get("precision"),
-        "limit in minutes": settings.get("max_minutes"),
-        "seed": settings.get("seed"),
-    }
-    lines = [[name, markdown(value)] for name, value in rows.items() if value is not None]
-    return markdown_table([["setting", "value"], *lines]) if lines else ""
-
-
-def progress_sentence(facts: CardFacts) -> str:
-    state = facts.state
-    said = f"{markdown(state.get('global_step'))} of {markdown(state.get('max_steps'))} steps were made"
-    runtime = [entry["train_runtime"] for entry in state.get("log_history") or [] if "train_runtime" in entry]
-    return f"{said}, in {runtime[-1] / 60:.0f} minutes." if runtime else f"{said}."
-
-
-def scores(facts: CardFacts) -> str:
-    if not facts.scores:
-        return "None: the model was not evaluated."
-    return "\n\n".join(scores_of(facts, evaluation) for evaluation in facts.scores)
-
-
-def scores_of(facts: CardFacts, evaluation: Scores) -> str:
-    paper = facts.section("paper")
-    parts = [evaluation_sentence(facts, evaluation.settings)]
+def scores(card: Card, evaluation: Scores) -> str:
+    paper = card.section("paper")
+    parts = [evaluation_sentence(card, evaluation.settings)]
     if evaluation.overall:
         parts.append(evaluation.overall_markdown(paper))
         if paper and paper.get("source"):
@@ -150,15 +226,14 @@ def scores_of(facts: CardFacts, evaluation: Scores) -> str:
     if evaluation.loss is not None:
         parts.append(f"Loss: {evaluation.loss:.4g}.")
     if table := evaluation.per_class_markdown():
-        many = len(evaluation.per_class) > MANY_CLASSES
-        parts.append(f"<details><summary>Scores of each class</summary>\n\n{table}\n\n</details>" if many else table)
+        parts.append(folded("Scores of each class", table) if len(evaluation.per_class) > MANY_CLASSES else table)
     return "\n\n".join(parts)
 
 
-def evaluation_sentence(facts: CardFacts, settings: dict[str, Any]) -> str:
+def evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
     """Where and how the scores were measured."""
     images = f"{markdown(settings['images'])} images of " if settings.get("images") else ""
-    where = markdown(Path(settings["data"]).name if settings.get("data") else facts.data_name)
+    where = markdown(Path(settings["data"]).name if settings.get("data") else card.data_name)
     said = [f"On {images}{where}" + (f", part {markdown_code(settings['split'])}" if settings.get("split") else "")]
     if settings.get("crop"):
         which = "the middle crop of each image" if settings.get("middle") else "crops side by side"
@@ -170,7 +245,7 @@ def evaluation_sentence(facts: CardFacts, settings: dict[str, Any]) -> str:
         said.append("class scores averaged over the scales " + ", ".join(map(markdown, scales)))
     if settings.get("flip"):
         said.append("and over mirror images")
-    if facts.model.task == "panoptic" and settings.get("threshold") is not None:
+    if card.model.task == "panoptic" and settings.get("threshold") is not None:
         said.append(
             f"segments from a class probability of {markdown(settings['threshold'])} that keep "
             f"{markdown(settings.get('overlap_threshold'))} of their mask"
@@ -184,35 +259,25 @@ def pictures(shown: Sequence[tuple[str, str]]) -> str:
     return "\n\n".join(f"![{markdown(caption)}]({path})\n\n{markdown(caption)}" for path, caption in shown)
 
 
-def speed(facts: CardFacts) -> str:
-    if facts.speed is None:
+def speed(card: Card) -> str:
+    if card.options.speed is None:
         return ""
-    milliseconds, (height, width), machine = facts.speed
+    milliseconds, (height, width), machine = card.options.speed
     return f"{milliseconds:.0f} ms a forward pass of one image of {width} x {height} pixels, on {markdown(machine)}."
 
 
-def limitations(facts: CardFacts) -> str:
-    model, said = facts.model, []
+def limitations(card: Card) -> str:
+    model, said = card.model, ["It tells classes apart, not instances."]
     if model.finds_segments:
-        said.append(
+        said = [
             f"At most {model.full_config.num_queries} segments an image can be found, one a query; images with more, "
             "or much larger than those of the training, want to be cut into tiles (`maskcls segment --tile`)."
-        )
-    else:
-        said.append("It tells classes apart, not instances.")
-    said.append(
-        f"It knows these classes alone, as {markdown(facts.data_name)} draws them; no other images were scored."
-    )
-    weakest = facts.scores[-1].weakest_classes() if facts.scores and len(model.classes) > 2 else []
+        ]
+    said.append(f"It knows these classes alone, as {markdown(card.data_name)} draws them; no other images were scored.")
+    weakest = card.scores[-1].weakest_classes() if card.scores and len(model.classes) > 2 else []
     if weakest:
         listed = ", ".join(f"{markdown(name)} ({percent(value)})" for name, _, value in weakest)
         said.append(f"Lowest {weakest[0][1]} of a class in per cent: {listed}.")
-    if facts.limitations:
-        said.append(markdown(facts.limitations, links=True))
+    if card.options.limitations:
+        said.append(markdown(card.options.limitations, links=True))
     return "\n".join(f"- {line}" for line in said)
-
-
-def license_of(facts: CardFacts) -> str:
-    if facts.without_weights:
-        return ""
-    return f"Of the weights: {markdown(facts.license)}." if facts.license else "Of the weights: not stated."

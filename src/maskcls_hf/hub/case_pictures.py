@@ -2,67 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from ..metrics import GroundTruth
+from ..metrics import Segments
 from ..visual.drawing import Color, LegendRow, beside, draw_overlay, segment_colors, shortened
 
 PANEL = 420  # pixels of the longer edge of a panel
 GAP = 8
 CASE = "image, annotation, what the model finds"
 MAPS = "what the model finds, and in red where its class is wrong (white: not annotated)"
+UNLABELLED = -1
 WRONG, RIGHT, UNKNOWN = (np.array(c, dtype=np.uint8) for c in ((214, 39, 40), (225, 225, 225), (255, 255, 255)))
 
 
-@dataclass
-class Segmented:
-    """A map of ids (H, W) and the records `id`, `label_id`, `area` of those that are segments."""
-
-    ids: NDArray[Any]
-    segments: list[dict[str, Any]]
-
-
 def draw_maps(
-    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_color: list[int]
+    image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
     """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used."""
-    of_truth, of_prediction = (class_map(found) for found in (true, predicted))
+    of_truth, of_prediction = (found.semantic_map(UNLABELLED).numpy() for found in (true, predicted))
     judged = np.where((of_truth == of_prediction)[..., None], RIGHT, WRONG)
     errors = Image.fromarray(np.where((of_truth >= 0)[..., None], judged, UNKNOWN))
-    colors: list[Color] = segment_colors(predicted.segments, len(names), one_color)
-    found = draw_overlay(np.full_like(image, 255), predicted.ids, predicted.segments, colors, names, legend=False)
+    colors: list[Color] = segment_colors(predicted.records, len(names), one_color)
+    found = draw_overlay(
+        np.full_like(image, 255), predicted.index_map.numpy(), predicted.records, colors, names, legend=False
+    )
     return in_a_row([found, errors], names, [(predicted, colors)])
 
 
-def class_map(found: Segmented) -> NDArray[Any]:
-    """Class of each pixel (H, W), -1 in no segment."""
-    ids, places = np.unique(found.ids, return_inverse=True)
-    of_id = {segment["id"]: segment["label_id"] for segment in found.segments}
-    return np.array([of_id.get(i, -1) for i in ids.tolist()])[places.reshape(found.ids.shape)]
-
-
 def draw_case(
-    image: NDArray[np.uint8], true: Segmented, predicted: Segmented, names: dict[int, str], one_color: list[int]
+    image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
     """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors."""
-    colored = [(found, segment_colors(found.segments, len(names), one_color)) for found in (true, predicted)]
-    overlays = [draw_overlay(image, found.ids, found.segments, c, names, legend=False) for found, c in colored]
+    colored = [(found, segment_colors(found.records, len(names), one_color)) for found in (true, predicted)]
+    overlays = [
+        draw_overlay(image, found.index_map.numpy(), found.records, c, names, legend=False) for found, c in colored
+    ]
     return in_a_row([Image.fromarray(image), *overlays], names, colored)
 
 
 def in_a_row(
-    panels: list[Image.Image], names: dict[int, str], colored: list[tuple[Segmented, list[Color]]]
+    panels: list[Image.Image], names: dict[int, str], colored: list[tuple[Segments, list[Color]]]
 ) -> Image.Image:
     """Panels of one shape side by side, with the legend of the segments that are drawn in them."""
     legend: dict[str, list[Color]] = {}
     for found, colors in colored:
-        for segment, color in zip(found.segments, colors, strict=True):
+        for segment, color in zip(found.records, colors, strict=True):
             name = names[segment["label_id"]]
             if name.lower() != "background":  # which is not drawn
                 legend.setdefault(name, []).append(color)
@@ -78,38 +65,14 @@ def in_a_row(
     return sheet
 
 
-def true_segments(truth: GroundTruth) -> Segmented:
+def true_segments(truth: Segments) -> Segments:
     """The annotated segments but for crowds; where they overlap, the smaller is in front."""
-    ids = np.full(truth.size, -1, dtype=np.int32)
-    areas = truth.masks.flatten(1).sum(1).tolist() if len(truth.labels) else []
-    for place in sorted(range(len(areas)), key=lambda place: -areas[place]):
-        if not truth.crowd[place]:
-            ids[truth.masks[place].numpy()] = place
-    records = [
-        dict(id=place, label_id=int(truth.labels[place]), area=area)
-        for place, area in enumerate(areas)
-        if area and not truth.crowd[place]
-    ]
-    return Segmented(ids, records)
+    segments = truth.select([place for place in truth.visible if not truth.is_crowd[place]])
+    return segments.drawn(sorted(range(len(segments)), key=lambda place: -segments.mask_runs[place].area))
 
 
-def true_classes(truth: GroundTruth, void_id: int) -> Segmented:
-    classes = truth.semantic(void_id).numpy()
-    labels, areas = np.unique(classes, return_counts=True)
-    records = [
-        dict(id=label, label_id=label, area=area)
-        for label, area in zip(labels.tolist(), areas.tolist(), strict=True)
-        if label != void_id
-    ]
-    return Segmented(classes, records)
-
-
-def with_areas(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The records of a result, each with its area."""
-    return [
-        record if "area" in record else record | {"area": int((found["segmentation"] == record["id"]).sum())}
-        for record in found["segments_info"]
-    ]
+def true_classes(truth: Segments, void_id: int) -> Segments:
+    return Segments.from_class_map(truth.semantic_map(void_id), void_id)
 
 
 def pixels_of(image: Tensor) -> NDArray[np.uint8]:

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import SegmentationDataset
+from ..data.sample import segments_of
 from ..inference import Predictor
 from ..inference.evaluation import crops, model_classes
-from ..inference.predictor import Task
-from ..metrics import GroundTruth, InstanceF1, MeanIoU, PanopticQuality
+from ..metrics import InstanceF1, MeanIoU, PanopticQuality, Segments
+from ..utils.plain_text import percent
+from ..utils.tasks import Task
+from .card_options import Picture
 from .case_pictures import (
     CASE,
     MAPS,
-    Segmented,
     draw_case,
     draw_maps,
     pixels_of,
     true_classes,
     true_segments,
-    with_areas,
 )
-from .model_card import Picture
-from .scores import METRICS, percent
+from .scores import METRICS
+
+# Metric of each task, and its score that counts.
+SCORES: dict[Task, tuple[Any, str]] = {
+    "semantic": (MeanIoU, "mean_iou"), "panoptic": (PanopticQuality, "pq"), "instance": (InstanceF1, "f1"),
+}  # fmt: skip
 
 
 @dataclass
@@ -81,63 +84,33 @@ def failure_cases(
     map_task: Task = "semantic" if task == "semantic" else "panoptic"
     if map_task == "panoptic":
         options = {"label_ids_to_fuse": stuff, **options}
-    worst: list[tuple[float, int]] = []
-    metric = new_metric(task, predictor.id2label, stuff)
+    metric_class, score = SCORES[task]
+    metric = metric_class(predictor.id2label, stuff)
 
-    def looked_at(index: int) -> tuple[Any, GroundTruth, dict[str, Any]]:
+    def looked_at(index: int) -> tuple[Any, Segments, dict[str, Any]]:
         sample = next(crops(data[index], crop, middle=True))
-        truth = GroundTruth.from_sample(sample, data.void_id)
-        truth.labels = of_model[truth.labels]
+        truth = segments_of(sample, data.void_id)
+        truth = replace(truth, class_labels=of_model[truth.class_labels])
         image, tasks = sample["image"].as_subclass(Tensor), {map_task: options}
         return sample, truth, predictor.predict(image, tasks, input_data_format="channels_first")[0][map_task]
 
+    scored: list[tuple[float, int]] = []
     for index in range(min(limit or len(data), len(data))):
         _, truth, found = looked_at(index)
-        score = score_of(metric, found, truth)
-        if not math.isnan(score):
-            heapq.heappush(worst, (-score, -index))
-            if len(worst) > number:
-                heapq.heappop(worst)
+        metric.reset()
+        metric.update(Segments.from_output(found, truth.name), truth)
+        scored.append((metric.compute()[score], index))
         on_image()
     cases = []
-    for negative, place in sorted(worst, reverse=True):
-        sample, truth, found = looked_at(-place)
+    for value, index in sorted(pair for pair in scored if not math.isnan(pair[0]))[:number]:
+        sample, truth, found = looked_at(index)
         true = true_classes(truth, data.void_id) if task == "semantic" else true_segments(truth)
-        predicted = Segmented(found["segmentation"].numpy(), with_areas(found))
+        predicted = Segments.from_output(found)
         one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
         picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)
-        cases.append(FailureCase(sample["name"], METRIC_OF[task], -negative, picture, shows))
+        cases.append(FailureCase(sample["name"], score, value, picture, shows))
     return cases
-
-
-METRIC_OF = {"semantic": "mean_iou", "panoptic": "pq", "instance": "f1"}
-
-
-def new_metric(task: Task, id2label: dict[int, str], stuff: list[int]) -> Any:
-    if task == "semantic":
-        return MeanIoU(id2label)
-    if task == "panoptic":
-        return PanopticQuality(id2label, stuff)
-    things = {label: name for label, name in id2label.items() if label not in stuff}
-    if not things:
-        raise ValueError("Every class is stuff: there are no instances.")
-    return InstanceF1(things)
-
-
-def score_of(metric: Any, found: dict[str, Any], truth: GroundTruth) -> float:
-    """Of one image alone."""
-    metric.reset()
-    if isinstance(metric, MeanIoU):
-        metric.update(found["segmentation"], truth)
-        return metric.compute()["mean_iou"]
-    if isinstance(metric, PanopticQuality):
-        metric.update(found["segmentation"], found["segments_info"], truth)
-        return metric.compute()["pq"]
-    infos = [info for info in found["segments_info"] if info["label_id"] in metric.id2label]
-    masks = found["segmentation"] == torch.tensor([info["id"] for info in infos], device="cpu").view(-1, 1, 1)
-    metric.update(masks, [info["label_id"] for info in infos], truth)
-    return metric.compute()["f1"]
 
 
 def save_failure_cases(cases: list[FailureCase], folder: Path) -> list[Picture]:

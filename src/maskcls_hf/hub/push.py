@@ -15,7 +15,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from ..inference.loading import load_image_processor, load_model
 from ..utils.writing import write_text, written
-from .model_card import CARD, GENERATED, CardOptions, read_scores, write_model_card
+from .card_options import CardOptions
+from .model_card import CARD, GENERATED, read_scores, write_model_card
 from .saved_model import SavedModel
 
 PICTURES = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".svg", ".webp")

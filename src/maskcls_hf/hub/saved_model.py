@@ -101,13 +101,8 @@ class SavedModel:
         """Their number; None without safetensors files."""
         return count_parameters(self.folder)
 
-    def recipe(self) -> Recipe | None:
-        """Of the training that wrote the folder."""
-        path = self.recipe_path()
-        return None if path is None else read_recipe(path)
-
     def recipe_path(self) -> Path | None:
-        """In the folder, or above that of a checkpoint."""
+        """Of the training that wrote the folder: in it, or above that of a checkpoint."""
         above = [self.folder.absolute().parent] if self.folder.name.startswith("checkpoint-") else []
         return next((path for folder in (self.folder, *above) if (path := folder / "recipe.yaml").is_file()), None)
 

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult
 from ..data.files import read_json
 from ..metrics import per_class_markdown
 from ..metrics.table import markdown_table
-from ..utils.plain_text import markdown, printable
+from ..utils.plain_text import markdown, percent, printable
 
 
 class Metric(NamedTuple):
@@ -196,7 +196,3 @@ class Scores:
             for name in self.known()
             if name in METRICS and METRICS[name].hub_id and not math.isnan(self.overall[name])
         ]
-
-
-def percent(value: float) -> str:
-    return "-" if math.isnan(value) else f"{100 * value:.1f}"

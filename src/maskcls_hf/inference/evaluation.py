@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from ..data.dataset import SegmentationDataset
-from ..data.sample import Sample, without_absent
-from ..metrics import Evaluator, GroundTruth
+from ..data.sample import Sample, segments_of, without_absent
+from ..metrics import Evaluator, Segments
 from ..models.options import require_range
 from ..utils.plain_text import printable
 from .predictor import Predictor
@@ -51,12 +52,11 @@ def evaluate(
     of_model = model_classes(predictor.id2label, data.id2label)
     evaluator.reset()
 
-    def parts() -> Iterator[tuple[Tensor, GroundTruth]]:
+    def parts() -> Iterator[tuple[Tensor, Segments]]:
         for index in range(min(limit or len(data), len(data))):
             for sample in crops(data[index], crop, middle):
-                truth = GroundTruth.from_sample(sample, data.void_id)
-                truth.labels = of_model[truth.labels]
-                yield sample["image"].as_subclass(Tensor), truth
+                truth = segments_of(sample, data.void_id)
+                yield sample["image"].as_subclass(Tensor), replace(truth, class_labels=of_model[truth.class_labels])
             on_image()
 
     stream = parts()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from transformers.utils import logging
 
 from .eval_mode import eval_copy
@@ -59,17 +63,21 @@ def has_bfloat16() -> bool:
 
 
 class CompiledNetwork(nn.Module):
-    """A network by `torch.compile`, or itself where that fails."""
+    """A network by `torch.compile`, or itself where that fails. On CUDA what it starts is recorded for each size of its
+    inputs, and replayed: at a few images most of the time goes into starting kernels."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self.compiled: Any = torch.compile(network)
+        self.graphs: CudaGraphs | None = CudaGraphs() if torch.cuda.is_available() else None
 
-    def forward(self, *inputs: Any, **options: Any) -> Any:
+    def forward(self, **inputs: Any) -> Any:
         if self.compiled is not None:
             try:
-                return self.compiled(*inputs, **options)
+                if self.graphs is not None and next(self.network.parameters()).is_cuda:
+                    return self.graphs(self.compiled, inputs)
+                return self.compiled(**inputs)
             except Exception as error:
                 from torch._dynamo.exc import TorchDynamoException  # takes seconds to import
 
@@ -78,4 +86,51 @@ class CompiledNetwork(nn.Module):
                 reason = " ".join(str(error).split("\n")[:2])  # by what, and why
                 logger.warning(f"The network cannot be compiled and runs as it is: {reason}")
                 self.compiled = None
-        return self.network(*inputs, **options)
+        return self.network(**inputs)
+
+
+class CudaGraphs:
+    """What a function starts on CUDA, recorded for each size of its inputs and replayed.
+
+    The inputs are tensors or None by name, the outputs any structure of tensors. Threads take turns.
+    """
+
+    MOST = 8  # sizes; a new one takes the place of the one that was used least recently
+
+    def __init__(self) -> None:
+        self.recorded: OrderedDict[Any, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Any]] = OrderedDict()
+        self.lock = Lock()
+        self.pool: Any = None  # of memory that all recordings share, as one is replayed at a time
+
+    @torch.no_grad()
+    def __call__(self, function: Callable[..., Any], inputs: dict[str, Any]) -> Any:
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        if len(tensors) < sum(value is not None for value in inputs.values()):
+            return function(**inputs)
+        sizes = tuple((name, value.shape, value.dtype) for name, value in tensors.items())
+        key = (sizes, torch.is_autocast_enabled("cuda"))
+        with self.lock:
+            if key not in self.recorded:
+                if len(self.recorded) == self.MOST:
+                    self.recorded.popitem(last=False)
+                self.recorded[key] = self.record(function, tensors)
+            self.recorded.move_to_end(key)
+            graph, places, outputs = self.recorded[key]
+            for name, value in tensors.items():
+                places[name].copy_(value)
+            graph.replay()
+            return tree_map_only(Tensor, Tensor.clone, outputs)
+
+    def record(self, function: Callable[..., Any], tensors: dict[str, Tensor]) -> Any:
+        places = {name: value.clone() for name, value in tensors.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compile, choose algorithms, reserve workspaces
+            for _ in range(3):
+                function(**places)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        self.pool = self.pool or torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            outputs = function(**places)
+        return graph, places, outputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ..models.options import require_range
 from ..models.run_lengths import as_array
-from .ground_truth import GroundTruth
-from .summed import class_names
+from ..models.segments import Segments
+from .instances import check_sizes
+from .metric import class_names, register_metric, things
 
-Masks = Tensor | NDArray[np.bool_] | Sequence[dict[str, Any]]
-
+Numbers = NDArray[np.float64]
 PADDING = -100.0  # what transformers' Trainer pads with
 DETECTION, TRUTH = 0.0, 1.0
 KIND, CLASS, SCORE, MATCHED, IGNORED = range(5)  # columns of a measurement
@@ -28,15 +29,12 @@ KIND, CLASS, SCORE, MATCHED, IGNORED = range(5)  # columns of a measurement
 
 def pad_rows(measurements: Sequence[Tensor]) -> Tensor:
     """Measurements of a batch, each (D, F) -> (B, largest D, F), padded with `PADDING`."""
+    if not measurements:
+        return torch.zeros(0, 0, 5, dtype=torch.float64, device="cpu")
     return torch.nn.utils.rnn.pad_sequence(list(measurements), batch_first=True, padding_value=PADDING)
 
 
-def real_rows(measurements: Tensor) -> Tensor:
-    """(..., D, 5) -> (D', 5) without padding."""
-    rows = measurements.detach().cpu().double().reshape(-1, 5)
-    return rows[rows[:, KIND] != PADDING]
-
-
+@register_metric("mask_ap")
 class MaskAP:
     """Mask AP and AR by pycocotools, image by image: of an image only the matches of its instances stay in memory.
 
@@ -48,12 +46,18 @@ class MaskAP:
     its `iscrowd`. Void is not known to COCO: an instance predicted there is a false positive.
 
     Args:
-        id2label: names of the classes that count, such as those of things; instances of others are skipped.
+        id2label: names of the classes that count; instances of others are skipped.
+        stuff_ids: those that don't count.
         max_detections: most instances of a class in an image that count (COCO: 100).
     """
 
-    def __init__(self, id2label: dict[int, str], max_detections: int = 100):
-        self.names = class_names(id2label)
+    reads = "instance"
+    tasks = ("instance",)
+    join = staticmethod(pad_rows)
+
+    def __init__(self, id2label: Mapping[int, str], stuff_ids: Collection[int] = (), max_detections: int = 100):
+        require_range("max_detections", max_detections, "[1, inf)", integer=True)
+        self.names = class_names(things(id2label, stuff_ids))
         self.max_detections = max_detections
         params = COCOeval(iouType="segm").params
         self.thresholds, self.areas = len(params.iouThrs), len(params.areaRng)
@@ -63,54 +67,48 @@ class MaskAP:
         """Forget all images."""
         self._rows: list[Tensor] = []
 
-    def measure(
-        self,
-        masks: Masks,
-        labels: Sequence[int] | Tensor,
-        scores: Sequence[float] | Tensor,
-        ground_truth: GroundTruth,
-    ) -> Tensor:
+    def measure(self, found: Segments, true: Segments) -> Tensor:
         """Rows (D, 5) of one image.
 
         Args:
-            masks: of predicted instances (n, H, W) bool, or n COCO run-length encodings.
-            labels: their classes (n,).
-            scores: their scores (n,).
-            ground_truth: annotations of the image.
+            found: predicted instances with their scores.
+            true: annotations of the image.
 
         Raises:
-            ValueError: the sizes or the numbers differ, or a score is NaN.
+            ValueError: the sizes differ, or there are no scores, or one is NaN.
         """
-        of_labels, of_scores = as_array(labels, np.int64), as_array(scores, np.float64)
-        if not len(masks) == len(of_labels) == len(of_scores):
-            raise ValueError(f"{len(masks)} masks, {len(labels)} labels and {len(scores)} scores must be equally many.")
-        if np.isnan(of_scores).any():
-            wrong = np.flatnonzero(np.isnan(of_scores)).tolist()
-            raise ValueError(f"{ground_truth.name}: the scores of instances {wrong} are NaN.")
-        true = self._records(ground_truth.run_lengths, as_array(ground_truth.labels), ground_truth.size)
-        found = self._records(masks, of_labels, ground_truth.size)
-        for place, record in true.items():
-            record["iscrowd"] = int(ground_truth.crowd[place])
-            if ground_truth.areas is not None and not ground_truth.areas[place].isnan():
-                record["area"] = float(ground_truth.areas[place])
-        for place, record in found.items():
-            record["score"] = float(of_scores[place])
-        return self._rows_of(list(true.values()), list(found.values()))
+        check_sizes(found, true)
+        if found.scores is None:
+            raise ValueError(f"{true.name}: average precision ranks instances by their scores, and there are none.")
+        scores = as_array(found.scores, np.float64)
+        if np.isnan(scores).any():
+            raise ValueError(
+                f"{true.name}: the scores of instances {np.flatnonzero(np.isnan(scores)).tolist()} are NaN."
+            )
+        annotations, detections = self._records(true), self._records(found)
+        for place, record in annotations.items():
+            record["iscrowd"] = int(true.is_crowd[place])
+            if true.areas is not None and not true.areas[place].isnan():
+                record["area"] = float(true.areas[place])
+        for place, record in detections.items():
+            record["score"] = float(scores[place])
+        return self._rows_of(list(annotations.values()), list(detections.values()))
 
-    def _records(self, masks: Masks, labels: NDArray, size: tuple[int, int]) -> dict[int, dict[str, Any]]:
+    def _records(self, segments: Segments) -> dict[int, dict[str, Any]]:
         """COCO annotations of the instances whose classes count, by their places."""
-        places = [place for place, label in enumerate(labels.tolist()) if label in self.names]
+        labels = segments.class_labels.tolist()
+        places = [place for place, label in enumerate(labels) if label in self.names]
         return {
             place: {
                 "id": place + 1,
                 "image_id": 1,
-                "category_id": int(labels[place]),
+                "category_id": labels[place],
                 "segmentation": code,
-                "area": float(coco_mask.area(code)),
+                "area": float(coco_mask.area(code)),  # of a list of more than 255 it fails
                 "bbox": coco_mask.toBbox(code).tolist(),
                 "iscrowd": 0,
             }
-            for place, code in zip(places, run_lengths(masks, places, size), strict=True)
+            for place, code in ((place, segments.run_lengths[place]) for place in places)
         }
 
     def _rows_of(self, true: list[dict[str, Any]], found: list[dict[str, Any]]) -> Tensor:
@@ -140,11 +138,17 @@ class MaskAP:
         """Add the measurement of one image (D, 5), or those of several (..., D, 5), padded with `PADDING`."""
         if measurements.shape[-1] != 5:
             raise ValueError(f"MaskAP takes measurements (..., D, 5), got {tuple(measurements.shape)}.")
-        self._rows.append(real_rows(measurements))
+        self._rows.append(self.rows(measurements))
 
-    def update(self, *args: Any, **kwargs: Any) -> None:
+    @staticmethod
+    def rows(measurements: Tensor) -> Tensor:
+        """Measurements (..., D, 5) -> (D', 5) without padding."""
+        rows = measurements.detach().cpu().double().reshape(-1, 5)
+        return rows[rows[:, KIND] != PADDING]
+
+    def update(self, found: Segments, true: Segments) -> None:
         """Measure one image and add it; arguments of `measure`."""
-        self.add(self.measure(*args, **kwargs))
+        self.add(self.measure(found, true))
 
     def compute(self) -> dict[str, float]:
         """`ap` (mean over IoU 0.50:0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and `ar`, the mean
@@ -206,24 +210,44 @@ class MaskAP:
             for area in range(self.areas)
         ]
 
+    def weighted_scores(
+        self, rows: Numbers, weights: NDArray[np.int64], image_of_row: NDArray[np.int64]
+    ) -> dict[str, Numbers]:
+        """Scores of `compute` in R replicates, (R,) each, of images that count several times or not at all.
+
+        Args:
+            rows: measurements of all images (D, 5).
+            weights: how often each image occurs in each replicate (images, R).
+            image_of_row: (D,)
+        """
+        labels = np.unique(rows[:, CLASS])  # no score is of the others
+        shape = (self.thresholds, len(labels), self.areas, weights.shape[1])
+        precision, recall = -np.ones(shape), -np.ones(shape)
+        for k, label in enumerate(labels):
+            of_class = rows[:, CLASS] == label
+            truth = rows[of_class & (rows[:, KIND] != DETECTION)]
+            detections = of_class & (rows[:, KIND] == DETECTION)
+            order = np.flatnonzero(detections)[np.argsort(-rows[detections, SCORE], kind="stable")]
+            matched, ignored = self.unpack(rows[order, MATCHED]), self.unpack(rows[order, IGNORED])
+            weights_of_truth = weights[image_of_row[of_class & (rows[:, KIND] != DETECTION)]]
+            weights_of_order = weights[image_of_row[order]]
+            for area in range(self.areas):
+                inside = (truth[:, IGNORED].astype(np.int64) >> area & 1) == 0
+                total = weights_of_truth[inside].sum(0)  # (R,)
+                there = total > 0
+                for threshold in range(self.thresholds):
+                    counted = ~ignored[area, threshold]
+                    values = _precision_and_recall(
+                        matched[area, threshold][counted], weights_of_order[counted], np.maximum(total, 1)
+                    )
+                    for table, value in zip((precision, recall), values, strict=True):
+                        table[threshold, k, area, there] = value[there]
+        of_replicates = [summary(precision[..., r], recall[..., r]) for r in range(weights.shape[1])]
+        return {name: np.array([scores[name] for scores in of_replicates]) for name in of_replicates[0]}
+
     def unpack(self, fields: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Bit fields (D,) -> (area ranges, IoU thresholds, D)."""
         return _unpack(fields, self.areas * self.thresholds).reshape(self.areas, self.thresholds, -1)
-
-
-def run_lengths(masks: Masks, places: list[int], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO encodings of the masks at some places. ValueError: they are of another size."""
-    if isinstance(masks, Sequence):
-        codes = [masks[place] for place in places]
-    else:
-        codes = [coco_mask.encode(np.asfortranarray(as_array(masks[place]).astype(np.uint8))) for place in places]
-    for code in codes:
-        if tuple(code["size"]) != size:
-            raise ValueError(
-                f"Mask and image differ in size: a mask of size {tuple(code['size'])} is scored on an image of size "
-                f"{size}."
-            )
-    return codes
 
 
 def _coco(annotations: list[dict[str, Any]], classes: list[int], size: list[int]) -> COCO:
@@ -272,3 +296,25 @@ def summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict
         "ap_large": mean(precision[..., 3]),
         "ar": mean(recall[..., 0]),
     }
+
+
+def _precision_and_recall(
+    matched: NDArray[np.bool_], weights: NDArray[np.int64], total: NDArray[np.int64]
+) -> tuple[Numbers, Numbers]:
+    """Mean precision over COCO's 101 recalls (R,), and recall (R,), of detections in the order of their scores.
+
+    Args:
+        matched: (D,)
+        weights: (D, R)
+        total: number of true instances (R,).
+    """
+    hits = np.cumsum(weights[matched], axis=0)  # (J, R), at each hit
+    if not len(hits):
+        return np.zeros(len(total)), np.zeros(len(total))
+    found = np.cumsum(weights, axis=0)[matched]
+    precision = hits / (found + np.spacing(1))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    recalls = COCOeval(iouType="segm").params.recThrs
+    reached = np.searchsorted(recalls, hits / total, side="right")  # recalls at or below that of each hit
+    steps = np.diff(reached, axis=0, prepend=0)
+    return (envelope * steps).sum(0) / len(recalls), hits[-1] / total

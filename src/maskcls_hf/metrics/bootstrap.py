@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from .average_precision import MaskAP, real_rows
-from .summed import SummedMetric
-from .weighted_precision import weighted_scores
 
 
 class Bootstrap:
@@ -27,15 +24,21 @@ class Bootstrap:
     are too narrow. With few images (some tens) percentile intervals are too narrow as well.
 
     Args:
-        metric: whose scores are meant. It isn't changed: `add` measurements to both.
+        metric: whose scores are meant, made of sums over images or of rows (`register_metric` says how). It isn't
+            changed: `add` measurements to both.
         replicates: number of replicates.
         seed: of the Poisson numbers.
         level: part of the replicates inside an interval.
     """
 
-    def __init__(self, metric: SummedMetric | MaskAP, replicates: int = 1000, seed: int = 0, level: float = 0.95):
+    def __init__(self, metric: Any, replicates: int = 1000, seed: int = 0, level: float = 0.95):
         if replicates < 2 or not 0 < level < 1:
             raise ValueError(f"replicates={replicates} must be at least 2 and level={level} between 0 and 1.")
+        if not hasattr(metric, "weighted_scores") and not (hasattr(metric, "scores") and hasattr(metric, "shape")):
+            raise ValueError(
+                f"{type(metric).__name__} has neither scores(sums) nor weighted_scores(...), so that its intervals "
+                "cannot be had: bootstrap=0."
+            )
         self.metric, self.replicates, self.seed, self.level = metric, replicates, seed, level
         self.reset()
 
@@ -62,9 +65,9 @@ class Bootstrap:
         if len(images) != len(measurements):
             raise ValueError(f"{len(measurements)} measurements but {len(images)} numbers of images.")
         self.images += len(images)
-        if isinstance(self.metric, MaskAP):
-            for number, rows in zip(images, measurements, strict=True):
-                rows = real_rows(rows)
+        if hasattr(self.metric, "weighted_scores"):
+            for number, of_image in zip(images, measurements, strict=True):
+                rows = self.metric.rows(of_image)
                 self._rows.append(rows)
                 self._image_of_row.append(np.full(len(rows), number))
             return
@@ -77,11 +80,12 @@ class Bootstrap:
 
     def scores(self) -> dict[str, NDArray[np.float64]]:
         """Each score in each replicate (replicates,)."""
-        if isinstance(self.metric, MaskAP):
-            rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64, device="cpu"), *self._rows]).numpy()
+        if hasattr(self.metric, "weighted_scores"):
+            none = self.metric.rows(self.metric.join([]))
+            rows = torch.cat([none, *self._rows]).numpy()
             images, row_of = np.unique(np.concatenate([[], *self._image_of_row]).astype(int), return_inverse=True)
             weights = np.array([self.weights(number) for number in images]).reshape(-1, self.replicates)
-            return weighted_scores(self.metric, rows, weights, row_of)
+            return self.metric.weighted_scores(rows, weights, row_of)
         sums = torch.zeros(self.replicates, *self.metric.shape).double() if self._sums is None else self._sums
         return {name: values.numpy() for name, values in self.metric.scores(sums).items()}
 

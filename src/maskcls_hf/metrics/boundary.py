@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,12 +11,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..models.run_lengths import Runs, as_array, overlay
-from .ground_truth import GroundTruth
-from .mean_iou import SemanticCounts, check_ids, check_sizes
+from .mean_iou import ClassMap, SemanticCounts, check_ids, check_sizes
+from .metric import register_metric
 
 _NONE = -1
 
 
+@register_metric("boundary_iou")
 class BoundaryIoU(SemanticCounts):
     """IoU of the pixels near the boundaries (Cheng, Girshick, Dollar, Berg, Kirillov, CVPR 2021, Eq. 2).
 
@@ -35,20 +37,29 @@ class BoundaryIoU(SemanticCounts):
         width: of the boundary, as a part of the diagonal of the image.
     """
 
-    def __init__(self, id2label: dict[int, str], void_id: int | None = None, width: float = 0.02):
-        super().__init__(id2label, void_id)
+    tasks = ("semantic",)
+    switch = "boundary"
+
+    def __init__(
+        self,
+        id2label: Mapping[int, str],
+        stuff_ids: Collection[int] = (),
+        void_id: int | None = None,
+        width: float = 0.02,
+    ):
+        super().__init__(id2label, stuff_ids, void_id)
         self.width = width
 
-    def measure(self, prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> Tensor:
+    def measure(self, found: ClassMap, true: ClassMap) -> Tensor:
         """Counts (3, K) of the boundary pixels of one image; arguments and errors of `MeanIoU.measure`."""
-        check_sizes(prediction, target)
-        predicted = as_array(prediction)
-        true = as_array(target.semantic(self.void_id) if isinstance(target, GroundTruth) else target)
-        void = true == self.void_id
-        check_ids(predicted[~void], "Prediction", len(self.names), self.void_id)
-        check_ids(true[~void], "Target", len(self.names))
-        distance = max(1, round(self.width * math.hypot(*true.shape)))
-        boundaries = [Runs.of(self._boundary(ids, void, distance)) for ids in (predicted, true)]
+        check_sizes(found, true)
+        maps = (self.class_map(found, "Prediction"), self.class_map(true, "Target"))
+        of_prediction, of_truth = (as_array(one.semantic_map(self.void_id)) for one in maps)
+        void = of_truth == self.void_id
+        check_ids(of_prediction[~void], "Prediction", len(self.names), self.void_id)
+        check_ids(of_truth[~void], "Target", len(self.names))
+        distance = max(1, round(self.width * math.hypot(*void.shape)))
+        boundaries = [Runs.of(self._boundary(ids, void, distance)) for ids in (of_prediction, of_truth)]
         return self.counts(*overlay(*boundaries))
 
     def _boundary(self, ids: NDArray, void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.options import require_range
 from ..models.post_processing import classifies_pixels
-from ..models.run_lengths import MaskRuns, Runs, as_array, places_in
-from .average_precision import MaskAP, pad_rows
+from ..models.segments import Segments
+from ..utils.tasks import TASKS
 from .bootstrap import Bootstrap
-from .boundary import BoundaryIoU
-from .ground_truth import GroundTruth
-from .instances import InstanceF1
-from .mean_iou import MeanIoU
-from .panoptic_quality import PanopticQuality
-
-EvaluationTask = Literal["semantic", "panoptic", "instance"]
-TASKS = ("semantic", "panoptic", "instance")
+from .metric import MAPS, METRICS
 
 
 class Evaluator:
@@ -32,6 +25,7 @@ class Evaluator:
     - panoptic: PQ, SQ, RQ of all classes, things and stuff.
     - instance: mask AP of things, from all instances with their scores; F1, precision and recall at IoU 0.5 of the
       things in the panoptic map, which is one set of instances without overlap.
+    - `metrics`: any others, of your own too; `register_metric` says what one is.
 
     With transformers' Trainer it is `compute_metrics`, with `batch_eval_metrics=True`; with Accelerate::
 
@@ -44,14 +38,16 @@ class Evaluator:
         id2label: names of the classes 0..K-1, of the model and the ground truth.
         stuff_ids: classes that are one segment an image; the others are things.
         tasks: what is scored.
-        boundary: boundary IoU too.
+        metrics: further metrics: registered names, classes, or ready ones.
         bootstrap: replicates for 95 % intervals over images; 0: no intervals.
         threshold, mask_threshold, overlap_threshold: of panoptic maps.
-        max_detections: most instances of a class in an image that count for AP.
+        options: of the metrics that take them: `boundary=True` for boundary IoU, `max_detections`, most instances of a
+            class in an image that count for AP (100), or those of your own metrics.
 
     Raises:
         ValueError: no task, an unknown one, instances of classes of which none is a thing, boundaries without the task
-            semantic, or a threshold or number out of its range.
+            semantic, an unknown metric, or a threshold or number out of its range.
+        TypeError: no metric has such an option.
     """
 
     def __init__(
@@ -61,59 +57,42 @@ class Evaluator:
         stuff_ids: Collection[int] = (),
         tasks: Sequence[str] = ("semantic",),
         *,
-        boundary: bool = False,
+        metrics: Sequence[Any] = (),
         bootstrap: int = 0,
         threshold: float = 0.8,
         mask_threshold: float = 0.5,
         overlap_threshold: float = 0.8,
-        max_detections: int = 100,
+        **options: Any,
     ):
-        if not tasks or not set(tasks) <= set(TASKS):
+        if not (tasks or metrics) or not set(tasks) <= set(TASKS):
             raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {', '.join(tasks) or 'none'}.")
-        if boundary and "semantic" not in tasks:
-            raise ValueError("boundary=True is of semantic maps: add the task semantic, or leave it out.")
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
         for name, value in thresholds.items():
             require_range(name, value, "[0, 1]")
         require_range("bootstrap", bootstrap, "[0, inf)", integer=True)
-        require_range("max_detections", max_detections, "[1, inf)", integer=True)
-        names = dict(id2label)
-        things = {label: name for label, name in names.items() if label not in set(stuff_ids)}
-        if "instance" in tasks and not things:
-            raise ValueError("Every class is stuff, so that there are no instances to score: leave out that task.")
         self.image_processor, self.tasks = image_processor, tuple(tasks)
-        self._panoptic = {
+        self.metrics: dict[str, Any] = {}
+        for name, metric in _chosen(tasks, metrics, options).items():
+            if isinstance(metric, type):
+                taken = {key: options[key] for key in _options_of(metric) if key in options}
+                metric = metric(dict(id2label), stuff_ids=stuff_ids, **taken)
+            self.metrics[name] = metric
+        panoptic = {
             "threshold": threshold,
             "mask_threshold": mask_threshold,
             "overlap_mask_area_threshold": overlap_threshold,
             "label_ids_to_fuse": sorted(stuff_ids),
         }
-        self._mask_threshold = mask_threshold
-        self.metrics: dict[str, Any] = {}
-        if "semantic" in tasks:
-            self.metrics["mean_iou"] = MeanIoU(names)
-            if boundary:
-                self.metrics["boundary_iou"] = BoundaryIoU(names)
-        if "panoptic" in tasks:
-            self.metrics["panoptic_quality"] = PanopticQuality(names, stuff_ids)
-        if "instance" in tasks:
-            self.metrics["mask_ap"] = MaskAP(things, max_detections)
-            self.metrics["instance_f1"] = InstanceF1(things)
+        # AP ranks all instances by their scores
+        instance = {"threshold": 0.0, "mask_threshold": mask_threshold}
+        of_maps: dict[Any, dict[str, Any]] = {"semantic": {}, "panoptic": panoptic, "instance": instance}
+        self.options: dict[Any, dict[str, Any]] = {
+            read: of_maps[read] for read in MAPS if any(m.reads == read for m in self.metrics.values())
+        }
+        """The maps that are scored, and the arguments of `post_process_<map>_segmentation` that make them."""
         self._bootstraps = {name: Bootstrap(metric, bootstrap) for name, metric in self.metrics.items() if bootstrap}
 
-    @property
-    def options(self) -> dict[Any, dict[str, Any]]:
-        """The maps that are scored, and the arguments of `post_process_<map>_segmentation` that make them."""
-        options: dict[Any, dict[str, Any]] = {}
-        if "semantic" in self.tasks:
-            options["semantic"] = {}
-        if "panoptic" in self.tasks or "instance" in self.tasks:
-            options["panoptic"] = self._panoptic
-        if "instance" in self.tasks:  # AP ranks all instances by their scores
-            options["instance"] = {"threshold": 0.0, "mask_threshold": self._mask_threshold}
-        return options
-
-    def measure(self, outputs: Any, ground_truth: Sequence[GroundTruth]) -> dict[str, Tensor]:
+    def measure(self, outputs: Any, ground_truth: Sequence[Segments]) -> dict[str, Tensor]:
         """Measurements of a batch.
 
         Args:
@@ -121,51 +100,34 @@ class Evaluator:
             ground_truth: of each image, at its original size.
 
         Returns:
-            For each metric (B, ...), float64 on the CPU. Those of `mask_ap` have a row for each instance (B, D, 5), so
-            that D differs between batches.
+            For each metric (B, ...), float64 on the CPU. Those of AP have a row for each instance (B, D, 5), so that D
+            differs between batches.
         """
-        if classifies_pixels(outputs) and self.tasks != ("semantic",):
+        if classifies_pixels(outputs) and set(self.options) != {"semantic"}:
             raise ValueError(f"a per-pixel model knows no segments: tasks can be semantic only, not {self.tasks}.")
         sizes = [true.size for true in ground_truth]
         maps: dict[str, list[Any]] = {}
-        for task, options in self.options.items():
-            post_process = getattr(self.image_processor, f"post_process_{task}_segmentation")
-            if task == "instance":
+        for read, options in self.options.items():
+            post_process = getattr(self.image_processor, f"post_process_{read}_segmentation")
+            if read == "instance":
                 options = options | {"return_binary_maps": True}
-            maps[task] = post_process(outputs, target_sizes=sizes, **options)
-        per_image = [{task: found[i] for task, found in maps.items()} for i in range(len(sizes))]
+            maps[read] = post_process(outputs, target_sizes=sizes, **options)
+        per_image = [{read: found[i] for read, found in maps.items()} for i in range(len(sizes))]
         return self.measure_maps(per_image, ground_truth)
 
-    def measure_maps(self, maps: Sequence[Mapping[Any, Any]], ground_truth: Sequence[GroundTruth]) -> dict[str, Tensor]:
+    def measure_maps(self, maps: Sequence[Mapping[Any, Any]], ground_truth: Sequence[Segments]) -> dict[str, Tensor]:
         """Measurements of ready maps, as for `measure`.
 
         Args:
             maps: of each image those that `options` names, as `Predictor.predict(images, evaluator.options)` or the
-                image processor (instances as binary maps) makes them.
+                image processor (instances as binary maps) makes them, or `Segments`.
         """
-        measured = [self._measure_image(found, true) for found, true in zip(maps, ground_truth, strict=True)]
-        return {
-            name: (pad_rows if name == "mask_ap" else torch.stack)([of_image[name] for of_image in measured])
-            for name in self.metrics
-        }
-
-    def _measure_image(self, maps: Mapping[Any, Any], true: GroundTruth) -> dict[str, Tensor]:
-        measured: dict[str, Tensor] = {}
-        for name, metric in self.metrics.items():
-            if name in ("mean_iou", "boundary_iou"):
-                found = maps["semantic"]
-                measured[name] = metric.measure(found if isinstance(found, Tensor) else found["segmentation"], true)
-            elif name == "panoptic_quality":
-                found = maps["panoptic"]
-                measured[name] = metric.measure(found["segmentation"], found["segments_info"], true)
-            elif name == "instance_f1":
-                found = maps["panoptic"]
-                infos = [info for info in found["segments_info"] if info["label_id"] in metric.names]
-                masks = _masks_of(as_array(found["segmentation"]), [info["id"] for info in infos])
-                measured[name] = metric.measure(masks, [info["label_id"] for info in infos], true)
-            else:
-                measured[name] = _measure_ap(metric, maps["instance"], true)
-        return measured
+        measured: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
+        for of_image, true in zip(maps, ground_truth, strict=True):
+            found = {read: Segments.from_output(of_image[read], true.name) for read in self.options}
+            for name, metric in self.metrics.items():
+                measured[name].append(metric.measure(found[metric.reads], true))
+        return {name: getattr(metric, "join", torch.stack)(measured[name]) for name, metric in self.metrics.items()}
 
     def add(self, measurements: Mapping[str, Tensor]) -> None:
         """Add what `measure` returned, of one process or gathered from several."""
@@ -207,14 +169,41 @@ class Evaluator:
         return scores
 
 
-def _masks_of(segmentation: NDArray, ids: list[int]) -> list[dict[str, Any]]:
-    """COCO encodings of some segments of a map (H, W)."""
-    runs = Runs.of(segmentation)
-    places = runs._replace(values=places_in(runs.values, ids)).map()
-    return [mask.rle() for mask in MaskRuns.of_places(places, len(ids))]
+def _chosen(tasks: Sequence[str], metrics: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> class or ready metric: those of the tasks, then the further ones."""
+    known: set[str] = set()
+    chosen: dict[str, Any] = {}
+    for name, metric in sorted(METRICS.items(), key=lambda item: _order(item[1])):
+        switch = getattr(metric, "switch", None)
+        known |= {*_options_of(metric), *([switch] if switch else [])}
+        is_of_task = bool(set(tasks) & set(getattr(metric, "tasks", ())))
+        if switch and options.get(switch) and not is_of_task:
+            raise ValueError(
+                f"{switch}=True is of {metric.reads} maps: add the task {' or '.join(metric.tasks)}, or leave it out."
+            )
+        if is_of_task and (not switch or options.get(switch)):
+            chosen[name] = metric
+    names = {metric: name for name, metric in METRICS.items()}
+    for given in metrics:
+        if isinstance(given, str) and given not in METRICS:
+            raise ValueError(
+                f"There is no metric {given!r}, only {', '.join(METRICS)}. Your own one needs register_metric(name, "
+                "class) first."
+            )
+        metric = METRICS[given] if isinstance(given, str) else given
+        of_class = metric if isinstance(metric, type) else type(metric)
+        known |= set(_options_of(of_class))
+        chosen[names.get(of_class, of_class.__name__)] = metric
+    if unknown := sorted(set(options) - known):
+        raise TypeError(f"No metric has an option {', '.join(unknown)}; there are {', '.join(sorted(known))}.")
+    return chosen
 
 
-def _measure_ap(metric: MaskAP, found: Mapping[str, Any], true: GroundTruth) -> Tensor:
-    infos = found["segments_info"]
-    masks = [mask.rle() for mask in found["masks"]] if "masks" in found else found["segmentation"]
-    return metric.measure(masks, [info["label_id"] for info in infos], [info["score"] for info in infos], true)
+def _order(metric: Any) -> int:
+    """Scores come in the order of the tasks."""
+    return min((TASKS.index(task) for task in getattr(metric, "tasks", ())), default=len(TASKS))
+
+
+def _options_of(metric: Any) -> list[str]:
+    """Arguments of a metric's class beside those that all have."""
+    return [name for name in inspect.signature(metric).parameters if name not in ("id2label", "stuff_ids")]

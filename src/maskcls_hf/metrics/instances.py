@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..models.run_lengths import as_array
-from .average_precision import Masks, run_lengths
-from .ground_truth import GroundTruth
-from .summed import SummedMetric
+from ..models.segments import Segments
+from .metric import SummedMetric, register_metric, things
 
 
 def mask_overlaps(
@@ -28,38 +27,53 @@ def mask_overlaps(
     return np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
 
 
+def check_sizes(found: Segments, true: Segments) -> None:
+    """Raises a `ValueError` where masks and image differ in size."""
+    if len(found) and found.size != true.size:
+        raise ValueError(
+            f"{true.name}: masks and image differ in size: masks of {found.size} are scored on an image of {true.size}."
+        )
+
+
+@register_metric("instance_f1")
 class InstanceF1(SummedMetric):
     """TP / (TP + (FP + FN) / 2) over the instances of all images.
 
-    A predicted instance of IoU > `threshold` with a true one of its class is a true positive; predicted and true
+    A predicted instance of IoU > `iou_threshold` with a true one of its class is a true positive; predicted and true
     instances pair off one to one, as many as possible. A predicted instance without partner is no false positive where
     more than half of it lies in crowd regions of its class, and these are no false negatives.
 
     A measurement holds for each class true positives, false positives and false negatives (3, K).
 
     Args:
-        id2label: names of the classes that count, such as those of things; instances of others are skipped.
+        id2label: names of the classes that count; segments of others are skipped.
+        stuff_ids: those that don't count.
     """
 
+    reads = "panoptic"
+    tasks = ("instance",)
     measures = 3
 
-    def __init__(self, id2label: dict[int, str], threshold: float = 0.5):
-        super().__init__(id2label)
-        self.threshold = threshold
-        self.label_ids = sorted(id2label)
+    def __init__(self, id2label: Mapping[int, str], stuff_ids: Collection[int] = (), iou_threshold: float = 0.5):
+        super().__init__(things(id2label, stuff_ids))
+        self.iou_threshold = iou_threshold
+        self.label_ids = sorted(self.names)
 
-    def measure(self, masks: Masks, labels: Sequence[int] | Tensor, ground_truth: GroundTruth) -> Tensor:
-        """Counts (3, K) of one image: predicted masks, (n, H, W) bool or n COCO encodings, and their classes (n,).
+    def measure(self, found: Segments, true: Segments) -> Tensor:
+        """Counts (3, K) of one image.
 
         Raises:
             ValueError: the sizes differ.
         """
-        predicted_labels, true_labels = as_array(labels), as_array(ground_truth.labels)
-        crowd = as_array(ground_truth.crowd)
-        predicted = run_lengths(masks, list(range(len(masks))), ground_truth.size)
-        areas = np.array([coco_mask.area(mask) for mask in predicted], dtype=np.float64)
-        overlaps = mask_overlaps(predicted, areas, ground_truth.run_lengths)
-        true_areas = np.array([mask.area for mask in ground_truth.mask_runs], dtype=np.float64)
+        check_sizes(found, true)
+        crowd = as_array(true.is_crowd)
+        predicted_labels, true_labels = as_array(found.class_labels), as_array(true.class_labels)
+        is_thing = np.flatnonzero(np.isin(predicted_labels, self.label_ids))
+        predicted_labels = predicted_labels[is_thing]
+        predicted = [found.run_lengths[place] for place in is_thing]
+        areas = np.array([found.mask_runs[place].area for place in is_thing], dtype=np.float64)
+        overlaps = mask_overlaps(predicted, areas, true.run_lengths)
+        true_areas = np.array([mask.area for mask in true.mask_runs], dtype=np.float64)
         counts = np.zeros(self.shape)
         there = {*predicted_labels.tolist(), *true_labels.tolist()}
         for column, label in enumerate(self.label_ids):
@@ -69,12 +83,12 @@ class InstanceF1(SummedMetric):
             segments, crowds = (true_labels == label) & ~crowd, (true_labels == label) & crowd
             common = overlaps[np.ix_(rows, segments)]
             unions = areas[rows][:, None] + true_areas[segments] - common
-            candidates = common > self.threshold * unions
-            found, partners = linear_sum_assignment(candidates, maximize=True)
-            found = found[candidates[found, partners]]
+            candidates = common > self.iou_threshold * unions
+            matched, partners = linear_sum_assignment(candidates, maximize=True)
+            matched = matched[candidates[matched, partners]]
             spurious = overlaps[np.ix_(rows, crowds)].sum(1) <= areas[rows] / 2
-            spurious[found] = False
-            counts[:, column] = len(found), spurious.sum(), segments.sum() - len(found)
+            spurious[matched] = False
+            counts[:, column] = len(matched), spurious.sum(), segments.sum() - len(matched)
         return torch.from_numpy(counts)
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.sample import void_id_of
-from ..models.run_lengths import Ids, Runs, as_array, count, overlay
-from .ground_truth import GroundTruth
-from .summed import SummedMetric, check_contiguous
+from ..models.run_lengths import Ids, count, overlay
+from ..models.segments import Segments, void_id_of
+from .metric import SummedMetric, check_contiguous, register_metric
+
+ClassMap = Segments | Tensor | NDArray
 
 
 class SemanticCounts(SummedMetric):
@@ -18,19 +21,23 @@ class SemanticCounts(SummedMetric):
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
-        void_id: marks unlabelled pixels of targets; where a prediction has it, a pixel is predicted as no class. None:
+        void_id: marks unlabelled pixels in maps; where a prediction has it, a pixel is predicted as no class. None:
             255, or 65535 with more than 255 classes.
     """
 
+    reads = "semantic"
     measures = 3
 
-    def __init__(self, id2label: dict[int, str], void_id: int | None = None):
+    def __init__(self, id2label: Mapping[int, str], stuff_ids: Collection[int] = (), void_id: int | None = None):
         super().__init__(id2label)
         check_contiguous(id2label)
         num_labels = len(id2label)
         self.void_id = void_id_of(num_labels) if void_id is None else void_id
         if 0 <= self.void_id < num_labels:
             raise ValueError(f"void_id={self.void_id} is one of the {num_labels} classes: choose another number.")
+
+    def class_map(self, given: ClassMap, name: str) -> Segments:
+        return given if isinstance(given, Segments) else Segments.from_class_map(given, self.void_id, name)
 
     def counts(self, predicted: Ids, true: Ids, pixels: NDArray[np.int64]) -> Tensor:
         """Classes and pixels of runs (R,) -> (3, K); ids outside the classes are of no class."""
@@ -46,6 +53,7 @@ class SemanticCounts(SummedMetric):
         return right / (true + predicted - right)
 
 
+@register_metric("mean_iou")
 class MeanIoU(SemanticCounts):
     """Mean and frequency-weighted IoU, pixel accuracy and mean accuracy (Long, Shelhamer, Darrell, CVPR 2015).
 
@@ -53,24 +61,25 @@ class MeanIoU(SemanticCounts):
     the mean.
     """
 
-    def measure(self, prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> Tensor:
+    tasks = ("semantic",)
+
+    def measure(self, found: ClassMap, true: ClassMap) -> Tensor:
         """Counts (3, K) of one image.
 
         Args:
-            prediction: class ids (H, W).
-            target: annotations of the image, or its class ids (H, W).
+            found, true: its segments, or class ids (H, W).
 
         Raises:
             ValueError: the sizes differ, or an id lies outside the classes.
         """
-        check_sizes(prediction, target)
-        true_runs = target.semantic_runs(self.void_id) if isinstance(target, GroundTruth) else Runs.of(as_array(target))
-        predicted, true, pixels = overlay(Runs.of(as_array(prediction)), true_runs)
-        counted = true != self.void_id
-        predicted, true, pixels = predicted[counted], true[counted], pixels[counted]
+        check_sizes(found, true)
+        maps = (self.class_map(found, "Prediction"), self.class_map(true, "Target"))
+        predicted, target, pixels = overlay(*(one.semantic_runs(self.void_id) for one in maps))
+        counted = target != self.void_id
+        predicted, target, pixels = predicted[counted], target[counted], pixels[counted]
         check_ids(predicted, "Prediction", len(self.names), self.void_id)
-        check_ids(true, "Target", len(self.names))
-        return self.counts(predicted, true, pixels)
+        check_ids(target, "Target", len(self.names))
+        return self.counts(predicted, target, pixels)
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
         right, true, _ = sums.unbind(-2)
@@ -91,16 +100,14 @@ class MeanIoU(SemanticCounts):
         return super().compute() | {f"iou_{name}": scores["iou"] for name, scores in self.per_class().items()}
 
 
-def check_sizes(prediction: Tensor | NDArray, target: GroundTruth | Tensor | NDArray) -> None:
+def check_sizes(found: ClassMap, true: ClassMap) -> None:
     """Raises a `ValueError` unless both are maps (H, W) of one size."""
-    predicted, true = tuple(prediction.shape), target.size if isinstance(target, GroundTruth) else tuple(target.shape)
-    if predicted != true or len(true) != 2:
-        raise ValueError(f"Prediction {predicted} and target {true} must be maps of one size.")
+    sizes = [tuple(one.size if isinstance(one, Segments) else one.shape) for one in (found, true)]
+    if sizes[0] != sizes[1] or len(sizes[0]) != 2:
+        raise ValueError(f"Prediction {sizes[0]} and target {sizes[1]} must be maps of one size.")
 
 
 def check_ids(ids: Ids, name: str, num_labels: int, void_id: int | None = None) -> None:
-    if ids.dtype.kind not in "iub":
-        raise ValueError(f"{name} is a map of {ids.dtype}, class ids are integers.")
     wrong = (ids < 0) | (ids >= num_labels)
     if void_id is not None:
         wrong &= ids != void_id

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.sample import VOID
-from ..models.run_lengths import Runs, as_array, count, overlay, places_in
-from .ground_truth import GroundTruth
-from .summed import SummedMetric, check_contiguous
+from ..models.run_lengths import as_array, count, overlay
+from ..models.segments import VOID, Segments
+from .metric import SummedMetric, check_contiguous, register_metric
 
 
+@register_metric("panoptic_quality")
 class PanopticQuality(SummedMetric):
     """PQ, SQ and RQ (Kirillov, He, Girshick, Rother, Dollar, CVPR 2019), with the rules of panopticapi.
 
@@ -33,9 +32,11 @@ class PanopticQuality(SummedMetric):
         stuff_ids: classes of stuff; the others are things.
     """
 
+    reads = "panoptic"
+    tasks = ("panoptic",)
     measures = 4
 
-    def __init__(self, id2label: dict[int, str], stuff_ids: Collection[int] = ()):
+    def __init__(self, id2label: Mapping[int, str], stuff_ids: Collection[int] = ()):
         super().__init__(id2label)
         check_contiguous(id2label)
         num_labels = len(id2label)
@@ -44,52 +45,30 @@ class PanopticQuality(SummedMetric):
         self.is_stuff = torch.zeros(num_labels, dtype=torch.bool, device="cpu")
         self.is_stuff[sorted(stuff_ids)] = True
 
-    def measure(
-        self, segmentation: Tensor | NDArray, segments_info: Sequence[Mapping[str, Any]], ground_truth: GroundTruth
-    ) -> Tensor:
+    def measure(self, found: Segments, true: Segments) -> Tensor:
         """(4, K) of one image.
 
-        Args:
-            segmentation: ids of predicted segments (H, W); ids below 1 that `segments_info` lacks are no segment.
-            segments_info: `id` and `label_id` of each predicted segment, as `post_process_panoptic_segmentation` gives.
-            ground_truth: annotations of the image.
-
         Raises:
-            ValueError: the sizes differ, segments of the truth overlap, the map and `segments_info` name different
-                segments, or a class is unknown.
+            ValueError: the sizes differ, segments overlap, a predicted one has no pixel, or a class is unknown.
         """
-        name = ground_truth.name
-        predicted = as_array(segmentation)
-        if predicted.shape != ground_truth.size:
+        if found.size != true.size:
             raise ValueError(
-                f"{name}: the prediction is {predicted.shape}, the annotation {ground_truth.size} (height, width)."
+                f"{true.name}: the prediction is {found.size}, the annotation {true.size} (height, width)."
             )
-        ids = [int(info["id"]) for info in segments_info]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"{name}: segments_info names an id twice: {sorted(ids)}.")
-        predicted_labels = np.array([info["label_id"] for info in segments_info], dtype=np.int64)
-        true_labels = as_array(ground_truth.labels)
-        self._check_labels(predicted_labels, true_labels, name)
-        found, true = Runs.of(predicted), ground_truth.runs
-        if true is None:
-            true = Runs.of(as_array(ground_truth.places))
-        if true.values.size and not -2 <= true.values.min() <= true.values.max() < len(true_labels):
-            raise ValueError(f"{name}: the annotation holds places outside its {len(true_labels)} segments.")
-        rows = places_in(found.values, ids)
-        unknown = found.values[(rows == len(ids)) & ~(found.values <= 0)]  # NaN too
-        if unknown.size:
-            some = np.unique(unknown)[:5].tolist()
-            raise ValueError(f"{name}: the predicted map holds ids {some} that segments_info lacks.")
-        columns = len(true_labels) + 2  # segments, NO_SEGMENT, VOID: places -2 and -1 are the last two columns
+        predicted_labels, true_labels = as_array(found.class_labels), as_array(true.class_labels)
+        self._check_labels(predicted_labels, true_labels, true.name)
+        rows, columns = len(found) + 2, len(true) + 2  # NO_SEGMENT and VOID are the last two
         of_rows, of_columns, pixels = overlay(
-            found._replace(values=rows * columns), true._replace(values=true.values.astype(np.int64) % columns)
+            found.runs._replace(values=found.runs.values.astype(np.int64) % rows * columns),
+            true.runs._replace(values=true.runs.values.astype(np.int64) % columns),
         )
-        overlaps = count(of_rows + of_columns, pixels, (len(ids) + 1) * columns).reshape(-1, columns)
-        areas = overlaps.sum(1)  # (P + 1,)
-        if not areas[:-1].all():
-            missing = [i for i, area in zip(ids, areas, strict=False) if area == 0]
-            raise ValueError(f"{name}: segments_info has ids {missing[:5]} that the map lacks.")
-        crowd = as_array(ground_truth.crowd)
+        overlaps = count(of_rows + of_columns, pixels, rows * columns).reshape(rows, columns)
+        empty = np.flatnonzero(overlaps[:-2].sum(1) == 0)
+        if len(empty):
+            ids = range(len(found)) if found.ids is None else found.ids
+            missing = [ids[row] for row in empty[:5].tolist()]
+            raise ValueError(f"{true.name}: segments_info has ids {missing} that the map lacks.")
+        crowd = as_array(true.is_crowd)
         return torch.from_numpy(_matches(overlaps, predicted_labels, true_labels, crowd, len(self.names)))
 
     def _check_labels(self, predicted: NDArray, true: NDArray, name: str) -> None:
@@ -125,12 +104,11 @@ def _matches(
     """Sum of IoUs, true positives, false positives, false negatives of each class (4, K).
 
     Args:
-        overlaps: pixels of each predicted segment (rows; the last: of none) in each true one (columns; the last two: in
-            none, void).
+        overlaps: pixels of each predicted segment (rows) in each true one (columns); the last two: in none, void.
     """
-    predicted_areas = overlaps[:-1].sum(1)  # (P,)
+    predicted_areas = overlaps[:-2].sum(1)  # (P,)
     true_areas = overlaps[:, :-2].sum(0)  # (M,)
-    common, in_void = overlaps[:-1, :-2], overlaps[:-1, VOID]
+    common, in_void = overlaps[:-2, :-2], overlaps[:-2, VOID]
     unions = (predicted_areas - in_void)[:, None] + true_areas - common
     comparable = (predicted_labels[:, None] == true_labels) & ~crowd
     rows, columns = np.nonzero(comparable & (2 * common > unions))  # IoU > 0.5

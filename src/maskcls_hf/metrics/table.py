@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ..utils.plain_text import cell, markdown
+from ..utils.plain_text import cell, markdown, percent
 
 PerClass = Mapping[str, Mapping[str, float]]
 
@@ -46,5 +46,5 @@ def _cells(*per_class: PerClass) -> list[list[str]]:
             for scores, keys in zip(per_class, headings, strict=True)
             for key in keys
         ]
-        lines.append([name, *("-" if math.isnan(value) else f"{100 * value:.1f}" for value in values)])
+        lines.append([name, *map(percent, values)])
     return lines

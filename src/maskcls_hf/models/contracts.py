@@ -17,7 +17,7 @@ from torch.nn import functional as F
 class PixelFeatures:
     """Output of every pixel decoder (paper Section 3.2, pixel-level module).
 
-    The per-pixel embeddings are made when they are needed: predicting does without them, see `mask_logits`.
+    The per-pixel embeddings are made when they are first needed.
     """
 
     context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
@@ -26,6 +26,7 @@ class PixelFeatures:
     region: "ValidRegion | None"
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
+    valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
 
     @classmethod
     def of(cls, features: Any, region: "ValidRegion | None") -> "PixelFeatures":
@@ -54,31 +55,9 @@ class PixelFeatures:
         return self.per_pixel_embeddings
 
     def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
-        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled.
-
-        Both the projection and the dot product are linear. Where no gradient is needed they become one convolution with
-        N kernels an image, which is less work as long as N is not above C_E. Who needs the masks of several layers
-        calls `project` first.
-        """
-        projection = self.mask_projection
-        is_eager = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
-        if (
-            is_eager
-            and projection is not None
-            and self.per_pixel_embeddings is None
-            and is_bare(projection, mask_embeddings.shape[1])
-        ):
-            kernels = torch.einsum("bne,ecyx->bncyx", mask_embeddings, projection.weight)
-            biases = torch.einsum("bne,e->bn", mask_embeddings, projection.bias)
-
-            def dot(finest: Tensor) -> Tensor:
-                images = zip(finest.split(1), kernels, biases, strict=True)
-                return torch.cat([F.conv2d(image, k, b, padding=projection.padding) for image, k, b in images])
-
-            return self._upsampled(self._inside(dot))
-        return self._upsampled(torch.einsum("bne,behw->bnhw", mask_embeddings, self.project()))
-
-    def _upsampled(self, logits: Tensor) -> Tensor:
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled."""
+        embeddings = self.project()  # (B, C_E, h, w)
+        logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
         if self.upsampling > 1:
             logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)
         return logits.contiguous()
@@ -89,17 +68,6 @@ class PixelFeatures:
         if region is None:
             return projection(finest)
         return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
-
-
-def is_bare(projection: nn.Module | None, queries: int) -> bool:
-    """Whether a projection is no more than its weights (no adapter, no hooks, not offloaded), and N <= C_E."""
-    return (
-        type(projection) is nn.Conv2d
-        and queries <= projection.out_channels
-        and not projection.weight.is_meta
-        and "forward" not in vars(projection)
-        and not (projection._forward_hooks or projection._forward_pre_hooks)
-    )
 
 
 class SegmentLogits(NamedTuple):
@@ -158,18 +126,18 @@ class ValidRegion:
             raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
         images, _, height, width = pixel_values.shape
         if pixel_mask is None:
-            inside = torch.ones_like(pixel_values[:, 0], dtype=torch.bool)
-        elif pixel_mask.shape != (images, height, width):
+            lengths = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
+            return cls(torch.stack(lengths, dim=1), (height, width), complete=True)
+        if pixel_mask.shape != (images, height, width):
             raise ValueError(
                 f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "
                 f"{(images, height, width)}: one map an image, 1 for image and 0 for padding."
             )
-        else:
-            inside = pixel_mask != 0
+        inside = pixel_mask != 0
         sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
-        region = cls(sizes, (height, width), complete=pixel_mask is None)
+        region = cls(sizes, (height, width), complete=False)
         # Looking is free on the CPU; elsewhere it would make the host wait.
-        if pixel_mask is not None and inside.device.type == "cpu" and not torch.compiler.is_compiling():
+        if inside.device.type == "cpu" and not torch.compiler.is_compiling():
             region.check(inside)
             region.complete = bool(inside.all())
         return region

@@ -354,8 +354,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         inside.copy_(image)
         if do_normalize:
             scale = 1.0 / rescale_factor if do_rescale else 1.0
-            mean, std = (torch.tensor(values, device=image.device) * scale for values in (image_mean, image_std))
-            self.normalize(inside, mean, std, inplace=True)
+            mean, std = (
+                (torch.tensor(values, device=image.device) * scale).view(-1, 1, 1) for values in (image_mean, image_std)
+            )
+            inside.sub_(mean).div_(std)  # self.normalize of transformers 5.17 is not in place
         elif do_rescale:
             inside *= rescale_factor
         return padded

@@ -214,11 +214,12 @@ class TransformerLayer(GradientCheckpointingLayer):
         positions: Tensor,
         key_mask: Tensor | None = None,
         context: Tensor | None = None,
-        context_positions: Tensor | None = None,
+        placed_context: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """hidden_states (B, n, C), positions (B or 1, n, C), context (B, m, C); `key_mask` masks the context, or
-        the sequence itself where there is no context. Returns hidden_states and the attention weights."""
+        """hidden_states (B, n, C), positions (B or 1, n, C), context and the same with positions added (B, m, C);
+        `key_mask` masks the context, or the sequence itself where there is no context. Returns hidden_states and the
+        attention weights."""
 
         def add(update: Tensor, norm: nn.LayerNorm, residual: Tensor) -> Tensor:
             return norm(residual + F.dropout(update, self.dropout, self.training))
@@ -228,9 +229,9 @@ class TransformerLayer(GradientCheckpointingLayer):
         attended, weights = self.self_attn(placed, placed, hidden_states, self_mask, output_attentions)
         hidden_states = add(attended, self.self_attn_layer_norm, hidden_states)
         attentions = [weights]
-        if context is not None and context_positions is not None:
+        if context is not None and placed_context is not None:
             attended, weights = self.cross_attn(
-                hidden_states + positions, context + context_positions, context, key_mask, output_attentions
+                hidden_states + positions, placed_context, context, key_mask, output_attentions
             )
             hidden_states = add(attended, self.cross_attn_layer_norm, hidden_states)
             attentions.append(weights)

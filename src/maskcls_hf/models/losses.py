@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from .configuration_maskcls import LOSSES, MATCHERS, custom_file
 from .contracts import PixelLogits, SegmentLogits, layer_suffix
+from .fused_losses import FusedPixels, can_fuse, give_up
 from .label_tensors import as_labels, integers
 from .matching import (
     FOCAL_ALPHA,
@@ -161,11 +162,11 @@ class MaskClsCriterion:
             counts = to_device(counts, device)
             dist.all_reduce(counts)
             processes = dist.get_world_size()
+            counts = counts / processes
         segments, matched, images = counts
         class_weight = matched + (images * num_queries - matched) * self.no_object_weight
         tiny = torch.finfo(counts.dtype).tiny  # no-object weight 0 and nothing matched: 0 / tiny = 0
-        normalizers = segments.clamp(min=1), class_weight.clamp(min=tiny), images
-        return LossNormalizers(*(count / processes for count in normalizers))
+        return LossNormalizers(segments.clamp(min=1 / processes), class_weight.clamp(min=tiny), images)
 
 
 class LossNormalizers(NamedTuple):
@@ -266,9 +267,9 @@ class _PairedLosses(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         sums = _MaskChunks(logits, targets, image, segment).loss_sums()
         focal, masked_error, signed_error, signs, pixels = sums
-        area, masked_inside = (pixels - signs) / 2, (masked_error - signed_error) / 2
+        # Sum of p and of the target, plus 1: area = (pixels - signs) / 2, error inside = (masked - signed error) / 2.
+        union = (pixels - signs) + signed_error + 1
         pixels = pixels.clamp(min=1)
-        union = 2 * (area - masked_inside) + 1 + masked_error  # sum of p and of the target, plus 1
         dice = masked_error / union  # 1 - (2 * overlap + 1) / union
         ctx.save_for_backward(logits, image, segment, pixels, union, dice)
         ctx.targets = targets
@@ -305,6 +306,11 @@ class _MaskChunks:
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
         the error times the sign, of the sign, and of one."""
+        if can_fuse(self.logits):
+            try:
+                return self._fused(slice(None)).loss_sums(1 - 2 * FOCAL_ALPHA)
+            except Exception as failure:
+                give_up(failure)
         sums = self.logits.new_empty(5, len(self.logits), dtype=self.dtype)
         self._for_each_part(lambda part: self._write_sums(part, sums[:, part]))
         return sums
@@ -334,7 +340,18 @@ class _MaskChunks:
             focal = torch.addcmul(error, error, sign, value=1 - 2 * FOCAL_ALPHA, out=signed).sum((1, 2))
             sums[:3] += torch.stack([focal.mul_(0.5), masked_error, signed_error])
 
+    def _fused(self, part: slice) -> FusedPixels:
+        image, segment = self.image[part], self.segment[part]
+        sources = image if self.targets.is_index_map else self.targets.rows[image, segment]
+        return FusedPixels(self.logits[part], self.targets, sources, image, segment)
+
     def _gradient(self, part: slice, slopes: Tensor) -> Tensor:
+        if can_fuse(self.logits):
+            try:
+                of_pixels = self._fused(part).gradient(slopes, 1 - 2 * FOCAL_ALPHA)
+                return self.rows[0].matrix.T @ (of_pixels @ self.columns[0].matrix)
+            except Exception as failure:
+                give_up(failure)
         signs, invalid = self._signs(part)
         focal, constant, by_sign = slopes[:, :, None, None]
         asymmetry = focal * (1 - 2 * FOCAL_ALPHA)

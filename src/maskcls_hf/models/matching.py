@@ -9,7 +9,7 @@ others are padded to it), (h, w) the grid of the mask logits, P = h * w, T match
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,8 +30,7 @@ if is_scipy_available():
 
 logger = logging.get_logger(__name__)
 
-FOCAL_ALPHA = 0.25
-FOCAL_GAMMA = 2  # both as in RetinaNet and the paper's code
+FOCAL_ALPHA = 0.25  # and a gamma of 2, written as squares: both as in RetinaNet and the paper's code
 # Bytes that one chunk of a computation may need with its temporaries: on a CPU they stay in a core's cache.
 CPU_CHUNK = 2**23
 DEVICE_CHUNK = 2**28
@@ -117,7 +116,7 @@ class PaddedTargets:
             corners = boxes_of_masks(self.masks, valid)[self.rows.clamp(min=0)]
         sizes = self.image_sizes
         if sizes is None:
-            sizes = torch.tensor([self.masks.shape[-2:]])
+            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")
         sizes = sizes.to(corners.device).flip(1).repeat(1, 2)[:, None]  # (B, 1, 4)
         return to_centers((corners / sizes).float())
 
@@ -126,7 +125,7 @@ class PaddedTargets:
         """Image of each of all segments (S,)."""
         return to_device(torch.from_numpy(np.repeat(np.arange(len(self.numbers)), self.numbers)), self.masks.device)
 
-    def resampled(self, size: tuple[int, int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
+    def resampled(self, size: Sequence[int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
         """Masks (B, M, P) and valid pixels (B, P) at the grid of the mask logits (h, w), as bool; masks are False where
         no pixel is valid.
 
@@ -290,7 +289,7 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
     """Raise `ValueError` for classes (S,) that are none, and for index maps (B, H, W) with segments that have no class;
     they are looked at on the CPU only."""
     if labels.device.type == "cpu" and len(labels):
-        least, most = labels.aminmax()
+        least, most = (int(value) for value in labels.aminmax())
         if not 0 <= least <= most < num_labels:
             for image, own in enumerate(labels.split(numbers)):
                 if len(own) and not 0 <= own.min() <= own.max() < num_labels:
@@ -310,7 +309,7 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
 def nearest_indices(full: int, cells: int, device: torch.device, at_centers: bool = False) -> Tensor:
     """Index in 0..full-1 that nearest resampling to `cells` picks for each cell (floor, as torch's "nearest"; or
     `at_centers`, as its "nearest-exact")."""
-    return (2 * torch.arange(cells, device=device) + at_centers) * full // (2 * cells)
+    return torch.arange(int(at_centers), 2 * cells, 2, device=device) * full // (2 * cells)
 
 
 # ---- boxes: (x0, y0, x1, y1), the corners, or (cx, cy, w, h), center and size ----
@@ -531,7 +530,7 @@ class BipartiteMatcher:
         images, layers, queries = predictions.class_logits.shape[:3]
         self.warn_about_lost_segments(targets.numbers, queries)
         terms = self.cost_terms(predictions, targets)
-        costs = sum(self.weights[name] * term for name, term in terms.items())
+        costs = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum(0)
         on_host = costs.cpu().numpy()  # (B, L, N, M): the one transfer of a step to the host
         pairs = []
         for layer in range(layers):

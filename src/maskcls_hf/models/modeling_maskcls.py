@@ -79,9 +79,6 @@ class MaskClsModelOutput(ModelOutput):
 class MaskClsForUniversalSegmentationOutput(ModelOutput):
     """Output of `MaskClsForUniversalSegmentation`: what `MaskClsModelOutput` has, and the fields below.
 
-    Where gradients are off, `pixel_decoder_last_hidden_state` is there only if `output_hidden_states` or
-    `output_attentions`: predicting does without per-pixel embeddings.
-
     Args:
         loss: weighted sum over all layers (Eq. 1), if labels were given.
         class_queries_logits: (B, N, K + 1), "no object" last.
@@ -295,7 +292,8 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
 
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], PixelFeatures]:
         """Feature maps of the backbone, and what the pixel decoder makes of them."""
-        seen = None if self.config.attend_to_padding else ValidRegion.of_batch(pixel_values, pixel_mask)
+        valid = ValidRegion.of_batch(pixel_values, pixel_mask)
+        seen = None if self.config.attend_to_padding else valid
         if pixel_values.device.type == "cpu" and not torch.is_grad_enabled():
             # Max pooling is ten times as fast in this layout. Not with gradients: those of a strided 1x1 convolution of
             # under 16 channels write past their memory (github.com/uxlfoundation/oneDNN/issues/6035).
@@ -303,7 +301,10 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         feature_maps = self.backbone_maps(pixel_values, seen)
         region = None if seen is None or seen.complete else seen
         features = self.pixel_decoder(feature_maps, region)
-        return feature_maps, features if isinstance(features, PixelFeatures) else PixelFeatures.of(features, region)
+        if not isinstance(features, PixelFeatures):
+            features = PixelFeatures.of(features, region)
+        features.valid_sizes = valid.sizes
+        return feature_maps, features
 
     def backbone_maps(self, pixel_values: Tensor, seen: ValidRegion | None) -> list[Tensor]:
         """Feature maps of the backbone, finest first; it is spared what all images are padded by, which is zero."""
@@ -334,10 +335,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         features: PixelFeatures,
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
-        with_embeddings: bool = True,
     ) -> MaskClsModelOutput:
-        """`with_embeddings=False`: without per-pixel embeddings, unless they were made already."""
-        embeddings = features.project() if with_embeddings else features.per_pixel_embeddings
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -353,7 +351,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
             fields["cross_attentions"] = tuple(decoded.cross_attentions)
         return MaskClsModelOutput(
             encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=embeddings,
+            pixel_decoder_last_hidden_state=features.project(),
             **fields,
         )
 
@@ -363,12 +361,12 @@ def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     return decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
 
 
-def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None) -> dict[str, Any]:
-    """`valid_sizes` and `padded_sizes` (B, 2) of a batch."""
-    return {
-        "valid_sizes": ValidRegion.of_batch(pixel_values, pixel_mask).sizes,
-        "padded_sizes": ValidRegion.of_batch(pixel_values, None).sizes,
-    }
+def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None, valid_sizes: Tensor | None = None) -> dict[str, Any]:
+    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch."""
+    if valid_sizes is None:
+        valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+    padded_sizes = valid_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, None).sizes
+    return {"valid_sizes": valid_sizes, "padded_sizes": padded_sizes}
 
 
 class SegmentationModule(nn.Module):
@@ -463,17 +461,10 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
-        all_layers: bool = False,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
-
-        Args:
-            all_layers: masks of all layers will be made, so that the per-pixel embeddings are worth making.
-        """
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
-        if all_layers:
-            features.project()
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
 
 
@@ -539,16 +530,13 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
             return self.segmentation_module(segment_embeddings, features)
 
-        feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, predict, all_layers
-        )
+        feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions, predict)
         layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
-        looks_inside = bool(want_hidden or decoded.attentions)
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=looks_inside)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:
             fields["auxiliary_logits"] = [layer.as_output() for layer in layers[:-1]]
-        sizes = image_sizes(pixel_values, pixel_mask)
+        sizes = image_sizes(pixel_values, pixel_mask, features.valid_sizes)
         if mask_labels is not None and class_labels is not None:
             padded_size = (pixel_values.shape[-2], pixel_values.shape[-1])
             if void_mask is not None:
@@ -660,9 +648,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = labels is not None and self.config.deep_supervision
         if self.config.transformer_module:
-            feature_maps, features, decoded = self.model.embed(
-                pixel_values, pixel_mask, output_attentions, all_layers=all_layers
-            )
+            feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             layers = [
                 features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
             ]
@@ -670,7 +656,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             decoded = None
             feature_maps, features = self.model.encode(pixel_values, pixel_mask)
             layers = [self.classifier(features.project()).contiguous()]
-        base = self.model.as_output(feature_maps, features, decoded, want_hidden, with_embeddings=False)
+        base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         terms = None if labels is None else self.losses(layers, labels, num_items_in_batch)
         return PerPixelForSemanticSegmentationOutput(
             loss=None if terms is None else torch.stack(list(terms.values())).sum(),
@@ -678,7 +664,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
             hidden_states=base.hidden_states,
             attentions=base.attentions,
             loss_dict=terms,
-            **image_sizes(pixel_values, pixel_mask),
+            **image_sizes(pixel_values, pixel_mask, features.valid_sizes),
             original_sizes=original_sizes,
         )
 

@@ -6,7 +6,7 @@ H, W: size of the image. M: number of segments. Every error names the image it i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -140,7 +140,8 @@ class Segments:
             return MaskRuns.of_places(as_array(self.index_map), len(self))
         if isinstance(self.masks, Tensor):
             return [MaskRuns.of_masks(mask[None])[0] for mask in self.masks]
-        return [mask if isinstance(mask, MaskRuns) else MaskRuns.of_rle(mask) for mask in self.masks]
+        masks: Any = self.masks
+        return [mask if isinstance(mask, MaskRuns) else MaskRuns.of_rle(mask) for mask in masks]
 
     @cached_property
     def run_lengths(self) -> list[dict[str, Any]]:
@@ -213,6 +214,18 @@ class Segments:
                 part[inside] = label
         return torch.from_numpy(target)
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Of each segment its place as `id`, `label_id`, `area` in pixels, and `score` where there are scores; as
+        pictures need them beside the index map."""
+        scores = [None] * len(self) if self.scores is None else self.scores.tolist()
+        return [
+            dict(id=place, label_id=label, area=mask.area) | ({} if score is None else dict(score=score))
+            for place, (label, mask, score) in enumerate(
+                zip(self.class_labels.tolist(), self.mask_runs, scores, strict=True)
+            )
+        ]
+
     # -- other segments --------------------------------------------------------------------------------------------
 
     def select(self, places: Sequence[int]) -> Segments:
@@ -234,6 +247,13 @@ class Segments:
             scores=None if self.scores is None else self.scores[kept],
             ids=None if self.ids is None else [self.ids[place] for place in places],
         )
+
+    def drawn(self, places: Iterable[int]) -> Segments:
+        """Without overlap: some segments, each drawn over those before it; pixels of the others are in none."""
+        index_map = np.full(self.size, NO_SEGMENT, dtype=np.min_scalar_type(-len(self) - 2))
+        for place in places:
+            self.mask_runs[place].paint(index_map, place)
+        return replace(self, masks=index_map, void=None)
 
     def without_absent(self) -> Segments:
         """The segments that have a pixel: scores would miss those outside of a crop."""
@@ -282,7 +302,8 @@ class Segments:
             ValueError: the map holds ids that `classes` lacks.
         """
         labelled = [i for i, label in classes.items() if label is not None and label != VOID]
-        known, void, masks = set(crowd_ids), None, None
+        known, void = set(crowd_ids), None
+        masks: Runs | Tensor
         if as_array(pixels).dtype == np.bool_:
             stack = torch.from_numpy(as_array(pixels))
             labelled = [i for i in labelled if i < len(stack)]

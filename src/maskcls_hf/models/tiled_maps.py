@@ -48,9 +48,8 @@ class TiledMaps(PlainMaps):
             crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
             settled = ((can_win.sum(0) == 1) & ~crossed.any(0)).tolist()
             tiles = grid.in_row(rows)
-            areas = ((least >= mask_logit) * torch.tensor([tile.area for tile in tiles])).sum(
-                1
-            )  # tiles without outline
+            tile_areas = torch.tensor([tile.area for tile in tiles], device=least.device)
+            areas = ((least >= mask_logit) * tile_areas).sum(1)  # of tiles without outline
             by_tile = zip(tiles, candidates_per_tile(can_win | crossed), settled, crossed.T, strict=True)
             for tile, queries, is_settled, is_crossed in by_tile:
                 if is_settled:
@@ -64,7 +63,7 @@ class TiledMaps(PlainMaps):
                 write_argmax_(winners[tile.target], logits.sigmoid() * weights[queries], queries)
             return areas
 
-        mask_areas = sum(parallel_map(assign_row, grid.rows), torch.zeros(len(scores), dtype=torch.int64))
+        mask_areas = sum(parallel_map(assign_row, grid.rows), torch.zeros_like(scores, dtype=torch.int64))
         return winners, winners.flatten().bincount(minlength=len(scores)), mask_areas
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:

@@ -54,17 +54,19 @@ class StandardTransformerDecoder(nn.Module):
         context_positions = sine_positions(context_map, inside)
         key_mask = None if inside is None else inside.flatten(1)
         context = context_map.flatten(2).transpose(1, 2)  # (B, H/32 * W/32, C)
+        placed_context = context + context_positions
 
         queries = all_rows(self.queries_embedder, context.device).expand(context.shape[0], -1, -1)  # (B, N, C)
         segments = torch.zeros_like(queries, dtype=context.dtype)
         output = DecoderOutput([], [], [])
         for layer in self.layers:
-            segments, attentions = layer(segments, queries, key_mask, context, context_positions, output_attentions)
-            output.segment_embeddings.append(self.norm(segments))
+            segments, attentions = layer(segments, queries, key_mask, context, placed_context, output_attentions)
+            output.segment_embeddings.append(segments)
             if output_attentions:
                 output.attentions.append(attentions[0])
                 output.cross_attentions.append(attentions[1])
-        return output
+        normed = self.norm(torch.stack(output.segment_embeddings)).unbind()  # (B, N, C) each
+        return output._replace(segment_embeddings=[*normed])
 
 
 TRANSFORMER_DECODERS.register("standard", StandardTransformerDecoder)

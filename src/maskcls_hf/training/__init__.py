@@ -1,10 +1,18 @@
 """Training: recipes, optimizers, schedules, averaged weights, a Trainer, and the parts of a loop with Accelerate."""
 
+from .build import build_config, build_image_processor, build_model
 from .callbacks import ExponentialMovingAverage, TimeBudget
-from .checkpoints import CheckpointNotFound, CorruptCheckpoint, checkpoint_to_resume, load_state, save_state
+from .checkpoints import (
+    CheckpointNotFound,
+    CorruptCheckpoint,
+    checkpoint_to_resume,
+    list_checkpoints,
+    load_state,
+    save_state,
+)
 from .divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
 from .loop import AccelerateLoop, batches_of_steps, clip_gradients, evaluate, save_training
-from .optim import build_optimizer, parameter_groups
+from .optim import SCHEDULES, build_optimizer, build_scheduler, learning_rate_factor, parameter_groups
 from .processes import items_of_step
 from .progress import LossMeans, ShowProgress, TrainingLog, TrainingProgress
 from .recipe import Recipe, list_recipes, load_recipe
@@ -18,7 +26,6 @@ from .recipe_training import (
     training_arguments,
 )
 from .run import Run, prepare
-from .schedules import SCHEDULES, build_scheduler, learning_rate_factor
 from .stopping import StopSignals, StopTraining, TrainingStopped, stop_signals
 from .trainer import MaskClsTrainer
 
@@ -44,6 +51,9 @@ __all__ = [
     "accelerator_options",
     "as_script",
     "batches_of_steps",
+    "build_config",
+    "build_image_processor",
+    "build_model",
     "build_optimizer",
     "build_scheduler",
     "build_trainer",
@@ -54,6 +64,7 @@ __all__ = [
     "evaluate",
     "items_of_step",
     "learning_rate_factor",
+    "list_checkpoints",
     "list_recipes",
     "load_recipe",
     "load_state",

@@ -16,17 +16,14 @@ from transformers.utils import logging
 
 from ..data.sample import void_id_of
 from ..inference.loading import load_model as load_saved
-from ..inference.loading import quiet, saved_config, where_to_look
+from ..inference.loading import saved_config, where_to_look
 from ..models.checkpoint_manifest import require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
-from ..models.modeling_maskcls import (
-    MaskClsForUniversalSegmentation,
-    MaskClsPreTrainedModel,
-    PerPixelForSemanticSegmentation,
-)
+from ..models.kinds import KINDS
+from ..models.modeling_maskcls import MaskClsPreTrainedModel
 from ..utils.plain_text import printable
-from .recipe import Recipe
-from .recipe_values import CONFIGS, hints_of_section
+from ..utils.quiet import quiet
+from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)
 
@@ -43,12 +40,6 @@ BUILDING_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
 )  # fmt: skip
-
-Model = MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation
-MODELS: dict[str, Any] = {
-    "mask_classification": MaskClsForUniversalSegmentation,
-    "per_pixel": PerPixelForSemanticSegmentation,
-}
 
 
 def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
@@ -68,7 +59,8 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
         fields["num_queries"] = len(id2label)
     label2id = {name: label for label, name in id2label.items()}
     try:
-        return CONFIGS[recipe.model.kind](**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
+        config_class = KINDS[recipe.model.kind].config_class
+        return config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
 
@@ -77,7 +69,7 @@ def _in_short(error: Exception) -> str:
     return " ".join(str(error).split()).partition(" Exception raised from ")[0]  # torch adds its stack
 
 
-def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Model:
+def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = True) -> Any:
     """The recipe's model for these classes.
 
     Args:
@@ -89,7 +81,8 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     """
     config = build_config(recipe, id2label)
     try:
-        model = MODELS[recipe.model.kind](config)
+        model = KINDS[recipe.model.kind].model_class(config)
+        getattr(model, "criterion", None)  # made when it is used: its parts are known
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
@@ -151,7 +144,7 @@ def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
         )
 
 
-def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Model:
+def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Any:
     """A saved model for fine-tuning. Classes of the same names keep their weights, the others start afresh.
 
     Of the recipe's `model` section only `TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
@@ -163,7 +156,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
     model_type = saved_config(folder)["model_type"]
-    kind = "per_pixel" if model_type == CONFIGS["per_pixel"].model_type else "mask_classification"
+    kind = next((name for name, kind in KINDS.items() if model_type in kind.model_types), "mask_classification")
     if kind != recipe.model.kind:
         raise ValueError(
             f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "
@@ -171,6 +164,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
         )
     fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
     model = load_saved(folder, **fields)
+    getattr(model, "criterion", None)  # made when it is used: its parts are known
     if model.config.id2label == id2label:
         return model
     known = set(model.config.id2label.values())

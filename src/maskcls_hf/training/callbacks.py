@@ -18,7 +18,7 @@ from ..models.options import require_range
 
 
 class ExponentialMovingAverage:
-    """Average of a model's parameters and buffers over the optimiser steps: torch's `AveragedModel`.
+    """Average of a model's parameters and buffers over the optimizer steps: torch's `AveragedModel`.
 
     The first update copies the weights; each later one moves the average by 1 - decay towards them. `MaskClsTrainer`
     takes it as `ema`; a loop of one's own calls `update` after each step and evaluates inside `swapped`.
@@ -46,7 +46,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Count the weights of `model`, after an optimiser step."""
+        """Count the weights of `model`, after an optimizer step."""
         self._follow(model)
         self.average.update_parameters(model)
 

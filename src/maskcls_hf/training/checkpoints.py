@@ -51,7 +51,7 @@ class CorruptCheckpoint(RuntimeError):
 
 @contextmanager
 def saving(final: Path, accelerator: Accelerator | None = None) -> Iterator[Path]:
-    """Folder to write a checkpoint to, which is `final` only when all of it is on the disc.
+    """Folder to write a checkpoint to, which is `final` only when all of it is on the disk.
 
     All processes enter; each writes its files below the folder that it gets. After the last one has, the main process
     adds the manifest and renames the folder. An older folder `final` is replaced. A process that is killed at any
@@ -359,7 +359,7 @@ def _check_metadata(path: Path) -> None:
 
 
 def save_state(accelerator: Accelerator, output: Path, step: int, limit: int | None = None) -> Path:
-    """Write OUTPUT/checkpoint-STEP: models, optimisers, random numbers and all that is registered with
+    """Write OUTPUT/checkpoint-STEP: models, optimizers, random numbers and all that is registered with
     `accelerator.register_for_checkpointing`; keep `limit` checkpoints. All processes call it."""
     final = Path(output) / f"checkpoint-{step}"
     with saving(final, accelerator) as folder:

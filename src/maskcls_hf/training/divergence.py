@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data.files import some
 from .checkpoints import last_good_message
+from .processes import whole_norm
 
 
 class DivergenceError(FloatingPointError):
@@ -27,7 +28,7 @@ def check_finite(
     output: str | Path | None = None,
     grad_norm: Tensor | float | None = None,
 ) -> None:
-    """Once a step, between backward and the optimiser's step: one transfer to the host, in all processes.
+    """Once a step, between backward and the optimizer's step: one transfer to the host, in all processes.
 
     Args:
         loss: of the step, or the sum of those of its accumulated batches.
@@ -41,8 +42,7 @@ def check_finite(
     """
     values = {**loss_dict, "loss": loss}
     if grad_norm is not None:
-        norm = grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm  # FSDP: norms of the parts
-        values["gradient norm"] = torch.as_tensor(norm, device=loss.device)
+        values["gradient norm"] = torch.as_tensor(whole_norm(grad_norm), device=loss.device)
     bad = torch.stack([~torch.isfinite(value.detach()).all() for value in values.values()]).float()
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(bad, dist.ReduceOp.MAX)
@@ -66,7 +66,7 @@ def reraise_as_divergence(step: int | str, output: str | Path | None = None) -> 
 
 
 def evaluation_after(step: int, ground_truth: Sequence[Any] | None) -> str:
-    """Of `reraise_as_divergence`: an evaluation of images with their `metrics.GroundTruth`."""
+    """Of `reraise_as_divergence`: an evaluation of images with their `Segments`."""
     names = some([truth.name for truth in ground_truth or ()])
     return f"the evaluation after step {step}" + (f" (images {names})" if names else "")
 

@@ -17,7 +17,15 @@ from ..utils.writing import saving_model
 from .checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
 from .divergence import check_weights, evaluation_after, reraise_as_divergence
 from .output import save_results
-from .processes import filled_up, items_of_step, own_class, share_buffers, warn_if_not_sharded, without_copies
+from .processes import (
+    filled_up,
+    items_of_step,
+    own_class,
+    share_buffers,
+    warn_if_not_sharded,
+    whole_norm,
+    without_copies,
+)
 from .progress import LossMeans, TrainingLog, TrainingProgress
 from .run import Run
 from .stopping import StopSignals
@@ -155,8 +163,7 @@ def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
     """Norm () of all gradients, which are scaled to `clip_norm` if it is larger; None or 0: they stay."""
-    norm: Any = accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf"))
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: each process has a share
+    return whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
 
 
 @torch.no_grad()

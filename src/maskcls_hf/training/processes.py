@@ -22,7 +22,7 @@ logger = logging.get_logger(__name__)
 def items_of_step(
     batches: Sequence[Mapping[str, Any]], config: Any, accelerator: Accelerator | None = None, weight: float = 1.0
 ) -> Tensor:
-    """`num_items_in_batch` of one optimiser step: counts of its accumulated batches, over all processes.
+    """`num_items_in_batch` of one optimizer step: counts of its accumulated batches, over all processes.
 
     The loss of each batch is then divided by the counts of the whole step. Multiplied by the number of processes, whose
     gradients are averaged, and not divided by the number of accumulated batches, it gives the gradient of the step::
@@ -84,6 +84,11 @@ def filled_up(measurements: Mapping[str, Tensor], number: int) -> dict[str, Tens
         name: torch.cat([values, values[-1:].expand(number - len(values), *values.shape[1:])])
         for name, values in measurements.items()
     }
+
+
+def whole_norm(norm: Any) -> Any:
+    """Of the gradients; with FSDP each process has the norm of its parts."""
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def share_buffers(model: nn.Module) -> None:

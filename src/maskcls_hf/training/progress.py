@@ -53,7 +53,7 @@ class TrainingProgress:
         self.max_steps, self.images_a_step, self.budget, self.show = max_steps, images_a_step, budget, show
         self.console = console or _Console(stderr=True)
         self._seconds: deque[float] = deque(maxlen=WINDOW)
-        self._mark = 0.0
+        self._mark, self._step = 0.0, 0
         self._losses = ""
         self._bar: Progress | None = None
         self._task = self._evaluation = TaskID(0)
@@ -80,7 +80,7 @@ class TrainingProgress:
         self._mark = time.monotonic()
 
     def advance(self, step: int) -> None:
-        """The optimiser step number `step` is done."""
+        """The optimizer step number `step` is done."""
         now = time.monotonic()
         self._seconds.append(now - self._mark)
         self._mark, self._step = now, step
@@ -144,7 +144,7 @@ class ShowProgress(TrainerCallback):
 
     def __init__(self, images_a_step: int, budget: TimeBudget | None = None, console: Console | None = None):
         self.images_a_step, self.budget, self.console = images_a_step, budget, console
-        self.progress: TrainingProgress | None = None
+        self.progress = TrainingProgress(0, images_a_step, show=False)  # before a training
         self._batches = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -153,29 +153,25 @@ class ShowProgress(TrainerCallback):
         self.progress.start(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.advance(state.global_step)
+        self.progress.advance(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.log(logs or {})
+        self.progress.log(logs or {})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
-        if self.progress is not None and loader is not None:
+        if loader is not None:
             self.progress.evaluating(self._batches, len(loader))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._batches = 0
-        if self.progress is not None:
-            self.progress.resume_clock()
+        self.progress.resume_clock()
 
     on_evaluate = on_save
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        self.progress.stop()
 
 
 class TrainingLog:

@@ -1,6 +1,6 @@
 """Recipes: a training as a short YAML file, read into typed sections.
 
-A recipe names data layout, model, augmentation, optimiser and schedule; what depends on the machine (paths, processes,
+A recipe names data layout, model, augmentation, optimizer and schedule; what depends on the machine (paths, processes,
 accumulated batches) is given where it is run. Those of the package are in `recipes/`, see [`list_recipes`].
 """
 
@@ -8,18 +8,256 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from ..utils.yaml_values import DEEPEST, parse_yaml, read_yaml
-from .recipe_sections import EvaluationSection, ModelSection, MultiScaleSection, Recipe
-from .recipe_values import as_type, hints_of_section, require_known, with_new_names
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+from ..data.transforms import TrainTransform
+from ..models.image_processing_maskcls import MaskClsImageProcessorKwargs
+from ..models.kinds import KINDS
+from ..models.options import require_range
+from ..utils.writing import write_text
+from ..utils.yaml_values import DEEPEST, dump_yaml, parse_yaml, read_yaml
+from .optim import learning_rate_factor
+
+logger = logging.get_logger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
+
+# -- sections: what a recipe does not say has these defaults ------------------------------------------------------
+
+Value = Any  # of a key that other code reads and checks
+# In these ranges; of an optional value where it is not None, of a list each item.
+Positive = Annotated[float, "(0, inf)"]
+NotNegative = Annotated[float, "[0, inf)"]
+Share = Annotated[float, "[0, 1]"]
+Count = Annotated[int, "(0, inf)"]
+
+
+@dataclass
+class DataSection:
+    """
+    Args:
+        layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic"; None: found by
+            looking.
+        train_split, eval_split: names of the two parts.
+        options: further arguments of `open_dataset`.
+        cache: loader workers keep decoded images in memory.
+    """
+
+    layout: str | None = None
+    train_split: str = "train"
+    eval_split: str = "val"
+    options: dict[str, Value] = field(default_factory=dict)
+    cache: bool = False
+
+
+@dataclass
+class ModelSection:
+    """
+    Args:
+        kind: mask classification, or the paper's per-pixel baselines.
+        backbone_checkpoint: folder or Hub name of the backbone's weights; None: from scratch.
+        config: every other key of the section: fields of `MaskClsConfig` or `PerPixelConfig`. `num_queries` may be
+            "num_labels": one query a class.
+    """
+
+    kind: Literal["mask_classification", "per_pixel"] = "mask_classification"
+    backbone_checkpoint: str | None = None
+    config: dict[str, Value] = field(default_factory=dict)
+
+
+@dataclass
+class SamplingSection:
+    """
+    Args:
+        by_area: side in pixels; an image occurs as often an epoch as it holds squares of this side, at least once.
+    """
+
+    by_area: Count | None = None
+
+
+@dataclass
+class OptimizerSection:
+    """AdamW, see `build_optimizer`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
+
+    learning_rate: Positive = 1e-4
+    weight_decay: NotNegative = 1e-4
+    backbone_multiplier: NotNegative = 1.0
+    clip_norm: NotNegative | None = 0.01
+    betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
+
+
+@dataclass
+class ScheduleSection:
+    """
+    Args:
+        kind: shape of the learning rate over the steps.
+        max_steps: optimizer steps of the training.
+        warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
+        power: of poly, (1 - step / max_steps) ** power.
+        milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
+    """
+
+    kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
+    max_steps: Count = 160000
+    warmup_steps: Annotated[int, "[0, inf)"] = 0
+    warmup_factor: Share | None = None
+    power: NotNegative = 0.9
+    milestones: list[Count] = field(default_factory=list)
+    gamma: NotNegative = 0.1
+
+
+@dataclass
+class TrainingSection:
+    """
+    Args:
+        batch_size: images of an optimizer step, over all processes and accumulated batches.
+        ema_decay: of the averaged weights that are evaluated and saved; None: no average.
+        max_minutes: end on time; the schedule then follows the clock too.
+        workers: loader processes for each training process.
+        log_steps, save_steps: steps between lines of the log, and between checkpoints.
+        save_total_limit: checkpoints that are kept.
+        channels_last: memory layout of convolutions; faster, the numbers are the same up to rounding.
+    """
+
+    batch_size: Count = 16
+    ema_decay: Annotated[float, "(0, 1)"] | None = None
+    seed: Annotated[int, "[0, 4294967295]"] = 0
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    gradient_checkpointing: bool = False
+    max_minutes: Positive | None = None
+    workers: Annotated[int, "[0, 1000]"] = 2
+    log_steps: Count = 50
+    save_steps: Count = 1000
+    save_total_limit: Count = 3
+    channels_last: bool = True
+
+
+@dataclass
+class MultiScaleSection:
+    """Test-time augmentation of `maskcls evaluate --multi-scale`: short edges in pixels, each also flipped."""
+
+    short_edges: list[Count] = field(default_factory=list)
+    longest_edge: Count | None = None
+    flip: bool = True
+
+
+@dataclass
+class EvaluationSection:
+    """
+    Args:
+        tasks: of "semantic", "panoptic", "instance".
+        metrics: names of further metrics, such as those of `register_metric`.
+        every_steps: steps between evaluations; None: only the one at the end.
+        batch_size: images of a forward pass; None: as in training.
+        threshold, overlap_threshold: of the panoptic map.
+        crop: evaluate the middle of images, of this side in pixels; None: whole images.
+        bootstrap: replicates for 95 % intervals; 0: none.
+        boundary: boundary IoU too.
+        multi_scale: for the score with test-time augmentation; not used in training.
+    """
+
+    tasks: list[Literal["semantic", "panoptic", "instance"]] = field(default_factory=lambda: ["semantic"])
+    metrics: list[str] = field(default_factory=list)
+    every_steps: Count | None = 5000
+    batch_size: Count | None = None
+    threshold: Share = 0.8
+    overlap_threshold: Share = 0.8
+    crop: Count | None = None
+    bootstrap: Annotated[int, "[0, inf)"] = 0
+    boundary: bool = False
+    multi_scale: MultiScaleSection | None = None
+
+
+@dataclass
+class Recipe:
+    """A training. `image_processor` and `augmentation` are options of `MaskClsImageProcessor` and `TrainTransform`;
+    `paper` holds the scores to expect. `doubled` says which sections stand twice in the file: no training starts with
+    them."""
+
+    name: str = ""
+    doubled: tuple[str, ...] = field(default=(), compare=False)
+    paper: dict[str, Value] = field(default_factory=dict)
+    data: DataSection = field(default_factory=DataSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    image_processor: dict[str, Value] = field(default_factory=dict)
+    augmentation: dict[str, Value] = field(default_factory=dict)
+    sampling: SamplingSection = field(default_factory=SamplingSection)
+    optimizer: OptimizerSection = field(default_factory=OptimizerSection)
+    schedule: ScheduleSection = field(default_factory=ScheduleSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    evaluation: EvaluationSection = field(default_factory=EvaluationSection)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for the first value that is out of range."""
+        for section in dataclasses.fields(self):
+            require_ranges(section.name, getattr(self, section.name))
+        try:
+            learning_rate_factor(0, **dataclasses.asdict(self.schedule))
+        except ValueError as error:
+            raise ValueError(f"schedule: {error}") from error
+        if not self.evaluation.tasks:
+            raise ValueError("evaluation.tasks is empty.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Sections as in the YAML file, without `name` and `doubled`."""
+        sections = dataclasses.asdict(self)
+        del sections["name"], sections["doubled"]
+        sections["model"] |= sections["model"].pop("config")
+        sections["optimizer"]["betas"] = list(self.optimizer.betas)
+        return {key: value for key, value in sections.items() if value != {}}
+
+    def differences(self, other: Recipe) -> list[str]:
+        """`section.key` of all values that are not those of `other`."""
+        sections, others = self.as_dict(), other.as_dict()
+        return [
+            f"{name}.{key}"
+            for name in sorted({*sections, *others})
+            for key in sorted({*sections.get(name, {}), *others.get(name, {})})
+            if sections.get(name, {}).get(key) != others.get(name, {}).get(key)
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write all values, those of bases and defaults included; [`load_recipe`] reads the file."""
+        header = f"# {self.name}: all values, defaults included.\n" if self.name else ""
+        write_text(path, header + dump_yaml(self.as_dict()))
+
+
+def require_ranges(owner: str, section: Any) -> None:
+    """ValueError for the first value of a section that is out of the range that its annotation gives."""
+    if not dataclasses.is_dataclass(section):
+        return
+    for name, hint in get_type_hints(type(section), include_extras=True).items():
+        value = getattr(section, name)
+        require_ranges(f"{owner}.{name}", value)
+        _require_in_range(f"{owner}.{name}", value, hint)
+
+
+def _require_in_range(name: str, value: Any, hint: Any) -> None:
+    if hasattr(hint, "__metadata__"):
+        require_range(name, value, hint.__metadata__[0], integer=hint.__origin__ is int)
+    elif isinstance(value, (list, tuple)):
+        arguments = get_args(hint)
+        for i, item in enumerate(value):
+            _require_in_range(f"{name}[{i}]", item, arguments[min(i, len(arguments) - 1)])
+    elif value is not None:
+        for choice in get_args(hint):
+            _require_in_range(name, value, choice)
+
+
 SECTIONS: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("name", "doubled")
 }
+
+# -- reading -------------------------------------------------------------------------------------------------------
 
 
 def list_recipes() -> dict[str, str]:
@@ -180,4 +418,142 @@ def _headline(path: Path) -> str:
         return next(lines, "").lstrip("# ").strip()
 
 
-__all__ = ["RECIPES", "Recipe", "list_recipes", "load_recipe"]
+# -- keys and values ---------------------------------------------------------------------------------------------
+
+NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
+# What no recipe gives, as the data or the training loop does, or nothing uses it.
+OF_OTHERS = {
+    "augmentation": ("id2label", "void_id", "return"),
+    "image_processor": (
+        "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
+        "image_seq_length", "input_data_format", "label_format", "label_ids_to_fuse", "label_offset", "num_labels",
+        "return_tensors", "void_id",
+    ),
+}  # fmt: skip
+
+RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
+
+
+def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """A section with its keys of before under their names of now, with a warning."""
+    for old, new in RENAMED.get(section, {}).items():
+        if old in values and new in values:
+            raise ValueError(f"{where}: {section}.{old} is the old name of {section}.{new}: give one of the two.")
+        if old in values:
+            logger.warning(f"{where}: {section}.{old} is called {section}.{new} now; the old name is still read.")
+            values = {new if key == old else key: value for key, value in values.items()}
+    return values
+
+
+def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
+    """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them, and the types of
+    their values; {} for others."""
+    if section == "model":
+        config = KINDS.get(model_kind, KINDS["mask_classification"]).config_class
+        own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
+        hints = {f.name: f.type for f in own}
+        return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}
+    if section not in OF_OTHERS:
+        return {}
+    hints = get_type_hints(MaskClsImageProcessorKwargs if section == "image_processor" else TrainTransform.__init__)
+    return {name: hint for name, hint in sorted(hints.items()) if name not in OF_OTHERS[section]}
+
+
+def require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
+    """ValueError, with the nearest known key, for one that `owner` does not have."""
+    if key not in known:
+        close = difflib.get_close_matches(str(key), known, n=1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{where}: unknown key {owner}.{key}{hint}; {owner} has {', '.join(sorted(known))}.")
+
+
+def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
+    """`value` as `hint` wants it: integers are numbers, lists become tuples. All numbers are finite.
+
+    Args:
+        hint: Any, a class, `Literal`, a dataclass (the value stays a dict), a list, tuple or mapping of these, or one
+            of several.
+        where: file, for messages.
+        owner: section and key, for messages.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    _require_finite(value, where, owner)
+    if hint is Any or (hint is dict and isinstance(value, Mapping)):
+        return value
+    if value is None and type(None) in arguments:
+        return None
+    if origin in (Union, UnionType):
+        choices = [argument for argument in arguments if argument is not type(None)]
+        if len(choices) == 1:
+            return as_type(value, choices[0], where, owner)
+        for choice in choices:
+            try:
+                return as_type(value, choice, where, owner)
+            except ValueError:
+                pass
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
+        fixed = origin is tuple and arguments[-1] is not Ellipsis
+        hints = arguments if fixed else [arguments[0]] * len(value)
+        if len(hints) == len(value):
+            items = enumerate(zip(value, hints, strict=True))
+            made = [as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
+            return tuple(made) if origin is tuple else made
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {
+            as_type(key, arguments[0], where, f"a key of {owner}"): None
+            if inner is None
+            else as_type(inner, arguments[1], where, f"{owner}.{key}")
+            for key, inner in value.items()
+        }
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _checked_fields(value, hint, where, owner)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) <= sys.float_info.max:  # integers can be larger
+        return float(value)
+    if hint is int and is_number and isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{where}: {owner} is {_shown(value)}, must be below 2^63.")
+    if hint in (int, bool, str) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where}: {owner} is {_shown(value)}, must be {_name(hint)}.")
+
+
+def _require_finite(value: Any, where: str, owner: str) -> None:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _require_finite(inner, where, f"{owner}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _require_finite(inner, where, f"{owner}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {owner} is {value}, must be a finite number.")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def _checked_fields(value: Mapping[str, Any], hint: Any, where: str, owner: str) -> dict[str, Any]:
+    hints = get_type_hints(hint)
+    for key in value:
+        require_known(key, hints, where, owner)
+    return {key: as_type(inner, hints[key], where, f"{owner}.{key}") for key, inner in value.items()}
+
+
+def _name(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, arguments))
+    if origin in (Union, UnionType):
+        names = dict.fromkeys(_name(argument) for argument in arguments if argument is not type(None))
+        return " or ".join(name for name in names if name != NAMES[int] or NAMES[float] not in names)
+    if origin in (list, Sequence) or Ellipsis in arguments:
+        return f"a list, each {_name(arguments[0])}"
+    if origin is tuple:
+        return f"a list of {len(arguments)}, each {_name(arguments[0])}"
+    return NAMES.get(origin or hint, "keys and values")

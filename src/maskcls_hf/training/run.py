@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,20 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import AugmentedDataset, MaskClsCollator, Sample, SegmentationDataset, TrainTransform, repeats_by_area
+from ..data import (
+    AugmentedDataset,
+    CenterCrop,
+    EpochSampler,
+    MaskClsCollator,
+    Sample,
+    SegmentationDataset,
+    TrainTransform,
+    open_dataset,
+    repeats_by_area,
+)
+from ..data.errors import naming_image
+from ..data.sample import without_absent
+from ..data.validation.occurrence import told_of_classes
 from ..metrics import Evaluator
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.modeling_maskcls import (
@@ -25,20 +41,11 @@ from ..models.modeling_maskcls import (
     image_sizes,
 )
 from ..models.options import require_range
-from .build import (
-    Model,
-    build_image_processor,
-    build_model,
-    enable_gradient_checkpointing,
-    load_model,
-    upsets_onednn,
-)
+from .build import build_image_processor, build_model, enable_gradient_checkpointing, load_model, upsets_onednn
 from .callbacks import ExponentialMovingAverage, TimeBudget
-from .optim import build_optimizer
+from .optim import build_optimizer, build_scheduler
 from .processes import is_fsdp_wanted
 from .recipe import Recipe
-from .run_data import Cropped, WholeSteps, open_splits
-from .schedules import build_scheduler
 from .stopping import shield_workers
 
 logger = logging.get_logger(__name__)
@@ -53,7 +60,7 @@ class Run:
     """
 
     recipe: Recipe
-    model: Model
+    model: Any
     image_processor: MaskClsImageProcessor
     train_data: AugmentedDataset
     eval_data: Dataset[Sample]
@@ -76,13 +83,12 @@ class Run:
         options: dict[str, Any] = dict(
             num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
         )
+        train, evaluation = self.train_collator, self.eval_collator
         return (
             shield_workers(
-                DataLoader(
-                    self.train_data, self.batch_size, sampler=self.sampler, collate_fn=self.train_collator, **options
-                )
+                DataLoader(self.train_data, self.batch_size, sampler=self.sampler, collate_fn=train, **options)
             ),
-            shield_workers(DataLoader(self.eval_data, self.eval_batch_size, collate_fn=self.eval_collator, **options)),
+            shield_workers(DataLoader(self.eval_data, self.eval_batch_size, collate_fn=evaluation, **options)),
         )
 
     def averaged(self, model: nn.Module) -> AbstractContextManager[None]:
@@ -119,7 +125,46 @@ def prepare(
         OSError: no such data, split or checkpoint.
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
-    settings = recipe.training
+    check_settings(recipe, processes, accumulate)
+    train_set, eval_set = open_splits(recipe, data)
+    saved = None if isinstance(model, PreTrainedModel) else model
+    image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
+    network = prepare_model(recipe, train_set.id2label, model)
+    settings, max_steps, crop = recipe.training, recipe.schedule.max_steps, recipe.evaluation.crop
+    batch_size = settings.batch_size // (processes * accumulate)
+    train_collator, eval_collator = build_collators(recipe, image_processor)
+    fields = dataclasses.asdict(recipe.optimizer)
+    del fields["clip_norm"]
+    optimizer = build_optimizer(network, **fields)
+    budget = TimeBudget(settings.max_minutes)
+    run = Run(
+        recipe=recipe,
+        model=network,
+        image_processor=image_processor,
+        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set), settings.seed),
+        eval_data=eval_set if crop is None else Cropped(eval_set, crop),
+        sampler=build_sampler(recipe, train_set),
+        train_collator=train_collator,
+        eval_collator=eval_collator,
+        optimizer=optimizer,
+        scheduler=build_scheduler(
+            optimizer, **dataclasses.asdict(recipe.schedule), progress=lambda step: budget.progress(step, max_steps)
+        ),
+        evaluator=build_evaluator(recipe, image_processor, train_set),
+        ema=None if settings.ema_decay is None else ExponentialMovingAverage(network, settings.ema_decay),
+        budget=budget,
+        batch_size=batch_size,
+        eval_batch_size=recipe.evaluation.batch_size or batch_size,
+        accumulate=accumulate,
+        max_steps=max_steps,
+    )
+    try_evaluation(run)
+    return run
+
+
+def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
+    """What can be said without data and model."""
+    settings, schedule = recipe.training, recipe.schedule
     if recipe.doubled:
         raise ValueError(f"Recipe {recipe.name}: {'; '.join(recipe.doubled)}. Write each section once.")
     for name, number in (("processes", processes), ("accumulate", accumulate)):
@@ -129,53 +174,13 @@ def prepare(
             f"training.batch_size={settings.batch_size} must be divisible by {processes} processes x {accumulate} "
             "accumulated batches."
         )
-    if recipe.schedule.warmup_steps >= recipe.schedule.max_steps:
+    if schedule.warmup_steps >= schedule.max_steps:
         logger.warning(
-            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {recipe.schedule.max_steps} steps none has the "
-            "full learning rate."
+            f"schedule.warmup_steps={schedule.warmup_steps}: of {schedule.max_steps} steps none has the full learning "
+            "rate."
         )
     if settings.ema_decay is not None and is_fsdp_wanted():
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
-    train_set, eval_set = open_splits(recipe, data)
-    saved = None if isinstance(model, PreTrainedModel) else model
-    image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
-    network = prepare_model(recipe, train_set.id2label, model)
-    fields = dataclasses.asdict(recipe.optimizer)
-    del fields["clip_norm"]
-    optimizer = build_optimizer(network, **fields)
-    budget = TimeBudget(settings.max_minutes)
-    compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
-    crop, batch_size = recipe.evaluation.crop, settings.batch_size // (processes * accumulate)
-    run = Run(
-        recipe=recipe,
-        model=network,
-        image_processor=image_processor,
-        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set), settings.seed),
-        eval_data=eval_set if crop is None else Cropped(eval_set, crop),
-        sampler=build_sampler(recipe, train_set),
-        train_collator=MaskClsCollator(image_processor, do_resize=False, **compact),
-        eval_collator=MaskClsCollator(
-            image_processor,
-            keep_ground_truth=True,
-            do_resize=crop is None and bool(image_processor.do_resize),
-            **compact,
-        ),
-        optimizer=optimizer,
-        scheduler=build_scheduler(
-            optimizer,
-            **dataclasses.asdict(recipe.schedule),
-            progress=lambda step: budget.progress(step, recipe.schedule.max_steps),
-        ),
-        evaluator=build_evaluator(recipe, image_processor, train_set),
-        ema=None if settings.ema_decay is None else ExponentialMovingAverage(network, settings.ema_decay),
-        budget=budget,
-        batch_size=batch_size,
-        eval_batch_size=recipe.evaluation.batch_size or batch_size,
-        accumulate=accumulate,
-        max_steps=recipe.schedule.max_steps,
-    )
-    try_evaluation(run)
-    return run
 
 
 def try_evaluation(run: Run) -> None:
@@ -214,6 +219,16 @@ def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | 
     return model
 
 
+def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> tuple[MaskClsCollator, MaskClsCollator]:
+    """For training, and for evaluation."""
+    compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
+    resize = recipe.evaluation.crop is None and bool(image_processor.do_resize)
+    return (
+        MaskClsCollator(image_processor, do_resize=False, **compact),
+        MaskClsCollator(image_processor, keep_ground_truth=True, do_resize=resize, **compact),
+    )
+
+
 def build_transform(recipe: Recipe, data: SegmentationDataset) -> TrainTransform:
     try:
         return TrainTransform(**recipe.augmentation, id2label=data.id2label, void_id=data.void_id)
@@ -234,8 +249,99 @@ def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data
         data.id2label,
         data.stuff_ids,
         tasks=tuple(section.tasks),
+        metrics=section.metrics,
         boundary=section.boundary,
         bootstrap=section.bootstrap,
         threshold=section.threshold,
         overlap_threshold=section.overlap_threshold,
     )
+
+
+# -- the data ------------------------------------------------------------------------------------------------------
+
+
+def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and evaluation split.
+
+    Raises:
+        FileNotFoundError: no such data or split.
+        ValueError: the splits differ in their classes, the recipe's options do not fit the layout, or what the
+            recipe evaluates is not in the data.
+    """
+    section = recipe.data
+    try:
+        train, evaluation = (
+            open_dataset(root, split, layout=section.layout, cache=section.cache, **section.options)
+            for split in (section.train_split, section.eval_split)
+        )
+    except TypeError as error:
+        raise ValueError(f"Recipe {recipe.name}, data.options: {error}") from error
+    if train.id2label != evaluation.id2label:
+        names = [set(data.id2label.values()) for data in (train, evaluation)]
+        differing = ", ".join(sorted(names[0] ^ names[1])[:5]) or "in another order"
+        raise ValueError(
+            f"{root}: the splits {section.train_split} and {section.eval_split} have different classes: "
+            f"{len(names[0])} and {len(names[1])}, {differing}."
+        )
+    if train.stuff_ids != evaluation.stuff_ids:
+        differing = ", ".join(train.id2label[i] for i in sorted({*train.stuff_ids} ^ {*evaluation.stuff_ids})[:5])
+        raise ValueError(
+            f"{root}: stuff (isthing 0) in one of the splits {section.train_split} and {section.eval_split}, things in "
+            f"the other: {differing}."
+        )
+    _check_tasks(recipe, train)
+    if int(os.environ.get("RANK", 0)) == 0:
+        for split, data in {section.train_split: train, section.eval_split: evaluation}.items():
+            if told := told_of_classes(data, split):
+                logger.warning(told)
+    return train, evaluation
+
+
+def _check_tasks(recipe: Recipe, data: SegmentationDataset) -> None:
+    tasks = set(recipe.evaluation.tasks)
+    if recipe.model.kind == "per_pixel" and tasks != {"semantic"}:
+        raise ValueError(f"A per_pixel model gives semantic maps only: --set evaluation.tasks=[semantic], not {tasks}.")
+    if "instance" in tasks and len(data.stuff_ids) == len(data.id2label):
+        raise ValueError(
+            f"evaluation.tasks has 'instance', but no class of {recipe.data.eval_split} has instances: take it out."
+        )
+
+
+class WholeSteps(EpochSampler):
+    """An `EpochSampler` whose epochs end with a whole optimizer step, so that all steps have as many images.
+
+    The images that are left over are others in each epoch.
+    """
+
+    def __init__(self, *args: Any, images_a_step: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.images_a_step = images_a_step
+        if not len(self):
+            number = super().__len__()
+            raise ValueError(
+                f"{number} images for training are less than one step of training.batch_size={images_a_step}: "
+                f"--set training.batch_size={number} or less."
+            )
+
+    def __len__(self) -> int:
+        return super().__len__() // self.images_a_step * self.images_a_step
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return islice(super().__iter__(), len(self))
+
+
+class Cropped(Dataset[Sample]):
+    """The middle of the images of a data set."""
+
+    def __init__(self, dataset: SegmentationDataset, side: int):
+        self.dataset, self.crop = dataset, CenterCrop(side)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.dataset[index]
+        with naming_image(sample["name"], often_named=False):
+            sample = without_absent(self.crop(sample))
+        sample.pop("areas", None)  # of the whole image
+        return sample

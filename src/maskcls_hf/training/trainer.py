@@ -44,7 +44,7 @@ from .checkpoints import (
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
 from .loop import LossMeans
-from .processes import filled_up, items_of_step, own_class, share_buffers, without_copies
+from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
 from .stopping import EvaluationStopped, shield_workers
 
 STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
@@ -219,8 +219,7 @@ class MaskClsTrainer(Trainer):
         Private: no callback is told the norm, which takes all gradients to compute. With a loss scaler (fp16)
         gradients may overflow: it skips them.
         """
-        norm = super()._get_grad_norm(*args, **kwargs)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # FSDP: norms of the parts
+        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))
         give_back_memory()
         losses, self._losses = self._losses, {}
         loss, checked = losses.pop("loss"), norm if self.accelerator.scaler is None else None
@@ -394,22 +393,22 @@ class MaskClsTrainer(Trainer):
         with saving(final, self.accelerator) as folder:
             with _set(args, output_dir=str(folder.parent), push_to_hub=False):
                 super()._save_checkpoint(model, None)  # no trial: it would add the name of its folder
+            if self.state.best_model_checkpoint == str(folder):
+                self.state.best_model_checkpoint = str(final)
             if args.should_save:
-                self._save_more(folder, final)
+                self._save_more(folder)
         if args.should_save:
             rotate(final.parent, args.save_total_limit, final, self.state.best_model_checkpoint)
         if args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
-    def _save_more(self, folder: Path, final: Path) -> None:
+    def _save_more(self, folder: Path) -> None:
         """What Trainer does not save, or saves with the temporary name."""
         torch.save({name: callback.state_dict() for name, callback in self._stateful()}, folder / CALLBACKS)
         torch.save(self.args, folder / ARGUMENTS)
+        self.state.save_to_json(str(folder / STATE))
         if self.ema is not None:
             torch.save(self.ema.state_dict(), folder / EMA)
-        if self.state.best_model_checkpoint == str(folder):
-            self.state.best_model_checkpoint = str(final)
-            self.state.save_to_json(str(folder / STATE))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, whole or not at all, with averaged weights if there are any; inside a checkpoint

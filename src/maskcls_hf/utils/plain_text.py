@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import Any
@@ -56,6 +57,11 @@ def markdown_code(text: object) -> str:
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if "`" in text or not text.strip() else ""
     return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def percent(score: float | None, digits: int = 1) -> str:
+    """A score, from 0 to 1, in per cent; "-" where there is none."""
+    return "-" if score is None or math.isnan(score) else f"{100 * score:.{digits}f}"
 
 
 def cell(text: object) -> Text:

@@ -49,6 +49,7 @@ class CocoDataset(SegmentationDataset):
     """
 
     json_kind: ClassVar[CocoKind]
+    image_folder: Path | None = None
 
     def __init__(
         self,
@@ -65,19 +66,15 @@ class CocoDataset(SegmentationDataset):
         self.image_ids = list(content.images)
         self._sizes = [(image["height"], image["width"]) for image in content.images.values()]
         listed = [image["file_name"] for image in content.images.values()]
-        files = self._folder("image", listed, lambda: self._image_folder(listed, image_folder), report)
 
-        def fault(place: int, said: str) -> tuple[str, str, Path | str]:
-            assert files is not None
-            where = f"listed as image {shown(self.image_ids[place])}, but not in {shown_path(files.folder, self.root)}"
-            return "label_without_image", f"{where}: {said}", files.folder / listed[place]
+        def fault(place: int, said: str, folder: Path) -> tuple[str, str, Path | str]:
+            where = f"listed as image {shown(self.image_ids[place])}, but not in {shown_path(folder, self.root)}"
+            return "label_without_image", f"{where}: {said}", folder / listed[place]
 
-        found = self._find(files, listed, f"images of {self.json_path}", fault, report)
-        self.image_folder = files.folder if files else self.root
+        self.image_folder, found = self._files("image", listed, image_folder, self._image_folders(), fault, report)
         self.file_names = [name or other for name, other in zip(found, listed, strict=True)]
         self._missing = {place for place, name in enumerate(found) if name is None}
         self.names = [str(Path(name).with_suffix("")) for name in self.file_names]
-        self._note_others(files, self.file_names, "image", report)
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
@@ -154,11 +151,9 @@ class CocoDataset(SegmentationDataset):
             )
         return found[0]
 
-    def _image_folder(self, names: Sequence[str], given: str | None) -> Path:
-        """The folder that has images of the json; `given`: where it lies below the root."""
+    def _image_folders(self) -> list[Path]:
+        """Where the images can lie."""
         root, split, beside = self.root, self.split, self.json_path.parent
-        if given:
-            return root / with_split(given, split)
         own = self.json_path.stem.removeprefix(f"{self.json_kind}_")  # such as train2017
         folders = [beside / "images"]
         if split:
@@ -167,58 +162,53 @@ class CocoDataset(SegmentationDataset):
         for name in (own, own.rstrip("0123456789")):
             if name not in ("", self.json_kind):
                 folders += [root / name, root / "images" / name]
-        return first_with(root, folders, names, f"image of {self.json_path}", "image_folder")
+        return folders
 
-    def _folder(
-        self, kind: str, names: Sequence[str], find_folder: Callable[[], Path], report: ReportFault
-    ) -> NamedFiles | None:
-        """The folder of the files of these names; None, where it is reported that it is not there."""
-        if not names:
-            return None
+    def _files(
+        self,
+        what: str,
+        names: Sequence[str],
+        given: str | None,
+        folders: list[Path],
+        fault: Callable[[int, str, Path], tuple[str, str, Path | str]],
+        report: ReportFault,
+    ) -> tuple[Path, list[str | None]]:
+        """The folder of the files of these names ("": of none), and their names as it has them, None for missing ones.
+
+        Args:
+            what: "image" or "panoptic map".
+            given: the folder, below the root; None: the first of `folders` that has one of the files.
+            fault: finding (kind, message, file) of a missing file, by its place, what is said of it, and the folder.
+        """
+        kind, of_json = what.split()[-1], f"of {self.json_path}"
+        found: list[str | None] = [None] * len(names)
         try:
-            folder = find_folder()
+            if not any(names):
+                return self.root, found
+            folder = self.root / with_split(given, self.split) if given else None
+            folder = folder or first_with(self.root, folders, list(filter(None, names)), f"{what} {of_json}", kind)
             require_folder(folder, kind)
-            return NamedFiles(self.root, folder)
         except (OSError, ValueError) as error:
             report("missing_folder", str(error), self.json_path, error)
-            return None
-
-    def _find(
-        self,
-        files: NamedFiles | None,
-        names: Sequence[str],
-        what: str,
-        fault: Callable[[int, str], tuple[str, str, Path | str]],
-        report: ReportFault,
-    ) -> list[str | None]:
-        """Names of files as the folder has them; None for those that are reported: `fault` of place and message."""
-        found: list[str | None] = [None] * len(names)
-        missing = {}
-        for place, name in enumerate(names if files else ()):
-            if not name:  # of an annotation that is not there
-                continue
-            assert files is not None
+            return self.root, found
+        files, missing = NamedFiles(self.root, folder), {}
+        for place, name in enumerate(names):
             try:
-                found[place] = files.find(name)
+                found[place] = files.find(name) if name else None
             except FileNotFoundError as error:
                 missing[place] = str(error)
             except ValueError as error:
                 message = f"file_name {error}"
-                report("bad_record", message, self.json_path, ValueError(f"{what}: {message}."))
+                report("bad_record", message, self.json_path, ValueError(f"{what}s {of_json}: {message}."))
+        several = f"{len(missing)} {what}s {of_json} are missing from {folder}: {some(list(missing.values()))}."
         for place, said in missing.items():
-            assert files is not None
-            listed = some(list(missing.values()))
-            gone = FileNotFoundError(f"{len(missing)} {what} are missing from {files.folder}: {listed}.")
-            report(*fault(place, said), gone)
-        return found
-
-    def _note_others(self, files: NamedFiles | None, names: Iterable[str], what: str, report: ReportFault) -> None:
-        """Files beside those of the json; those of folders below are left alone."""
-        if files is None:
-            return
-        for name in sorted(files.there - {Path(name).name for name in names}):
-            if name.lower().endswith(IMAGE_SUFFIXES):
-                report("file_not_listed", f"no {what} of {self.json_path.name}", files.folder / name)
+            report(*fault(place, said, folder), FileNotFoundError(several))
+        if folder != self.image_folder:
+            # those of folders below are left alone
+            for name in sorted(files.there - {Path(name).name for name in (*names, *filter(None, found))}):
+                if name.lower().endswith(IMAGE_SUFFIXES):
+                    report("file_not_listed", f"no {kind} of {self.json_path.name}", folder / name)
+        return folder, found
 
     def image_path(self, index: int) -> Path:
         # None for a check alone: else nothing is missing
@@ -326,7 +316,7 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, option: str) -> Path:
+def first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, kind: str) -> Path:
     """The first folder that has one of the first names. FileNotFoundError: none has."""
     folders = list(dict.fromkeys(folders))
     for name in names[:NAMES_TRIED]:
@@ -340,7 +330,7 @@ def first_with(root: Path, folders: list[Path], names: Sequence[str], what: str,
                 there.find(name)
                 return there.folder
     looked = ", ".join(str(folder) for folder in folders)
-    raise FileNotFoundError(f"No folder with {names[0]}, the first {what}. Looked in {looked}; or give {option}.")
+    raise FileNotFoundError(f"No folder with {names[0]}, the first {what}. Looked in {looked}; or give {kind}_folder.")
 
 
 def _splits_of(pattern: str) -> Iterator[str]:

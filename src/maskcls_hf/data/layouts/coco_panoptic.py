@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +11,9 @@ from torch import Tensor
 
 from ..checks import Checked, CheckedSegment, Picture, ReportFault, compare_sizes, refuse, regions
 from ..dataset import Targets
-from ..files import read_colored_ids, some, unique_ids, with_split
+from ..files import read_colored_ids, some, unique_ids
 from ..sample import VOID
-from .coco import CocoDataset, Packed, check_numbers, first_with
+from .coco import CocoDataset, Packed, check_numbers
 from .label_maps import read_label
 
 
@@ -63,28 +62,15 @@ class CocoPanoptic(CocoDataset):
         super().__init__(content, content.class_names, "panoptic", content.stuff, image_folder, cache, report)
         annotation_of = [next(iter(found), None) for found in content.annotations.values()]
         listed = ["" if annotation is None else annotation["file_name"] for annotation in annotation_of]
-        names = [name for name in listed if name]
-        maps = self._folder("map", names, lambda: self._map_folder(names, map_folder), report)
 
-        def fault(place: int, said: str) -> tuple[str, str, Path | str]:
+        def fault(place: int, said: str, folder: Path) -> tuple[str, str, Path | str]:
             return "image_without_label", f"no map {said}", self.image_path(place) or self.file_names[place]
 
-        what = f"panoptic maps of {self.json_path}"
-        self.map_names = self._find(maps, listed, what, fault, report)
-        self.map_folder = maps.folder if maps else self.root
-        if self.map_folder != self.image_folder:
-            self._note_others(maps, [name for name in self.map_names if name], "map", report)
+        beside, name = self.json_path.parent, self.json_path.stem
+        folders = [beside / name, beside.parent / name, beside / "panoptic", beside / "annotations"]
+        self.map_folder, self.map_names = self._files("panoptic map", listed, map_folder, folders, fault, report)
         self._segments = Packed([self._segment(s) for s in a["segments_info"]] if a else [] for a in annotation_of)
         self._records = annotation_of if report is not refuse else []  # whole, for a check alone
-
-    def _map_folder(self, names: Sequence[str], given: str | None) -> Path:
-        """The folder that has maps of the json; `given`: where it lies below the root."""
-        if given:
-            return self.root / with_split(given, self.split)
-        path = self.json_path
-        folders = [path.with_suffix(""), path.parent.parent / path.stem]
-        folders += [path.parent / "panoptic", path.parent / "annotations"]
-        return first_with(self.root, folders, names, f"panoptic map of {path}", "map_folder")
 
     def _segment(self, segment: Any) -> tuple:
         label = self.class_of_label[segment["category_id"]]

@@ -11,7 +11,7 @@ CocoKind = Literal["instances", "panoptic"]
 
 KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
-MOST_SEGMENTS = 2**24  # of the colours that are their ids
+MOST_SEGMENTS = 2**24  # of the colors that are their ids
 WHOLE = "a whole number"
 UNREAD = object()
 

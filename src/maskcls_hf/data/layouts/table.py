@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..dataset import Classes, Kind, SegmentationDataset, Targets, as_sample, check_sizes
-from ..errors import naming
+from ..errors import naming_image
 from ..files import (
     decoded,
     image_size,
@@ -131,9 +131,9 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
             number = first + place * step
             name = str(number)
             if self._rows.name_column is not None:
-                with naming(f"row {number}"):
+                with naming_image(f"row {number}"):
                     name = str(cell(row, self._rows.name_column, f"row {number} of the stream"))
-            with naming(f"row {name}"):
+            with naming_image(f"row {name}"):
                 sample = as_sample(*self._rows.read(row, f"row {name} of the stream"), name)
                 if self.transform is not None:
                     sample = self.transform(sample, (self.seed, epoch, number))

@@ -85,7 +85,7 @@ class MeanIoU(evaluate.Metric):
         label_map=None,
         reduce_labels=False,
     ):
-        metric = StreamingMeanIoU({label: str(label) for label in range(num_labels)}, ignore_index)
+        metric = StreamingMeanIoU({label: str(label) for label in range(num_labels)}, void_id=ignore_index)
         for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             reference = np.asarray(reference).astype(np.int64)
             if label_map:

@@ -8,7 +8,7 @@ import evaluate
 import numpy as np
 import torch
 
-from maskcls_hf.metrics import GroundTruth, PanopticQuality
+from maskcls_hf.metrics import PanopticQuality, Segments
 from maskcls_hf.models.image_reading import coloured_ids
 from maskcls_hf.models.run_lengths import Runs
 
@@ -87,13 +87,14 @@ class PanopticQualityModule(evaluate.Metric):
         metric = PanopticQuality({label: str(label) for label in range(num_labels)}, stuff_ids)
         for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             infos = reference["segments_info"]
-            truth = GroundTruth(
-                labels=torch.tensor([info["label_id"] for info in infos], dtype=torch.int64),
-                crowd=torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
-                runs=Runs.of(np.array(reference["segmentation"]).astype(np.int32) - 1),
+            truth = Segments(
+                [info["label_id"] for info in infos],
+                Runs.of(np.array(reference["segmentation"]).astype(np.int32) - 1),
+                torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
                 name=f"image {number}",
             )
-            metric.update(np.array(prediction["segmentation"]), prediction["segments_info"], truth)
+            found = {"segmentation": np.array(prediction["segmentation"]), "segments_info": prediction["segments_info"]}
+            metric.update(Segments.from_output(found, truth.name), truth)
         of_classes = metric.class_scores(metric.sums)
         return metric.compute() | {f"per_category_{name}": values.numpy() for name, values in of_classes.items()}
 
