@@ -1,6 +1,6 @@
 """The maps of post_processing.py on a GPU: few operations for the whole image, none of which waits for the host.
 
-Maps are bounded in blocks of the image (`BLOCK` pixels at the padded size): in most of them one or a few can win, and
+Maps are bounded in blocks of 16 x 16 pixels at the padded size: in most of them one or a few can win, and
 only those are looked at there. The kernels are written in Triton; the last one resizes to the target and finds the
 greatest without storing what it compares. Without Triton the same is done by chunks of maps with a running maximum.
 """
@@ -162,7 +162,7 @@ class RunningMaximum:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """(a, b) @ (b, c) in float32, also where TF32 is allowed, which would round scores to three digits."""
     backend = torch.backends.cuda.matmul
-    precision = backend.fp32_precision if backend.fp32_precision != "none" else torch.backends.fp32_precision
+    precision = backend.fp32_precision if backend.fp32_precision != "none" else torch.backends.fp32_precision  # type: ignore[attr-defined]
     if left.is_cuda and precision == "tf32":
         return (left.double() @ right.double()).float()
     return left @ right
