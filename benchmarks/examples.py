@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,10 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from maskcls_hf.inference import Predictor
+
 Shape = tuple[int, int]
+SHARED = Path(__file__).parents[2] / "shared"
 VALID, PADDED, GRID = (512, 910), (512, 928), (128, 232)  # what the network sees of a 16:9 photo, and its masks
 
 
@@ -57,6 +61,31 @@ def unsure_predictions(
     class_logits = rng.standard_normal((queries, labels + 1)).astype(np.float32)
     mask_logits = rng.standard_normal((queries, *grid)).astype(np.float32)
     return torch.from_numpy(class_logits), torch.from_numpy(mask_logits)
+
+
+def noisy_predictions(
+    grid: Shape, queries: int, labels: int, segments: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `predictions`, of a network that is less sure where: outlines several cells wide, and noise in every cell."""
+    class_logits, _ = predictions(grid, queries, labels, segments, rng)
+    masks = (blobs(grid, segments, rng) == np.arange(segments)[:, None, None]).astype(np.float32)
+    mask_logits = rng.standard_normal((queries, *grid)).astype(np.float32) - 6
+    mask_logits[:segments] += 12 * ndimage.gaussian_filter(masks, (0, 3, 3))
+    return class_logits, torch.from_numpy(mask_logits)
+
+
+def facade_outputs(size: Shape) -> SimpleNamespace | None:
+    """Outputs of a network that was trained on facades, for a photograph of this size from its validation images; None
+    where they are not beside the repository."""
+    model, photos = SHARED / "models/facades_lite0_2h", SHARED / "data/building_facades/val/images"
+    if not (model.is_dir() and photos.is_dir()):
+        return None
+    with Image.open(min(photos.iterdir())) as photograph:
+        image = photograph.convert("RGB").resize(size[::-1])
+    predictor = Predictor.from_pretrained(model)
+    inputs = predictor.image_processor(image, return_tensors="pt")
+    with torch.inference_mode():
+        return predictor.model(**inputs)
 
 
 def outputs(pair: tuple[torch.Tensor, torch.Tensor], padded: Shape, valid: Shape) -> SimpleNamespace:

@@ -12,7 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from examples import GRID, PADDED, VALID, blobs, outputs, photo, predictions, unsure_predictions
+from examples import (
+    GRID,
+    PADDED,
+    VALID,
+    blobs,
+    facade_outputs,
+    noisy_predictions,
+    outputs,
+    photo,
+    predictions,
+    unsure_predictions,
+)
 from measuring import Contenders
 from transformers import (
     DetrConfig,
@@ -67,8 +78,11 @@ def processors() -> tuple[MaskFormerImageProcessor, MaskClsImageProcessor]:
 
 def maps(task: str, pair: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int], **options: Any) -> Contenders:
     """Post-processing of one image."""
+    return maps_of_outputs(task, outputs(tuple(logits.to(DEVICE) for logits in pair), PADDED, VALID), size, **options)
+
+
+def maps_of_outputs(task: str, results: Any, size: tuple[int, int], **options: Any) -> Contenders:
     theirs, ours = processors()
-    results = outputs(tuple(logits.to(DEVICE) for logits in pair), PADDED, VALID)
     name = f"post_process_{task}_segmentation"
     return {
         "transformers": lambda: getattr(theirs, name)(results, target_sizes=[size], **options),
@@ -91,6 +105,26 @@ def map_stages() -> Iterator[Stage]:
     yield Stage("semantic map, 1080p, worst case", maps("semantic", noise, HD), 1, note=untrained, ratio_on_gpu=1.5)
     calls = maps("panoptic", noise, HD, threshold=0.0, **fuse)
     yield Stage("panoptic map, 1080p, worst case", calls, 1, note=untrained, ratio_on_gpu=2)
+
+
+def real_map_stages() -> Iterator[Stage]:
+    """Of networks that are less sure than the inputs of `map_stages`."""
+    size, padded = (1080, 1440), (512, 704)
+    pair = noisy_predictions((128, 176), QUERIES, 150, KEPT, np.random.default_rng(0))
+    noisy = outputs(tuple(logits.to(DEVICE) for logits in pair), padded, (512, 683))
+    facades = facade_outputs(HD)
+    for task, options in (("semantic", {}), ("panoptic", {"label_ids_to_fuse": set()}), ("instance", {})):
+        yield Stage(
+            f"{task}, smooth masks with noise, 150 classes, 1080 x 1440",
+            maps_of_outputs(task, noisy, size, **options),
+            5,
+        )
+        if facades is not None:
+            yield Stage(
+                f"{task}, outputs of a network trained on facades, 1080p",
+                maps_of_outputs(task, facades, HD, **options),
+                5,
+            )
 
 
 def models(backbone: PreTrainedConfig, labels: int, **options: Any) -> tuple[Any, Any]:
@@ -267,6 +301,7 @@ def preprocessing_stages() -> Iterator[Stage]:
 
 GROUPS: dict[str, Callable[[], Iterator[Stage]]] = {
     "maps": map_stages,
+    "real maps": real_map_stages,
     "forward": forward_stages,
     "end to end": end_to_end_stages,
     "criterion": criterion_stages,

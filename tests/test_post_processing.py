@@ -38,7 +38,7 @@ from maskcls_hf.models.tiled_maps import TiledMaps
 
 IMAGES = [("batch", 0), ("batch", 1), ("batch", 2), ("nopad_up", 0), ("pad_up", 0), ("nothing", 0)]
 THRESHOLDS = ["0.8_0.8", "0.7_0.8", "0_0", "0.5_0.6"]
-WAYS = ["plain", "tiles of 32", "tiles of 5", "tiles of 2", "tiles of 1", "device", "device in chunks"]
+WAYS = ["plain", "tiles of 16", "tiles of 5", "tiles of 2", "tiles of 1", "device", "device in chunks"]
 PAIR_FUNCTIONS = [semantic_map, panoptic_segments, instance_segments]
 
 
@@ -489,8 +489,7 @@ def test_temporaries_do_not_grow_with_the_map(function):
         if function is instance_segments:
             results = 20 * target * target  # bool
         temporaries.append(memory.peak - results)
-    largest_tile = 4 * 20 * tiled_maps.LARGEST_TILE**2  # float32
-    assert max(temporaries) < 8 * largest_tile
+    assert max(temporaries) < 42e6  # bytes, by far less than one map of all queries
 
 
 # ------------------------------------------------------------------ errors
