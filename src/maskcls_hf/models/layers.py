@@ -105,7 +105,7 @@ class ValidRegion:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group normalisation, optional ReLU (paper Appendix A, pixel decoder).
+    """Convolution without bias, group normalization, optional ReLU (paper Appendix A, pixel decoder).
 
     With a `region`, padding reaches neither into the convolution nor into the statistics: an image gives the
     same features whatever it is padded to.
@@ -183,7 +183,7 @@ def all_rows(table: Any, device: torch.device) -> Tensor:
 
 
 def sine_positions(features: Tensor, inside: Tensor | None, temperature: float = 10000.0) -> Tensor:
-    """Sine position embeddings of a grid (DETR), normalised to 0..2 pi over each image: (B or 1, h * w, C).
+    """Sine position embeddings of a grid (DETR), normalized to 0..2 pi over each image: (B or 1, h * w, C).
 
     Args:
         features (`torch.Tensor` of shape `(B, C, h, w)`): gives shape, dtype and device.
@@ -219,7 +219,7 @@ def sine_positions(features: Tensor, inside: Tensor | None, temperature: float =
 
 
 class XavierLinear(nn.Linear):
-    """Linear layer of a transformer; says how `MaskClsPreTrainedModel` is to initialise it."""
+    """Linear layer of a transformer; says how `MaskClsPreTrainedModel` is to initialize it."""
 
     def __init__(self, in_features: int, out_features: int, gain: float = 1.0, zero_bias: bool = False):
         super().__init__(in_features, out_features)

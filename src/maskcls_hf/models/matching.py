@@ -1,8 +1,8 @@
 """Which query explains which ground-truth segment (sigma of paper Section 3.2): targets of a batch, costs, matchers.
 
 A matcher is `matcher(predictions, targets) -> Assignment`. It sees all layers and images of a step at once, so that the
-costs leave the device in one transfer and the assignment comes back in one. A new one is a class and a line in
-`MATCHERS`.
+costs leave the device in one transfer and the assignment comes back in one. A new one is a class, made of the
+configuration, and a line: `register_matcher(name, cls)`.
 
 Shape legend: B images, L supervised decoder layers (deepest last), N queries, M segments (of the image that has most;
 others are padded to it), (h, w) the grid of the mask logits, P = h * w, T matched pairs of all layers and images.

@@ -59,14 +59,14 @@ def _multiple(length: int, divisor: int) -> int:
 # ---- the three rules: nearest by floor, nearest at centers, bilinear ----
 
 
-def nearest_indices(source: int, target: int, device: torch.device, at_centers: bool = False) -> Tensor:
-    """Which of `source` pixels of an axis each of `target` pixels gets, (target,) int64.
+def nearest_indices(size: int, out_size: int, device: torch.device, at_centers: bool = False) -> Tensor:
+    """Which of the `size` pixels of an axis each of `out_size` pixels gets: (out_size,) int64.
 
     Args:
         at_centers: the pixel under its center, as torch's "nearest-exact"; else by floor, the one under its first edge,
             as "nearest", with which the paper's code brings masks to the size of the logits.
     """
-    return torch.arange(int(at_centers), 2 * target, 2, device=device) * source // (2 * target)  # in half pixels
+    return torch.arange(int(at_centers), 2 * out_size, 2, device=device) * size // (2 * out_size)  # in half pixels
 
 
 def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -84,6 +84,26 @@ def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
 def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(C, h, w) -> (C, *size), bilinear with half-pixel centers."""
     return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same along one axis, as a matrix (out_size, size); transposed, it carries gradients back."""
+    basis = torch.eye(size, dtype=dtype, device=device)[None]
+    return F.interpolate(basis, size=out_size, mode="linear", align_corners=False)[0].T
+
+
+def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
+    """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
+    them lies between (T, window), and the matrices (T, window, n)."""
+    source = ((positions + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
+    lower = source.long()
+    upper, weight = (lower + 1).clamp(max=size - 1), source - lower
+    window = max(int((upper[:, -1] - lower[:, 0]).max()) + 1, min(2, size))
+    first = lower[:, :1].clamp(max=size - window)  # (T, 1)
+    matrices = torch.zeros(len(positions), window, positions.shape[1], dtype=torch.float32, device="cpu")
+    matrices.scatter_(1, (lower - first)[:, None], (1 - weight)[:, None])
+    matrices.scatter_add_(1, (upper - first)[:, None], weight[:, None])
+    return first + torch.arange(window, device="cpu"), matrices
 
 
 # ---- padding ----
