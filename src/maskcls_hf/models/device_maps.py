@@ -8,6 +8,7 @@ in Triton; without Triton the same is done by chunks of maps with a running maxi
 import math
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def _greatest_by_chunks(
             areas.append(inside.sum((1, 2)))
         if sums and compare == INSIDE:
             prob_sums.append((values.sigmoid_() * inside).sum((1, 2)))
-        if compare == WEIGHTED:
+        if weights is not None and compare == WEIGHTED:
             values = values.sigmoid_().mul_(weights[chunk, None, None])
         maximum.update(inside.float() if compare == INSIDE else values, chunk.start)
     index = maximum.index
@@ -162,8 +163,9 @@ class RunningMaximum:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """(a, b) @ (b, c) in float32, also where TF32 is allowed, which would round scores to three digits."""
-    backend = torch.backends.cuda.matmul
-    precision = backend.fp32_precision if backend.fp32_precision != "none" else torch.backends.fp32_precision
+    backend: Any = torch.backends.cuda.matmul
+    everywhere: Any = torch.backends
+    precision = backend.fp32_precision if backend.fp32_precision != "none" else everywhere.fp32_precision
     if left.is_cuda and precision == "tf32":
         return (left.double() @ right.double()).float()
     return left @ right
