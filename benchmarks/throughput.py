@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,10 @@ from rich.table import Table  # noqa: E402
 from stages import DEVICE  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from maskcls_hf.cli.coco import CocoRecords, map_image  # noqa: E402
-from maskcls_hf.cli.results import Results, png  # noqa: E402
-from maskcls_hf.cli.segmenter import Segmenter, segment_files  # noqa: E402
-from maskcls_hf.models.image_reading import image_to_tensor, open_image  # noqa: E402
+from maskcls_hf.cli.coco import CocoRecords  # noqa: E402
+from maskcls_hf.cli.results import Results  # noqa: E402
+from maskcls_hf.cli.segmenter import Segmenter, draw, of_batch, read, segment_files  # noqa: E402
 from maskcls_hf.utils.ahead import cores  # noqa: E402
-from maskcls_hf.visual.drawing import draw_overlay, segment_colours  # noqa: E402
 
 HD = (1920, 1080)
 
@@ -70,25 +69,17 @@ def seconds_of_stages(segmenter: Segmenter, paths: list[Path]) -> dict[str, floa
         seconds.setdefault(stage, []).append(time.perf_counter() - start)
         return result
 
-    predict, names = segmenter.predictor, segmenter.names
-    shared = segmenter.classes_of_one_segment
-    records = CocoRecords(segmenter.task, names, shared)
+    predict = segmenter.predictor
+    records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
     post_process = getattr(predict.image_processor, f"post_process_{segmenter.task}_segmentation")
+    prepare = partial(predict.image_processor, input_data_format="channels_first", return_tensors="pt")
     for path in paths:
-        image = timed("read", lambda path=path: image_to_tensor(open_image(path)))
-        make = lambda image=image: predict.image_processor(  # noqa: E731
-            image, input_data_format="channels_first", return_tensors="pt"
-        )
-        inputs = timed("resize, normalize", make)
-        outputs = timed("network", lambda inputs=inputs: predict.outputs(inputs))
+        outcome = timed("read", partial(read, (0, path)))
+        inputs = timed("resize, normalize", partial(prepare, outcome.image))
+        outputs = timed("network", partial(predict.outputs, inputs))
         timed("map", lambda outputs=outputs: post_process(outputs)[0]["segmentation"].cpu())
-        (result,) = segmenter([image])
-        colours = segment_colours(result.segments, len(names), shared)
-        pixels = image.permute(1, 2, 0).numpy()
-        overlay = timed("draw", lambda p=pixels, r=result, c=colours: draw_overlay(p, r.ids, r.segments, c, names))
-        make = lambda r=result, c=colours: (map_image(r, segmenter.task, c, len(names)), records.of("", r, c))  # noqa: E731
-        picture, _ = timed("map as picture, record", make)
-        timed("PNG", lambda o=overlay, p=picture: (png(o), png(p)))
+        (outcome,) = of_batch([outcome], segmenter)
+        timed("draw, record, PNG", partial(draw, outcome, "name", segmenter, records))
     return {stage: statistics.median(values) for stage, values in seconds.items()}
 
 

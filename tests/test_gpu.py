@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskcls_hf import MaskClsCriterion, MaskClsForUniversalSegmentation
-from maskcls_hf.models import device_maps, fused_losses, matching
+from maskcls_hf.models import device_maps, fused_losses, matching, post_processing
 from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.models.post_processing import (
     PlainMaps,
@@ -163,16 +163,17 @@ class TestMaps:
         dict(padded_size=(128, 232), valid_size=(128, 232), target_size=(128, 232)),
         dict(padded_size=(64, 100), valid_size=(61, 99), target_size=(1, 700)),
     ]
+    CASES = list(zip(SIZES, [torch.float32, torch.bfloat16, torch.float32, torch.float16, torch.float32], strict=True))
 
-    @pytest.fixture(params=["kernel", "chunks", "few maps a chunk"])
+    @pytest.fixture(params=["kernels", "chunks"])
     def way(self, request):
-        if request.param == "kernel":
+        if request.param == "kernels":
             pytest.importorskip("triton")
             yield
         else:
             with (
-                mock.patch.object(device_maps, "kernel_works", lambda *_: False),
-                mock.patch.object(device_maps, "CHUNK_BYTES", 2**28 if request.param == "chunks" else 2**24),
+                mock.patch.object(device_maps, "kernels_work", lambda *_: False),
+                mock.patch.object(device_maps, "CHUNK_BYTES", 2**26),
             ):
                 yield
 
@@ -191,21 +192,24 @@ class TestMaps:
         return PlainMaps(ResizeGeometry.checked(mask_logits, **sizes))
 
     @staticmethod
+    def plain_maps_of(logits: torch.Tensor, *sizes: tuple[int, int]) -> PlainMaps:
+        return PlainMaps(ResizeGeometry.checked(logits, *sizes))
+
+    @staticmethod
     def assert_greatest(result: torch.Tensor, values: torch.Tensor) -> None:
         greatest, chosen = values.amax(0), values.gather(0, result[None])[0]
         assert ((greatest - chosen) / greatest.abs().clamp(min=1)).max() <= 1e-5
         assert (result == values.argmax(0)).float().mean() > 0.999
 
-    def test_the_kernel_works(self):
+    @pytest.mark.parametrize(("compare", "sums"), device_maps.WAYS)
+    def test_the_kernels_work(self, compare, sums):
         pytest.importorskip("triton")
         device = torch.zeros(1, device="cuda").device
-        for compare in (device_maps.VALUES, device_maps.WEIGHTED, device_maps.INSIDE):
-            for sums in (False, True):
-                assert device_maps.kernel_works(device, compare, sums)
+        device_maps.check_kernels(device, compare, sums)
+        assert device_maps.kernels_work(device, compare, sums)
 
-    @pytest.mark.parametrize("sizes", SIZES)
+    @pytest.mark.parametrize(("sizes", "dtype"), CASES)
     @pytest.mark.parametrize("resize", ["scores", "logits"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_semantic_equals_the_plain_order(self, way, sizes, resize, dtype):
         class_logits, mask_logits = self.pair(dtype)
         with torch.autocast("cuda", torch.bfloat16):
@@ -233,8 +237,7 @@ class TestMaps:
         logits = self.pair(torch.float32)[1]
         self.assert_greatest(per_pixel_map(logits, **sizes), self.plain(logits, sizes).resize(logits))
 
-    @pytest.mark.parametrize("sizes", SIZES)
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize(("sizes", "dtype"), CASES)
     def test_panoptic_equals_the_plain_order(self, way, sizes, dtype):
         class_logits, mask_logits = self.pair(dtype)
         segmentation, segments = panoptic_segments(
@@ -256,20 +259,34 @@ class TestMaps:
         clear = best[0] - best[1] > 1e-5
         assert torch.equal(ids[clear], of_query[winners][clear])
 
-    @pytest.mark.parametrize("sizes", SIZES)
+    @pytest.mark.parametrize(("sizes", "dtype"), CASES)
     @pytest.mark.parametrize("as_map", [True, False])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_instances_equal_the_cpus(self, way, sizes, as_map, dtype):
+    def test_instances_equal_the_plain_order(self, way, sizes, as_map, dtype):
         pair = self.pair(dtype)
         options = dict(**sizes, threshold=0.2, as_map=as_map)
         result, segments = instance_segments(*pair, **options)
-        expected, expected_segments = instance_segments(*(logits.cpu() for logits in pair), **options)
+        with mock.patch.object(post_processing, "maps_of", self.plain_maps_of):
+            expected, expected_segments = instance_segments(*pair, **options)
         assert result.is_cuda and result.dtype == expected.dtype and result.shape == expected.shape
-        assert (result.cpu() != expected).float().mean() < 1e-3
+        assert (result != expected).float().mean() < 1e-3
         assert [s["label_id"] for s in segments] == [s["label_id"] for s in expected_segments]
         for ours, others in zip(segments, expected_segments, strict=True):
             assert ours["score"] == pytest.approx(others["score"], abs=1e-4)
             assert ours["area"] == pytest.approx(others["area"], abs=5 + 1e-3 * others["area"])
+
+    def test_instances_equal_the_cpus(self):
+        pair, options = self.pair(torch.float32), dict(**self.SIZES[2], threshold=0.2, as_map=True)
+        result, segments = instance_segments(*pair, **options)
+        expected, expected_segments = instance_segments(*(logits.cpu() for logits in pair), **options)
+        assert (result.cpu() != expected).float().mean() < 1e-3
+        assert [s["label_id"] for s in segments] == [s["label_id"] for s in expected_segments]
+
+    @pytest.mark.parametrize("sizes", SIZES[:2])
+    def test_semantic_of_noise(self, sizes):
+        """Every class can win everywhere."""
+        class_logits, mask_logits = (torch.randn(shape, device="cuda") for shape in ((100, 151), (100, 128, 232)))
+        scores = self.plain(mask_logits, sizes).semantic_scores(class_logits.softmax(-1)[:, :-1], mask_logits, "scores")
+        self.assert_greatest(semantic_map(class_logits, mask_logits, **sizes), scores)
 
     @pytest.mark.parametrize("function", [semantic_map, panoptic_segments, instance_segments])
     def test_no_query_and_damaged_logits(self, function):

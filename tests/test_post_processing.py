@@ -8,6 +8,7 @@ import sys
 import weakref
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -153,6 +154,15 @@ def test_per_pixel_is_upsample_crop_resize_argmax():
             torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
             assert torch.equal(result, expected.argmax(0))
             assert torch.equal(per_pixel_map(logits, **sizes), result)
+
+
+def test_kernels_equal_the_plain_order():
+    """In Triton's interpreter; on a GPU test_gpu.py runs them."""
+    pytest.importorskip("triton")
+    script = Path(__file__).parent / "interpreted_kernels.py"
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-W", "ignore", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # ------------------------------------------------------------------ transformers' processor, where it means the same

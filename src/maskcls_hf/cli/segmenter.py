@@ -85,6 +85,23 @@ def read(numbered: tuple[int, Path]) -> Outcome:
         return Outcome(number, path, error=error)
 
 
+def draw(outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords) -> Outcome:
+    image, result = outcome.image, outcome.result
+    if image is None or result is None:
+        return outcome
+    try:
+        found, num_labels = result.records, len(segmenter.names)
+        colors = segment_colors(found, num_labels, segmenter.classes_of_one_segment)
+        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+        shown = result if result.is_map else result.drawn(reversed(range(len(result))))  # the best on top
+        overlay = draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names)
+        found_map = map_image(shown, segmenter.task, colors, num_labels)
+        record = records.of(f"{name}.png", result, colors)
+        return Outcome(outcome.number, outcome.path, drawn=(png(overlay), png(found_map), record))
+    except Exception as error:
+        return Outcome(outcome.number, outcome.path, error=error)
+
+
 def segment_files(
     paths: Sequence[Path], segmenter: Segmenter, results: Results
 ) -> Generator[tuple[Path, Exception | None]]:
@@ -93,25 +110,12 @@ def segment_files(
     Files are read, and results drawn, in threads; this one predicts, and writes. At any time as many images are held as
     a few batches have, and one more for each core.
     """
-    num_labels, batch_size = len(segmenter.names), segmenter.predictor.batch_size
+    batch_size = segmenter.predictor.batch_size
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
     names: dict[Path, str] = {}
 
-    def draw(outcome: Outcome) -> Outcome:
-        image, result, path = outcome.image, outcome.result, outcome.path
-        if image is None or result is None:
-            return outcome
-        try:
-            found = result.records
-            colors = segment_colors(found, num_labels, segmenter.classes_of_one_segment)
-            pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
-            shown = result if result.is_map else result.drawn(reversed(range(len(result))))  # the best on top
-            overlay = draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names)
-            found_map = map_image(shown, segmenter.task, colors, num_labels)
-            record = records.of(f"{names[path]}.png", result, colors)
-            return Outcome(outcome.number, path, drawn=(png(overlay), png(found_map), record))
-        except Exception as error:
-            return Outcome(outcome.number, path, error=error)
+    def draw_named(outcome: Outcome) -> Outcome:
+        return draw(outcome, names[outcome.path], segmenter, records)
 
     readers = max(1, cores() // 4)
     drawers = max(1, cores() - readers)
@@ -120,7 +124,7 @@ def segment_files(
         with (
             closing(ahead(read, enumerate(paths), readers, batch_size + readers)) as images,
             closing(segmented(images, segmenter, batch_size)) as found,
-            closing(ahead(draw, found, drawers, batch_size + drawers)) as drawn,
+            closing(ahead(draw_named, found, drawers, batch_size + drawers)) as drawn,
         ):
             for outcome in in_order(drawn, lambda outcome: outcome.number):
                 if outcome.drawn is not None:

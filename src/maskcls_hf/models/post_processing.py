@@ -16,6 +16,7 @@ an image larger than its padded size, thresholds outside [0, 1]; TypeError for s
 """
 
 import ctypes
+import math
 import operator
 import os
 import sys
@@ -202,7 +203,7 @@ def per_pixel_map(
     if logits.ndim != 3 or logits.numel() == 0:
         raise ValueError(f"logits of one image must be (K, h, w), none of them 0, got {tuple(logits.shape)}")
     logits = logits.detach().float()
-    if not bool(_all_finite(logits)):
+    if not math.isfinite(logits.sum()):
         _check_finite("logits", logits)
     maps = maps_of(logits, padded_size, valid_size, target_size)
     if return_scores:
@@ -245,13 +246,15 @@ def panoptic_segments(
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
 
-    scores, labels = class_probs.max(-1)  # (N,), (N,)
+    scores, labels = class_probs.cpu().max(-1)  # (N,), (N,); few: the host is done sooner
     kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
     if len(kept) == 0:
         return torch.zeros(maps.sizes.target, dtype=torch.int32, device=mask_logits.device), []
-    scores, labels = scores[kept], labels[kept]
-    winners, areas, mask_areas = maps.assign_pixels(scores, mask_logits[kept], _logit(mask_threshold))
-    queries = zip(scores.tolist(), *torch.stack([labels, areas, mask_areas]).tolist(), strict=True)
+    scores, labels, device = scores[kept], labels[kept], mask_logits.device
+    winners, areas, mask_areas = maps.assign_pixels(
+        scores.to(device), mask_logits[kept.to(device)], _logit(mask_threshold)
+    )
+    queries = zip(scores.tolist(), labels.tolist(), *torch.stack([areas, mask_areas]).tolist(), strict=True)
 
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
     segment_ids = []
@@ -516,19 +519,11 @@ def _checked_pairs(class_queries_logits: Tensor, masks_queries_logits: Tensor) -
         )
     class_probs = class_queries_logits.detach().float().softmax(-1)  # a logit of -inf is a probability of 0
     mask_logits = masks_queries_logits.detach().float()
-    if not bool(class_probs.isfinite().all() & _all_finite(mask_logits)):  # one wait for the device
+    if not math.isfinite(class_probs.sum() + mask_logits.sum()):  # one wait for the device; true also for huge logits
         if not bool(class_probs.isfinite().all()):
             _check_finite("class_queries_logits", class_queries_logits)
         _check_finite("masks_queries_logits", mask_logits)
     return class_probs, mask_logits
-
-
-def _all_finite(logits: Tensor) -> Tensor:
-    """() bool; of floats the least and the greatest are found faster than all are looked at."""
-    if not logits.numel():
-        return torch.ones((), dtype=torch.bool, device=logits.device)
-    least, greatest = logits.aminmax()
-    return least.isfinite() & greatest.isfinite()
 
 
 def _check_finite(name: str, logits: Tensor) -> None:
