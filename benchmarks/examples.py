@@ -69,8 +69,8 @@ def noisy_predictions(
     """As `predictions`, of a network that is less sure where: outlines several cells wide, and noise in every cell."""
     class_logits, _ = predictions(grid, queries, labels, segments, rng)
     masks = (blobs(grid, segments, rng) == np.arange(segments)[:, None, None]).astype(np.float32)
-    mask_logits = rng.standard_normal((queries, *grid)).astype(np.float32) - 6
-    mask_logits[:segments] += 12 * ndimage.gaussian_filter(masks, (0, 3, 3))
+    mask_logits = 1.5 * rng.standard_normal((queries, *grid)).astype(np.float32) - 4
+    mask_logits[:segments] += 8 * ndimage.gaussian_filter(masks, (0, 3, 3))
     return class_logits, torch.from_numpy(mask_logits)
 
 

@@ -95,7 +95,7 @@ def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.
 def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
     """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
     them lies between (T, window), and the matrices (T, window, n)."""
-    source = ((positions + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
+    source = ((positions.float() + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
     lower = source.long()
     upper, weight = (lower + 1).clamp(max=size - 1), source - lower
     window = max(int((upper[:, -1] - lower[:, 0]).max()) + 1, min(2, size))

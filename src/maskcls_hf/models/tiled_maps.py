@@ -34,7 +34,7 @@ class TiledMaps(PlainMaps):
 
         def write(block: Block) -> None:
             cells = block.window(mask_logits)  # (N, y, x)
-            bounds = (torch.tensordot(by_class, bound.sigmoid(), 1) for bound in cell_min_max(cells))  # (K, y, x) each
+            bounds = [torch.tensordot(by_class, bound.sigmoid(), 1) for bound in cell_min_max(cells)]  # (K, y, x) each
             can_win = block.tile_max(max_margin(*bounds)) >= 0  # (K, T)
             index = block.filled_with(can_win.byte().argmax(0))
             rows = block.to_padded_rows_of_all(cells)
@@ -311,7 +311,8 @@ class Block:
     def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[TilePairs]:
         """The pairs that are chosen (C, T), in groups of tiles that hold about `GROUP` values, if each pair holds
         `area`, and so do `channels` more of each tile."""
-        counts, group, values = chosen.sum(0).tolist(), [], 0
+        counts, values = chosen.sum(0).tolist(), 0
+        group: list[int] = []
         for tile, count in enumerate([*counts, None]):
             added = 0 if count is None else (count + channels) * area
             if group and (count is None or values + added > GROUP):
