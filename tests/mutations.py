@@ -126,7 +126,7 @@ MUTATIONS = {
     ),
     # Half-pixel centers of the upsampling of maps.
     "bilinear rule of maps": Mutation(
-        "((positions + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
+        "((positions.float() + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
     ),
     # What is padding is cropped before the resize to the target.
     "crop of padding": Mutation(
