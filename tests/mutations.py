@@ -136,13 +136,15 @@ MUTATIONS = {
     ),
     # A mask's own area counts pixels of exactly the threshold.
     "mask threshold": Mutation(
-        "areas = ((least >= mask_logit) * block.areas)",
-        "areas = ((least > mask_logit) * block.areas)",
+        "weights = scores[:, None, None]\n\n        def write",
+        "weights, mask_logit = scores[:, None, None], mask_logit + 1e-6\n\n        def write",
         (ON_A_THRESHOLD,),
     ),
     # A mask of an instance does not.
     "mask threshold of instances": Mutation(
-        "inside = torch.gt(logits, mask_logit, out", "inside = torch.ge(logits, mask_logit, out", (ON_A_THRESHOLD,)
+        "rows = block.to_padded_rows(cells)\n    for pairs",
+        "rows, mask_logit = block.to_padded_rows(cells), mask_logit - 1e-6\n    for pairs",
+        (ON_A_THRESHOLD,),
     ),
     # A query takes part above the threshold, not at it.
     "class threshold": Mutation(
