@@ -22,8 +22,8 @@ from rich.progress import track
 from rich.table import Table
 
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
-from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.losses import MaskClsCriterion
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from transformers import (
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.inference import Predictor
-from maskcls_hf.models.contracts import SegmentLogits
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 BACKBONES: dict[str, Callable[[], PreTrainedConfig]] = {

@@ -70,8 +70,8 @@ MUTATIONS = {
     "void in the loss": Mutation("return (pixel_mask != 0) & (void_mask == 0)", "return pixel_mask != 0", (LOSSES,)),
     # Boxes are relative to the image without its padding.
     "boxes without padding": Mutation(
-        "if sizes is None:\n            sizes = torch.tensor([self.masks.shape[-2:]])",
-        "if True:\n            sizes = torch.tensor([self.masks.shape[-2:]])",
+        'if sizes is None:\n            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")',
+        'if True:\n            sizes = torch.tensor([self.masks.shape[-2:]], device="cpu")',
         (LOSSES,),
     ),
     # Attention does not see the padding.
@@ -82,8 +82,8 @@ MUTATIONS = {
     ),
     # Targets of matching are those of the first pixel of each cell.
     "nearest rule of matching": Mutation(
-        "torch.arange(int(at_centers), 2 * cells, 2, device=device)",
-        "torch.arange(1, 2 * cells, 2, device=device)",
+        "torch.arange(int(at_centers), 2 * out_size, 2, device=device)",
+        "torch.arange(1, 2 * out_size, 2, device=device)",
         (LOSSES,),
     ),
     # align_corners of the upsampling in the loss.
@@ -120,13 +120,13 @@ MUTATIONS = {
     "void": Mutation("void |= values == rules.void_id", "void |= values == -1", (PROCESSOR,)),
     # Labels take the pixel under the center of each new one.
     "nearest rule of labels": Mutation(
-        "torch.arange(1, 2 * length, 2, device=labels.device)",
-        "torch.arange(0, 2 * length, 2, device=labels.device)",
+        "nearest_indices(source, length, labels.device, at_centers=True)",
+        "nearest_indices(source, length, labels.device)",
         (PROCESSOR,),
     ),
     # Half-pixel centers of the upsampling of maps.
     "bilinear rule of maps": Mutation(
-        "(centres * (size / out_size) - 0.5).clamp", "((centres - 0.5) * (size / out_size)).clamp", (MAPS,)
+        "((positions + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
     ),
     # What is padding is cropped before the resize to the target.
     "crop of padding": Mutation(

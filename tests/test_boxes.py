@@ -7,7 +7,6 @@ from torchvision import ops
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from maskcls_hf import MaskClsCriterion
-from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.matching import (
     PaddedTargets,
     box_distances,
@@ -18,6 +17,7 @@ from maskcls_hf.models.matching import (
     to_centers,
     to_corners,
 )
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from test_losses import as_map
 from tiny import maskcls_config, pixel_mask, segments
 
@@ -76,12 +76,12 @@ def test_boxes_of_a_map_are_those_of_its_masks(with_void):
     places = as_map(torch.rand(6, 19, 21) > 0.98)
     places[places == 3] = -1  # a segment without pixels
     stack = places == torch.arange(6).view(-1, 1, 1)
-    counted = torch.rand(19, 21) > 0.3 if with_void else None
-    (boxes,) = boxes_of_index_maps(places[None], 6, counted if counted is None else counted[None])
+    valid_mask = torch.rand(19, 21) > 0.3 if with_void else None
+    (boxes,) = boxes_of_index_maps(places[None], 6, valid_mask if valid_mask is None else valid_mask[None])
     assert boxes[3].tolist() == [0, 0, 0, 0] and boxes[0].sum() > 0
-    assert torch.equal(boxes, boxes_of_masks(stack, counted))
+    assert torch.equal(boxes, boxes_of_masks(stack, valid_mask))
     if with_void:
-        assert torch.equal(boxes, boxes_of_masks(stack & counted))
+        assert torch.equal(boxes, boxes_of_masks(stack & valid_mask))
 
 
 def test_no_segments_have_no_boxes():

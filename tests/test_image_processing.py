@@ -651,14 +651,14 @@ def second_map(labels: Any, *args: Any, **kwargs: Any) -> None:
         (
             np.array([[0, 1, 255]] * 2),
             {"num_labels": 3, "void_id": 254},
-            r"\[255\].*255 marks unlabelled .*void_id=255",
+            r"\[255\].*255 marks unlabeled .*void_id=255",
         ),
         (
             np.array([[0, 30, 70]] * 2),
             {"num_labels": 3},
             r"\[30, 70\] are outside the 3 classes.*from 0 to 2.*instance_id_to",
         ),
-        (np.array([[0, 30, 70]] * 2), {"num_labels": 3}, r"palette or colour image"),
+        (np.array([[0, 30, 70]] * 2), {"num_labels": 3}, r"palette or color image"),
         (np.zeros((2, 3, 3), dtype=np.uint8), {}, r"array of shape \(2, 3, 3\).*R \+ 256 \* G \+ 65536 \* B"),
         (Image.new("RGB", (3, 2)), {}, "image of mode 'RGB'.*COCO panoptic PNG"),
         (Image.new("RGBA", (3, 2)), {}, "image of mode 'RGBA'"),

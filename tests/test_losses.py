@@ -9,9 +9,9 @@ from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
 from maskcls_hf.models import matching
-from maskcls_hf.models.contracts import PixelLogits, SegmentLogits
 from maskcls_hf.models.losses import count_items, per_pixel_loss
 from maskcls_hf.models.matching import Assignment, PaddedTargets, Predictions, masks_of_map, prepare_targets
+from maskcls_hf.models.transformer_decoders import PixelLogits, SegmentLogits
 from tiny import MAX_DEEPLAB, maskcls_config, pad_labels, pixel_mask, segments
 
 PAPER_NAMES = {"loss_ce": "loss_cross_entropy", "loss_mask": "loss_mask", "loss_dice": "loss_dice"}
@@ -118,11 +118,11 @@ def test_void_and_padding_are_outside(variant):
     masks, labels = segments(sizes, [3, 2])
     layers, pixels = leaf_layers(2, variant=variant), leaf_pixels(2)
     criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
-    counted = pixel_mask(sizes, padded)
-    counted[0, 5:9, 5:9] = 0  # void
-    before = criterion(layers, pad_labels(masks, padded), labels, counted, pixels=pixels)
-    flipped = [torch.where(c == 0, ~m, m) for m, c in zip(pad_labels(masks, padded), counted, strict=True)]
-    after = criterion(layers, flipped, labels, counted, pixels=pixels)
+    valid_mask = pixel_mask(sizes, padded)
+    valid_mask[0, 5:9, 5:9] = 0  # void
+    before = criterion(layers, pad_labels(masks, padded), labels, valid_mask, pixels=pixels)
+    flipped = [torch.where(c == 0, ~m, m) for m, c in zip(pad_labels(masks, padded), valid_mask, strict=True)]
+    after = criterion(layers, flipped, labels, valid_mask, pixels=pixels)
     assert {name: term.item() for name, term in before.items()} == {name: term.item() for name, term in after.items()}
     everything = criterion(layers, flipped, labels, pixels=pixels)
     other = [name for name, term in before.items() if everything[name].item() != pytest.approx(term.item(), rel=1e-3)]
@@ -145,14 +145,14 @@ def test_maps_of_places_give_the_loss_and_gradients_of_stacks(variant, with_padd
     labels = [torch.tensor([4, 0, 2]), torch.tensor([1, 3]), torch.zeros(0, dtype=torch.int64)]
     maps = [as_map(m) for m in masks]
     stacks = [places == torch.arange(len(m)).view(-1, 1, 1) for places, m in zip(maps, masks, strict=True)]
-    counted = pixel_mask(sizes, padded) if with_padding else None
+    valid_mask = pixel_mask(sizes, padded) if with_padding else None
     config = maskcls_config(num_queries=5, **VARIANTS.get(variant, {"matching": variant}))
     layers, pixels = leaf_layers(3, queries=5, variant=variant), leaf_pixels(3)
     results = []
     for targets in (stacks, maps):
         own = part(layers, pixels, slice(None))
         criterion = MaskClsCriterion(config)
-        total = criterion.total(criterion(own[0], targets, labels, counted, pixels=own[1]))
+        total = criterion.total(criterion(own[0], targets, labels, valid_mask, pixels=own[1]))
         total.backward()
         results.append([total.detach(), *(tensor.grad for tensor in tensors(*own) if tensor.grad is not None)])
     for ours, expected in zip(*results, strict=True):
@@ -376,9 +376,9 @@ def test_a_step_starts_as_many_operations_for_any_number_of_images_and_layers(va
         labels = [torch.randperm(5)[:3] for _ in range(batch)]
         given = masks if form == "stacks" else [as_map(m) for m in masks]
         layers = leaf_layers(batch, depth, queries=5, variant=variant)
-        counted = torch.rand(batch, 32, 48) > 0.1 if with_padding else None
+        valid_mask = torch.rand(batch, 32, 48) > 0.1 if with_padding else None
         with Operations() as operations:
-            criterion.total(criterion(layers, given, labels, counted, pixels=leaf_pixels(batch)))
+            criterion.total(criterion(layers, given, labels, valid_mask, pixels=leaf_pixels(batch)))
         numbers.add(operations.number)
     assert len(numbers) == 1
     if variant == "bipartite":
@@ -389,7 +389,7 @@ def test_a_step_starts_as_many_operations_for_any_number_of_images_and_layers(va
 def test_small_chunks_on_several_threads_give_the_same(variant, monkeypatch):
     sizes = [(32, 48), (20, 30), (32, 48)]
     masks, labels = segments(sizes, [3, 0, 2])
-    layers, pixels, counted = leaf_layers(3, variant=variant), leaf_pixels(3), pixel_mask(sizes, (32, 48))
+    layers, pixels, valid_mask = leaf_layers(3, variant=variant), leaf_pixels(3), pixel_mask(sizes, (32, 48))
     criterion = MaskClsCriterion(maskcls_config(**VARIANTS[variant]))
     results = []
     for chunk, rows, threads in ((2**40, 64, 1), (2000, 3, 1), (2000, 3, 2)):
@@ -397,7 +397,7 @@ def test_small_chunks_on_several_threads_give_the_same(variant, monkeypatch):
         monkeypatch.setattr(matching, "MIN_ROWS", rows)
         torch.set_num_threads(threads)
         own = part(layers, pixels, slice(None))
-        terms = criterion(own[0], masks, labels, counted, pixels=own[1])
+        terms = criterion(own[0], masks, labels, valid_mask, pixels=own[1])
         criterion.total(terms).backward()
         torch.set_num_threads(1)
         results.append([*terms.values(), *(tensor.grad for tensor in tensors(*own) if tensor.grad is not None)])

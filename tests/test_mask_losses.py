@@ -10,12 +10,12 @@ from maskcls_hf.models.losses import paired_losses
 from maskcls_hf.models.matching import PaddedTargets, pairwise_losses
 
 
-def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+def by_definition(logits: Tensor, targets: Tensor, valid_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """RetinaNet's Eq. 5 and V-Net's dice with 1 added to both parts, one mask after the other."""
     upsampled = F.interpolate(logits[None], size=targets.shape[1:], mode="bilinear", align_corners=False)[0]
     focal, dice = [], []
     for mask, target, looked_at in zip(
-        upsampled, targets, torch.ones_like(targets) if counted is None else counted, strict=True
+        upsampled, targets, torch.ones_like(targets) if valid_mask is None else valid_mask, strict=True
     ):
         p, t = mask.sigmoid()[looked_at], target[looked_at].to(mask.dtype)
         p_t = p * t + (1 - p) * (1 - t)
@@ -25,10 +25,10 @@ def by_definition(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tu
     return torch.stack(focal), torch.stack(dice)
 
 
-def losses_of_pairs(logits: Tensor, targets: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
+def losses_of_pairs(logits: Tensor, targets: Tensor, valid_mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Of masks (M, h, w) with their own segments (M, H, W), each of an image of its own."""
     number = len(targets)
-    padded = PaddedTargets(targets, torch.zeros(number, dtype=torch.int64), [1] * number, counted)
+    padded = PaddedTargets(targets, torch.zeros(number, dtype=torch.int64), [1] * number, valid_mask)
     return paired_losses(logits, padded, torch.arange(number), torch.zeros(number, dtype=torch.int64))
 
 
@@ -37,33 +37,33 @@ def masks(request) -> tuple[Tensor, Tensor, Tensor | None]:
     logits = 3 * torch.randn(5, 6, 9, dtype=torch.float64)
     size = (4, 7) if request.param == "fewer pixels than cells" else (20, 31)
     targets = torch.rand(5, *size) > 0.7
-    counted = None if request.param == "all pixels" else torch.rand(5, *size) > 0.2
+    valid_mask = None if request.param == "all pixels" else torch.rand(5, *size) > 0.2
     if request.param == "none of one mask":
-        counted[2] = False
-    return logits.requires_grad_(), targets, counted
+        valid_mask[2] = False
+    return logits.requires_grad_(), targets, valid_mask
 
 
 @pytest.mark.parametrize("masks_a_chunk", [1, 2, 100])
 @pytest.mark.parametrize("tile", [(256, 512), (7, 5), (1, 1)])
 def test_paired_losses_and_gradients_follow_the_definition(masks, masks_a_chunk, tile, monkeypatch):
-    logits, targets, counted = masks
+    logits, targets, valid_mask = masks
     monkeypatch.setattr(losses, "CPU_TILE", tile)
     pixels = targets[0].numel()
     monkeypatch.setattr(matching, "CPU_CHUNK", masks_a_chunk * (5 * 8 * min(tile[0] * tile[1], pixels) + 4 * pixels))
     factors = torch.rand(2, 5, dtype=torch.float64)
     results = []
     for losses_of in (losses_of_pairs, by_definition):
-        values = torch.stack(losses_of(logits, targets, counted))
+        values = torch.stack(losses_of(logits, targets, valid_mask))
         results.append((values.detach(), *torch.autograd.grad((factors * values).sum(), logits)))
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-12, rtol=1e-9)
 
 
 def test_paired_losses_without_gradients_are_the_same(masks):
-    logits, targets, counted = masks
+    logits, targets, valid_mask = masks
     with torch.no_grad():
-        without = losses_of_pairs(logits, targets, counted)
-    assert torch.equal(torch.stack(without), torch.stack(losses_of_pairs(logits, targets, counted)))
+        without = losses_of_pairs(logits, targets, valid_mask)
+    assert torch.equal(torch.stack(without), torch.stack(losses_of_pairs(logits, targets, valid_mask)))
 
 
 def test_paired_losses_and_gradients_stay_finite_at_extreme_logits():

@@ -11,7 +11,6 @@ from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from conftest import needs_shared
 from maskcls_hf.models.configuration_maskcls import MATCHERS
-from maskcls_hf.models.contracts import SegmentLogits
 from maskcls_hf.models.matching import (
     Assignment,
     BipartiteMatcher,
@@ -21,6 +20,7 @@ from maskcls_hf.models.matching import (
     masks_of_map,
     prepare_targets,
 )
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from tiny import maskcls_config, segments
 
 BY_COST = ["bipartite", "box", "pq"]
@@ -154,13 +154,13 @@ def test_no_assignment_is_cheaper(queries, number, matching):
 def test_uncounted_pixels_do_not_matter(matching):
     layer, size = logits(1, 6, 5), (32, 48)
     masks, labels = segments([size], [4])
-    counted = torch.ones(1, *size, dtype=torch.bool)
-    counted[:, :, 24:] = False
+    valid_mask = torch.ones(1, *size, dtype=torch.bool)
+    valid_mask[:, :, 24:] = False
     matcher = make_matcher(matching)
-    before = costs(matcher, layer, targets_of(masks, labels, counted))
+    before = costs(matcher, layer, targets_of(masks, labels, valid_mask))
     masks[0][:, :, 24:] = ~masks[0][:, :, 24:]
     layer.mask_logits[..., 6:] = 9.0
-    after = costs(matcher, layer, targets_of(masks, labels, counted))
+    after = costs(matcher, layer, targets_of(masks, labels, valid_mask))
     for term in before:
         torch.testing.assert_close(before[term], after[term])
 

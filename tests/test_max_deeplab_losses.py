@@ -18,28 +18,28 @@ def pairs(*of_query: tuple[int, int]) -> Assignment:
     return Assignment(*torch.tensor([(0, 0, *pair) for pair in of_query]).T)
 
 
-# The losses of one image and layer, masks (M, P) float and counted pixels (P,) float.
+# The losses of one image and layer, masks (M, P) float and valid pixels (P,) float.
 
 
-def pq_style_loss(class_logits, mask_logits, masks, labels, counted, matched: Assignment) -> Tensor:
-    inside = ((masks > 0) & (counted > 0))[None]
+def pq_style_loss(class_logits, mask_logits, masks, labels, valid_mask, matched: Assignment) -> Tensor:
+    inside = ((masks > 0) & (valid_mask > 0))[None]
     of_layer = class_logits[None, None], mask_logits[None, None]
-    (loss,) = losses.pq_style_loss(*of_layer, inside, labels[None], counted[None] > 0, matched)
+    (loss,) = losses.pq_style_loss(*of_layer, inside, labels[None], valid_mask[None] > 0, matched)
     return loss
 
 
-def instance_discrimination_loss(embeddings: Tensor, masks: Tensor, counted: Tensor) -> Tensor:
-    (loss,) = losses.instance_discrimination_loss(embeddings[None], ((masks > 0) & (counted > 0))[None])
+def instance_discrimination_loss(embeddings: Tensor, masks: Tensor, valid_mask: Tensor) -> Tensor:
+    (loss,) = losses.instance_discrimination_loss(embeddings[None], ((masks > 0) & (valid_mask > 0))[None])
     return loss
 
 
-def mask_id_loss(log_p: Tensor, masks: Tensor, counted: Tensor, matched: Assignment) -> Tensor:
-    ((loss,),) = losses.mask_id_loss(log_p[None, None], ((masks > 0) & (counted > 0))[None], matched)
+def mask_id_loss(log_p: Tensor, masks: Tensor, valid_mask: Tensor, matched: Assignment) -> Tensor:
+    ((loss,),) = losses.mask_id_loss(log_p[None, None], ((masks > 0) & (valid_mask > 0))[None], matched)
     return loss
 
 
-def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor, counted: Tensor) -> Tensor:
-    (loss,) = losses.semantic_loss(logits[None], ((masks > 0) & (counted > 0))[None], labels[None])
+def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor, valid_mask: Tensor) -> Tensor:
+    (loss,) = losses.semantic_loss(logits[None], ((masks > 0) & (valid_mask > 0))[None], labels[None])
     return loss
 
 
@@ -48,11 +48,11 @@ def stack(*rows: list[int]) -> Tensor:
 
 
 def random_case() -> tuple[Tensor, Tensor, Tensor, Assignment]:
-    """Three segments on 12 pixels, of which some are void and some in none: masks, labels, counted, pairs."""
+    """Three segments on 12 pixels, of which some are void and some in none: masks, labels, valid_mask, pairs."""
     places = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, -1, -1, 0])
-    counted = torch.tensor([1.0, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1], dtype=torch.float64)
+    valid_mask = torch.tensor([1.0, 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1], dtype=torch.float64)
     masks = (places == torch.arange(3)[:, None]).double()
-    return masks, torch.tensor([1, 0, 1]), counted, pairs((3, 0), (0, 1), (2, 2))
+    return masks, torch.tensor([1, 0, 1]), valid_mask, pairs((3, 0), (0, 1), (2, 2))
 
 
 class TestPQStyleLoss:
@@ -61,8 +61,8 @@ class TestPQStyleLoss:
     masks = stack([1, 1, 0, 0], [0, 0, 1, 0])
     labels = torch.tensor([0, 1])
 
-    def loss(self, masks: Tensor, labels: Tensor, counted: Tensor, matched: Assignment) -> float:
-        return pq_style_loss(self.p.log(), self.m.logit(), masks, labels, counted, matched).item()
+    def loss(self, masks: Tensor, labels: Tensor, valid_mask: Tensor, matched: Assignment) -> float:
+        return pq_style_loss(self.p.log(), self.m.logit(), masks, labels, valid_mask, matched).item()
 
     def test_by_hand(self):
         # Query 0 has p(c) = 0.5 and Dice = 2 (0.75 + 0.25) / (2 + 2) = 0.5, query 1 p(c) = 0.4 and
@@ -77,9 +77,9 @@ class TestPQStyleLoss:
         first, second = 0.5 / 2.25, 1 / 1.875
         positive = (0.5 * -first + first * -log(0.5)) + (0.4 * -second + second * -log(0.4))
         expected = (0.75 * positive + 0.25 * -log(0.25)) / 3
-        counted = torch.tensor([0.0, 1, 1, 1], dtype=torch.float64)
+        valid_mask = torch.tensor([0.0, 1, 1, 1], dtype=torch.float64)
         matched = pairs((0, 0), (1, 1))
-        assert self.loss(self.masks, self.labels, counted, matched) == pytest.approx(expected, rel=1e-6)
+        assert self.loss(self.masks, self.labels, valid_mask, matched) == pytest.approx(expected, rel=1e-6)
 
     def test_no_segments(self):
         expected = 0.25 * -(log(0.25) + log(0.4) + log(0.25)) / 3
@@ -98,13 +98,13 @@ class TestPQStyleLoss:
 
     def test_gradients_are_those_with_constant_first_factors(self):
         """Finite differences of the loss as it is written, with p(c) and Dice of the point itself as first factors."""
-        masks, labels, counted, matched = random_case()
+        masks, labels, valid_mask, matched = random_case()
         class_logits, mask_logits = (torch.randn(5, n, dtype=torch.float64).requires_grad_() for n in (3, 12))
-        pq_style_loss(class_logits, mask_logits, masks, labels, counted, matched).backward()
+        pq_style_loss(class_logits, mask_logits, masks, labels, valid_mask, matched).backward()
 
         def factors(class_logits: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
             _, _, queries, segments = matched
-            m, t = mask_logits.sigmoid()[queries][:, counted > 0], masks[segments][:, counted > 0]
+            m, t = mask_logits.sigmoid()[queries][:, valid_mask > 0], masks[segments][:, valid_mask > 0]
             dice = 2 * (m * t).sum(1) / (m.sum(1) + t.sum(1))
             return class_logits.softmax(1)[queries, labels[segments]], dice
 
@@ -133,38 +133,38 @@ class TestInstanceDiscrimination:
     # Two segments, {0, 1} and {2}; pixel 3 is in none and pixel 4, alone in a third, is void.
     embeddings = stack([2, 0, 5, 7, 3], [0, 3, 0, 1, 3])
     masks = stack([1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 1])
-    counted = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
+    valid_mask = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
 
     def test_by_hand(self):
         # Normalised: (1, 0), (0, 1), (1, 0). The first segment is (1, 1) / sqrt(2), the second (1, 0). Their cosines
         # with the pixels: (r, 1), (r, 0), (r, 1), r = 1 / sqrt(2). Two classes: -log p = log(1 + exp(other - own)).
         r = 1 / sqrt(2)
         losses = [log(1 + exp((1 - r) / 0.3)), log(1 + exp((0 - r) / 0.3)), log(1 + exp((r - 1) / 0.3))]
-        loss = instance_discrimination_loss(self.embeddings, self.masks, self.counted).item()
+        loss = instance_discrimination_loss(self.embeddings, self.masks, self.valid_mask).item()
         assert loss == pytest.approx(sum(losses) / 3, rel=1e-9)
 
     def test_one_segment_has_nothing_to_tell_apart(self):
-        assert instance_discrimination_loss(self.embeddings, self.masks[:1], self.counted).item() == 0
+        assert instance_discrimination_loss(self.embeddings, self.masks[:1], self.valid_mask).item() == 0
 
     @pytest.mark.parametrize("number", [0, 2])
     def test_nothing_inside(self, number):
         embeddings = self.embeddings.clone().requires_grad_()
-        loss = instance_discrimination_loss(embeddings, self.masks[:number] * 0, self.counted)
+        loss = instance_discrimination_loss(embeddings, self.masks[:number] * 0, self.valid_mask)
         loss.backward()
         assert loss == 0 and (embeddings.grad == 0).all()
 
     def test_gradients(self):
-        masks, _, counted, _ = random_case()
+        masks, _, valid_mask, _ = random_case()
         embeddings = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda e: instance_discrimination_loss(e, masks, counted), (embeddings,))
+        assert torch.autograd.gradcheck(lambda e: instance_discrimination_loss(e, masks, valid_mask), (embeddings,))
 
 
 class TestMaskId:
     p = stack([0.5, 0.25, 0.125], [0.25, 0.5, 0.125], [0.25, 0.25, 0.75])  # three masks on three pixels
     masks = stack([1, 0, 0], [0, 1, 1])
 
-    def loss(self, masks: Tensor, matched: Assignment, counted: list[int]) -> float:
-        return mask_id_loss(self.p.log(), masks, torch.tensor(counted, dtype=torch.float64), matched).item()
+    def loss(self, masks: Tensor, matched: Assignment, valid_mask: list[int]) -> float:
+        return mask_id_loss(self.p.log(), masks, torch.tensor(valid_mask, dtype=torch.float64), matched).item()
 
     def test_by_hand(self):
         # Pixel 0 belongs to query 2, pixels 1 and 2 to query 0.
@@ -184,26 +184,28 @@ class TestMaskId:
 
     def test_of_exclusive_masks(self):
         """The sigmoid of a mask is then the probability of the query."""
-        masks, _, counted, matched = random_case()
+        masks, _, valid_mask, matched = random_case()
         logits = torch.randn(5, 12, dtype=torch.float64)
-        as_softmax = mask_id_loss(logits.log_softmax(0), masks, counted, matched)
+        as_softmax = mask_id_loss(logits.log_softmax(0), masks, valid_mask, matched)
         own = exclusive_logits(logits.view(1, 5, 3, 4)).flatten(2)[0]
-        as_mask = mask_id_loss(own.sigmoid().log(), masks, counted, matched)
+        as_mask = mask_id_loss(own.sigmoid().log(), masks, valid_mask, matched)
         torch.testing.assert_close(as_mask, as_softmax)
 
     def test_gradients(self):
-        masks, _, counted, matched = random_case()
+        masks, _, valid_mask, matched = random_case()
         logits = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
         for log_p in (lambda x: x.log_softmax(0), torch.nn.functional.logsigmoid):
-            assert torch.autograd.gradcheck(lambda x, f=log_p: mask_id_loss(f(x), masks, counted, matched), (logits,))
+            assert torch.autograd.gradcheck(
+                lambda x, f=log_p: mask_id_loss(f(x), masks, valid_mask, matched), (logits,)
+            )
 
 
 class TestSemantic:
     p = stack([0.5, 0.25, 0.125, 0.25], [0.25, 0.5, 0.125, 0.25], [0.25, 0.25, 0.75, 0.5])
 
-    def loss(self, masks: Tensor, labels: list[int], counted: list[int]) -> float:
+    def loss(self, masks: Tensor, labels: list[int], valid_mask: list[int]) -> float:
         labels = torch.tensor(labels, dtype=torch.int64)
-        return semantic_loss(self.p.log(), masks, labels, torch.tensor(counted, dtype=torch.float64)).item()
+        return semantic_loss(self.p.log(), masks, labels, torch.tensor(valid_mask, dtype=torch.float64)).item()
 
     def test_by_hand(self):
         # Pixel 0 has class 1, pixels 1 and 2 class 2, pixel 3 none.
@@ -220,9 +222,9 @@ class TestSemantic:
         assert self.loss(torch.zeros(0, 4, dtype=torch.float64), [], [1, 1, 1, 1]) == 0
 
     def test_gradients(self):
-        masks, labels, counted, _ = random_case()
+        masks, labels, valid_mask, _ = random_case()
         logits = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x: semantic_loss(x, masks, labels, counted), (logits,))
+        assert torch.autograd.gradcheck(lambda x: semantic_loss(x, masks, labels, valid_mask), (logits,))
 
 
 class TestExclusiveMasks:
@@ -277,14 +279,16 @@ def test_losses_of_a_batch_are_the_sums_of_its_images():
     of_class = losses.semantic_loss(semantic, masks, labels)
     expected = torch.zeros(2, dtype=torch.float64)
     for image, number in enumerate(numbers):
-        own, own_labels, counted = masks[image, :number].double(), labels[image, :number], valid[image].double()
+        own, own_labels, valid_mask = masks[image, :number].double(), labels[image, :number], valid[image].double()
         for layer in range(2):
             of_layer = pairs(*((4 - layer - m, m) for m in range(number))) if number else NO_PAIRS
-            of_image = classes[image, layer], logits[image, layer], own, own_labels, counted, of_layer
+            of_image = classes[image, layer], logits[image, layer], own, own_labels, valid_mask, of_layer
             expected[layer] += pq_style_loss(*of_image)
-            torch.testing.assert_close(mask_id[image, layer], mask_id_loss(log_p[image, layer], own, counted, of_layer))
-        torch.testing.assert_close(contrast[image], instance_discrimination_loss(embeddings[image], own, counted))
-        torch.testing.assert_close(of_class[image], semantic_loss(semantic[image], own, own_labels, counted))
+            torch.testing.assert_close(
+                mask_id[image, layer], mask_id_loss(log_p[image, layer], own, valid_mask, of_layer)
+            )
+        torch.testing.assert_close(contrast[image], instance_discrimination_loss(embeddings[image], own, valid_mask))
+        torch.testing.assert_close(of_class[image], semantic_loss(semantic[image], own, own_labels, valid_mask))
     assert mask_id[1].tolist() == [0, 0] and contrast[1] == of_class[1] == 0
     assert (mask_id[[0, 2]] > 0).all() and (contrast[[0, 2]] > 0).all()
     pq = losses.pq_style_loss(classes, logits, masks, labels, valid, assignment)

@@ -126,6 +126,7 @@ class TracedContract(ModelContract):
 
     def test_compiles_without_graph_breaks(self):
         model = self.model().eval()
+        torch._dynamo.reset()  # else a limit of compilations may be reached, of all tests together
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         with torch.no_grad():
             expected, output = model(**self.inputs()), compiled(**self.inputs())

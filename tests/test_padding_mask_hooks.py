@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, TimmBackboneConfig
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.models import backbones
 from maskcls_hf.models.backbones import PaddingMaskHooks, as_pair, build_backbone, sees_padding
-from maskcls_hf.models.contracts import ValidRegion
+from maskcls_hf.models.layers import ValidRegion
 from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
 
 FOUR = {"depths": [1, 1, 1, 1], "out_features": STAGES}

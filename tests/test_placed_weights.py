@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelConfig, PerPixelForSemanticSegmentation
-from maskcls_hf.models.contracts import PixelFeatures, ValidRegion
+from maskcls_hf.models.layers import ValidRegion
+from maskcls_hf.models.pixel_decoders import PixelFeatures
 from tiny import maskcls_config, pixel_mask, resnet
 
 WHOLE = {"": "disk"}

@@ -1,13 +1,17 @@
 """The snippets of the README run in their order, in a folder that holds what they speak of."""
 
+import io
 import json
+import pkgutil
 import re
+import tokenize
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from checkpoints import picture, save_maskcls
+from maskcls_hf.cli.parts import ENTRY_POINTS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -51,3 +55,42 @@ def test_files_that_are_named_exist():
     named = re.findall(r"`((?:examples|docs|tests|model_cards)/[\w./-]*)`", README.read_text())
     assert named
     assert [name for name in named if not (README.parent / name).exists()] == []
+
+
+def test_files_of_the_tree_exist():
+    tree = README.read_text().split("## Where things are")[1].split("##")[0]
+    names = {file.name for folder in ("src", "examples", "benchmarks") for file in (README.parent / folder).rglob("*")}
+    named = re.findall(r"\b\w+\.py\b", tree)
+    assert len(named) > 10 and [name for name in named if name not in names] == []
+
+
+def test_docstrings_and_comments_point_to_what_there_is():
+    """Files by their names, what the package holds by dotted paths, functions and classes in links."""
+    root = README.parent
+    files = {
+        file.name for folder in ("src", "examples", "benchmarks", "tests") for file in (root / folder).rglob("*.py")
+    }
+    words: set[str] = set()
+    links, lost, pointers = [], [], 0
+    for file in sorted((root / "src").rglob("*.py")):
+        for token in tokenize.generate_tokens(io.StringIO(file.read_text()).readline):
+            if token.type == tokenize.NAME:
+                words.add(token.string)
+            elif token.type == tokenize.COMMENT or token.string.startswith(('"""', 'r"""')):
+                where = f"{file.name}:{token.start[0]}"
+                named = re.findall(r"\b\w+\.py\b", token.string)
+                lost += [(where, name) for name in named if name not in files]
+                dotted = re.findall(r"`(maskcls_hf(?:\.\w+)+)`", token.string)
+                lost += [(where, name) for name in dotted if name != ENTRY_POINTS and not is_there(name)]
+                links += [(where, name) for name in re.findall(r"\[`(?:\w+\.)*(\w+)`\]", token.string)]
+                pointers += len(named) + len(dotted)
+    assert lost + [link for link in links if link[1] not in words] == []
+    assert pointers > 10 and len(links) > 10
+
+
+def is_there(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True

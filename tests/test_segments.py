@@ -121,7 +121,7 @@ class TestOthers:
         assert whole.pixels.dtype == (torch.bool if overlap else torch.int8)
         cropped = whole.with_pixels(whole.pixels[:, :2])
         assert torch.equal(cropped.stack, whole.stack[:, :2]) and cropped.areas is None
-        assert cropped.without_absent().ids == ([10, 30] if overlap else [10])
+        assert cropped.select(cropped.visible).ids == ([10, 30] if overlap else [10])
         assert torch.equal(whole.resized((8, 12)).stack, whole.stack.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
     def test_drawn_over_each_other(self):

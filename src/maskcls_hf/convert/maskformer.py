@@ -68,7 +68,7 @@ SWIN_STAGES = ["stage1", "stage2", "stage3", "stage4"]
 OWN_HEADS = ("segmentation_module.bbox_predictor.", "segmentation_module.semantic_predictor.")
 # What computes something else than we do, unless it has this value.
 REQUIRED_VALUES = {
-    "decoder_config.auxiliary_loss": False,  # their decoder then feeds normalised states to the next layer
+    "decoder_config.auxiliary_loss": False,  # their decoder then feeds normalized states to the next layer
     "decoder_config.activation_function": "relu",
     "backbone_config.use_absolute_embeddings": False,
 }

@@ -32,7 +32,7 @@ def from_original(
             `num_attention_heads` if it is not the 8 of all the paper's models.
 
     Returns:
-        the model, in evaluation mode. Its configuration has the behaviour of the paper's code:
+        the model, in evaluation mode. Its configuration has the behavior of the paper's code:
         `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
 
     Raises:

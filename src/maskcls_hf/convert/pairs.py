@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.contracts import ValidRegion
+from ..models.layers import ValidRegion
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentationOutput
 
-NOTHING = -1e3  # class logit of a probability that is exactly 0 in float32
-SUREST = 6.0  # mask logit; near 1 a sigmoid in float32 could not tell two classes apart
-LEAST = -80.0  # mask logit; much below, a sigmoid is 0 in float32
+ZERO_PROB_LOGIT = -1e3  # class logit of a probability that is exactly 0 in float32
+MAX_LOGIT = 6.0  # mask logit; near 1 a sigmoid in float32 could not tell two classes apart
+MIN_LOGIT = -80.0  # mask logit; much below, a sigmoid is 0 in float32
 PROBABILITY_MARGIN = 1e-6  # masks of detections are from this to 1 - this, so that their logits are finite: +-13.8
 
 
@@ -86,14 +86,14 @@ def pairs_from_detections(
     height, width = sizes.amax(0).tolist()
     queries = max(1, *(len(labels) for labels, _, _ in images))
     device = images[0][2].device
-    class_logits = torch.full((len(images), queries, num_labels + 1), NOTHING, device=device)
+    class_logits = torch.full((len(images), queries, num_labels + 1), ZERO_PROB_LOGIT, device=device)
     class_logits[..., -1] = 0.0
     empty = float(_logit(torch.zeros(())))
     mask_logits = torch.full((len(images), queries, height, width), empty, device=device)
     for i, (labels, scores, masks) in enumerate(images):
         places = torch.arange(len(labels), device=device)
-        class_logits[i, places, labels] = scores.log().clamp(min=NOTHING)
-        class_logits[i, places, -1] = (1 - scores).log().clamp(min=NOTHING)
+        class_logits[i, places, labels] = scores.log().clamp(min=ZERO_PROB_LOGIT)
+        class_logits[i, places, -1] = (1 - scores).log().clamp(min=ZERO_PROB_LOGIT)
         mask_logits[i, : len(masks), : masks.shape[1], : masks.shape[2]] = _logit(masks)
     return MaskClsForUniversalSegmentationOutput(
         class_queries_logits=class_logits,
@@ -139,14 +139,14 @@ def pairs_from_logits(
     batch, num_labels, *size = logits.shape
     # Between four pixels a winner has at least a quarter of its best logit and three quarters of its worst.
     spread = (logits.amax(1) - logits.amin(1)).amax((1, 2))  # (B,)
-    logits = logits * (-LEAST / (0.75 * spread + SUREST)).clamp(max=1)[:, None, None, None]
+    logits = logits * (-MIN_LOGIT / (0.75 * spread + MAX_LOGIT)).clamp(max=1)[:, None, None, None]
     best, winner = logits.max(1, keepdim=True)
     sureness = best - logits.scatter(1, winner, -torch.inf).logsumexp(1, keepdim=True)  # logit of softmax
-    class_logits = torch.full((num_labels, num_labels + 1), NOTHING, device=logits.device).fill_diagonal_(0.0)
+    class_logits = torch.full((num_labels, num_labels + 1), ZERO_PROB_LOGIT, device=logits.device).fill_diagonal_(0.0)
     sizes = _checked_sizes([size] * batch if image_sizes is None else image_sizes, batch)
     return MaskClsForUniversalSegmentationOutput(
         class_queries_logits=class_logits.expand(batch, -1, -1).contiguous(),
-        masks_queries_logits=logits - best + sureness.clamp(max=SUREST),
+        masks_queries_logits=logits - best + sureness.clamp(max=MAX_LOGIT),
         valid_sizes=sizes,
         padded_sizes=sizes,
         original_sizes=sizes,

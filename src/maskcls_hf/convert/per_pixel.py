@@ -244,7 +244,7 @@ def start_queries(
 def processor_from_per_pixel(processor: Any, **options: Any) -> MaskClsImageProcessor:
     """Our image processor with the options of a per-pixel model's, transformers' or ours.
 
-    Images are never cropped: of a processor that cuts out the centre, only the resizing is kept. What it does
+    Images are never cropped: of a processor that cuts out the center, only the resizing is kept. What it does
     otherwise and ours cannot is logged as a warning.
 
     Args:

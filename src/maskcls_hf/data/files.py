@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..models.image_reading import image_to_tensor, open_image, read_coloured_map, read_label_map, size_in_header
+from ..models.image_reading import image_to_tensor, open_image, read_colored_map, read_label_map, size_in_header
 from ..models.run_lengths import Runs
 from ..utils.places import no_folder as no_folder
 from ..utils.places import require_folder as require_folder
@@ -51,7 +51,7 @@ def read_map(source: Any, where: str = "") -> Tensor:
 def read_colored_ids(source: Any, where: str = "") -> Tensor:
     """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
     where = where or str(source)
-    return read_coloured_map(decoded(source, where), where)
+    return read_colored_map(decoded(source, where), where)
 
 
 def unique_ids(ids: Tensor) -> list[int]:

@@ -17,8 +17,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
-from ..models.label_tensors import naming
-from ..models.options import plain, require_range, unused
+from ..models.options import naming, plain, require_range, unused
 from ..models.run_lengths import MaskRuns
 from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode

@@ -1,9 +1,9 @@
 """Results of overlapping tiles -> the result of the image, tile by tile.
 
 Each stitcher takes the tiles in the order of `TileGrid.visits` (`add`) and gives the whole at the end (`result`). What
-it holds besides the result are the strips that tiles share with neighbours still to come.
+it holds besides the result are the strips that tiles share with neighbors still to come.
 
-Segments of neighbouring tiles are parts of one thing if they have one class and their masks inside the strip that both
+Segments of neighboring tiles are parts of one thing if they have one class and their masks inside the strip that both
 tiles see have an IoU above 0.5. Each pixel takes its segment from the tile that answers for it: seams run in the middle
 of the strips, so that what a tile sees only in part, at its border, does not count. A segment that one tile alone finds
 is dropped if seams take more than half of it.
@@ -34,8 +34,8 @@ class SemanticBlend:
     def __init__(self, grid: TileGrid):
         self.grid = grid
         self.segmentation = torch.empty(grid.size, dtype=torch.int64, device="cpu")
-        self.beside: Tensor | None = None  # weighted scores of the left neighbour, (K, reach, ramp)
-        self.above: dict[int, Tensor] = {}  # of the upper neighbours, by column, (K, ramp, w)
+        self.beside: Tensor | None = None  # weighted scores of the left neighbor, (K, reach, ramp)
+        self.above: dict[int, Tensor] = {}  # of the upper neighbors, by column, (K, ramp, w)
 
     def add(self, tile: Tile, scores: Tensor) -> None:
         """`scores` (K, h, w) of a tile; they are changed."""
@@ -71,7 +71,7 @@ class SemanticBlend:
 
 
 def _fade(scores: Tensor, dim: int, axis: TileAxis, index: int) -> None:
-    """Multiply (K, h, w) along `dim` by weights that fall towards the neighbours; with theirs they sum to one."""
+    """Multiply (K, h, w) along `dim` by weights that fall towards the neighbors; with theirs they sum to one."""
     for ramp, falls in ((index - 1, False), (index, True)):
         if not 0 <= ramp < len(axis.ramps):
             continue

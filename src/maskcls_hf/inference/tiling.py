@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """Place of a tile in its grid. `lead_in`: visited again, for what it adds to the blend with its right neighbour."""
+    """Place of a tile in its grid. `lead_in`: visited again, for what it adds to the blend with its right neighbor."""
 
     row: int
     column: int
@@ -19,7 +19,7 @@ class Tile(NamedTuple):
 
 
 class TileAxis:
-    """Tiles along one axis: of one length, evenly spread, neighbours sharing at least `overlap` of it.
+    """Tiles along one axis: of one length, evenly spread, neighbors sharing at least `overlap` of it.
 
     Args:
         length: of the image, in pixels.

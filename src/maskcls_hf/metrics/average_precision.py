@@ -236,9 +236,9 @@ class MaskAP:
                 total = weights_of_truth[inside].sum(0)  # (R,)
                 there = total > 0
                 for threshold in range(self.thresholds):
-                    counted = ~ignored[area, threshold]
+                    valid = ~ignored[area, threshold]
                     values = _precision_and_recall(
-                        matched[area, threshold][counted], weights_of_order[counted], np.maximum(total, 1)
+                        matched[area, threshold][valid], weights_of_order[valid], np.maximum(total, 1)
                     )
                     for table, value in zip((precision, recall), values, strict=True):
                         table[threshold, k, area, there] = value[there]
@@ -276,7 +276,7 @@ def _block(kind: float, label: int, *columns: NDArray[np.float64]) -> NDArray[np
 
 
 def summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
-    """Scores by name, as pycocotools summarises them: means over all but -1, NaN where all are.
+    """Scores by name, as pycocotools summarizes them: means over all but -1, NaN where all are.
 
     Args:
         precision: (IoU thresholds 0.50, 0.55, ..., any, areas all, small, medium, large).

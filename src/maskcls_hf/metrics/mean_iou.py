@@ -21,7 +21,7 @@ class SemanticCounts(SummedMetric):
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
-        void_id: marks unlabelled pixels in maps; where a prediction has it, a pixel is predicted as no class. None:
+        void_id: marks unlabeled pixels in maps; where a prediction has it, a pixel is predicted as no class. None:
             255, or 65535 with more than 255 classes.
     """
 
@@ -75,8 +75,8 @@ class MeanIoU(SemanticCounts):
         check_sizes(found, true)
         maps = (self.class_map(found, "Prediction"), self.class_map(true, "Target"))
         predicted, target, pixels = overlay(*(one.semantic_runs(self.void_id) for one in maps))
-        counted = target != self.void_id
-        predicted, target, pixels = predicted[counted], target[counted], pixels[counted]
+        valid = target != self.void_id
+        predicted, target, pixels = predicted[valid], target[valid], pixels[valid]
         check_ids(predicted, "Prediction", len(self.names), self.void_id)
         check_ids(target, "Target", len(self.names))
         return self.counts(predicted, target, pixels)

@@ -14,8 +14,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoBackbone, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BackboneOutput
 
-from .contracts import ValidRegion
-from .layers import masked_group_norm
+from .layers import ValidRegion, masked_group_norm
 
 
 def build_backbone(config: PreTrainedConfig) -> Any:
@@ -181,8 +180,10 @@ class SimpleFeaturePyramid(nn.Module):
         self.vit = vit
         self.feature_pyramid = nn.ModuleList(
             [
-                nn.Sequential(double(last, last // 2), PixelNorm(last // 2), nn.GELU(), double(last // 2, last // 4)),
-                double(last, last // 2),
+                nn.Sequential(
+                    upsample2x(last, last // 2), PixelNorm(last // 2), nn.GELU(), upsample2x(last // 2, last // 4)
+                ),
+                upsample2x(last, last // 2),
                 nn.Identity(),
                 nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True),
             ]
@@ -200,7 +201,7 @@ class SimpleFeaturePyramid(nn.Module):
         return BackboneOutput(feature_maps=tuple(maps))
 
 
-def double(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+def upsample2x(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 

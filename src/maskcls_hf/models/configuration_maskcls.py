@@ -135,11 +135,11 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         mask_upsampling (`int`, defaults to 1): factor by which `"per_pixel"` upsamples its mask logits.
         deep_supervision (`bool`, defaults to `True`): the loss counts every decoder layer (Appendix A).
         attend_to_padding (`bool`, defaults to `False`):
-            `True` gives the behaviour of the paper's code, which imported checkpoints were trained with: padding is
-            seen by attention and normalisation, padded and void pixels are negatives in the loss.
+            `True` gives the behavior of the paper's code, which imported checkpoints were trained with: padding is
+            seen by attention and normalization, padded and void pixels are negatives in the loss.
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
-        init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialisation of the transformer (as DETR).
+        init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialization of the transformer (as DETR).
         pixel_decoder_options, transformer_decoder_options (`dict`, *optional*): further arguments of parts of
             somebody's own (`maskcls_hf.register_pixel_decoder`, `register_transformer_decoder`); ours have none.
         custom_parts (`dict`, *optional*): written where a model is saved, {kind: {name: "file.Class"}}: the files

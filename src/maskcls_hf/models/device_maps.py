@@ -1,6 +1,6 @@
 """The maps of post_processing.py on a GPU: few operations for the whole image, none of which waits for the host.
 
-Maps are bounded in blocks of the image (`BLOCK` pixels at the padded size): in most of them one or a few can win, and
+Maps are bounded in blocks of 16 x 16 pixels at the padded size: in most of them one or a few can win, and
 only those are looked at there. The kernels are written in Triton; the last one resizes to the target and finds the
 greatest without storing what it compares. Without Triton the same is done by chunks of maps with a running maximum.
 """
@@ -8,7 +8,6 @@ greatest without storing what it compares. Without Triton the same is done by ch
 import math
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,11 +104,11 @@ def greatest(
         none = torch.zeros(0, dtype=torch.int64, device=logits.device)
         return torch.zeros(sizes.target, dtype=dtype, device=logits.device), none, none.double()
     by = _greatest_by_kernels if kernels_work(logits.device, compare, sums) else _greatest_by_chunks
-    return by(logits, sizes, compare, weights, threshold, sums)
+    return by(logits, sizes, compare, logits if weights is None else weights, threshold, sums)
 
 
 def _greatest_by_chunks(
-    logits: Tensor, sizes: ResizeGeometry, compare: int, weights: Tensor | None, threshold: float, sums: bool
+    logits: Tensor, sizes: ResizeGeometry, compare: int, weights: Tensor, threshold: float, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     classes = None  # (k,), of which the maps are
     if compare in (VALUES, PRODUCT):
@@ -162,9 +161,8 @@ class RunningMaximum:
 
 def product(left: Tensor, right: Tensor) -> Tensor:
     """(a, b) @ (b, c) in float32, also where TF32 is allowed, which would round scores to three digits."""
-    backend: Any = torch.backends.cuda.matmul
-    everywhere: Any = torch.backends
-    precision = backend.fp32_precision if backend.fp32_precision != "none" else everywhere.fp32_precision
+    backend = torch.backends.cuda.matmul
+    precision = backend.fp32_precision if backend.fp32_precision != "none" else torch.backends.fp32_precision  # type: ignore[attr-defined]
     if left.is_cuda and precision == "tf32":
         return (left.double() @ right.double()).float()
     return left @ right
@@ -218,7 +216,7 @@ def kernels_work(device: torch.device, compare: int, sums: bool) -> bool:
 def check_kernels(device: torch.device, compare: int, sums: bool) -> None:
     """Raises AssertionError where the kernels give something else than chunks for a small example."""
     logits = torch.arange(20 * 7 * 9, dtype=torch.float32, device=device).view(20, 7, 9).mul_(2.1).sin_()
-    weights = None
+    weights = logits  # not looked at
     if compare == WEIGHTED:
         weights = torch.linspace(0.5, 1, 20, device=device)
     elif compare == PRODUCT:
@@ -233,7 +231,7 @@ def check_kernels(device: torch.device, compare: int, sums: bool) -> None:
 
 
 def _greatest_by_kernels(
-    logits: Tensor, sizes: ResizeGeometry, compare: int, weights: Tensor | None, threshold: float, sums: bool
+    logits: Tensor, sizes: ResizeGeometry, compare: int, weights: Tensor, threshold: float, sums: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits, device = logits.contiguous(), logits.device
     (rows, columns), (padded_rows, padded_columns) = sizes.logits, sizes.padded
@@ -243,7 +241,7 @@ def _greatest_by_kernels(
     with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
         bounds = logits.new_empty(count, 2 * blocks)  # the lower ones, then the upper ones
         _bound[(blocks, -(-count // 32))](
-            logits, logits if weights is None else weights, bounds, count, rows, columns, padded_rows, padded_columns,
+            logits, weights, bounds, count, rows, columns, padded_rows, padded_columns,
             valid_rows, valid_columns, across, threshold, COMPARE=compare, enable_fp_fusion=True,
         )  # fmt: skip
         if compare == PRODUCT:
@@ -277,7 +275,7 @@ def _greatest_by_kernels(
             math.ceil(16.5 * pixels / valid) + 1 for pixels, valid in zip(sizes.target, sizes.valid, strict=True)
         )
         _find_greatest[(blocks, -(-most // PIXELS))](
-            maps, maps if weights is None else weights, candidates, counts, index, totals,
+            maps, weights, candidates, counts, index, totals,
             maps.stride(0), maps.stride(1), count, valid_rows, valid_columns, height, width, across,
             valid_rows / height, valid_columns / width, threshold,
             COMPARE=0 if compare == PRODUCT else compare, SUMS=sums, PIXELS=PIXELS, enable_fp_fusion=True,
@@ -357,6 +355,12 @@ if triton is not None:
         tl.store(places, lower, mask=index < count)
         tl.store(places + blocks, upper, mask=index < count)
 
+    @triton.jit
+    def _limits(least, block):
+        """What can win in blocks has at least this, but for rounding: (1, blocks)."""
+        value = tl.load(least + block)[None, :]
+        return value - 1e-6 * tl.abs(value)
+
     @kernel
     def _list_candidates(bounds, least, candidates, counts, count, blocks, across, AROUND: tl.constexpr):
         """The indices that can win in a block, in their order, for 16 blocks. `AROUND`: also those that can win in it
@@ -366,11 +370,11 @@ if triton is not None:
         block = tl.minimum(block, blocks - 1)
         above = tl.where(block >= across, block - across, block)
         beside = tl.where(block % across > 0, 1, 0)
-        limit = tl.load(least + block)[None, :]
+        limit = _limits(least, block)
         if AROUND:
-            limit_above = tl.load(least + above)[None, :]
-            limit_beside = tl.load(least + block - beside)[None, :]
-            limit_across = tl.load(least + above - beside)[None, :]
+            limit_above = _limits(least, above)
+            limit_beside = _limits(least, block - beside)
+            limit_across = _limits(least, above - beside)
         number = tl.zeros((16,), tl.int32)
         number_around = tl.zeros((16,), tl.int32)
         for first in range(0, count, 32):

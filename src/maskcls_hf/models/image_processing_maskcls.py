@@ -22,8 +22,7 @@ from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
-from .label_tensors import naming
-from .options import checked_label_ids, plain, require_range, unused, warn_about_unused
+from .options import checked_label_ids, naming, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size
 from .segments import LabelRules, Segments, read_segments
@@ -51,7 +50,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     pad_size (`dict[str, int]`, *optional*):
         Pad to this height and width instead of those of the largest image of the batch.
     void_id (`int`, *optional*, defaults to 255):
-        Value of unlabelled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
+        Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
         Class id = label value - `label_offset`; lower values are void. 1 for ADE20K's maps, where 0 is "other".
     num_labels (`int`, *optional*):
@@ -86,7 +85,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
 class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     """Prepares images and annotations for the models of this package, and turns their outputs into maps.
 
-    Resize -> rescale -> normalise -> pad with 0 at the bottom and right. Defaults: shortest edge 512, longest at
+    Resize -> rescale -> normalize -> pad with 0 at the bottom and right. Defaults: shortest edge 512, longest at
     most 2048 (the paper's ADE20K test setting), ImageNet mean and deviation, multiples of 32 pixels.
     """
 
@@ -170,7 +169,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             instance_id_to_semantic_id: for maps of instance ids, instance id -> label value; one dict for all
                 images or one for each. `None` as label: no segment (background). Ids that are not in it are
                 void where they equal `void_id` or lie below `label_offset`, else an error.
-            class_labels: for stacks, M label values for each image. A mask labelled `void_id` marks void.
+            class_labels: for stacks, M label values for each image. A mask labeled `void_id` marks void.
             kwargs: any option of the processor, for this call.
 
         Returns:
@@ -184,7 +183,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
-                a map has colours, an image is larger than `pad_size`. The message names the image.
+                a map has colors, an image is larger than `pad_size`. The message names the image.
         """
         options = own_names(kwargs)
         for name in options:
@@ -349,7 +348,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         image_std: Any,
         **options: Any,
     ) -> Tensor:
-        """(C, h, w) -> rescaled, normalised, padded with 0: (C, *padded_size) float32."""
+        """(C, h, w) -> rescaled, normalized, padded with 0: (C, *padded_size) float32."""
         padded, inside = padding(image.shape, padded_size, dtype=torch.float32, device=image.device)
         inside.copy_(image)
         if do_normalize:

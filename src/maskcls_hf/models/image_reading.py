@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tvF
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
-from .label_tensors import array_as_tensor, integers, label_tensor, naming
+from .options import array_as_tensor, integers, label_tensor, naming
 
 try:
     import pyarrow
@@ -131,7 +131,7 @@ def _pages_without_directory(image: Any) -> int:
     return pages if page and pages * page <= image.fp.seek(0, os.SEEK_END) else 1
 
 
-_TIFF_ADVICE = "Save it with 8 or 16 bits as grey (one band), RGB or RGBA, or as float32 of one band."
+_TIFF_ADVICE = "Save it with 8 or 16 bits as gray (one band), RGB or RGBA, or as float32 of one band."
 
 
 def _tiff_directories(file: IO[bytes]) -> Iterator[dict[int, tuple[int, ...]]]:
@@ -256,8 +256,8 @@ def image_to_tensor(
 ) -> Tensor:
     """Image -> (C, H, W): uint8, or float32 for 16-bit (0..65535 becomes 0..255) and floating-point images.
 
-    PIL images are turned upright by their EXIF orientation. `to_rgb` makes three channels of one (grey), two
-    (grey, alpha), four (RGBA), a palette or CMYK; transparency is laid over white, as transformers does.
+    PIL images are turned upright by their EXIF orientation. `to_rgb` makes three channels of one (gray), two
+    (gray, alpha), four (RGBA), a palette or CMYK; transparency is laid over white, as transformers does.
     Arrays and tensors are (H, W), or have 1, 3 or 4 channels first or last, which `input_data_format` settles
     where it is ambiguous.
     """
@@ -291,7 +291,7 @@ def image_to_tensor(
 def read_label_map(label_map: Any, where: str) -> Tensor:
     """PIL image (palette: its indices), path, array or tensor -> integer ids (H, W).
 
-    Raises ValueError for more than one channel (colours) and for values that are no integers.
+    Raises ValueError for more than one channel (colors) and for values that are no integers.
     """
     if isinstance(label_map, (str, os.PathLike)):
         if not os.path.isfile(label_map):
@@ -312,7 +312,7 @@ def read_label_map(label_map: Any, where: str) -> Tensor:
     if label_map.ndim != 2:
         raise ValueError(
             f"{where}: the segmentation map is an {kind} of shape {shape}; expected one id for each pixel, (H, W). "
-            "Turn colours into ids first. COCO panoptic PNG: id = R + 256 * G + 65536 * B, and give "
+            "Turn colors into ids first. COCO panoptic PNG: id = R + 256 * G + 65536 * B, and give "
             "instance_id_to_semantic_id={segment['id']: segment['category_id'], ...}. A palette file must be "
             "opened without .convert('RGB'). A stack of masks (M, H, W) needs class_labels."
         )
@@ -324,14 +324,14 @@ def _refuse_lossy(image: Image.Image, where: str) -> None:
         raise ValueError(f"{where}: the segmentation map is a JPEG, which changes ids: export it again as PNG.")
 
 
-def coloured_ids(colours: np.ndarray) -> np.ndarray:
+def colored_ids(colors: np.ndarray) -> np.ndarray:
     """(..., 3) -> (...) int32, R + 256 G + 65536 B, as in COCO panoptic files."""
-    red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return red + 256 * green + 65536 * blue
 
 
-def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
-    """RGB image or array (H, W, 3) -> its `coloured_ids` (H, W); ValueError for other channels or depths, or a JPEG."""
+def read_colored_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
+    """RGB image or array (H, W, 3) -> its `colored_ids` (H, W); ValueError for other channels or depths, or a JPEG."""
     if isinstance(image, Image.Image):
         _refuse_lossy(image, where)
         if _bits(image) > 8:  # of which Pillow gives the upper 8
@@ -340,11 +340,11 @@ def read_coloured_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
         in_place = _memory_of(image)
         if in_place is not None:
             return in_place.view(torch.int32)[..., 0] & 0xFFFFFF
-    colours = np.asarray(image)
-    if colours.ndim != 3 or colours.shape[-1] != 3:
+    colors = np.asarray(image)
+    if colors.ndim != 3 or colors.shape[-1] != 3:
         mode = getattr(image, "mode", "array")
-        raise ValueError(f"{where} has shape {colours.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
-    return torch.from_numpy(coloured_ids(colours))
+        raise ValueError(f"{where} has shape {colors.shape} ({mode}), a COCO panoptic map has three channels (RGB).")
+    return torch.from_numpy(colored_ids(colors))
 
 
 def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:
@@ -373,7 +373,7 @@ def _inside(masks: Tensor, where: str) -> Tensor:
 
 
 def _bits(image: Any) -> int:
-    """Bits of a value of grey in the file, which Pillow forgets when it decodes a PNG."""
+    """Bits of a value of gray in the file, which Pillow forgets when it decodes a PNG."""
     if image.format == "TIFF":
         return image.tag_v2.get(BITS, (1,))[0]
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ()
@@ -384,7 +384,7 @@ def _bits(image: Any) -> int:
 def _stored_values(image: Image.Image) -> np.ndarray:
     """The values of the file, upright.
 
-    Pillow inverts grey of a TIFF in which 0 is white, spreads values of 2 and 4 bits over 0..255, and does not tell
+    Pillow inverts gray of a TIFF in which 0 is white, spreads values of 2 and 4 bits over 0..255, and does not tell
     int8 from uint8, or uint32 from int32.
     """
     bits, mode = _bits(image), image.mode
@@ -470,11 +470,11 @@ def _to_8_bit_scale(pixels: Tensor) -> Tensor:
 def _to_rgb(pixels: Tensor) -> Tensor:
     channels = pixels.shape[0]
     if channels in (2, 4):
-        colour, alpha = pixels[:-1].float(), pixels[-1:].float()
+        color, alpha = pixels[:-1].float(), pixels[-1:].float()
         white = 255.0
         if pixels.is_floating_point() and float(pixels.max()) <= 1:
             white = 1.0
-        composed = (colour * alpha + white * (white - alpha)) / white
+        composed = (color * alpha + white * (white - alpha)) / white
         pixels = composed if pixels.is_floating_point() else composed.round().to(pixels.dtype)
     elif channels not in (1, 3):
         raise ValueError(f"cannot make RGB of {channels} channels; expected 1, 2, 3 or 4.")

@@ -8,11 +8,104 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .contracts import ValidRegion
+
+class ValidRegion:
+    """The part of a padded batch that is image; padding lies at the bottom and on the right.
+
+    Args:
+        sizes (`torch.Tensor` of shape `(B, 2)`): height and width of each image in pixels of the network input.
+        padded_size (`tuple[int, int]`): (H, W) of the network input.
+        complete (`bool`): nothing is known to be padded.
+    """
+
+    def __init__(self, sizes: Tensor, padded_size: tuple[int, int], complete: bool):
+        self.sizes = sizes
+        self.padded_size = padded_size
+        self.complete = complete
+
+    @classmethod
+    def of_batch(cls, pixel_values: Tensor, pixel_mask: Tensor | None) -> "ValidRegion":
+        """pixel_values (B, 3, H, W), pixel_mask (B, H, W), non-zero where there is image (None: everywhere).
+
+        Raises:
+            `ValueError`: shapes that do not fit; on the CPU also an image without a pixel, or padding elsewhere than at
+                the bottom and on the right.
+        """
+        if pixel_values.ndim != 4:
+            raise ValueError(f"pixel_values must be (B, C, H, W), got the shape {tuple(pixel_values.shape)}.")
+        images, _, height, width = pixel_values.shape
+        if pixel_mask is None:
+            lengths = [torch.full((images,), length, device=pixel_values.device) for length in (height, width)]
+            return cls(torch.stack(lengths, dim=1), (height, width), complete=True)
+        if pixel_mask.shape != (images, height, width):
+            raise ValueError(
+                f"pixel_mask has the shape {tuple(pixel_mask.shape)}, but for these pixel_values it must be "
+                f"{(images, height, width)}: one map an image, 1 for image and 0 for padding."
+            )
+        inside = pixel_mask != 0
+        sizes = torch.stack([inside.any(2).sum(1), inside.any(1).sum(1)], dim=1)  # (B, 2)
+        region = cls(sizes, (height, width), complete=False)
+        # Looking is free on the CPU; elsewhere it would make the host wait.
+        if inside.device.type == "cpu" and not torch.compiler.is_compiling():
+            region.check(inside)
+            region.complete = bool(inside.all())
+        return region
+
+    def check(self, inside: Tensor) -> None:
+        """Raise `ValueError` where a mask (B, H, W) is not that of an image in the upper left corner."""
+        empty = (self.sizes == 0).any(1)  # (B,)
+        wrong = (inside != self.mask_at(*self.padded_size)).flatten(1).any(1)  # (B,)
+        if empty.any():
+            raise ValueError(f"pixel_mask: image {int(empty.nonzero()[0])} of the batch has no pixel. Leave it out.")
+        if wrong.any():
+            index = int(wrong.nonzero()[0])
+            raise ValueError(f"pixel_mask: padding of image {index} is not at the bottom and on the right.")
+
+    def trimmed(self, multiple: int) -> "ValidRegion":
+        """The batch without what is padding of every image, in multiples of `multiple` pixels.
+
+        On the CPU only, as it looks; and only where the padded size is such a multiple, so that maps of all strides are
+        trimmed in proportion.
+        """
+        is_known = self.sizes.device.type == "cpu" and not torch.compiler.is_compiling()
+        if self.complete or not is_known or any(length % multiple for length in self.padded_size):
+            return self
+        height, width = (-(-length // multiple) * multiple for length in self.sizes.amax(0).tolist())
+        if (height, width) == self.padded_size:
+            return self
+        is_complete = bool((self.sizes == torch.tensor([height, width])).all())
+        return ValidRegion(self.sizes, (height, width), is_complete)
+
+    def sizes_at(self, height: int, width: int) -> Tensor:
+        """Sizes of the images on a grid of `height` x `width` cells (B, 2); a cell partly inside counts."""
+        scaled = [
+            (self.sizes[:, axis] * cells + pixels - 1) // pixels
+            for axis, (cells, pixels) in enumerate(zip((height, width), self.padded_size, strict=True))
+        ]
+        return torch.stack(scaled, dim=1)
+
+    def mask_at(self, height: int, width: int) -> Tensor:
+        """True inside the images, on a grid of `height` x `width` cells (B, height, width)."""
+        sizes = self.sizes_at(height, width)
+        rows = torch.arange(height, device=sizes.device) < sizes[:, :1]  # (B, height)
+        columns = torch.arange(width, device=sizes.device) < sizes[:, 1:]  # (B, width)
+        return rows[:, :, None] & columns[:, None, :]
+
+    def extend_edges(self, features: Tensor) -> Tensor:
+        """Repeat the last row and column of each image over its padding: (B, C, h, w) -> (B, C, h, w).
+
+        Bilinear upsampling then sees at the border of the image what it would see without padding.
+        """
+        batch, channels, height, width = features.shape
+        last = (self.sizes_at(height, width) - 1).clamp(min=0)  # (B, 2)
+        rows = torch.minimum(torch.arange(height, device=last.device), last[:, :1])  # (B, h)
+        columns = torch.minimum(torch.arange(width, device=last.device), last[:, 1:])  # (B, w)
+        features = features.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+        return features.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group normalisation, optional ReLU (paper Appendix A, pixel decoder).
+    """Convolution without bias, group normalization, optional ReLU (paper Appendix A, pixel decoder).
 
     With a `region`, padding reaches neither into the convolution nor into the statistics: an image gives the
     same features whatever it is padded to.
@@ -90,7 +183,7 @@ def all_rows(table: Any, device: torch.device) -> Tensor:
 
 
 def sine_positions(features: Tensor, inside: Tensor | None, temperature: float = 10000.0) -> Tensor:
-    """Sine position embeddings of a grid (DETR), normalised to 0..2 pi over each image: (B or 1, h * w, C).
+    """Sine position embeddings of a grid (DETR), normalized to 0..2 pi over each image: (B or 1, h * w, C).
 
     Args:
         features (`torch.Tensor` of shape `(B, C, h, w)`): gives shape, dtype and device.
@@ -126,7 +219,7 @@ def sine_positions(features: Tensor, inside: Tensor | None, temperature: float =
 
 
 class XavierLinear(nn.Linear):
-    """Linear layer of a transformer; says how `MaskClsPreTrainedModel` is to initialise it."""
+    """Linear layer of a transformer; says how `MaskClsPreTrainedModel` is to initialize it."""
 
     def __init__(self, in_features: int, out_features: int, gain: float = 1.0, zero_bias: bool = False):
         super().__init__(in_features, out_features)

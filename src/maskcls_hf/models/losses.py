@@ -9,6 +9,7 @@ are divided by. Ours have several terms, {name: sums}, and the `weights` of them
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,9 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .configuration_maskcls import LOSSES, MATCHERS, custom_file
-from .contracts import PixelLogits, SegmentLogits, layer_suffix
 from .fused_losses import FusedPixels, can_fuse, give_up
-from .label_tensors import as_labels, integers
 from .matching import (
     FOCAL_ALPHA,
     Assignment,
@@ -36,6 +35,9 @@ from .matching import (
     slices,
     to_device,
 )
+from .options import as_labels, integers
+from .resampling import bilinear_matrix
+from .transformer_decoders import PixelLogits, SegmentLogits, layer_suffix
 
 # Pixels of a mask at a time on a CPU: a small tile depends on few cells, which keeps the matrices small.
 CPU_TILE = (128, 128)
@@ -94,7 +96,8 @@ class MaskClsCriterion:
             num_items_in_batch: what `count_items` gives for all batches of a step; None: this batch is the step.
             image_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): height and width of each image without
                 padding, to which boxes are relative; None: those of its labels.
-            pixels: what `SegmentationModule.of_pixels` gives, for `loss_instance_discrimination` and `loss_semantic`.
+            pixels: what `SegmentationModule.pixel_outputs` gives, for `loss_instance_discrimination` and
+                `loss_semantic`.
             padded_size: height and width of the network's input. Masks then have this size, or that of their image
                 without padding. None: the largest of the labels; not checked.
 
@@ -296,12 +299,17 @@ class _MaskChunks:
         size = targets.masks.shape[-2:]
         largest_tile = CPU_TILE if logits.device.type == "cpu" else size
         self.tile = [min(length, most) for length, most in zip(size, largest_tile, strict=True)]
-        like = logits.new_empty(0, dtype=self.dtype)
-        self.rows = _strips(size[0], self.tile[0], logits.shape[1], like)
-        self.columns = _strips(size[1], self.tile[1], logits.shape[2], like)
         # Four buffers and a temporary of a tile; of all pixels masks, signs and valid ones, a byte each.
         bytes_of_mask = 5 * self.dtype.itemsize * math.prod(self.tile) + 4 * math.prod(size)
         self.parts = slices(len(logits), max(1, chunk_bytes(logits.device) // bytes_of_mask))
+
+    @cached_property
+    def rows(self) -> "list[_Strip]":
+        return _strips(self.targets.masks.shape[1], self.tile[0], self.logits.shape[1], self.logits, self.dtype)
+
+    @cached_property
+    def columns(self) -> "list[_Strip]":
+        return _strips(self.targets.masks.shape[2], self.tile[1], self.logits.shape[2], self.logits, self.dtype)
 
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
@@ -408,10 +416,9 @@ class _Strip(NamedTuple):
     matrix: Tensor  # (pixels, cells); transposed, it carries gradients back
 
 
-def _strips(pixels: int, of_strip: int, cells: int, like: Tensor) -> list[_Strip]:
+def _strips(pixels: int, of_strip: int, cells: int, like: Tensor, dtype: torch.dtype) -> list[_Strip]:
     """Bilinear interpolation along one axis, edges as in `align_corners=False`, in strips of `of_strip` pixels."""
-    basis = torch.eye(cells, dtype=like.dtype, device=like.device)[None]
-    matrix = F.interpolate(basis, size=pixels, mode="linear", align_corners=False)[0].T
+    matrix = bilinear_matrix(cells, pixels, dtype, like.device)
     strips = []
     for start in range(0, pixels, of_strip):
         inside = slice(start, min(start + of_strip, pixels))
@@ -633,12 +640,12 @@ for _name, _loss in BUILT_IN.items():
 
 
 def count_pixels(labels: Tensor, ignore_index: int) -> Tensor:
-    """What the per-pixel loss of a step is divided by: labelled pixels, () float32; summed as `count_items`."""
+    """What the per-pixel loss of a step is divided by: labeled pixels, () float32; summed as `count_items`."""
     return (labels != ignore_index).sum().float()
 
 
 def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Tensor | None = None) -> Tensor:
-    """Sum of the cross-entropies of labelled pixels / `pixels` (None: their number), in float32.
+    """Sum of the cross-entropies of labeled pixels / `pixels` (None: their number), in float32.
 
     Logits (B, K, h, w) are upsampled to labels (B, H, W).
     """
@@ -668,7 +675,7 @@ def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, sha
 
 
 def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Divisor of the per-pixel loss: `num_items_in_batch`, the labelled pixels of a whole step; None: of this batch in
+    """Divisor of the per-pixel loss: `num_items_in_batch`, the labeled pixels of a whole step; None: of this batch in
     all processes, over their number, as gradients are averaged."""
     if num_items_in_batch is not None:
         return torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=labels.device).clamp(min=1)

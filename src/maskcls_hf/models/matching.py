@@ -1,8 +1,8 @@
 """Which query explains which ground-truth segment (sigma of paper Section 3.2): targets of a batch, costs, matchers.
 
 A matcher is `matcher(predictions, targets) -> Assignment`. It sees all layers and images of a step at once, so that the
-costs leave the device in one transfer and the assignment comes back in one. A new one is a class and a line in
-`MATCHERS`.
+costs leave the device in one transfer and the assignment comes back in one. A new one is a class, made of the
+configuration, and a line: `register_matcher(name, cls)`.
 
 Shape legend: B images, L supervised decoder layers (deepest last), N queries, M segments (of the image that has most;
 others are padded to it), (h, w) the grid of the mask logits, P = h * w, T matched pairs of all layers and images.
@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from transformers.utils import is_scipy_available, logging
 
 from .configuration_maskcls import MATCHERS, matching_weights
-from .contracts import PixelLogits, SegmentLogits
-from .label_tensors import as_labels, integers
+from .options import as_labels, integers
 from .parallel import parallel_map
+from .resampling import nearest_indices
+from .transformer_decoders import PixelLogits, SegmentLogits
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
@@ -304,12 +305,6 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
                     f"{described(image, index_maps[image], labels[:number])}: the map holds {least}..{most}, but "
                     f"places in class_labels go from 0 to {number - 1}, and -1 is for pixels in no segment."
                 )
-
-
-def nearest_indices(full: int, cells: int, device: torch.device, at_centers: bool = False) -> Tensor:
-    """Index in 0..full-1 that nearest resampling to `cells` picks for each cell (floor, as torch's "nearest"; or
-    `at_centers`, as its "nearest-exact")."""
-    return torch.arange(int(at_centers), 2 * cells, 2, device=device) * full // (2 * cells)
 
 
 # ---- boxes: (x0, y0, x1, y1), the corners, or (cx, cy, w, h), center and size ----

@@ -37,14 +37,13 @@ from .configuration_maskcls import (
     check_several_classes,
     checked_classes,
 )
-from .contracts import PixelFeatures, PixelLogits, SegmentLogits, ValidRegion, layer_suffix
 from .custom_parts import copy_custom_parts, load_custom_parts
-from .label_tensors import as_labels
-from .layers import MLP, QueryTable, XavierLinear, all_rows
+from .layers import MLP, QueryTable, ValidRegion, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
+from .options import as_labels
 from .per_pixel_networks import build_per_pixel_network
-from .pixel_decoders import PIXEL_DECODERS
-from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput
+from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
+from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput, PixelLogits, SegmentLogits, layer_suffix
 
 
 @dataclass
@@ -89,7 +88,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
         valid_sizes: (B, 2) height and width of each image inside the padded batch.
         padded_sizes: (B, 2) height and width of the batch.
         original_sizes: (B, 2) as given to `forward`; with the two above, all that post-processing needs to know.
-        pred_boxes: (B, N, 4) centre, width and height in 0..1 of the image without its padding, with a box head.
+        pred_boxes: (B, N, 4) center, width and height in 0..1 of the image without its padding, with a box head.
     """
 
     loss: Tensor | None = None
@@ -139,7 +138,7 @@ logger = logging.get_logger(__name__)
 
 
 class MaskClsPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving."""
+    """Initialization, loading and saving."""
 
     config: Any
     _auto_class: Any
@@ -249,7 +248,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
 
 def is_initialized(module: Any) -> bool:
-    """Whether transformers has loaded or initialised all of it."""
+    """Whether transformers has loaded or initialized all of it."""
     return getattr(module, "_is_hf_initialized", False) or all(
         getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()
     )
@@ -405,7 +404,7 @@ class SegmentationModule(nn.Module):
         boxes = None if self.bbox_predictor is None else self.bbox_predictor(segment_embeddings).sigmoid()
         return SegmentLogits(class_logits, mask_logits, boxes)
 
-    def of_pixels(self, features: PixelFeatures) -> PixelLogits:
+    def pixel_outputs(self, features: PixelFeatures) -> PixelLogits:
         """What auxiliary losses ask of each pixel."""
         embeddings = features.project() if self.looks_at_pixels else None
         return PixelLogits(embeddings, None if self.semantic_predictor is None else self.semantic_predictor(embeddings))
@@ -447,7 +446,7 @@ class MaskClsModel(MaskClsPixelLevelModel):
     ) -> MaskClsModelOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
             predict: the segmentation module, for transformer decoders that look at masks.
@@ -508,7 +507,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
     ) -> MaskClsForUniversalSegmentationOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool; or
                 a map (H, W) of their places in class_labels, -1 in none: a few bytes a pixel, whatever M.
             class_labels (`list[torch.Tensor]`, *optional*): their classes (M,), int64.
@@ -516,7 +515,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
                 at the bottom and on the right. None: no padding.
             void_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): True where the loss must not look.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: counts of the whole optimiser step, see `maskcls_hf.models.losses.count_items`.
+            num_items_in_batch: counts of the whole optimizer step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
         """
         if (mask_labels is None) != (class_labels is None):
@@ -543,14 +542,14 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
                 void_mask = as_labels(void_mask, "void_mask").to(pixel_values.device)
                 if void_mask.shape != (len(pixel_values), *padded_size):
                     raise ValueError(f"void_mask {tuple(void_mask.shape)} must be {(len(pixel_values), *padded_size)}.")
-            counted = self.counted_pixels(pixel_mask, void_mask)
+            valid_mask = self.valid_mask(pixel_mask, void_mask)
             supervised = layers if self.config.deep_supervision else layers[-1:]
-            pixels = self.segmentation_module.of_pixels(features)
+            pixels = self.segmentation_module.pixel_outputs(features)
             terms = self.criterion(
                 supervised,
                 mask_labels,
                 class_labels,
-                counted,
+                valid_mask,
                 num_items_in_batch,
                 sizes["valid_sizes"],
                 pixels,
@@ -564,7 +563,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             original_sizes=original_sizes,
         )
 
-    def counted_pixels(self, pixel_mask: Tensor | None, void_mask: Tensor | None) -> Tensor | None:
+    def valid_mask(self, pixel_mask: Tensor | None, void_mask: Tensor | None) -> Tensor | None:
         """True where the loss looks (B, H, W); None: everywhere."""
         if self.config.attend_to_padding:
             return None
@@ -585,17 +584,17 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         kept = kept_classes(self.config.id2label, id2label)
         module = self.segmentation_module
         outputs = [*kept, self.config.num_labels]
-        module.class_predictor = with_rows(module.class_predictor, outputs)
+        module.class_predictor = resize_class_head(module.class_predictor, outputs)
         if module.semantic_predictor is not None:
-            module.semantic_predictor = with_rows(module.semantic_predictor, kept)
+            module.semantic_predictor = resize_class_head(module.semantic_predictor, kept)
         if self.config.query_priors:
-            module.class_priors = with_columns(module.class_priors, outputs)
+            module.class_priors = resize_class_columns(module.class_priors, outputs)
         if self.config.matching == "fixed":
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = with_rows(decoder.queries_embedder, kept)
+            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
             if self.config.query_priors:
-                module.class_priors = with_rows(module.class_priors, kept)
-                module.mask_priors = with_rows(module.mask_priors, kept)
+                module.class_priors = resize_class_head(module.class_priors, kept)
+                module.mask_priors = resize_class_head(module.mask_priors, kept)
             self.config.num_queries = len(kept)
         set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)
@@ -633,13 +632,13 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     ) -> PerPixelForSemanticSegmentationOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): classes, `semantic_loss_ignore_index` where the
                 loss must not look (void, padding).
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
-            num_items_in_batch: labelled pixels of the whole optimiser step, see `count_pixels`.
+            num_items_in_batch: labeled pixels of the whole optimizer step, see `count_pixels`.
         """
         if labels is not None:
             shape = (len(pixel_values), pixel_values.shape[-2], pixel_values.shape[-1])
@@ -692,10 +691,10 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         kept = kept_classes(self.config.id2label, id2label)
         if self.config.transformer_module:
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = with_rows(decoder.queries_embedder, kept)
+            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
             self.config.num_queries = len(kept)
         else:
-            self.classifier = with_rows(self.classifier, kept)
+            self.classifier = resize_class_head(self.classifier, kept)
         set_classes(self.config, id2label)
         return self
 
@@ -717,7 +716,7 @@ def set_classes(config: Any, id2label: dict[int, str]) -> None:
 
 
 @torch.no_grad()
-def with_rows(layer: Any, rows: list[int | None]) -> Any:
+def resize_class_head(layer: Any, rows: list[int | None]) -> Any:
     """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, len(rows))
@@ -734,7 +733,7 @@ def with_rows(layer: Any, rows: list[int | None]) -> Any:
 
 
 @torch.no_grad()
-def with_columns(table: Any, columns: list[int | None]) -> Any:
+def resize_class_columns(table: Any, columns: list[int | None]) -> Any:
     """An embedding like `table` whose vectors have its `columns`; None: zero."""
     new = type(table)(table.num_embeddings, len(columns)).to(table.weight.device, table.weight.dtype)
     for index, column in enumerate(columns):

@@ -1,7 +1,7 @@
 """Per-pixel models without their classifier, as the pixel-level module of mask classification (paper Section 3.2).
 
-`convert.from_per_pixel` makes such models. A family is a class and a line in `PER_PIXEL_NETWORKS`; one outside of
-transformers joins by `register_per_pixel_network`.
+`convert.from_per_pixel` makes such models. `PER_PIXEL_NETWORKS` has transformers' families; another is a class and a
+line: `register_per_pixel_network(config_class, cls)`.
 """
 
 from typing import Any

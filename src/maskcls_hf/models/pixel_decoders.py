@@ -3,14 +3,77 @@
 A pixel decoder is `decoder(feature_maps, region) -> PixelFeatures`. `feature_maps` come from the backbone, finest
 first (strides 4, 8, 16, 32). A new one is a class, made of the configuration and the channels of these maps, with
 `context_channels`, and a line: `register_pixel_decoder(name, cls)`.
+
+Shape legend: B images, (H, W) network input, (h, w) = (H/4, W/4), N queries, C_E size of the mask embeddings.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_maskcls import PIXEL_DECODERS
-from .contracts import PixelFeatures, ValidRegion
-from .layers import ConvNorm, TransformerLayer, sine_positions
+from .layers import ConvNorm, TransformerLayer, ValidRegion, sine_positions
+
+
+@dataclass
+class PixelFeatures:
+    """Output of every pixel decoder (paper Section 3.2, pixel-level module).
+
+    The per-pixel embeddings are made when they are first needed.
+    """
+
+    context: Tensor  # image features F that the transformer decoder attends to (B, C_F, H/32, W/32)
+    pyramid: list[Tensor]  # decoder features, coarsest first, each (B, C_fpn, h_l, w_l)
+    mask_projection: nn.Conv2d | None  # the finest features -> per-pixel embeddings; None: these are given
+    region: ValidRegion | None
+    per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
+    upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
+    valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
+
+    @classmethod
+    def of(cls, features: Any, region: ValidRegion | None) -> "PixelFeatures":
+        """What a pixel decoder of somebody's own returned, with `context`, `pyramid` and `per_pixel_embeddings`."""
+        return cls(features.context, features.pyramid, None, region, features.per_pixel_embeddings)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "PixelFeatures":
+        """For models whose parts are on several devices: accelerate moves what a part is called with."""
+        if self.context.device == torch.empty(0, device=device).device:
+            return self
+
+        def move(features: Tensor) -> Tensor:
+            return features.to(device, non_blocking=non_blocking)
+
+        region = self.region and ValidRegion(move(self.region.sizes), self.region.padded_size, self.region.complete)
+        pyramid = [move(features) for features in self.pyramid]
+        return PixelFeatures(
+            move(self.context), pyramid, self.mask_projection, region, move(self.project()), self.upsampling
+        )
+
+    def project(self) -> Tensor:
+        """Make `per_pixel_embeddings`, if they are not there yet."""
+        if self.per_pixel_embeddings is None:
+            assert self.mask_projection is not None
+            self.per_pixel_embeddings = self._inside(self.mask_projection)
+        return self.per_pixel_embeddings
+
+    def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled."""
+        embeddings = self.project()  # (B, C_E, h, w)
+        logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
+        if self.upsampling > 1:
+            logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)
+        return logits.contiguous()
+
+    def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
+        """Of the finest features; what is not image has no part in it, and repeats the border of the image."""
+        finest, region = self.pyramid[-1], self.region
+        if region is None:
+            return projection(finest)
+        return region.extend_edges(projection(finest * region.mask_at(*finest.shape[-2:])[:, None]))
 
 
 class FPNPixelDecoder(nn.Module):

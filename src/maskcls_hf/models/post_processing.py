@@ -28,10 +28,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .options import checked_label_ids, plain
+from .resampling import interpolate
 from .run_lengths import mask_to_coco_rle
 
 Parameters = ParamSpec("Parameters")
@@ -120,11 +120,6 @@ class PlainMaps:
         """(H, W) int32: 1 + the index of the first mask that has the pixel, 0 where none has it."""
         masks = self.masks(mask_logits, mask_logit)
         return torch.where(masks.any(0), masks.int().argmax(0) + 1, 0).int()
-
-
-def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(C, h, w) -> (C, *size), bilinear with half-pixel centers."""
-    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> PlainMaps:

@@ -1,4 +1,4 @@
-"""Sizes of a batch, and the resizing and padding that images and labels share. Sizes are (height, width)."""
+"""Sizes of a batch, and the resampling and padding that images, labels and logits share. Sizes are (height, width)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
@@ -55,16 +56,57 @@ def _multiple(length: int, divisor: int) -> int:
     return math.ceil(length / divisor) * divisor
 
 
+# ---- the three rules: nearest by floor, nearest at centers, bilinear ----
+
+
+def nearest_indices(size: int, out_size: int, device: torch.device, at_centers: bool = False) -> Tensor:
+    """Which of the `size` pixels of an axis each of `out_size` pixels gets: (out_size,) int64.
+
+    Args:
+        at_centers: the pixel under its center, as torch's "nearest-exact"; else by floor, the one under its first edge,
+            as "nearest", with which the paper's code brings masks to the size of the logits.
+    """
+    return torch.arange(int(at_centers), 2 * out_size, 2, device=device) * size // (2 * out_size)  # in half pixels
+
+
 def resize_nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., H, W) -> (..., *size): the value under each pixel's centre, exact for every dtype."""
+    """(..., H, W) -> (..., *size): the value under each pixel's center, exact for every dtype."""
     if labels.shape[-2:] == tuple(size):
         return labels
     rows, columns = (
-        torch.arange(1, 2 * length, 2, device=labels.device) * source // (2 * length)  # centres, in half pixels
+        nearest_indices(source, length, labels.device, at_centers=True)
         for length, source in zip(size, labels.shape[-2:], strict=True)
     )
     # along rows torch.gather takes a sixth of the time of index_select
     return labels.index_select(-2, rows).gather(-1, columns.expand(*labels.shape[:-2], size[0], -1))
+
+
+def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(C, h, w) -> (C, *size), bilinear with half-pixel centers."""
+    return F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The same along one axis, as a matrix (out_size, size); transposed, it carries gradients back."""
+    basis = torch.eye(size, dtype=dtype, device=device)[None]
+    return F.interpolate(basis, size=out_size, mode="linear", align_corners=False)[0].T
+
+
+def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
+    """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
+    them lies between (T, window), and the matrices (T, window, n)."""
+    source = ((positions.float() + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
+    lower = source.long()
+    upper, weight = (lower + 1).clamp(max=size - 1), source - lower
+    window = max(int((upper[:, -1] - lower[:, 0]).max()) + 1, min(2, size))
+    first = lower[:, :1].clamp(max=size - window)  # (T, 1)
+    matrices = torch.zeros(len(positions), window, positions.shape[1], dtype=torch.float32, device="cpu")
+    matrices.scatter_(1, (lower - first)[:, None], (1 - weight)[:, None])
+    matrices.scatter_add_(1, (upper - first)[:, None], weight[:, None])
+    return first + torch.arange(window, device="cpu"), matrices
+
+
+# ---- padding ----
 
 
 def pad(pixels: Tensor, padded_size: tuple[int, int], fill: int = 0) -> Tensor:

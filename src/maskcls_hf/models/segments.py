@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .image_reading import read_label_map, read_mask_stack
-from .label_tensors import naming, read_label_values
-from .options import plain
+from .options import naming, plain, read_label_values
 from .resampling import pad, padding, resize_nearest
 from .run_lengths import MaskRuns, Runs, as_array, places_in
 
 # What a pixel of an index map can be instead of a segment, and a label value instead of a class.
-VOID = -1  # unlabelled
+VOID = -1  # unlabeled
 NO_SEGMENT = -2  # annotated as part of no segment, such as the background of COCO instances
 
 
 def void_id_of(num_labels: int) -> int:
-    """Value of unlabelled pixels in maps of so many classes: 255, or 65535 where 255 is a class."""
+    """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class."""
     return 255 if num_labels <= 255 else 65535
 
 
@@ -50,7 +49,7 @@ class Segments:
         ids: of the file or of the model, one a segment.
         size: height and width; needed where there is no mask.
         name: of the image, for messages.
-        void: (H, W) bool, unlabelled pixels where masks are no index map. None: there are none.
+        void: (H, W) bool, unlabeled pixels where masks are no index map. None: there are none.
 
     Raises:
         ValueError: the numbers of masks, classes, scores, ... differ.
@@ -255,10 +254,6 @@ class Segments:
             self.mask_runs[place].paint(index_map, place)
         return replace(self, masks=index_map, void=None)
 
-    def without_absent(self) -> Segments:
-        """The segments that have a pixel: scores would miss those outside of a crop."""
-        return self.select(self.visible)
-
     @property
     def pixels(self) -> Tensor:
         """What transforms of pixels need: the index map (1, H, W), or where segments overlap a stack of their masks
@@ -276,7 +271,7 @@ class Segments:
         return replace(self, masks=pixels[0], void=None, areas=None)
 
     def resized(self, size: tuple[int, int], device: torch.device | str = "cpu") -> Segments:
-        """Each pixel of (*size) is in the segment under its centre."""
+        """Each pixel of (*size) is in the segment under its center."""
         return self if size == self.size else self.with_pixels(resize_nearest(self.pixels, size).to(device))
 
     # -- ways in ---------------------------------------------------------------------------------------------------
@@ -293,7 +288,7 @@ class Segments:
         """Of a map of ids (H, W), or a stack of masks (M, H, W) bool whose ids are their places.
 
         Args:
-            classes: id -> class; `VOID`: its pixels are unlabelled; None: they are in no segment. The segments come in
+            classes: id -> class; `VOID`: its pixels are unlabeled; None: they are in no segment. The segments come in
                 this order.
             crowd_ids: ids of crowd regions.
             areas: id -> stated area.
@@ -301,31 +296,31 @@ class Segments:
         Raises:
             ValueError: the map holds ids that `classes` lacks.
         """
-        labelled = [i for i, label in classes.items() if label is not None and label != VOID]
+        labeled = [i for i, label in classes.items() if label is not None and label != VOID]
         known, void = set(crowd_ids), None
         masks: Runs | Tensor
         if as_array(pixels).dtype == np.bool_:
             stack = torch.from_numpy(as_array(pixels))
-            labelled = [i for i in labelled if i < len(stack)]
-            masks = stack if labelled == list(range(len(stack))) else stack[labelled]  # a copy needs all its memory
+            labeled = [i for i in labeled if i < len(stack)]
+            masks = stack if labeled == list(range(len(stack))) else stack[labeled]  # a copy needs all its memory
             void = stack[[i for i in range(len(stack)) if classes[i] == VOID]].any(0)
         else:
             masks = _runs_of_places(Runs.of(as_array(pixels)), classes, name)
         return cls(
-            torch.tensor([classes[i] for i in labelled], dtype=torch.int64, device="cpu"),
+            torch.tensor([classes[i] for i in labeled], dtype=torch.int64, device="cpu"),
             masks,
-            torch.tensor([i in known for i in labelled], dtype=torch.bool, device="cpu"),
+            torch.tensor([i in known for i in labeled], dtype=torch.bool, device="cpu"),
             None
             if not areas
-            else torch.tensor([areas.get(i, math.nan) for i in labelled], dtype=torch.float64, device="cpu"),
-            ids=labelled,
+            else torch.tensor([areas.get(i, math.nan) for i in labeled], dtype=torch.float64, device="cpu"),
+            ids=labeled,
             name=name,
             void=void,
         )
 
     @classmethod
     def from_class_map(cls, class_map: Tensor | NDArray, void_id: int | None = None, name: str = "") -> Segments:
-        """Of a map of classes (H, W), each of which is a segment; `void_id` marks unlabelled pixels.
+        """Of a map of classes (H, W), each of which is a segment; `void_id` marks unlabeled pixels.
 
         Raises:
             ValueError: it is no map of integers.
@@ -382,7 +377,7 @@ class Segments:
     ) -> dict[str, Tensor]:
         """What a model trains on: `mask_labels` (M', *padded_size) bool, `class_labels` (M',), `void_mask`.
 
-        Segments without a pixel are left out, crowds and unlabelled pixels are void, padding is neither.
+        Segments without a pixel are left out, crowds and unlabeled pixels are void, padding is neither.
 
         Args:
             as_map: `mask_labels` (*padded_size) int32, the place of each pixel's segment, -1 in none, unless segments
@@ -416,7 +411,7 @@ class Segments:
         return dict(mask_labels=masks, class_labels=class_labels, void_mask=void_mask)
 
     def _targets_of_stack(self, padded_size: tuple[int, int], device: torch.device | str) -> dict[str, Tensor]:
-        """A crowd or unlabelled pixels mark void where no segment covers them."""
+        """A crowd or unlabeled pixels mark void where no segment covers them."""
         stack, crowd = self.stack.to(device), self.is_crowd.to(device)
         kept = ~crowd & stack.flatten(1).any(1)
         masks, void = stack[kept], stack[crowd].any(0)
@@ -514,7 +509,7 @@ def read_segments(
 
     Args:
         image_sizes: (height, width) that the labels must have.
-        new_sizes: of the result; the label values are resized, each pixel to the one under its centre.
+        new_sizes: of the result; the label values are resized, each pixel to the one under its center.
     """
     count = len(image_sizes)
     if segmentation_maps is None or (id_to_class is not None and class_labels is not None):
@@ -572,7 +567,7 @@ def _segments_of_map(
 
 
 def _segments_of_stack(stack: Tensor, values: Tensor, rules: LabelRules, name: str) -> Segments:
-    """Segments in the order of the stack (M, H, W); a mask labelled void marks void where no segment covers it."""
+    """Segments in the order of the stack (M, H, W); a mask labeled void marks void where no segment covers it."""
     if len(values) != len(stack):
         raise ValueError(f"{name}: {len(stack)} masks but {len(values)} class_labels.")
     classes = _classes_of_values(values, rules, name)  # (M,)
@@ -608,7 +603,7 @@ def _classes_of_ids(ids: Tensor, rules: LabelRules, id_to_class: Mapping[int, in
         hint = " Its keys are strings; they must be integers." if any(isinstance(k, str) for k in id_to_class) else ""
         raise ValueError(
             f"{where}: instance ids {_shown(missing)} of the map are missing from instance_id_to_semantic_id.{hint} "
-            f"Map each to its class, background to None (no segment), unlabelled pixels to void_id={rules.void_id}."
+            f"Map each to its class, background to None (no segment), unlabeled pixels to void_id={rules.void_id}."
         )
     # an unnamed id is void; its place is filled with a value that needs no check
     named = [id_to_class.get(v) for v in values]
@@ -638,10 +633,10 @@ def _outside_message(outside: list[int], num_labels: int, rules: LabelRules, whe
     causes = []
     if outside == [last + 1]:
         causes.append(f"the classes are counted from {first + 1}: set label_offset={first + 1}")
-    causes += [f"{v} marks unlabelled pixels: set void_id={v}" for v in (255, 65535) if v in outside]
+    causes += [f"{v} marks unlabeled pixels: set void_id={v}" for v in (255, 65535) if v in outside]
     if of_pixels:
         causes.append("the map holds instance ids: give instance_id_to_semantic_id")
-        causes.append("the map was converted from a palette or colour image: open it without .convert()")
+        causes.append("the map was converted from a palette or color image: open it without .convert()")
     causes.append("num_labels is too small")
     return (
         f"{where}: label ids {_shown(outside)} are outside the {num_labels} classes, whose ids go from "

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .parallel import parallel_map
 from .post_processing import PlainMaps, ResizeGeometry
+from .resampling import bilinear_windows
 
 TILE = 16  # padded pixels along a tile's edge
 LARGEST_TILE = 128  # target pixels along a tile's edge
@@ -262,23 +263,9 @@ class TileAxis(NamedTuple):
         count = math.ceil(target / length)
         length = math.ceil(target / count)
         pixels = torch.arange(count * length, device="cpu").clamp(max=target - 1).view(count, length)
-        pixels, to_target = _windows(pixels, valid, target)
-        cells, to_padded = _windows(pixels, logits, padded)
+        pixels, to_target = bilinear_windows(pixels, valid, target)
+        cells, to_padded = bilinear_windows(pixels, logits, padded)
         return cls(length, target, cells[:, 0], to_padded, to_target)
-
-
-def _windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
-    """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
-    them lies between (T, window), and the matrices (T, window, n)."""
-    source = ((positions + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
-    lower = source.long()
-    upper, weight = (lower + 1).clamp(max=size - 1), source - lower
-    window = max(int((upper[:, -1] - lower[:, 0]).max()) + 1, min(2, size))
-    first = lower[:, :1].clamp(max=size - window)  # (T, 1)
-    matrices = torch.zeros(len(positions), window, positions.shape[1], dtype=torch.float32, device="cpu")
-    matrices.scatter_(1, (lower - first)[:, None], (1 - weight)[:, None])
-    matrices.scatter_add_(1, (upper - first)[:, None], weight[:, None])
-    return first + torch.arange(window, device="cpu"), matrices
 
 
 def blocks(sizes: ResizeGeometry) -> list["Block"]:

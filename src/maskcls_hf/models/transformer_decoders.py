@@ -4,6 +4,9 @@ A decoder is `decoder(features, predict, output_attentions) -> DecoderOutput`. `
 is the segmentation module, for a decoder that looks at masks between its layers (masked attention); the paper's does
 not. A new one is a class, made of the configuration and the channels of the context, and a line:
 `register_transformer_decoder(name, cls)`.
+
+Shape legend: B images, N queries (segments predicted for an image), K classes, C hidden size, (H, W) network input,
+(h, w) = (H/4, W/4).
 """
 
 from collections.abc import Callable
@@ -13,8 +16,38 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_maskcls import TRANSFORMER_DECODERS
-from .contracts import PixelFeatures, SegmentLogits
 from .layers import TransformerLayer, all_rows, sine_positions
+from .pixel_decoders import PixelFeatures
+
+
+class SegmentLogits(NamedTuple):
+    """N probability-mask pairs of each image, as logits, from one decoder layer."""
+
+    class_logits: Tensor  # (B, N, K + 1), "no object" last
+    mask_logits: Tensor  # (B, N, h, w)
+    boxes: Tensor | None = None  # (B, N, 4) in 0..1, with a box head
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "SegmentLogits":
+        """`function` of each tensor that is there."""
+        boxes = None if self.boxes is None else function(self.boxes)
+        return SegmentLogits(function(self.class_logits), function(self.mask_logits), boxes)
+
+    def as_output(self) -> dict[str, Tensor]:
+        """By the names of transformers' outputs."""
+        names = ("class_queries_logits", "masks_queries_logits", "pred_boxes")
+        return {name: tensor for name, tensor in zip(names, self, strict=True) if tensor is not None}
+
+
+class PixelLogits(NamedTuple):
+    """What auxiliary losses look at, once an image; None where no loss asks for it."""
+
+    embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w)
+    semantic_logits: Tensor | None = None  # (B, K, h, w)
+
+
+def layer_suffix(index: int, layers: int) -> str:
+    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others."""
+    return "" if index == layers - 1 else f"_{index}"
 
 
 class DecoderOutput(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...models.image_reading import coloured_ids
+from ...models.image_reading import colored_ids
 from ..checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions, shown_path
 from ..dataset import Kind, SegmentationDataset, Targets
 from ..files import IMAGE_SUFFIXES, LABEL_SUFFIXES, decoded, int32_ids, read_map, some, unique_ids
@@ -300,8 +300,8 @@ def _described_colors(image: Image.Image) -> str:
         return (
             "the three channels are equal, so the first one is the map: Image.open(PATH).convert('RGB').getchannel(0)"
         )
-    colors = np.unique(coloured_ids(pixels))
-    if np.isin(colors, coloured_ids(voc_colors())).all():
+    colors = np.unique(colored_ids(pixels))
+    if np.isin(colors, colored_ids(voc_colors())).all():
         return f"{len(colors)} colors, all of Pascal VOC's palette: the id is the place of the color in it"
     if len(colors) <= 256:
         return f"{len(colors)} colors, so it is a palette or a legend turned into RGB"

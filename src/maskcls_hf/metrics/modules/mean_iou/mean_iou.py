@@ -21,13 +21,13 @@ Args:
     num_labels (`int`):
         Number of classes; their ids are 0..num_labels-1. Other ids are errors.
     ignore_index (`int`):
-        Marks unlabelled pixels.
+        Marks unlabeled pixels.
     nan_to_num (`int`, *optional*):
         Replaces NaN in the results.
     label_map (`dict` of `int` to `int`, *optional*):
         Ids of the references and the ids that they become, all at once.
     reduce_labels (`bool`, *optional*, defaults to `False`):
-        References count classes from 1, and 0 is unlabelled (ADE20K).
+        References count classes from 1, and 0 is unlabeled (ADE20K).
 
 Returns:
     `dict`: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `frequency_weighted_iou` (floats), `per_category_iou` and
@@ -121,7 +121,7 @@ def _class_map(image, name):
     smallest, largest = int(ids.min(initial=0)), int(ids.max(initial=0))
     if not 0 <= smallest <= largest < 2**16:
         raise ValueError(
-            f"{name}: ids go from {smallest} to {largest}, class maps hold 0..65535. Of unlabelled pixels marked "
+            f"{name}: ids go from {smallest} to {largest}, class maps hold 0..65535. Of unlabeled pixels marked "
             f"otherwise: np.where(ids == {smallest if smallest < 0 else largest}, 255, ids) and ignore_index=255."
         )
     return ids.astype(np.uint16)

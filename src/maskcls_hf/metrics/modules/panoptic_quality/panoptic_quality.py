@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from maskcls_hf.metrics import PanopticQuality, Segments
-from maskcls_hf.models.image_reading import coloured_ids
+from maskcls_hf.models.image_reading import colored_ids
 from maskcls_hf.models.run_lengths import Runs
 
 _DESCRIPTION = """
@@ -21,7 +21,7 @@ _INPUTS = """
 Args:
     predictions (`list` of `dict`), one an image:
         - `segmentation`: integer array of shape `(height, width)`, the id of each pixel's segment, or an image
-          `(height, width, 3)` in the colours of COCO panoptic files (id = R + 256 G + 65536 B). Ids below 1 that
+          `(height, width, 3)` in the colors of COCO panoptic files (id = R + 256 G + 65536 B). Ids below 1 that
           `segments_info` lacks are no segment.
         - `segments_info`: list of dicts with `id` and `label_id` (or `category_id`, as in COCO's files); other keys are
           allowed. As `post_process_panoptic_segmentation` gives them.
@@ -108,7 +108,7 @@ def _numbered(image, name, check_ids=False):
         raise ValueError(f"{name} is no dict with segmentation and segments_info.")
     ids = np.asarray(image["segmentation"])
     if ids.ndim == 3 and ids.shape[-1] == 3:
-        ids = coloured_ids(ids)
+        ids = colored_ids(ids)
     if ids.ndim != 2 or ids.dtype.kind not in "iub":
         raise ValueError(
             f"{name}: segmentation has shape {ids.shape} of {ids.dtype}; expected integers (height, width), or an "
