@@ -126,28 +126,28 @@ MUTATIONS = {
     ),
     # Half-pixel centers of the upsampling of maps.
     "bilinear rule of maps": Mutation(
-        "((positions + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
+        "((positions.float() + 0.5) * (size / out_size) - 0.5).clamp", "(positions * (size / out_size)).clamp", (MAPS,)
     ),
     # What is padding is cropped before the resize to the target.
     "crop of padding": Mutation(
-        "to_target = Interpolation.between(self.valid[axis],",
-        "to_target = Interpolation.between(self.padded[axis],",
+        "to_target = bilinear_windows(pixels, valid, target)",
+        "to_target = bilinear_windows(pixels, padded, target)",
         (MAPS,),
     ),
     # A mask's own area counts pixels of exactly the threshold.
     "mask threshold": Mutation(
-        "own_areas.index_add_(0, queries, (logits >= mask_logit)",
-        "own_areas.index_add_(0, queries, (logits > mask_logit)",
+        "areas = ((least >= mask_logit) * block.areas)",
+        "areas = ((least > mask_logit) * block.areas)",
         (ON_A_THRESHOLD,),
     ),
     # A mask of an instance does not.
     "mask threshold of instances": Mutation(
-        "inside = logits > mask_logit\n", "inside = logits >= mask_logit\n", (ON_A_THRESHOLD,)
+        "inside = torch.gt(logits, mask_logit, out", "inside = torch.ge(logits, mask_logit, out", (ON_A_THRESHOLD,)
     ),
     # A query takes part above the threshold, not at it.
     "class threshold": Mutation(
-        "kept = (labels < class_probs.shape[1] - 1) & (scores > threshold)",
-        "kept = (labels < class_probs.shape[1] - 1) & (scores >= threshold)",
+        "kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold))",
+        "kept = ((labels < class_probs.shape[1] - 1) & (scores >= threshold))",
         (ON_A_THRESHOLD,),
     ),
     # Queries of one class of stuff make one segment.
@@ -247,8 +247,8 @@ MUTATIONS = {
     ),
     # A saved configuration names the classes for remote code.
     "remote code": Mutation(
-        'self.auto_map = self.auto_classes | (getattr(self, "auto_map", None) or {})',
-        'self.auto_map = getattr(self, "auto_map", None) or {}',
+        "self.auto_map = self.auto_classes | kept",
+        "self.auto_map = kept",
         ("tests/test_remote_code.py::test_saved_folder",),
     ),
 }
