@@ -595,31 +595,3 @@ def test_rle_of_long_runs():
 def test_rle_refuses_what_is_no_binary_mask(mask):
     with pytest.raises(ValueError, match=r"mask must be \(H, W\)"):
         mask_to_coco_rle(mask)
-
-
-# ------------------------------------------------------------------ the kernel
-
-
-def test_the_kernel_equals_chunks_in_tritons_interpreter():
-    pytest.importorskip("triton")
-    script = """
-import math, torch
-from maskcls_hf.models import device_maps as maps
-generator = torch.Generator().manual_seed(0)
-for count, rows, columns, size in [(5, 17, 23, (40, 61)), (1, 1, 1, (3, 5)), (7, 30, 40, (11, 13)), (3, 1, 9, (1, 50))]:
-    wider = 3 * torch.randn(count, rows + 3, columns + 5, generator=generator)
-    weights = torch.rand(count, generator=generator)
-    for compare in (maps.VALUES, maps.WEIGHTED, maps.INSIDE):
-        for threshold in (0.3, -math.inf, math.inf):
-            arguments = wider[:, :rows, :columns], size, compare, weights, threshold, True
-            found, expected = maps._greatest_by_kernel(*arguments), maps._greatest_by_chunks(*arguments)
-            assert (found[0] != expected[0]).float().mean() < 1e-3
-            for sums, others in zip(found[1:], expected[1:], strict=True):
-                torch.testing.assert_close(sums.double(), others.double(), atol=1e-2, rtol=1e-5)
-print("equal")
-"""
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.stdout == "equal\n", result.stderr
