@@ -395,3 +395,8 @@ class TestMeasurements:
     def test_as_many_truths_as_images(self, samples):
         with pytest.raises(ValueError, match="zip"):
             evaluator().measure_maps([{}], [])
+
+
+def test_metrics_come_in_the_order_of_the_tasks_and_average_precision_before_f1():
+    evaluator = Evaluator(None, CLASSES, STUFF, TASKS, boundary=True)
+    assert list(evaluator.metrics) == ["mean_iou", "boundary_iou", "panoptic_quality", "mask_ap", "instance_f1"]

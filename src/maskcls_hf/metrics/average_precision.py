@@ -18,8 +18,7 @@ from torch import Tensor
 from ..models.options import require_range
 from ..models.run_lengths import as_array
 from ..models.segments import Segments
-from .instances import check_sizes
-from .metric import class_names, register_metric, things
+from .metric import check_sizes, class_names, register_metric, things
 
 Numbers = NDArray[np.float64]
 PADDING = -100.0  # what transformers' Trainer pads with

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..models.run_lengths import as_array
 from ..models.segments import Segments
-from .metric import SummedMetric, register_metric, things
+from .metric import SummedMetric, check_sizes, register_metric, things
 
 
 def mask_overlaps(
@@ -25,14 +25,6 @@ def mask_overlaps(
         return np.zeros((len(predicted), len(true)))
     # to pycocotools, an IoU with a crowd is the part of the prediction that lies in it
     return np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
-
-
-def check_sizes(found: Segments, true: Segments) -> None:
-    """Raises a `ValueError` where masks and image differ in size."""
-    if len(found) and found.size != true.size:
-        raise ValueError(
-            f"{true.name}: masks and image differ in size: masks of {found.size} are scored on an image of {true.size}."
-        )
 
 
 @register_metric("instance_f1")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.configuration_maskcls import Registry
+from ..models.segments import Segments
 
 MAPS = ("semantic", "panoptic", "instance")  # what a metric can read
 METRICS = Registry("metric")
@@ -72,6 +73,14 @@ def check_contiguous(id2label: Mapping[int, str]) -> None:
     if sorted(id2label) != expected:
         missing = sorted(set(expected) - set(id2label), key=int)[:5]
         raise ValueError(f"id2label must name the classes 0..{len(expected) - 1}; it lacks {missing}.")
+
+
+def check_sizes(found: Segments, true: Segments) -> None:
+    """Raises a `ValueError` where masks and image differ in size."""
+    if len(found) and found.size != true.size:
+        raise ValueError(
+            f"{true.name}: masks and image differ in size: masks of {found.size} are scored on an image of {true.size}."
+        )
 
 
 class SummedMetric(ABC):
