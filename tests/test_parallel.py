@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -193,3 +194,33 @@ def test_what_watches_operations_sees_all_of_them():
     with FlopCounterMode(display=False) as counter:
         parallel_map(lambda _: torch.ones(2, 3) @ torch.ones(3, 4), range(10))
     assert counter.get_total_flops() == 10 * 2 * 2 * 3 * 4
+
+
+@needs_libgomp
+def test_where_a_thread_cannot_be_started_those_that_were_are_waited_for(monkeypatch):
+    class FullExecutor(ThreadPoolExecutor):
+        """Queues what it is given, and then cannot start a second thread, as where processes are limited."""
+
+        def submit(self, *args, **kwargs):
+            super().submit(*args, **kwargs)
+            if not first.is_set():
+                first.set()
+                return
+            raise RuntimeError("can't start new thread")
+
+    first, begun = threading.Event(), threading.Event()
+    caller = threading.current_thread()
+
+    def slow_elsewhere(item: int) -> int:
+        if threading.current_thread() is caller:
+            begun.wait(timeout=20)
+        else:
+            begun.set()
+            time.sleep(0.2)
+        return item
+
+    with FullExecutor(1) as executor:
+        monkeypatch.setattr(parallel, "_executor", executor)
+        torch.set_num_threads(3)
+        assert parallel_map(slow_elsewhere, range(6)) == list(range(6))
+        torch.set_num_threads(2)

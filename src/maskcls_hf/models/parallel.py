@@ -99,14 +99,28 @@ def _in_modes_of_this_thread(work: Callable[[], None]) -> Callable[[], None]:
 
 def _submit(work: Callable[[], None], times: int) -> list[Future[None]]:
     global _executor
+    futures: list[Future[None]] = []
     with _lock:
         if _executor is None:
             cores = os.cpu_count() or 1
             _executor = ThreadPoolExecutor(cores, "maskcls", initializer=_keep_to_one_thread)
         try:
-            return [_executor.submit(work) for _ in range(times)]
-        except RuntimeError:  # the interpreter is about to exit: the calling thread does all of it
-            return []
+            for _ in range(times):
+                futures.append(Future())
+                _executor.submit(_run, futures[-1], work)
+        except RuntimeError:  # the interpreter is about to exit, or there can be no more threads
+            pass  # it may be in the queue all the same: a future of our own says whether it has begun
+        return futures
+
+
+def _run(future: Future[None], work: Callable[[], None]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
 
 def _keep_to_one_thread() -> None:
