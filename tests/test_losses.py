@@ -404,3 +404,16 @@ def test_small_chunks_on_several_threads_give_the_same(variant, monkeypatch):
     for expected, ours, on_threads in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
         assert torch.equal(on_threads, ours)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8])
+def test_index_maps_of_small_and_unsigned_types_give_the_loss_of_wide_ones(dtype):
+    criterion, layers = MaskClsCriterion(maskcls_config(num_queries=300)), leaf_layers(2, 1, queries=300)
+    index_maps = [torch.randint(0, 100, (20, 48)), torch.randint(0, 100, (32, 40))]  # padded with -1
+    class_labels = [torch.randint(5, (300,)) for _ in index_maps]  # 200 have no pixel
+    valid = pixel_mask([(20, 48), (32, 40)], (32, 48))
+    wide, small = (
+        criterion(layers, maps, class_labels, valid)
+        for maps in (index_maps, [of_image.to(dtype) for of_image in index_maps])
+    )
+    assert {name: term.item() for name, term in small.items()} == {name: term.item() for name, term in wide.items()}

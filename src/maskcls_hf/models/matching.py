@@ -187,6 +187,9 @@ def prepare_targets(
         check_sizes(mask_labels, padded_size, image_sizes)
     numbers = [len(labels) for labels in class_labels]
     is_index_map = all(masks.ndim == 2 for masks in mask_labels)
+    mask_labels = [
+        _with_room(masks, n) if masks.ndim == 2 else masks for masks, n in zip(mask_labels, numbers, strict=True)
+    ]
     if not is_index_map:
         mask_labels = [
             masks if masks.ndim == 3 else masks_of_map(masks, n) for masks, n in zip(mask_labels, numbers, strict=True)
@@ -233,6 +236,12 @@ def pad_to(masks: Tensor, height: int, width: int) -> Tensor:
     bottom, right = height - masks.shape[-2], width - masks.shape[-1]
     # without padding F.pad makes a copy
     return F.pad(masks, (0, right, 0, bottom), value=0 if masks.ndim == 3 else -1) if bottom or right else masks
+
+
+def _with_room(index_map: Tensor, number: int) -> Tensor:
+    """In a type that has -1 and the index of each segment, also of those without a pixel."""
+    values = torch.iinfo(index_map.dtype)
+    return index_map if values.min < 0 and number - 1 <= values.max else index_map.int()
 
 
 def masks_of_map(index_map: Tensor, number: int) -> Tensor:
