@@ -32,5 +32,4 @@ __all__ = [
 def register_readers() -> None:
     """Let `from_pretrained` of our classes read the checkpoints of transformers' MaskFormer; again does no harm."""
     CONFIG_READERS[MaskFormerConfig.model_type] = config_from_maskformer
-    if load_maskformer not in CHECKPOINT_READERS:
-        CHECKPOINT_READERS.append(load_maskformer)
+    CHECKPOINT_READERS[MaskFormerConfig.model_type] = load_maskformer

@@ -321,27 +321,16 @@ def has_no_counterpart(name: str) -> bool:
     return name.endswith((".relative_position_index", "criterion.empty_weight")) or ".encoder.model.layernorm." in name
 
 
-def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]] | None:
+def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """Parameters of a checkpoint of transformers' MaskFormer by our names, and names that it has no place for.
 
     What the files lack, or have in another shape, is absent. transformers itself reads the files, whatever their
     format, shards and older names.
 
     Args:
-        path: folder or name on the Hub; None: no checkpoint.
+        path: folder or name on the Hub.
         options: of `from_pretrained`.
-
-    Returns:
-        None where `path` holds another model.
     """
-    if path is None:
-        return None
-    try:
-        config_dict, _ = PreTrainedConfig.get_config_dict(path, **chosen(options, DOWNLOAD_OPTIONS))
-    except OSError:  # no configuration: the ordinary way of loading explains it
-        return None
-    if config_dict.get("model_type") != MaskFormerConfig.model_type:
-        return None
     loaded: Any = MaskFormerForInstanceSegmentation.from_pretrained(
         path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
     )

@@ -100,9 +100,9 @@ MATCHING_COSTS = {
 
 # Readers of other implementations' checkpoints, which `maskcls_hf.convert` adds where the package is installed:
 # `model_type` -> (their configuration -> fields of ours), and
-# (path, options of `from_pretrained`) -> parameters by our names and unknown names, or None: not its own.
+# `model_type` -> (path, options of `from_pretrained` -> parameters by our names, and names that are unknown).
 CONFIG_READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-CHECKPOINT_READERS: list[Callable[[Any, dict[str, Any]], tuple[dict[str, Any], set[str]] | None]] = []
+CHECKPOINT_READERS: dict[str, Callable[[Any, dict[str, Any]], tuple[dict[str, Any], set[str]]]] = {}
 
 # Files of checkpoints saved by earlier versions.
 FORMER_FILES = ("configuration_perpixel.", "modeling_perpixel.")

@@ -1,6 +1,5 @@
 """Parts of a model that somebody else has registered: their files travel with a checkpoint."""
 
-import contextlib
 import shutil
 import sys
 from collections.abc import Mapping
@@ -14,14 +13,19 @@ from .configuration_maskcls import REGISTRIES, check_references
 from .options import DOWNLOAD_OPTIONS, chosen
 
 
-def load_custom_parts(path: Any, config: Any, options: Mapping[str, Any]) -> None:
+def saved_fields(path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the configuration that `from_pretrained` of `path` with these options finds; {} where there is none."""
+    if path is None:
+        return {}
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(path, **chosen(options, DOWNLOAD_OPTIONS))
+    except OSError:  # no configuration: the ordinary way of loading explains it
+        return {}
+    return fields
+
+
+def load_custom_parts(path: Any, custom_parts: Any, options: Mapping[str, Any]) -> None:
     """Register the parts of a checkpoint's own that are not known yet, if its code is trusted."""
-    if config is None and path is not None:
-        with contextlib.suppress(OSError):  # no configuration: the ordinary way of loading explains it
-            config, _ = PreTrainedConfig.get_config_dict(path, **chosen(options, DOWNLOAD_OPTIONS))
-    custom_parts = (config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None))(
-        "custom_parts"
-    )
     is_remote_code = __name__.startswith("transformers_modules.")  # then it was trusted before
     if not custom_parts or not (options.get("trust_remote_code") or is_remote_code):
         return

@@ -130,7 +130,7 @@ def _greatest_by_chunks(
             areas.append(inside.sum((1, 2)))
         if sums and compare == INSIDE:
             prob_sums.append((values.sigmoid_() * inside).sum((1, 2)))
-        if weights is not None and compare == WEIGHTED:
+        if compare == WEIGHTED:
             values = values.sigmoid_().mul_(weights[chunk, None, None])
         maximum.update(inside.float() if compare == INSIDE else values, chunk.start)
     index = maximum.index if compare in (WEIGHTED, INSIDE) else maximum.index.long()

@@ -37,7 +37,7 @@ from .configuration_maskcls import (
     check_several_classes,
     checked_classes,
 )
-from .custom_parts import copy_custom_parts, load_custom_parts
+from .custom_parts import copy_custom_parts, load_custom_parts, saved_fields
 from .layers import MLP, QueryTable, ValidRegion, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels
@@ -163,12 +163,13 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """
         path = pretrained_model_name_or_path
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
-        load_custom_parts(path, config, kwargs)
-        readers = CHECKPOINT_READERS if cls.config_class.model_type == MaskClsConfig.model_type else []
-        read = next(filter(None, (reader(path, kwargs) for reader in readers)), None)
-        if read is None:
+        saved = saved_fields(path, kwargs)
+        custom_parts = saved.get("custom_parts") if config is None else getattr(config, "custom_parts", None)
+        load_custom_parts(path, custom_parts, kwargs)
+        read = CHECKPOINT_READERS.get(str(saved.get("model_type")))
+        if read is None or cls.config_class.model_type != MaskClsConfig.model_type:
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
-        state, unknown = read
+        state, unknown = read(path, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if isinstance(loaded, tuple):
