@@ -21,8 +21,6 @@ from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_colored_map, read_label_map, size_in_header
 from ..models.run_lengths import Runs
-from ..utils.places import no_folder as no_folder
-from ..utils.places import require_folder as require_folder
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")

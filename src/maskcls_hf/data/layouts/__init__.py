@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models.configuration_maskcls import Registry
+from ...utils.places import require_folder
 from ..dataset import SegmentationDataset
-from ..files import require_folder
 from .ade20k import Ade20k
 from .cityscapes import Cityscapes
 from .coco_instances import CocoInstances

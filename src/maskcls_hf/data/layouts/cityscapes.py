@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...utils.places import no_folder, require_folder
 from ..checks import ReportFault, refuse, shown_path
-from ..files import folders_in, no_folder, require_folder, some
+from ..files import folders_in, some
 from .label_maps import VOID_VALUES, FilePair, LabelMapDataset
 
 # Label id of the files -> name: the 19 classes that are evaluated, in the order of their train ids.

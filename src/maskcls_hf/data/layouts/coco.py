@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...utils.places import require_folder
 from ..checks import Picture, Region, ReportFault, compare_sizes, shown_path
 from ..dataset import Kind, SegmentationDataset, check_size
-from ..files import IMAGE_SUFFIXES, read_json, require_folder, shown, some, with_split
+from ..files import IMAGE_SUFFIXES, read_json, shown, some, with_split
 from .coco_records import UNREAD, CocoContent, CocoKind, is_number
 
 NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for

@@ -6,19 +6,10 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...utils.places import no_folder, require_folder
 from ..checks import ReportFault, refuse
 from ..dataset import Kind
-from ..files import (
-    checked_names,
-    folders_in,
-    no_folder,
-    read_class_names,
-    read_json,
-    require_folder,
-    shown,
-    some,
-    with_split,
-)
+from ..files import checked_names, folders_in, read_class_names, read_json, shown, some, with_split
 from .label_maps import LabelMapDataset, as_values, pair_files
 
 LABEL_FOLDERS = ("labels", "semantic", "instances")

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from ...utils.places import require_folder
 from ..checks import RULES, Finding, Rule
 from ..dataset import SegmentationDataset
-from ..files import require_folder, some
+from ..files import some
 from ..layouts import find_layout, find_splits, layout_class
 from .building import ReportBuilder, measure
 from .report import ClassCount, Report, SplitReport
