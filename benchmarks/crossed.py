@@ -133,8 +133,8 @@ def main() -> None:
             print(f"    {lines_of(path, lines):4d}  {path.relative_to(PACKAGE)}")
     places = [file for file in (PACKAGE / "models", PACKAGE) if (file / "modeling_maskcls.py").exists()]
     saved = [places[0] / f"{part}_maskcls.py" for part in ("configuration", "modeling", "image_processing")]
-    travelling = {Path(file) for path in saved for file in [path, *get_relative_import_files(path)]}
-    print(f"files that travel: {len(travelling)}, {sum(len(code_lines(path)) for path in travelling)} lines of code")
+    traveling = {Path(file) for path in saved for file in [path, *get_relative_import_files(path)]}
+    print(f"files that travel: {len(traveling)}, {sum(len(code_lines(path)) for path in traveling)} lines of code")
     files = list(PACKAGE.rglob("*.py"))
     print(f"the package: {len(files)} files, {sum(len(code_lines(path)) for path in files)} lines of code")
 

@@ -32,9 +32,9 @@ def blobs(shape: Shape, number: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def photo(shape: Shape, places: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """An image whose segments have colours of their own, and grain."""
-    colours = rng.integers(0, 255, (places.max() + 1, 3))
-    return Image.fromarray((colours[places] * 0.8 + rng.integers(0, 50, (*shape, 3))).astype(np.uint8))
+    """An image whose segments have colors of their own, and grain."""
+    colors = rng.integers(0, 255, (places.max() + 1, 3))
+    return Image.fromarray((colors[places] * 0.8 + rng.integers(0, 50, (*shape, 3))).astype(np.uint8))
 
 
 def predictions(

@@ -1,4 +1,4 @@
-"""Times and memory of contenders that do the same, in one process; neighbours that keep the machine busy meanwhile."""
+"""Times and memory of contenders that do the same, in one process; neighbors that keep the machine busy meanwhile."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 MEGABYTE = 1e6
 SHORTEST = 0.2  # seconds that the rounds take together at least, up to MOST_ROUNDS: short calls are timed more often
 MOST_ROUNDS = 50
-NEIGHBOUR = """
+NEIGHBOR = """
 import os, sys, threading, time
 def until_the_benchmark_ends():
     os.read(0, 1)
@@ -94,10 +94,10 @@ def _status(field: str) -> int:
 
 
 @contextlib.contextmanager
-def neighbours(number: int, limit: float = 600.0) -> Iterator[list[subprocess.Popen]]:
+def neighbors(number: int, limit: float = 600.0) -> Iterator[list[subprocess.Popen]]:
     """Inside, so many other processes keep a core busy each. They end with the block, with this process however it
     ends, and after `limit` seconds."""
-    command = [sys.executable, "-c", NEIGHBOUR, str(limit)]
+    command = [sys.executable, "-c", NEIGHBOR, str(limit)]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(number)]
     try:
         if processes:

@@ -100,7 +100,7 @@ def panopticapi_quality(evaluation: Any, examples: list[SimpleNamespace], folder
 
 @contextlib.contextmanager
 def in_memory(evaluation: Any, examples: list[SimpleNamespace]):
-    """Within, panopticapi takes its maps of ids from memory: no file is read, no colour converted."""
+    """Within, panopticapi takes its maps of ids from memory: no file is read, no color converted."""
     arrays = {
         os.path.join(kind, f"{number}.png"): getattr(one, f"{kind}_ids").astype(np.uint32)
         for number, one in enumerate(examples)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from measuring import MEGABYTE, argument_parser, machine, medians, neighbours, peak_memory, read_arguments, write_record
+from measuring import MEGABYTE, argument_parser, machine, medians, neighbors, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.table import Table
 from stages import DEVICE, GROUPS, Stage
@@ -38,7 +38,7 @@ def measure(stage: Stage, rounds: int, busy: int) -> dict[str, Any]:
         "memory_ratio_wanted": memory_ratio_wanted,
     }
     if busy:
-        with neighbours(busy):
+        with neighbors(busy):
             when_busy = medians(stage.contenders, min(rounds, ROUNDS_WHEN_BUSY))
         slowdown = when_busy["maskcls_hf"] / seconds["maskcls_hf"]
         result |= {"busy_seconds": when_busy, "busy_ratio": ratio(when_busy), "busy_slowdown": slowdown}
@@ -98,7 +98,7 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
         axes.text(result["ratio"], row, f" {result['ratio']:.1f}", va="center")
         if result["ratio_wanted"] is not None:
             axes.plot([result["ratio_wanted"]] * 2, [row - 0.4, row + 0.4], color="black")
-    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.axvline(1, color="gray", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("times as fast as transformers (black: target)")
     axes.set_title(title.replace("; ", "\n", 1), fontsize=8)

@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does, before torch is imported
 
 import torch  # noqa: E402
-from measuring import HERE, finish, machine, neighbours, peak_memory, write_record  # noqa: E402
+from measuring import HERE, finish, machine, neighbors, peak_memory, write_record  # noqa: E402
 from PIL import Image  # noqa: E402
 from precision import MODELS, photographs  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -101,7 +101,7 @@ def main() -> None:
     options = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
     segmenter = Segmenter(str(folder), "panoptic", DEVICE, options={"threshold": 0.5}, **options)
     title = f"{machine()}; {model}, {cores()} cores"
-    with tempfile.TemporaryDirectory() as name, neighbours(arguments.busy):
+    with tempfile.TemporaryDirectory() as name, neighbors(arguments.busy):
         scratch = Path(name)
         paths = make_photographs(sources, scratch, arguments.images)
         batch_size = segmenter.predictor.batch_size

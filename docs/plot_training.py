@@ -19,11 +19,11 @@ def main(out: Path, states: list[Path]) -> None:
     for number, state in enumerate(states):
         log = json.loads(state.read_text())["log_history"]
         for axis, names in ((losses, ("loss", "eval_loss")), (scores, ("eval_mean_iou", "eval_iou_nucleus"))):
-            for colour, name in enumerate(names):
+            for color, name in enumerate(names):
                 points = [(start + entry["step"], entry[name]) for entry in log if name in entry]
                 label = name.replace("_", " ") if number == 0 else None
                 axis.plot(
-                    *zip(*points, strict=True), color=f"C{colour}", marker="." if len(points) < 20 else "", label=label
+                    *zip(*points, strict=True), color=f"C{color}", marker="." if len(points) < 20 else "", label=label
                 )
         start += max(entry["step"] for entry in log)
         if number < len(states) - 1:

@@ -15,11 +15,11 @@ from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.data import SegmentationFolder
 
 IMAGES, CROP, COLUMNS, ZOOM = (11, 17, 23, 40, 52, 60, 70, 77, 90, 101, 112, 125), 128, 3, 2
-COLOURS = np.random.default_rng(1).integers(70, 255, (4096, 3), dtype=np.uint8)
+COLORS = np.random.default_rng(1).integers(70, 255, (4096, 3), dtype=np.uint8)
 
 
 def painted(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return np.where((ids == 0)[..., None], np.uint8(0), COLOURS[ids % len(COLOURS)])
+    return np.where((ids == 0)[..., None], np.uint8(0), COLORS[ids % len(COLORS)])
 
 
 def triple(sample: dict, model: MaskClsForUniversalSegmentation, processor: MaskClsImageProcessor) -> NDArray[np.uint8]:

@@ -7,7 +7,7 @@ come out. Stopped at any point it goes on where it was.
 
     python examples/convert_per_pixel.py --recipe camvid --data camvid --test-split test --out runs/convert-camvid
 
-Data, augmentation, optimiser, schedule and the sizes of the transformer decoder are the recipe's, and the backbone of
+Data, augmentation, optimizer, schedule and the sizes of the transformer decoder are the recipe's, and the backbone of
 UperNet; its network is not used otherwise.
 """
 

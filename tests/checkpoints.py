@@ -44,6 +44,6 @@ def save_perpixel(folder: Path) -> Path:
 
 
 def picture(height: int = 48, width: int = 80) -> Image.Image:
-    """Coloured blobs."""
-    colours = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
-    return Image.fromarray(colours).resize((width, height), Image.Resampling.BICUBIC)
+    """Colored blobs."""
+    colors = np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(colors).resize((width, height), Image.Resampling.BICUBIC)

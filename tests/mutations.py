@@ -116,7 +116,7 @@ MUTATIONS = {
     ),
     # Class id = label value - label_offset.
     "label offset": Mutation("classes = values - rules.label_offset", "classes = values - 0", (PROCESSOR,)),
-    # The value of unlabelled pixels.
+    # The value of unlabeled pixels.
     "void": Mutation("void |= values == rules.void_id", "void |= values == -1", (PROCESSOR,)),
     # Labels take the pixel under the center of each new one.
     "nearest rule of labels": Mutation(
@@ -245,7 +245,7 @@ MUTATIONS = {
     "crowds of a batch": Mutation(
         "kept = is_there[:-2] & ~crowd",
         "kept = is_there[:-2]",
-        ("tests/test_collate.py::TestCollator::test_crowds_and_unlabelled_pixels_are_void",),
+        ("tests/test_collate.py::TestCollator::test_crowds_and_unlabeled_pixels_are_void",),
     ),
     # A saved configuration names the classes for remote code.
     "remote code": Mutation(

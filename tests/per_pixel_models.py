@@ -115,7 +115,7 @@ SQUARE_ONLY = {"dpt", "dpt_hybrid", "beit", "data2vec"}
 
 
 def images(family: str) -> torch.Tensor:
-    """Smooth ones, so that neighbouring pixels differ less than far ones: (2, 3, H, W)."""
+    """Smooth ones, so that neighboring pixels differ less than far ones: (2, 3, H, W)."""
     coarse = torch.randn(2, 3, 4, 4)
     return nn.functional.interpolate(coarse, size=(64, 64) if family in SQUARE_ONLY else (64, 96), mode="bicubic")
 

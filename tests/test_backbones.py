@@ -337,7 +337,7 @@ class TestSimpleFeaturePyramid:
             assert pyramid[1].bias.abs().max() == 0
             assert 0.9 < pyramid[1](torch.randn(2, 512, 8, 8)).std() < 1.1
 
-    def test_what_a_checkpoint_lacks_is_initialised(self, tmp_path):
+    def test_what_a_checkpoint_lacks_is_initialized(self, tmp_path):
         """As where a ViT gets its pyramid only now: never what the memory held."""
         model = model_of("dinov2")
         state = {n: t for n, t in model.state_dict().items() if "feature_pyramid" not in n}

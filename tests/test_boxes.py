@@ -46,7 +46,7 @@ def test_generalized_iou_by_hand():
     """Boxes of 2 x 2 and 2 x 1 that share 1 x 1: union 4 + 2 - 1, hull 3 x 2."""
     box, other = torch.tensor([0, 0, 2, 2.0]), torch.tensor([1, 1, 3, 2.0])
     assert generalized_box_iou(box, other).item() == pytest.approx(1 / 5 - (6 - 5) / 6)
-    distance, loss = box_distances(to_centers(box), to_centers(other))  # centres (1, 1), (2, 1.5)
+    distance, loss = box_distances(to_centers(box), to_centers(other))  # centers (1, 1), (2, 1.5)
     assert distance.item() == pytest.approx(1 + 0.5 + 0 + 1) and loss.item() == pytest.approx(1 - (1 / 5 - 1 / 6))
 
 

@@ -153,7 +153,7 @@ def test_per_pixel_model_scores_classes_only(folders, tmp_path):
         (["-m", "{maskcls}", "-d", "{data}", *["--data-option", "void=1"] * 2], ["--data-option void is given twice"]),
         (["-m", "{maskcls}", "-d", "{data}", "--data-option", "void=" + "[" * 100000], ["void"]),
         (["-m", "{maskcls}", "-d", "{data}", "--task", "panoptic", "--boundary"], ["semantic maps"]),
-        (["-m", "{maskcls}", "-d", "{data}", "--data-option", "colour=1"], ["colour"]),
+        (["-m", "{maskcls}", "-d", "{data}", "--data-option", "color=1"], ["color"]),
         (["-m", "{maskcls}", "-d", "{other}"], ["model (5): sky, road", "data (6)", "only the data has: cat"]),
         (["-m", "{maskcls}", "-d", "{instances}"], ["only the model has: car, dog", "cell"]),
     ],
@@ -172,7 +172,7 @@ def test_broken_image_is_named(folders, tmp_path):
 
 
 def test_masks_of_0_and_255_are_said(folders, tmp_path):
-    """Of two classes only the first is labelled: a score of 100 % says nothing."""
+    """Of two classes only the first is labeled: a score of 100 % says nothing."""
     root = write_data(tmp_path / "data", list(CLASSES.values()))
     for path in (root / "val" / "labels").glob("*.png"):
         mask = np.zeros(np.asarray(Image.open(path)).shape, dtype=np.uint8)
@@ -180,8 +180,8 @@ def test_masks_of_0_and_255_are_said(folders, tmp_path):
         Image.fromarray(mask).save(path)
     first, second, *_ = CLASSES.values()
     said = " ".join(run("-m", folders.maskcls, "-d", root).stderr.split())
-    assert f"Every labelled pixel in all of the 3 images of val is {first}; never: {second}" in said
-    assert "labelled pixel" not in run("-m", folders.maskcls, "-d", folders.data).stderr
+    assert f"Every labeled pixel in all of the 3 images of val is {first}; never: {second}" in said
+    assert "labeled pixel" not in run("-m", folders.maskcls, "-d", folders.data).stderr
 
 
 def test_bad_files_are_named_before_or_after_the_first_image(folders, tmp_path):

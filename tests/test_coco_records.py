@@ -462,9 +462,9 @@ class TestNothingToLearn:
                 {"crowd", "nothing_to_learn"},
                 "all segments are crowd regions, which are not learned: set iscrowd",
             ),
-            ([5] * 6, 0, {"empty_segment", "nothing_to_learn"}, "no pixel is labelled"),
-            ([0.1, 0.1, 0.4, 0.1, 0.4, 0.5], 0, {"relative_polygon", "nothing_to_learn"}, "no pixel is labelled"),
-            (None, 0, {"nothing_to_learn"}, "no pixel is labelled"),
+            ([5] * 6, 0, {"empty_segment", "nothing_to_learn"}, "no pixel is labeled"),
+            ([0.1, 0.1, 0.4, 0.1, 0.4, 0.5], 0, {"relative_polygon", "nothing_to_learn"}, "no pixel is labeled"),
+            (None, 0, {"nothing_to_learn"}, "no pixel is labeled"),
         ],
     )
     def test_it_is_told(self, tmp_path, polygon, crowd, kinds, told):

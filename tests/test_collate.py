@@ -64,7 +64,7 @@ class TestCollator:
             void = one.get("void_mask", torch.zeros(1, height, width, dtype=torch.bool))
             assert torch.equal(batch["void_mask"][place, :height, :width], void[0])
 
-    def test_crowds_and_unlabelled_pixels_are_void(self, tmp_path):
+    def test_crowds_and_unlabeled_pixels_are_void(self, tmp_path):
         data = open_dataset(write_panoptic(tmp_path), "train")
         collator = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), do_resize=False)
         batch = collator([data[0]])

@@ -276,12 +276,12 @@ class TestSegmentationFolder:
         data = SegmentationFolder(root, "train")
         assert data.sizes() == [tuple(sample["image"].shape[-2:]) for sample in data] == [(20, 30), (24, 16)]
 
-    @pytest.mark.parametrize("kind", ["grey", "palette", "rgba", "16 bit", "one bit"])
+    @pytest.mark.parametrize("kind", ["gray", "palette", "rgba", "16 bit", "one bit"])
     def test_images_are_read_as_the_image_processor_reads_them(self, tmp_path, kind):
         root = write_semantic(tmp_path, sizes=((20, 30),))
         path = root / "train" / "images" / "0.png"
         original = Image.open(path)
-        modes = {"grey": "L", "palette": "P", "rgba": "RGBA", "one bit": "1"}
+        modes = {"gray": "L", "palette": "P", "rgba": "RGBA", "one bit": "1"}
         if kind == "16 bit":
             values = np.random.default_rng(0).integers(0, 4096, (20, 30), dtype=np.uint16)
             Image.fromarray(values).save(path)
@@ -490,7 +490,7 @@ class TestAde20k:
 
 
 def write_cityscapes(root: Path) -> Path:
-    """Road with two cars, a group of persons without instances, ego vehicle and licence plate."""
+    """Road with two cars, a group of persons without instances, ego vehicle and license plate."""
     label_ids = np.full((16, 32), 7, dtype=np.uint8)
     label_ids[:4, :8], label_ids[:4, 8:16], label_ids[8:12, :8], label_ids[14:], label_ids[0, 31] = 26, 26, 24, 1, 255
     instance_ids = label_ids.astype(np.uint16)
@@ -546,8 +546,8 @@ class TestOpenDataset:
         root = write_semantic(tmp_path)
         with pytest.raises(ValueError, match="layouts are cityscapes, ade20k"):
             open_dataset(root, "train", layout="voc")
-        with pytest.raises(TypeError, match=r"Layout folder .*colour"):
-            open_dataset(root, "train", colour="red")
+        with pytest.raises(TypeError, match=r"Layout folder .*color"):
+            open_dataset(root, "train", color="red")
 
     def test_a_folder_without_splits(self, tmp_path):
         root = write_semantic(tmp_path)

@@ -36,9 +36,9 @@ from tiny import maskcls_config, perpixel_config, segments
 Step = dict[str, torch.Tensor]  # gradients, by name of the parameter, and losses
 # Segments of the four images of the step; in two processes the first two images are of process 0. There are 7 queries.
 SEGMENTS = {"different": [1, 9, 5, 0], "none on one": [0, 0, 3, 1], "none at all": [0, 0, 0, 0]}
-# Labelled rows of their label maps.
-LABELLED = {"different": [48, 1, 7, 30], "none on one": [0, 0, 13, 48]}
-CASES = [("mask", name) for name in SEGMENTS] + [("pixel", name) for name in LABELLED]
+# Labeled rows of their label maps.
+LABELED = {"different": [48, 1, 7, 30], "none on one": [0, 0, 13, 48]}
+CASES = [("mask", name) for name in SEGMENTS] + [("pixel", name) for name in LABELED]
 SPLITS = {"2 processes": (2, 1), "2 batches": (2, 2), "1 batch": (4, 1)}  # batch size, accumulated batches
 
 
@@ -52,7 +52,7 @@ class Images(Dataset):
             self.targets = [{"mask_labels": m, "class_labels": c} for m, c in zip(masks, classes, strict=True)]
         else:
             labels = torch.randint(5, (4, 48, 48), generator=numbers)
-            for image, rows in enumerate(LABELLED[case]):
+            for image, rows in enumerate(LABELED[case]):
                 labels[image, rows:] = 255
             self.targets = [{"labels": of_image} for of_image in labels]
 
@@ -182,7 +182,7 @@ def scores(batch: int, images: int = 5, loop: bool = False) -> dict[str, float]:
 
 
 def per_pixel_loss(batch: int, images: int) -> float:
-    """Of images with very different numbers of labelled pixels."""
+    """Of images with very different numbers of labeled pixels."""
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder, per_device_eval_batch_size=batch, use_cpu=True, report_to="none",

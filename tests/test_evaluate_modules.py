@@ -159,13 +159,13 @@ class TestPanopticQuality:
         case = random_case(11)
         label_of = {category["id"]: k for k, category in enumerate(case.categories)}
 
-        def image(segmentation, colours: bool) -> dict:
+        def image(segmentation, colors: bool) -> dict:
             infos = [
                 {"id": s["id"], "label_id": label_of[s["category_id"]], "iscrowd": s.get("iscrowd", 0), "score": 0.5}
                 for s in segmentation.segments
             ]
             rgb = np.stack([segmentation.ids >> shift & 255 for shift in (0, 8, 16)], axis=-1).astype(np.uint8)
-            return {"segmentation": Image.fromarray(rgb) if colours else segmentation.ids, "segments_info": infos}
+            return {"segmentation": Image.fromarray(rgb) if colors else segmentation.ids, "segments_info": infos}
 
         metric = load("panoptic_quality")
         (truth, prediction), *others = case.pairs

@@ -33,7 +33,7 @@ from tiny import perpixel_config
 
 TASKS = ("semantic", "panoptic", "instance")
 SIZES = [(48, 80), (80, 48), (64, 64), (40, 72), (48, 48)]
-CROWD, UNLABELLED = 7, 8
+CROWD, UNLABELED = 7, 8
 
 
 class Samples(Dataset):
@@ -58,11 +58,11 @@ class Samples(Dataset):
         if index % 2 == 0:  # the best instance is there, whole
             pixels[found["segmentation"][things[0]].roll(1, 0)] = 99
             classes[99] = found["segments_info"][things[0]]["label_id"]
-        pixels[:6, :10], pixels[-6:, :12] = CROWD, UNLABELLED
+        pixels[:6, :10], pixels[-6:, :12] = CROWD, UNLABELED
         return dict(
             image=tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
             segmentation_map=tv_tensors.Mask(pixels[None].int()),
-            instance_id_to_semantic_id={**classes, 100: VOID, CROWD: 3, UNLABELLED: VOID},
+            instance_id_to_semantic_id={**classes, 100: VOID, CROWD: 3, UNLABELED: VOID},
             crowd_ids=[CROWD],
             name=f"image {index}",
         )
@@ -115,7 +115,7 @@ class TestAgainstOtherCode:
             outputs = samples.model(**image_processor()(sample["image"], return_tensors="pt"))
             found = image_processor().post_process_semantic_segmentation(outputs)[0].numpy()
             ids, classes = sample["segmentation_map"][0].numpy(), sample["instance_id_to_semantic_id"]
-            counted = ~np.isin(ids, [100, CROWD, UNLABELLED])
+            counted = ~np.isin(ids, [100, CROWD, UNLABELED])
             true = np.vectorize(classes.get)(ids)
             for label in CLASSES:
                 common[label] += ((found == label) & (true == label) & counted).sum()

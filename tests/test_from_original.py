@@ -35,7 +35,7 @@ def official_model():
 
 
 def network_input(case, images: tuple[int, ...] = (0, 1), dtype: torch.dtype = torch.float32) -> dict:
-    """A batch of the case's uint8 images (3, h, w), normalised, then padded to the size of the first."""
+    """A batch of the case's uint8 images (3, h, w), normalized, then padded to the size of the first."""
     size = tuple(case["network_input_size" if len(images) > 1 else "alone_network_input_size"])
     pixel_values = torch.zeros(len(images), 3, *size, dtype=dtype)
     pixel_mask = torch.zeros(len(images), *size, dtype=torch.int64)

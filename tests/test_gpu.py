@@ -52,9 +52,9 @@ class TestCriterion:
         masks, labels = segments(sizes, [3, 2, 0])
         labels = [torch.randperm(5)[: len(own)] for own in labels]
         given = masks if form == "stacks" else [as_map(own) for own in masks]
-        counted = pixel_mask(sizes, padded) if with_padding else None
-        if counted is not None:
-            counted[0, 5:9, 5:20] = 0  # void
+        valid_mask = pixel_mask(sizes, padded) if with_padding else None
+        if valid_mask is not None:
+            valid_mask[0, 5:9, 5:20] = 0  # void
         config = maskcls_config(num_queries=5, **VARIANTS.get(variant, {"matching": variant}))
         layers, pixels = leaf_layers(3, queries=5, variant=variant), leaf_pixels(3)
         results = []
@@ -62,7 +62,7 @@ class TestCriterion:
             own = part(layers, pixels, slice(None)) if device == "cpu" else on_cuda(layers, pixels)
             on_device = [[tensor.to(device) for tensor in of_images] for of_images in (given, labels)]
             criterion = MaskClsCriterion(config)
-            mask = None if counted is None else counted.to(device)
+            mask = None if valid_mask is None else valid_mask.to(device)
             terms = criterion(own[0], *on_device, mask, pixels=own[1], image_sizes=torch.tensor(sizes, device=device))
             criterion.total(terms).backward()
             gradients = [tensor.grad.cpu() for tensor in tensors(*own) if tensor.grad is not None]
@@ -95,8 +95,8 @@ class TestCriterion:
         masks, labels = [own.cuda() for own in masks], [own.cuda() for own in labels]
         layers, _ = on_cuda(leaf_layers(2), leaf_pixels(2))
         criterion = MaskClsCriterion(maskcls_config())
-        counted = torch.ones(2, 64, 96, device="cuda")
-        criterion.total(criterion(layers, masks, labels, counted)).backward()
+        valid_mask = torch.ones(2, 64, 96, device="cuda")
+        criterion.total(criterion(layers, masks, labels, valid_mask)).backward()
         matcher, cpu = criterion.matcher, Tensor.cpu
 
         def transfer(tensor: Tensor) -> Tensor:
@@ -113,7 +113,7 @@ class TestCriterion:
         criterion.matcher = match
         torch.cuda.set_sync_debug_mode("error")
         try:
-            criterion.total(criterion(layers, masks, labels, counted)).backward()
+            criterion.total(criterion(layers, masks, labels, valid_mask)).backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

@@ -42,7 +42,7 @@ def blank(height: int, width: int) -> Image.Image:
 
 @pytest.fixture
 def as_is() -> MaskClsImageProcessor:
-    """Neither resizes nor normalises: pixels come out on the 0..255 scale, with the padding of 32."""
+    """Neither resizes nor normalizes: pixels come out on the 0..255 scale, with the padding of 32."""
     return MaskClsImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
 
 
@@ -156,12 +156,12 @@ def test_image_and_labels_stay_together(height, width, shortest_edge, band):
     assert batch["pixel_mask"][0, :new_height, :new_width].all()
     assert int(batch["pixel_mask"].sum()) == new_height * new_width
     shown = batch["pixel_values"][0, 0, :new_height, :new_width]
-    labelled = batch["labels"][0, :new_height, :new_width]
+    labeled = batch["labels"][0, :new_height, :new_width]
     sure = (shown < 1) | (shown > 254)
     if shortest_edge >= max(height, width):  # enlarged: far from the border a pixel has one source
-        assert torch.equal((shown > 254)[sure], (labelled == 1)[sure])
+        assert torch.equal((shown > 254)[sure], (labeled == 1)[sure])
     else:
-        assert ((shown > 127.5) == (labelled == 1)).float().mean() > 0.7
+        assert ((shown > 127.5) == (labeled == 1)).float().mean() > 0.7
 
 
 # --- kinds and modes of images --------------------------------------------------------------------------------------
@@ -230,23 +230,23 @@ def test_16_bit_files_are_scaled_not_clipped(as_is, tmp_path, suffix):
     expected = torch.from_numpy(values.astype(np.float32) / 257).expand(3, -1, -1)
     for image in (path, Image.open(path), values, values[..., None], torch.from_numpy(values)):
         torch.testing.assert_close(pixels(as_is, image), expected)
-    colours = np.stack([values] * 3, axis=-1)
-    torch.testing.assert_close(pixels(as_is, colours), expected)
+    colors = np.stack([values] * 3, axis=-1)
+    torch.testing.assert_close(pixels(as_is, colors), expected)
 
 
-def test_32_bit_grey_images(as_is):
+def test_32_bit_gray_images(as_is):
     """Mode I holds 16-bit files (by Pillow's version) or converted 8-bit images."""
-    grey = rgb()[..., 0]
-    expected = torch.from_numpy(grey).expand(3, -1, -1).float()
-    assert torch.equal(pixels(as_is, Image.fromarray(grey).convert("I")), expected)
-    deep = Image.fromarray(grey.astype(np.int32) * 257)
+    gray = rgb()[..., 0]
+    expected = torch.from_numpy(gray).expand(3, -1, -1).float()
+    assert torch.equal(pixels(as_is, Image.fromarray(gray).convert("I")), expected)
+    deep = Image.fromarray(gray.astype(np.int32) * 257)
     assert deep.mode == "I"
     assert torch.equal(pixels(as_is, deep), expected)
     with pytest.raises(ValueError, match=r"image 0: an image of mode 'I' holds values from 0 to 70000"):
         as_is(Image.fromarray(np.array([[0, 70000]], dtype=np.int32)))
 
 
-def test_bool_and_grey_arrays(as_is):
+def test_bool_and_gray_arrays(as_is):
     mask = rgb()[..., 0] > 127
     for image in (mask, torch.from_numpy(mask), Image.fromarray(mask)):
         assert torch.equal(pixels(as_is, image), torch.from_numpy(mask).expand(3, -1, -1) * 255.0)
@@ -398,7 +398,7 @@ def test_semantic_map():
 
 @pytest.mark.parametrize("options", [{"label_offset": 1}, {"do_reduce_labels": True, "ignore_index": 255}])
 def test_void_survives_the_offset(options):
-    """ADE20K's files: classes from 1, 0 and 255 unlabelled."""
+    """ADE20K's files: classes from 1, 0 and 255 unlabeled."""
     masks, classes, void = targets(np.array([[0, 1, 150, 255]]), num_labels=150, **options)
     assert classes == [0, 149]
     assert void.tolist() == [[True, False, False, True]]
@@ -435,7 +435,7 @@ def test_pil_label_maps_give_their_values(mode):
     values = np.arange(6, dtype=np.uint8).reshape(2, 3) % (2 if mode == "1" else 6)
     if mode == "P":
         labels = Image.fromarray(values, mode="L").convert("P")
-        labels.putpalette([200, 10, 10, 90, 80, 70] * 3)  # two indices of one colour stay two
+        labels.putpalette([200, 10, 10, 90, 80, 70] * 3)  # two indices of one color stay two
         labels.putdata(values.flatten().tolist())
     elif mode == "I;16":
         labels = Image.fromarray(values.astype(np.uint16))
@@ -488,7 +488,7 @@ def test_more_instances_than_the_void_id():
 
 
 def test_label_offset_applies_to_the_classes_of_instances():
-    """As with transformers' do_reduce_labels: instance 0 without a class is the unlabelled part."""
+    """As with transformers' do_reduce_labels: instance 0 without a class is the unlabeled part."""
     masks, classes, void = targets(np.array([[0, 1, 2]]), {1: 1, 2: 0}, label_offset=1)
     assert classes == [0] and void.tolist() == [[True, False, True]]
 
@@ -1197,12 +1197,12 @@ def test_coco_panoptic_annotations():
     panoptic = json.loads((folder / "panoptic_examples.json").read_text())
     index = {category["id"]: i for i, category in enumerate(panoptic["categories"])}
     annotation = panoptic["annotations"][0]
-    colours = Image.open(folder / "panoptic_examples" / annotation["file_name"])
+    colors = Image.open(folder / "panoptic_examples" / annotation["file_name"])
     image = folder / "input_images" / annotation["file_name"].replace(".png", ".jpg")
     processor = MaskClsImageProcessor(do_resize=False, void_id=None, num_labels=len(index))
     with pytest.raises(ValueError, match="R . 256 . G"):
-        processor(image, colours)
-    ids = np.array(colours).astype(np.int64) @ [1, 256, 65536]
+        processor(image, colors)
+    ids = np.array(colors).astype(np.int64) @ [1, 256, 65536]
     segments = {segment["id"]: segment for segment in annotation["segments_info"]}
     classes = {i: index[segment["category_id"]] for i, segment in segments.items()} | {0: None}
     batch = processor(image, ids, classes, return_tensors="pt")

@@ -41,7 +41,7 @@ def frames(number: int) -> list[Image.Image]:
 
 
 def packed_tiff(values: np.ndarray, bits: int, photometric: int) -> bytes:
-    """A TIFF of grey (H, W) with a few bits a value, which no writer at hand makes. W bits are whole bytes."""
+    """A TIFF of gray (H, W) with a few bits a value, which no writer at hand makes. W bits are whole bytes."""
     rows = np.unpackbits(values[..., None], axis=-1)[..., -bits:].reshape(len(values), -1)
     pixels = np.packbits(rows, axis=1).tobytes()
     height, width = values.shape
@@ -151,19 +151,19 @@ class TestStoredValues:
         assert np.array_equal(read_map(Image.open(path), "image 0").numpy(), ids)
 
     def test_images_look_as_their_tag_says(self, tmp_path):
-        grey = np.arange(0, 160, 10, dtype=np.uint8).reshape(4, 4)
-        tifffile.imwrite(tmp_path / "a.tif", grey, photometric="miniswhite")
-        assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), 255 - grey)
-        tifffile.imwrite(tmp_path / "b.tif", grey.view(np.int8))
+        gray = np.arange(0, 160, 10, dtype=np.uint8).reshape(4, 4)
+        tifffile.imwrite(tmp_path / "a.tif", gray, photometric="miniswhite")
+        assert np.array_equal(read_image(tmp_path / "a.tif")[0].numpy(), 255 - gray)
+        tifffile.imwrite(tmp_path / "b.tif", gray.view(np.int8))
         with pytest.raises(ValueError, match=r"b\.tif: an image of torch.int8 holds values from -126 to 120"):
             read_image(tmp_path / "b.tif")
 
     @pytest.mark.parametrize("planar", ["contig", "separate"])
     def test_planes_of_rgb(self, tmp_path, planar):
-        colours = np.random.default_rng(3).integers(0, 256, (3, 20, 30), dtype=np.uint8)
-        pixels = colours if planar == "separate" else colours.transpose(1, 2, 0)
+        colors = np.random.default_rng(3).integers(0, 256, (3, 20, 30), dtype=np.uint8)
+        pixels = colors if planar == "separate" else colors.transpose(1, 2, 0)
         tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", planarconfig=planar)
-        assert np.array_equal(read_image(tmp_path / "a.tif").numpy(), colours)
+        assert np.array_equal(read_image(tmp_path / "a.tif").numpy(), colors)
 
     def test_size_of_a_turned_tiff(self, tmp_path):
         image = frames(1)[0]

@@ -483,9 +483,9 @@ def discs(size: tuple[int, int], number: int, radius: int, seed: int = 0) -> np.
     generator, ids = np.random.default_rng(seed), np.zeros(size, dtype=np.int32)
     y, x = np.mgrid[: size[0], : size[1]]
     while ids.max() < number:
-        centre = [generator.integers(length) for length in size]
-        disc = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
-        if not ids[(y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= (radius + 2) ** 2].any():
+        center = [generator.integers(length) for length in size]
+        disc = (y - center[0]) ** 2 + (x - center[1]) ** 2 <= radius**2
+        if not ids[(y - center[0]) ** 2 + (x - center[1]) ** 2 <= (radius + 2) ** 2].any():
             ids[disc] = ids.max() + 1
     return ids
 

@@ -35,7 +35,7 @@ from test_data import write_semantic
 
 
 class Arrays(SegmentationDataset):
-    """ROOT/SPLIT.arrays/NAME.png with NAME.npy: ids of cells, 0 for none, -1 for unlabelled; other negative ids are
+    """ROOT/SPLIT.arrays/NAME.png with NAME.npy: ids of cells, 0 for none, -1 for unlabeled; other negative ids are
     crowds."""
 
     def __init__(self, root, split, *, name="cell", cache=False, report=None):

@@ -342,7 +342,7 @@ def test_two_processes_equal_one_on_the_union_batch():
                 np.testing.assert_allclose(ours / 2, theirs, atol=1e-7)
 
 
-def test_per_pixel_loss_is_the_mean_over_labelled_pixels():
+def test_per_pixel_loss_is_the_mean_over_labeled_pixels():
     logits, labels = torch.randn(2, 5, 8, 12), torch.randint(0, 5, (2, 32, 48))
     labels[0, :10] = 255
     upsampled = torch.nn.functional.interpolate(logits, size=(32, 48), mode="bilinear", align_corners=False)

@@ -136,7 +136,7 @@ class TestInstanceDiscrimination:
     valid_mask = torch.tensor([1.0, 1, 1, 1, 0], dtype=torch.float64)
 
     def test_by_hand(self):
-        # Normalised: (1, 0), (0, 1), (1, 0). The first segment is (1, 1) / sqrt(2), the second (1, 0). Their cosines
+        # Normalized: (1, 0), (0, 1), (1, 0). The first segment is (1, 1) / sqrt(2), the second (1, 0). Their cosines
         # with the pixels: (r, 1), (r, 0), (r, 1), r = 1 / sqrt(2). Two classes: -log p = log(1 + exp(other - own)).
         r = 1 / sqrt(2)
         losses = [log(1 + exp((1 - r) / 0.3)), log(1 + exp((0 - r) / 0.3)), log(1 + exp((r - 1) / 0.3))]

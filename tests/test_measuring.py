@@ -1,4 +1,4 @@
-"""What the benchmarks measure with: neighbours that end, memory at its peak."""
+"""What the benchmarks measure with: neighbors that end, memory at its peak."""
 
 import subprocess
 import sys
@@ -14,8 +14,8 @@ measuring = pytest.importorskip("measuring")
 HOLDER = f"""
 import sys, time
 sys.path.insert(0, {str(BENCHMARKS)!r})
-from measuring import neighbours
-with neighbours(2) as processes:
+from measuring import neighbors
+with neighbors(2) as processes:
     print(*(process.pid for process in processes), flush=True)
     time.sleep(60)
 """
@@ -40,16 +40,16 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="ne
 
 
 @needs_proc
-class TestNeighboursEnd:
+class TestNeighborsEnd:
     def test_with_the_block_and_by_an_error_in_it(self):
-        with pytest.raises(ZeroDivisionError), measuring.neighbours(2) as processes:
+        with pytest.raises(ZeroDivisionError), measuring.neighbors(2) as processes:
             pids = [process.pid for process in processes]
             assert len(pids) == 2 and all(map(is_running, pids))
             raise ZeroDivisionError
         assert not any(map(is_running, pids))
 
     def test_after_their_limit(self):
-        with measuring.neighbours(1, limit=0.1) as processes:
+        with measuring.neighbors(1, limit=0.1) as processes:
             assert processes[0].wait(20) == 0
 
     def test_when_the_benchmark_is_killed(self):

@@ -182,7 +182,7 @@ class TestMeanIoU:
 
 
 def eroded(mask: np.ndarray, distance: int) -> np.ndarray:
-    """Pixels of a mask all of whose neighbours in a square of 2 * distance + 1 are in it and in the image."""
+    """Pixels of a mask all of whose neighbors in a square of 2 * distance + 1 are in it and in the image."""
     padded = np.pad(mask, distance)
     height, width = mask.shape
     result = np.ones_like(mask)

@@ -614,7 +614,7 @@ def test_from_pretrained_with_other_classes(tmp_path):
     loaded = MaskClsForUniversalSegmentation.from_pretrained(tmp_path, num_labels=9, ignore_mismatched_sizes=True)
     classifier = loaded.segmentation_module.class_predictor
     assert classifier.out_features == 10
-    assert 0 < classifier.weight.abs().max() <= classifier.in_features**-0.5  # torch's initialisation, not old memory
+    assert 0 < classifier.weight.abs().max() <= classifier.in_features**-0.5  # torch's initialization, not old memory
 
 
 def test_a_backbone_without_a_pyramid_is_refused():
@@ -624,7 +624,7 @@ def test_a_backbone_without_a_pyramid_is_refused():
         MaskClsModel(maskcls_config(backbone_config=backbone))
 
 
-def test_initialisation_follows_the_papers_code():
+def test_initialization_follows_the_papers_code():
     torch.manual_seed(0)
     model = MaskClsForUniversalSegmentation(maskcls_config(hidden_size=256, decoder_ffn_dim=1024))
     layer = model.model.transformer_decoder.layers[0]

@@ -1,4 +1,4 @@
-"""Optimiser groups, clipping and schedules, against the paper's code (shared/oracle)."""
+"""Optimizer groups, clipping and schedules, against the paper's code (shared/oracle)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def oracle_optimizer(name: str) -> dict[str, Any]:
 
 
 def named_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
-    """Learning rate and weight decay of each parameter that the optimiser has."""
+    """Learning rate and weight decay of each parameter that the optimizer has."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optimizer.param_groups
     return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
@@ -112,7 +112,7 @@ class TestGroups:
         norm = next(m for m in network.backbone.modules() if isinstance(m, nn.BatchNorm2d))
         assert group_of[id(norm.weight)] == (0.1, 0.0)
 
-    def test_betas_reach_the_optimiser(self):
+    def test_betas_reach_the_optimizer(self):
         optimizer = build_optimizer(nn.Linear(2, 2), 1e-3, 0.1, betas=(0.8, 0.95))
         assert all(group["betas"] == (0.8, 0.95) for group in optimizer.param_groups)
 

@@ -347,7 +347,7 @@ def test_the_evaluator_scores_and_the_viewer_draws(kind, detr):
 
     panoptic = PROCESSOR.post_process_panoptic_segmentation(pairs, 0.3, overlap_mask_area_threshold=0.0)[0]
     segments = panoptic["segments_info"]
-    colours = segment_colors(segments, len(NAMES), one_per_class=[0])
+    colors = segment_colors(segments, len(NAMES), one_per_class=[0])
     image = np.full((40, 60, 3), 128, dtype=np.uint8)
-    drawn = draw_overlay(image, panoptic["segmentation"].numpy(), segments, colours, NAMES)
+    drawn = draw_overlay(image, panoptic["segmentation"].numpy(), segments, colors, NAMES)
     assert segments and len(np.unique(np.asarray(drawn))) > 2

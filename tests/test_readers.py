@@ -257,7 +257,7 @@ class TestCocoInstances:
             assert torch.equal(pixels, folder[index]["segmentation_map"])
 
 
-def coloured(ids: np.ndarray) -> Image.Image:
+def colored(ids: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8))
 
 
@@ -284,23 +284,23 @@ def write_panoptic(root: Path, content: dict | None = None, ids: np.ndarray | No
     own, own_ids = panoptic_json()
     write_images(root / "train" / "images", ["7"])
     (root / "train" / "panoptic").mkdir(parents=True)
-    coloured(own_ids if ids is None else ids).save(root / "train" / "panoptic" / "7.png")
+    colored(own_ids if ids is None else ids).save(root / "train" / "panoptic" / "7.png")
     (root / "train" / "panoptic.json").write_text(json.dumps(content or own))
     return root
 
 
-class TestReadColouredIds:
+class TestReadColoredIds:
     @pytest.mark.parametrize("in_place", [True, False])
     def test_every_source(self, in_place, tmp_path, monkeypatch):
         if not in_place:
             monkeypatch.setattr(image_reading, "_memory_of", lambda image: None)
         ids = np.random.default_rng(0).integers(0, 2**24, (HEIGHT, WIDTH), dtype=np.int32)
-        colours = ids.view(np.uint8).reshape(HEIGHT, WIDTH, 4)
-        coloured(ids).save(tmp_path / "ids.png")
+        colors = ids.view(np.uint8).reshape(HEIGHT, WIDTH, 4)
+        colored(ids).save(tmp_path / "ids.png")
         # Pillow keeps four bytes a pixel; here the fourth has all values
-        four_bytes = colours + np.arange(WIDTH, dtype=np.uint8)[:, None] * np.uint8([0, 0, 0, 1])
+        four_bytes = colors + np.arange(WIDTH, dtype=np.uint8)[:, None] * np.uint8([0, 0, 0, 1])
         in_memory = Image.frombytes("RGB", (WIDTH, HEIGHT), four_bytes.tobytes(), "raw", "RGBX")
-        for source in (tmp_path / "ids.png", in_memory, colours[..., :3]):
+        for source in (tmp_path / "ids.png", in_memory, colors[..., :3]):
             found = read_colored_ids(source, "ids")
             assert found.dtype == torch.int32 and np.array_equal(found.numpy(), ids)
 
@@ -363,7 +363,7 @@ class TestCocoPanoptic:
         write_images(tmp_path / "train2017", ["7"])
         content, ids = panoptic_json()
         (tmp_path / "annotations" / "panoptic_train2017").mkdir(parents=True)
-        coloured(ids).save(tmp_path / "annotations" / "panoptic_train2017" / "7.png")
+        colored(ids).save(tmp_path / "annotations" / "panoptic_train2017" / "7.png")
         (tmp_path / "annotations" / "panoptic_train2017.json").write_text(json.dumps(content))
         assert open_dataset(tmp_path, "train2017")[0]["crowd_ids"] == [300]
         (tmp_path / "annotations" / "panoptic_train2017").rename(tmp_path / "panoptic_train2017")
@@ -463,8 +463,8 @@ class TestSegmentationTable:
         assert data[0]["segmentation_map"].unique().tolist() == [0] and data.sizes() == [(6, 15)]
 
     @pytest.mark.parametrize("form", ["records", "columns", "dict"])
-    @pytest.mark.parametrize("colour", [False, True])
-    def test_instances(self, form, colour):
+    @pytest.mark.parametrize("color", [False, True])
+    def test_instances(self, form, color):
         ids = panoptic_json()[1] % 65536  # 4464, 300, 5
         records = [{"id": 4464, "label_id": 90}, {"id": 300, "label_id": 90}, {"id": 5, "label_id": 200}]
         segments = {
@@ -472,7 +472,7 @@ class TestSegmentationTable:
             "columns": {"id": [4464, 300, 5], "label_id": [90, 90, 200], "iscrowd": [0, 1, 0]},
             "dict": {str(record["id"]): record["label_id"] for record in records},
         }[form]
-        label = encoded(coloured(ids) if colour else Image.fromarray(ids.astype(np.uint16)))
+        label = encoded(colored(ids) if color else Image.fromarray(ids.astype(np.uint16)))
         other = {"1": 90} if form == "dict" else segments  # the dicts of all rows have the same keys in a table
         blank = encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 1 if form == "dict" else 5, dtype=np.uint16)))
         image = encoded(Image.new("RGB", (WIDTH, HEIGHT)))

@@ -31,8 +31,8 @@ def files_of(*modules: str) -> set[str]:
 
 
 SAVED = ("configuration_maskcls", "image_processing_maskcls", "modeling_maskcls")
-TRAVELLING = sorted(PACKAGE / name for name in files_of(*SAVED))
-assert len(TRAVELLING) > 10
+TRAVELING = sorted(PACKAGE / name for name in files_of(*SAVED))
+assert len(TRAVELING) > 10
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def elsewhere(folders) -> SimpleNamespace:
     return SimpleNamespace(out=out, **json.loads((out / "report.json").read_text()))
 
 
-@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.stem)
-def test_imports_of_a_travelling_file(path: Path):
+@pytest.mark.parametrize("path", TRAVELING, ids=lambda path: path.stem)
+def test_imports_of_a_traveling_file(path: Path):
     """Flat (`from .name import x`), nothing of ours otherwise, and no other package unguarded."""
     siblings = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -92,7 +92,7 @@ def test_saved_folder(folders):
     processor = json.loads((folders.maskcls / "preprocessor_config.json").read_text())
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_maskcls.MaskClsImageProcessor"}
     for folder in (folders.maskcls, folders.perpixel):
-        assert {path.name for path in folder.glob("*.py")} == {path.name for path in TRAVELLING}
+        assert {path.name for path in folder.glob("*.py")} == {path.name for path in TRAVELING}
 
 
 def test_auto_map_of_an_earlier_version(folders, tmp_path):

@@ -134,7 +134,7 @@ class TestOthers:
     @pytest.mark.parametrize("overlap", [False, True])
     @pytest.mark.parametrize("as_map", [False, True])
     def test_targets(self, overlap, as_map):
-        """Crowds and unlabelled pixels are void; segments without a pixel are none; padding is neither."""
+        """Crowds and unlabeled pixels are void; segments without a pixel are none; padding is neither."""
         whole = self.segments(overlap)
         whole.void[0, 0] = True
         masks = whole.stack.clone()

@@ -230,7 +230,7 @@ class TestSingleCategoryLimit:
     @given(seed=st.integers(0, 1000), limit=st.floats(0.2, 0.95))
     @settings(max_examples=40, deadline=None)
     def test_the_rule(self, seed, limit):
-        """Restated from the paper's configuration: shares of the labelled pixels, void left out."""
+        """Restated from the paper's configuration: shares of the labeled pixels, void left out."""
         rng = np.random.default_rng(seed)
         ids = rng.choice([0, 1, 2, 255], size=(1, 8, 8), p=rng.dirichlet([1, 1, 1, 1])).astype(np.uint8)
         areas = np.array([(ids == label).sum() for label in range(3)])

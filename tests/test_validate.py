@@ -373,7 +373,7 @@ class TestFiles:
         finding = the_finding(folder, "color_label")
         assert finding.file == "train/labels/a.png" and "Pascal VOC" in finding.message
 
-    def test_grey_in_three_channels(self, folder):
+    def test_gray_in_three_channels(self, folder):
         save(folder / "train/labels/a.png", np.repeat(label_map()[..., None], 3, axis=2))
         assert "getchannel" in the_finding(folder, "color_label").message
 
@@ -419,9 +419,9 @@ class TestClasses:
         ("values", "names", "message"),
         [
             ((1, 2, 3), (0, 1, 2), "count from 1"),
-            ((1, 2, 3, 0), (0, 1, 2), "0 may be unlabelled"),
+            ((1, 2, 3, 0), (0, 1, 2), "0 may be unlabeled"),
             ((0, 1, 2), (1, 2, 3), "count from 0"),
-            ((0, 1, 2, 3), (1, 2, 3), "unlabelled pixels"),
+            ((0, 1, 2, 3), (1, 2, 3), "unlabeled pixels"),
         ],
     )
     def test_off_by_one(self, folder, values, names, message):
@@ -493,7 +493,7 @@ class TestClasses:
         save(tmp_path / f"train/{kind}/a.png", np.where(label_map() == 1, 255, 0).astype(np.uint8))
         assert kinds(tmp_path) == expected
         text = " ".join(f"{f.message} {RULES[f.kind].advice}" for f in validate_dataset(tmp_path, workers=1).findings)
-        assert ("255 is read as unlabelled" in text) == (expected == {"mask_255", "never_seen"})
+        assert ("255 is read as unlabeled" in text) == (expected == {"mask_255", "never_seen"})
         assert ("255 is read as an instance" in text) == (kind == "instances")
 
     def test_255_among_many_instances_is_one_of_them(self, tmp_path):
@@ -527,15 +527,15 @@ class TestNothingToLearn:
         if len(names) == 1:
             save(folder / "val/labels/c.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint8))
         finding = next(f for f in validate_dataset(folder, workers=1).findings if f.kind == "nothing_to_learn")
-        assert finding.severity == "error" and finding.split == "train" and "no pixel is labelled" in finding.message
-        assert "all of the 2 images of train: no pixel is labelled as any class" in self.told(folder)
+        assert finding.severity == "error" and finding.split == "train" and "no pixel is labeled" in finding.message
+        assert "all of the 2 images of train: no pixel is labeled as any class" in self.told(folder)
 
     def test_only_background(self, folder):
         for name in "ab":
             save(folder / f"train/labels/{name}.png", np.zeros((HEIGHT, WIDTH), dtype=np.uint8))
         found = {f.kind: f.severity for f in validate_dataset(folder, ["train"], workers=1).findings}
         assert found == {"never_seen": "warning"}
-        assert "Every labelled pixel in all of the 2 images of train is sky; never: road, car" in self.told(folder)
+        assert "Every labeled pixel in all of the 2 images of train is sky; never: road, car" in self.told(folder)
 
     def test_a_class_that_never_occurs(self, folder):
         write_json(folder / "labels.json", {**NAMES, 3: "bus"})
@@ -558,7 +558,7 @@ class TestNothingToLearn:
         write_json(folder / "labels.json", {**NAMES, 3: "bus"})
         assert self.told(folder) == ""  # bus may be in the others
         save(folder / "train/labels/a.png", np.full((HEIGHT, WIDTH), 255, dtype=np.uint8))
-        assert "in 1 of the 2 images of train: no pixel is labelled" in self.told(folder)
+        assert "in 1 of the 2 images of train: no pixel is labeled" in self.told(folder)
 
 
 def test_many_classes_take_time_in_proportion(tmp_path):
@@ -605,7 +605,7 @@ class TestSegments:
     def test_vanishing(self, folder):
         ids = label_map()
         ids[ids == 2] = 1
-        ids[4] = 2  # a row of 48 pixels that no centre of a 4 times smaller grid falls on
+        ids[4] = 2  # a row of 48 pixels that no center of a 4 times smaller grid falls on
         save(folder / "train/labels/a.png", ids)
         size = {"height": HEIGHT // 4, "width": WIDTH // 4}
         finding = the_finding(folder, "vanishing", size=size)

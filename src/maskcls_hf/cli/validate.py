@@ -45,7 +45,7 @@ SizeOption = Annotated[
 ]
 QueriesOption = Annotated[int | None, typer.Option(min=1, help="Queries of the model; 100.")]
 VoidOption = Annotated[
-    list[int] | None, typer.Option("--void", help="A label value that is unlabelled, as 255 is. Can be given again.")
+    list[int] | None, typer.Option("--void", help="A label value that is unlabeled, as 255 is. Can be given again.")
 ]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Read this many images of each split, evenly chosen; all.")
@@ -163,7 +163,7 @@ def _counted(number: int, what: str) -> str:
 
 def _split_table(report: Report) -> Table:
     table = Table("split", title="Images", title_justify="left")
-    for column in ("images", "labels", "read", "segments", "per image", "unlabelled"):
+    for column in ("images", "labels", "read", "segments", "per image", "unlabeled"):
         table.add_column(column, justify="right")
     for split in report.splits:
         table.add_row(

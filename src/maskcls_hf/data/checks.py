@@ -51,7 +51,7 @@ error unreadable_image: Images that cannot be read
 error unreadable_label: Label files that cannot be read
     As the message says; a damaged file: export it again, or remove it and its image.
 error size_mismatch: Label and image differ in size
-    Export the label at the size of its image. Resize labels with nearest neighbour only.
+    Export the label at the size of its image. Resize labels with nearest neighbor only.
 error exif_mismatch: Image turned by its EXIF orientation, label not
     Turn the label the same way (PIL.ImageOps.exif_transpose of the image shows which), or save the image without its
     orientation tag if its pixels match the label.
@@ -61,7 +61,7 @@ error color_label: Label maps in color
 error gray_panoptic: Panoptic maps without three channels
     A COCO panoptic PNG is RGB: id = R + 256 G + 65536 B. Export it so.
 error ids_outside: Label values that are no class
-    Name them in labels.json; or, if they mark unlabelled pixels, give void_values in the recipe's data options (--void
+    Name them in labels.json; or, if they mark unlabeled pixels, give void_values in the recipe's data options (--void
     here).
 error nothing_to_learn: There is nothing to learn or to score
     Look whether the labels are complete, and whether their values mean what the names of the classes say.
@@ -92,10 +92,10 @@ warning leak: The same image in two splits
 warning off_by_one: Class ids seem to be shifted by one
     Make the keys of labels.json equal to the values in the files.
 warning mask_255: 255 seems to be read as something else than it means
-    Save the second class of a mask as 1, each instance as 1..n. Where 255 marks unlabelled pixels of instance maps, as
+    Save the second class of a mask as 1, each instance as 1..n. Where 255 marks unlabeled pixels of instance maps, as
     the border in Pascal VOC's SegmentationObject, give it as void (--void 255 here, void_values in the recipe's data
     options).
-warning void_class: A class is named like unlabelled pixels
+warning void_class: A class is named like unlabeled pixels
     It is trained and scored as a class. Leave it out of labels.json and give its value as void (--void here,
     void_values in the recipe's data options).
 warning never_seen: Classes that never occur
@@ -104,7 +104,7 @@ warning only_in_train: Classes that occur in training, but not here
     They have no score here: split the images anew.
 warning not_in_train: Classes that occur, but not in training
     Their score will be 0: split the images anew, or leave them out.
-warning all_void: Images with every pixel unlabelled
+warning all_void: Images with every pixel unlabeled
     Nothing is learned from them: remove or annotate them.
 warning empty_segment: Segments without a pixel
     Draw them anew, or remove them: training skips them, and scores count them as not found.
@@ -137,7 +137,7 @@ note no_segments: Images without an instance
 note tiny_segment: Segments of under 10 pixels
     Often slips of the annotation tool. Look at a few.
 note crowd: Crowd regions
-    Nothing: they are unlabelled in training, and scored as COCO does.
+    Nothing: they are unlabeled in training, and scored as COCO does.
 """
 
 
@@ -261,7 +261,7 @@ class Checked:
         size: (height, width).
         ids: map (H, W) in which the segments are, or
         masks: the segments themselves.
-        void: unlabelled pixels.
+        void: unlabeled pixels.
         values: all values of a label map, void and unknown ones too.
         palette: color of each value of a palette file.
     """

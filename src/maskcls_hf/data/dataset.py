@@ -46,7 +46,7 @@ class Classes:
         class_of_label (`dict[int, int]`): the other way round.
         stuff_ids (`list[int]`): classes that are one segment an image.
         has_instances (`bool`): segments have an identity; else the annotations are maps of classes.
-        void_id (`int`): value of unlabelled pixels in maps of classes: 255, or 65535 for more than 255 classes.
+        void_id (`int`): value of unlabeled pixels in maps of classes: 255, or 65535 for more than 255 classes.
     """
 
     def __init__(self, class_names: Mapping[int, str], kind: Kind, stuff: Collection[int] | None = None):
@@ -202,7 +202,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         """File of an annotation; None: it has none of its own, or it is missing."""
         return None
 
-    def is_labelled(self, index: int) -> bool:
+    def is_labeled(self, index: int) -> bool:
         """Whether there is an annotation to check."""
         return True
 

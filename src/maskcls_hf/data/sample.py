@@ -21,8 +21,8 @@ class Sample(TypedDict):
         image: (3, H, W) uint8; of a 16-bit file float32 on the same scale of 0..255, so that nothing is lost.
         segmentation_map: a map of ids (1, H, W), uint8 or int32; or, where segments overlap, a stack (M, H, W) bool.
         instance_id_to_semantic_id: id of a segment (in a stack its place, from 0) -> class in 0..K-1, `VOID` for
-            unlabelled pixels, None for no segment. None instead of a dict: the ids are classes, and the data set's
-            `void_id` marks unlabelled pixels. A segment without a pixel is no target, but scores count it as not found.
+            unlabeled pixels, None for no segment. None instead of a dict: the ids are classes, and the data set's
+            `void_id` marks unlabeled pixels. A segment without a pixel is no target, but scores count it as not found.
         crowd_ids: ids of crowd regions: many instances in one. Training sees them as void, scores as COCO does.
         name: of the image, for messages and results.
         areas: id -> pixels of a segment as the file states them, by which COCO tells small, medium and large apart.
@@ -59,7 +59,7 @@ def without_absent(sample: Sample) -> Sample:
 
 
 def segments_of(sample: Sample, void_id: int | None = None) -> Segments:
-    """The segments of a sample; `void_id` marks unlabelled pixels in a map (None: as in the readers)."""
+    """The segments of a sample; `void_id` marks unlabeled pixels in a map (None: as in the readers)."""
     pixels = sample["segmentation_map"].as_subclass(Tensor)
     classes, name = sample["instance_id_to_semantic_id"], sample["name"]
     if classes is None:
@@ -71,5 +71,5 @@ def segments_of(sample: Sample, void_id: int | None = None) -> Segments:
 
 
 def void_value(class_map: Tensor) -> int:
-    """Value of unlabelled pixels in a map of classes of any reader: 255 in a uint8 map, 65535 in a wider one."""
+    """Value of unlabeled pixels in a map of classes of any reader: 255 in a uint8 map, 65535 in a wider one."""
     return 255 if class_map.dtype == torch.uint8 else 65535

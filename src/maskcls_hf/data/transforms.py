@@ -74,7 +74,7 @@ class TrainTransform:
         scale: bounds of the factor; of "crop_first" relative to the file's pixels and uniform in the logarithm, of
             "large_scale_jitter" uniform. Default [0.5, 2].
         short_edges, longest_edge, first_short_edges, crop_range: see `resize`, in pixels.
-        single_category_limit: largest share of a crop's labelled pixels that one class may have; of ten crops the
+        single_category_limit: largest share of a crop's labeled pixels that one class may have; of ten crops the
             first to keep it is taken, or the last. None or 1: off.
         flip: mirror half of the images.
         swap_on_flip: classes that a mirror exchanges, ids or names of `id2label`: `{left_door: right_door}`. Each pair
@@ -85,7 +85,7 @@ class TrainTransform:
         any_contrast: also inverted, gray, blurred and stretched contrast, for models that shall work with other
             cameras, stains and microscopes.
         id2label: names of the data set's classes.
-        void_id: of unlabelled pixels in class maps.
+        void_id: of unlabeled pixels in class maps.
 
     Raises:
         ValueError: an option has no sensible value, is missing, or is one that `resize` does not read; names it.
@@ -275,7 +275,7 @@ def random_crop(
 
 
 def no_class_dominates(ids: tv_tensors.Mask, classes: dict[int, int | None] | None, void_id: int, limit: float) -> bool:
-    """Whether there are two classes at least and none has `limit` or more of the labelled pixels.
+    """Whether there are two classes at least and none has `limit` or more of the labeled pixels.
 
     The rule of the paper's code (detectron2's random crop with a constraint on the area of categories).
 

@@ -14,7 +14,7 @@ PANEL = 420  # pixels of the longer edge of a panel
 GAP = 8
 CASE = "image, annotation, what the model finds"
 MAPS = "what the model finds, and in red where its class is wrong (white: not annotated)"
-UNLABELLED = -1
+UNLABELED = -1
 WRONG, RIGHT, UNKNOWN = (np.array(c, dtype=np.uint8) for c in ((214, 39, 40), (225, 225, 225), (255, 255, 255)))
 
 
@@ -22,7 +22,7 @@ def draw_maps(
     image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
     """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used."""
-    of_truth, of_prediction = (found.semantic_map(UNLABELLED).numpy() for found in (true, predicted))
+    of_truth, of_prediction = (found.semantic_map(UNLABELED).numpy() for found in (true, predicted))
     judged = np.where((of_truth == of_prediction)[..., None], RIGHT, WRONG)
     errors = Image.fromarray(np.where((of_truth >= 0)[..., None], judged, UNKNOWN))
     colors: list[Color] = segment_colors(predicted.records, len(names), one_color)

@@ -71,7 +71,7 @@ class SemanticBlend:
 
 
 def _fade(scores: Tensor, dim: int, axis: TileAxis, index: int) -> None:
-    """Multiply (K, h, w) along `dim` by weights that fall towards the neighbors; with theirs they sum to one."""
+    """Multiply (K, h, w) along `dim` by weights that fall toward the neighbors; with theirs they sum to one."""
     for ramp, falls in ((index - 1, False), (index, True)):
         if not 0 <= ramp < len(axis.ramps):
             continue

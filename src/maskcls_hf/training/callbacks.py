@@ -20,7 +20,7 @@ from ..models.options import require_range
 class ExponentialMovingAverage:
     """Average of a model's parameters and buffers over the optimizer steps: torch's `AveragedModel`.
 
-    The first update copies the weights; each later one moves the average by 1 - decay towards them. `MaskClsTrainer`
+    The first update copies the weights; each later one moves the average by 1 - decay toward them. `MaskClsTrainer`
     takes it as `ema`; a loop of one's own calls `update` after each step and evaluates inside `swapped`.
 
     Args:

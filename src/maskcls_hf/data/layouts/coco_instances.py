@@ -52,7 +52,7 @@ class CocoInstances(CocoDataset):
         split: part of the names above; None where there are no splits.
         annotations: the json, below the root, where it lies elsewhere, such as "annotations/{split}.json".
         image_folder: of the images, below the root, where they lie elsewhere, such as "images/{split}".
-        background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabelled), or "class" (one
+        background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabeled), or "class" (one
             segment of stuff of class 0).
         background_name: of that class.
         cache, report: see [`SegmentationDataset`].

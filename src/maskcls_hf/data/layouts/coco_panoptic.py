@@ -84,7 +84,7 @@ class CocoPanoptic(CocoDataset):
         name = self.map_names[index]
         return None if name is None else self.map_folder / name
 
-    def is_labelled(self, index: int) -> bool:
+    def is_labeled(self, index: int) -> bool:
         return self.map_names[index] is not None
 
     def annotation(self, index: int) -> str:

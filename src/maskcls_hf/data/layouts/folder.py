@@ -151,7 +151,7 @@ class SegmentationFolder(LabelMapDataset):
             return
         is_void = 255 in self.void_values
         if self.kind == "semantic" and is_void and len(self.class_names) > 1 and values == {0, 255}:
-            yield "mask_255", "the files have no other values than 0, 255, and 255 is read as unlabelled"
+            yield "mask_255", "the files have no other values than 0, 255, and 255 is read as unlabeled"
         if self.kind != "semantic" and not is_void and 254 not in values:
             others = some(sorted(values - {0, 255})) or "none"
             yield "mask_255", f"255 is read as an instance; the other ids are {others}"

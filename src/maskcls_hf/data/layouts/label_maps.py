@@ -66,7 +66,7 @@ class LabelMapDataset(SegmentationDataset):
     def label_path(self, index: int) -> Path | None:
         return self.files[index][1]
 
-    def is_labelled(self, index: int) -> bool:
+    def is_labeled(self, index: int) -> bool:
         return self.files[index][1] is not None
 
     def annotation(self, index: int) -> str:
@@ -142,14 +142,14 @@ def _shift(names: Mapping[int, str], seen: set[int]) -> str | None:
             return f"the names are of 0..{number - 1}, the files hold {number} and never 0: they count from 1"
         if seen - set(names) == {number}:
             return (
-                f"the names are of 0..{number - 1}, the files hold 0..{number}: 0 may be unlabelled, and the names be "
+                f"the names are of 0..{number - 1}, the files hold 0..{number}: 0 may be unlabeled, and the names be "
                 f"of 1..{number}"
             )
         if seen == set(range(1, number)) and number > 2:
             return f"0, {names[0]}, is the only class that never occurs: the files may count from 1"
     if set(names) == set(range(1, number + 1)) and 0 in seen:
         if number in seen:
-            return f"the names are of 1..{number}, the files also hold 0: unlabelled pixels, or a class without a name"
+            return f"the names are of 1..{number}, the files also hold 0: unlabeled pixels, or a class without a name"
         return f"the names are of 1..{number}, the files hold 0 and never {number}: they count from 0"
     return None
 

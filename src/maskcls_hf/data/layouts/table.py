@@ -49,7 +49,7 @@ class SegmentationTable(SegmentationDataset):
         name_column: of names; None: the number of the row.
         stuff: the table's values of classes without instances; None: all of semantic maps, none of instance maps.
         void_values: label values that are void: beside 255 and 65535 in semantic maps, alone in instance maps.
-        background: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabelled) or
+        background: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabeled) or
             "negatives" (in no segment).
         cache: see [`SegmentationDataset`].
 

@@ -47,7 +47,7 @@ def measure(
 
     if image is not None:
         found.picture = read_picture(image, report)
-    if data.is_labelled(index):
+    if data.is_labeled(index):
         try:
             found.checked = data.check(index, found.picture, report)
         except Exception as error:  # whatever a json can hold, the other files are still checked
@@ -82,7 +82,7 @@ def _check_segments(
 ) -> None:
     segments, stuff = [segment for segment in checked.segments if not segment.crowd], data.stuff_labels
     if not segments and checked.void == checked.size[0] * checked.size[1]:
-        report("all_void", "all pixels are unlabelled")
+        report("all_void", "all pixels are unlabeled")
     elif data.expects_things and all(segment.label in stuff for segment in segments):
         report("no_segments", "no instance")
     lost = vanished_masks(checked.masks, checked.size, size) if checked.ids is None else vanished(checked.ids, size)
@@ -128,7 +128,7 @@ class ReportBuilder:
         self.report.class_names = data.class_names | self.report.class_names
         indices = range(len(data))
         images = sum(data.image_path(index) is not None for index in indices)
-        self.report.splits.append(SplitReport(split, images, sum(map(data.is_labelled, indices))))
+        self.report.splits.append(SplitReport(split, images, sum(map(data.is_labeled, indices))))
         return self.report.splits[-1]
 
     def add(self, split: SplitReport, found: Measurement) -> None:

@@ -24,7 +24,7 @@ def nothing_to_learn(
             "exports brush masks as crowds)"
         )
     if not found:
-        return "no pixel is labelled as any class"
+        return "no pixel is labeled as any class"
     if kind != "semantic" and things and not things & set(found):
         return f"no instance of {'any class' if len(things) > 1 else classes[min(things)]}, but for crowds"
     return ""
@@ -47,7 +47,7 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
         return f"There is nothing to learn or to score in {images}: {problem}. `maskcls validate` tells more."
     absent = [name for label, name in data.id2label.items() if label not in found]
     if len(found) == 1:
-        return f"Every labelled pixel in {images} is {data.id2label[min(found)]}; never: {some(absent, 10)}."
+        return f"Every labeled pixel in {images} is {data.id2label[min(found)]}; never: {some(absent, 10)}."
     if len(chosen) == len(data):
         return f"{len(absent)} of {len(data.id2label)} classes never occur in {images}: {some(absent, 10)}."
     return ""
