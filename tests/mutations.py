@@ -198,9 +198,18 @@ MUTATIONS = {
     ),
     # The average moves by 1 - decay.
     "EMA": Mutation(
-        "get_ema_multi_avg_fn(decay)",
-        "get_ema_multi_avg_fn(1 - decay)",
+        "get_ema_multi_avg_fn(self.decay_after(int(number)))",
+        "get_ema_multi_avg_fn(1 - self.decay_after(int(number)))",
         (f"{TRAINING}TestExponentialMovingAverage::test_is_the_average_by_hand",),
+    ),
+    # Its decay rises, so that the beginning of a training is soon forgotten.
+    "EMA warm-up": Mutation(
+        "return min(self.decay, (1 + updates) / (10 + updates))",
+        "return self.decay",
+        (
+            f"{TRAINING}TestExponentialMovingAverage::test_the_decay_rises",
+            f"{TRAINING}TestExponentialMovingAverage::test_after_few_steps_it_is_near_the_model",
+        ),
     ),
     # The schedule of the paper.
     "poly schedule": Mutation(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -120,18 +121,57 @@ class TestExponentialMovingAverage:
             ExponentialMovingAverage(nn.Linear(2, 2), decay)
 
     def test_is_the_average_by_hand(self):
-        model, decay = with_batch_norm(), 0.8
+        model, decay = with_batch_norm(), 0.5
         ema, expected = ExponentialMovingAverage(model, decay), None
-        for state in steps(model, 5):
+        for number, state in enumerate(steps(model, 12)):
             ema.update(model)
+            ramp = min(decay, (1 + number) / (10 + number))
             expected = state if expected is None else {
-                name: decay * expected[name] + (1 - decay) * value if value.is_floating_point() else value
+                name: ramp * expected[name] + (1 - ramp) * value if value.is_floating_point() else value
                 for name, value in state.items()
             }  # fmt: skip
+        assert ramp == decay
         assert expected is not None
         with ema.swapped(model):
             for name, value in model.state_dict().items():
                 torch.testing.assert_close(value, expected[name], msg=name)
+
+    def test_the_decay_rises(self):
+        ema = ExponentialMovingAverage(nn.Linear(2, 2), 0.99)
+        decays = [ema.decay_after(updates) for updates in range(2000)]
+        assert decays[:3] == [1 / 10, 2 / 11, 3 / 12]
+        assert decays == sorted(decays) and max(decays) == decays[-1] == 0.99
+        assert decays[889] < 0.99 == decays[890]  # (1 + t) / (10 + t) reaches it
+        share = {steps: math.prod(decays[steps // 2 : steps]) for steps in (20, 200, 2000)}  # of the first half
+        assert all(left < 0.01 for left in share.values()), share
+        constant = ExponentialMovingAverage(nn.Linear(2, 2), 0.05)
+        assert {constant.decay_after(updates) for updates in range(20)} == {0.05}
+
+    @pytest.mark.parametrize("number", [5, 30, 100])
+    def test_after_few_steps_it_is_near_the_model(self, number):
+        """Of the outputs of a network with batch norm, evaluated. Without the rise the statistics are those of the
+        first step, when the inputs looked to be around 0."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 1, 1))
+        ema, images = ExponentialMovingAverage(model, 0.999), 5 + 3 * torch.randn(8, 3, 8, 8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        for _ in range(number):
+            optimizer.zero_grad()
+            (model(images + torch.randn_like(images)) - images[:, :1, 1:-1, 1:-1]).square().mean().backward()
+            optimizer.step()
+            ema.update(model)
+
+        @torch.no_grad()
+        def evaluated() -> torch.Tensor:
+            model.eval()
+            return model(images)
+
+        own = evaluated()
+        with ema.swapped(model):
+            averaged = evaluated()
+        assert (averaged - own).norm() < 0.25 * own.norm()
+        variance = model[1].running_var
+        assert torch.allclose(ema.average.module[1].running_var, variance, rtol=0.35)
 
     def test_counts_and_indices_are_copied(self):
         model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin()))
@@ -167,8 +207,8 @@ class TestExponentialMovingAverage:
     def test_goes_on_from_its_saved_state(self):
         torch.manual_seed(1)
         model = with_batch_norm()
-        one, other = ExponentialMovingAverage(model, 0.7), ExponentialMovingAverage(model, 0.7)
-        for number, _ in enumerate(steps(model, 4)):
+        one, other = ExponentialMovingAverage(model, 0.99), ExponentialMovingAverage(model, 0.99)
+        for number, _ in enumerate(steps(model, 4)):  # the decay rises all the time
             if number == 2:
                 state = io.BytesIO()
                 torch.save(one.state_dict(), state)
@@ -179,6 +219,18 @@ class TestExponentialMovingAverage:
                 other.update(model)
         assert one.state_dict().keys() == other.state_dict().keys()
         assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+    def test_states_of_before_are_read_and_count(self):
+        """They are those of torch's `AveragedModel` at a constant decay."""
+        before = AveragedModel(nn.Linear(2, 2), multi_avg_fn=get_ema_multi_avg_fn(0.999), use_buffers=True)
+        for _ in range(31):
+            before.update_parameters(nn.Linear(2, 2))
+        model = nn.Linear(2, 2)
+        ema = ExponentialMovingAverage(model, 0.999)
+        ema.load_state_dict(before.state_dict())
+        ema.update(model)
+        expected = torch.lerp(before.module.weight, model.weight, 1 - 32 / 41)
+        torch.testing.assert_close(ema.average.module.weight, expected)
 
 
 # -- progress ----------------------------------------------------------------------------------------------------

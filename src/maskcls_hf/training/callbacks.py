@@ -20,12 +20,16 @@ from ..models.options import require_range
 class ExponentialMovingAverage:
     """Average of a model's parameters and buffers over the optimizer steps: torch's `AveragedModel`.
 
-    The first update copies the weights; each later one moves the average by 1 - decay toward them. `MaskClsTrainer`
-    takes it as `ema`; a loop of one's own calls `update` after each step and evaluates inside `swapped`.
+    The first update copies the weights; each later one moves the average by 1 - [`decay_after`] toward them.
+    `MaskClsTrainer` takes it as `ema`; a loop of one's own calls `update` after each step and evaluates inside
+    `swapped`.
+
+    The running statistics of batch norm are averaged with the weights, over the same steps. The first ones are of
+    random weights, and those of the last step alone would be of other weights than the averaged ones.
 
     Args:
         model: the model without wrappers for distributed training, before these share out its weights.
-        decay: 0.999 remembers about 1000 steps.
+        decay: of a long training; 0.999 remembers about 1000 steps.
 
     Raises:
         ValueError: the decay is not between 0 and 1.
@@ -33,16 +37,21 @@ class ExponentialMovingAverage:
 
     def __init__(self, model: nn.Module, decay: float):
         require_range("decay", decay, "[0, 1]")
-        move = get_ema_multi_avg_fn(decay)
+        self.decay = decay
 
         def average(averaged: Any, current: Any, number: Any) -> None:
             if averaged[0].is_floating_point():
-                move(averaged, current, number)
+                get_ema_multi_avg_fn(self.decay_after(int(number)))(averaged, current, number)
             else:  # counts and indices: torch would average them too, and cut off the fraction
                 torch._foreach_copy_(averaged, current)
 
         self.average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.average.requires_grad_(False)
+
+    def decay_after(self, updates: int) -> float:
+        """The decay of the next update. It rises to `decay`, so that the average is over about the last tenth of a
+        young training and not over its beginning (as in TensorFlow's ExponentialMovingAverage)."""
+        return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
