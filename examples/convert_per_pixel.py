@@ -182,7 +182,7 @@ def fine_tuning(study: Study, method: Method) -> Recipe:
 
 
 def second_steps(study: Study) -> int:
-    return study.arguments.fine_tune_steps or max(1, study.recipe.schedule.max_steps // 2)
+    return study.arguments.fine_tune_steps or max(1, (study.recipe.schedule.max_steps or 0) // 2)
 
 
 def train(recipe: Recipe, study: Study, folder: Path, network: Callable[[], PreTrainedModel]) -> None:

@@ -93,6 +93,8 @@ def begin(parser: argparse.ArgumentParser, methods: Iterable[Method], argv: list
     wanted = [method for method in methods if not arguments.only or method.folder in arguments.only]
     try:
         recipe = load_recipe(arguments.recipe, arguments.set)
+        if recipe.schedule.max_steps is None:
+            raise ValueError("The budget of a study is in steps: --set schedule.max_steps=N, not schedule.epochs.")
         section = recipe.data
         data = open_dataset(arguments.data, arguments.test_split, layout=section.layout, **section.options)
         study = Study(arguments, recipe, data, wanted)

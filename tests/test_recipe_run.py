@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -37,7 +38,7 @@ from maskcls_hf.training import run as run_module
 from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
-from maskcls_hf.training.recipe import TrainingSection
+from maskcls_hf.training.recipe import ScheduleSection, TrainingSection
 from maskcls_hf.training.run import WholeSteps
 from per_pixel_models import segformer
 from recipes import BACKBONE, write_recipe, write_squares
@@ -106,6 +107,28 @@ class TestReading:
         assert recipe.evaluation.tasks == ["semantic"]
         assert recipe.evaluation.multi_scale.short_edges == [32, 64]
 
+    def test_epochs_or_steps(self, tmp_path):
+        path = write_recipe(tmp_path)  # says max_steps: 6
+        (tmp_path / "mine.yaml").write_text("base: tiny\nschedule: {epochs: 1.5}\n")
+        for source, changes in ((path, ["schedule.epochs=1.5"]), (tmp_path / "mine.yaml", [])):
+            recipe = load_recipe(source, changes)
+            assert (recipe.schedule.epochs, recipe.schedule.max_steps) == (1.5, None)
+            assert [recipe.schedule.steps(n) for n in (1, 2, 10, 100)] == [2, 3, 15, 150]
+            recipe.save(tmp_path / "again.yaml")
+            assert load_recipe(tmp_path / "again.yaml").as_dict() == recipe.as_dict()
+            assert load_recipe(path).differences(recipe) == ["schedule.epochs", "schedule.max_steps"]
+        recipe = load_recipe(tmp_path / "mine.yaml", ["schedule.max_steps=7", "schedule.epochs=null"])
+        assert (recipe.schedule.epochs, recipe.schedule.max_steps, recipe.schedule.steps(10)) == (None, 7, 7)
+        assert ScheduleSection().max_steps == 160000 and ScheduleSection(epochs=0.1).steps(3) == 1
+        assert ScheduleSection(epochs=0.07).steps(100) == 7  # 0.07 * 100 is a bit more
+        with pytest.raises(ValueError, match="schedule.max_steps=5 or schedule.epochs=2.*: give one of them"):
+            ScheduleSection(max_steps=5, epochs=2)
+        (tmp_path / "both.yaml").write_text("schedule: {epochs: 2, max_steps: 5}\n")
+        with pytest.raises(ValueError, match=r"both.yaml: schedule.max_steps=5 or schedule.epochs=2.0: give one"):
+            load_recipe(tmp_path / "both.yaml")
+        with pytest.raises(ValueError, match="--set schedule.max_steps=5 --set schedule.epochs=2: give one of them"):
+            load_recipe(path, ["schedule.epochs=2", "schedule.max_steps=5"])
+
     @pytest.mark.parametrize("name", ["ade20k_r50", "coco_panoptic_swin_tiny"])
     def test_a_saved_recipe_is_the_same(self, tmp_path, name):
         recipe = load_recipe(name)
@@ -152,6 +175,8 @@ class TestReading:
             ("dropout", "must be section.key=value"),
             (f"model.backbone_config{'.a' * 2000}=1", "must be section.key=value"),
             ("schedule.max_steps=0", "schedule.max_steps=0 must be above 0"),
+            ("schedule.epochs=0", "schedule.epochs=0.0 must be above 0"),
+            ("schedule.epochs=many", "schedule.epochs is 'many', must be a number"),
             ("schedule.max_steps=010", "schedule.max_steps is '010', must be an integer"),
             ("schedule.power=-1", "schedule.power=-1.0 must not be negative"),
             ("schedule.gamma=-1", "schedule.gamma=-1.0 must not be negative"),
@@ -196,7 +221,7 @@ class TestReading:
             "model.mask_weight", "model.num_queries", "model.backbone_config.embedding_size",
             "image_processor.image_std", "image_processor.size.shortest_edge", "optimizer.learning_rate",
             "optimizer.clip_norm", "schedule.power",
-            "schedule.max_steps", "augmentation.scale", "augmentation.color", "augmentation.crop_size",
+            "schedule.max_steps", "schedule.epochs", "augmentation.scale", "augmentation.color", "augmentation.crop_size",
             "training.max_minutes", "training.ema_decay", "training.batch_size", "evaluation.threshold",
             "evaluation.crop", "sampling.by_area", "data.options.number",
         ],
@@ -420,6 +445,20 @@ class TestPrepare:
         assert {group["initial_lr"] for group in run.optimizer.param_groups} == {1e-3, 1e-4}
         assert run.model.model.pixel_decoder.mask_projection.weight.is_contiguous(memory_format=torch.channels_last)
 
+    @pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (2, 1), (1, 2)])
+    def test_epochs_are_whole_steps_of_all_images(self, tmp_path, squares, processes, accumulate):
+        recipe = load_recipe(write_recipe(tmp_path), ["schedule.epochs=10", "schedule.kind=cosine"])
+        run = prepare(recipe, squares, processes=processes, accumulate=accumulate)
+        assert run.max_steps == 10 * 2  # 5 images make 2 steps of 2
+        rates = []
+        for _ in range(21):
+            rates.append(run.scheduler.get_last_lr()[0])
+            run.optimizer.step()
+            run.scheduler.step()
+        assert rates[10] == pytest.approx(rates[2] / (0.5 * (1 + math.cos(0.1 * math.pi))) / 2) and rates[20] == 0
+        by_area = load_recipe(write_recipe(tmp_path), ["schedule.epochs=10", "sampling.by_area=24"])
+        assert prepare(by_area, squares).max_steps == 10 * 10  # each of the 5 images of 48 x 48 four times
+
     def test_layout_that_upsets_onednn_is_not_used(self, tmp_path, squares):
         sizes = ["model.backbone_config.embedding_size=8", "model.backbone_config.hidden_sizes=[8,16]"]
         run = prepare(load_recipe(write_recipe(tmp_path), sizes), squares, processes=1)
@@ -530,7 +569,9 @@ def same(first: list[dict], second: list[dict]) -> None:
 
 class TestScripts:
     @pytest.mark.parametrize(
-        "options", [(), ("--accumulate=2", "--set=training.workers=1")], ids=["plain", "accumulate"]
+        "options",
+        [(), ("--accumulate=2", "--set=training.workers=1", "--set=schedule.epochs=2.5")],
+        ids=["plain", "accumulate"],
     )
     def test_both_give_the_same_losses_scores_and_weights(self, tmp_path, squares, options):
         recipe = write_recipe(tmp_path)
@@ -540,7 +581,9 @@ class TestScripts:
         assert first.keys() == second.keys()
         for name, weight in first.items():
             assert torch.equal(weight, second[name]), name
-        same(logged(tmp_path / "trainer"), logged(tmp_path / "loop"))
+        same(log := logged(tmp_path / "trainer"), logged(tmp_path / "loop"))
+        steps, epochs = (5, 2.5) if options else (6, 3)  # 2 an epoch
+        assert (log[-1]["step"], log[-1]["epoch"]) == (steps, epochs)
         results = [json.loads((tmp_path / out / "eval_results.json").read_text()) for out in ("trainer", "loop")]
         same(results[:1], results[1:])
         assert {"eval_loss", "eval_mean_iou", "eval_pq", "eval_ap"} <= results[0].keys()

@@ -20,6 +20,7 @@ MANY_CLASSES = 30  # more are folded away
 SETTINGS = {
     "images a step": ("training", "batch_size"),
     "steps": ("schedule", "max_steps"),
+    "epochs": ("schedule", "epochs"),
     "crops": ("augmentation", "crop_size"),
     "AdamW, learning rate": ("optimizer", "learning_rate"),
     "learning rate of the backbone, times": ("optimizer", "backbone_multiplier"),

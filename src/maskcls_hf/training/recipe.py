@@ -95,24 +95,47 @@ class OptimizerSection:
     betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
 
 
+DEFAULT_STEPS = 160000
+LENGTHS = ("max_steps", "epochs")  # of a training: one says it
+
+
 @dataclass
 class ScheduleSection:
     """
     Args:
         kind: shape of the learning rate over the steps.
-        max_steps: optimizer steps of the training.
+        max_steps: optimizer steps of the training; without `epochs` 160000 by default.
+        epochs: passes over the training images, instead of `max_steps`. One has as many whole steps as the images make
+            (as often as `sampling` repeats them); the images that are left over are others in each.
         warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
         power: of poly, (1 - step / max_steps) ** power.
         milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
     """
 
     kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
-    max_steps: Count = 160000
+    max_steps: Count | None = None
+    epochs: Positive | None = None
     warmup_steps: Annotated[int, "[0, inf)"] = 0
     warmup_factor: Share | None = None
     power: NotNegative = 0.9
     milestones: list[Count] = field(default_factory=list)
     gamma: NotNegative = 0.1
+
+    def __post_init__(self) -> None:
+        if self.epochs is None:
+            self.max_steps = DEFAULT_STEPS if self.max_steps is None else self.max_steps
+        elif self.max_steps is not None:
+            raise ValueError(f"schedule.max_steps={self.max_steps} or schedule.epochs={self.epochs}: give one of them.")
+
+    def steps(self, steps_an_epoch: int) -> int:
+        """Of the whole training."""
+        if self.epochs is None:
+            return cast(int, self.max_steps)
+        return max(1, math.ceil(round(self.epochs * steps_an_epoch, 6)))
+
+    def curve(self, max_steps: int) -> dict[str, Any]:
+        """Arguments of `learning_rate_factor` for so many steps."""
+        return {**{k: v for k, v in dataclasses.asdict(self).items() if k not in LENGTHS}, "max_steps": max_steps}
 
 
 @dataclass
@@ -201,7 +224,7 @@ class Recipe:
         for section in dataclasses.fields(self):
             require_ranges(section.name, getattr(self, section.name))
         try:
-            learning_rate_factor(0, **dataclasses.asdict(self.schedule))
+            learning_rate_factor(0, **self.schedule.curve(self.schedule.steps(steps_an_epoch=1)))
         except ValueError as error:
             raise ValueError(f"schedule: {error}") from error
         if not self.evaluation.tasks:
@@ -270,8 +293,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     A file may name its `base`, another recipe of the package or a file beside it (`NAME.yaml`), and then says only
     what differs: its values replace those of the base key by key, also inside nested values, where null removes the
-    base's. Lists replace lists, a backbone of another model type replaces the whole backbone, and the scores under
-    `paper` are never inherited.
+    base's; `schedule.epochs` also replaces `schedule.max_steps`, and the other way round. Lists replace lists, a
+    backbone of another model type replaces the whole backbone, and the scores under `paper` are never inherited.
 
     Args:
         overrides: `"section.key=value"`, the value in YAML; dots lead into nested values
@@ -289,8 +312,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     _require_distinct(overrides)
     for override in overrides:
         sections = _overridden(sections, override)
-    values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
     try:
+        values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
         return Recipe(name=path.stem, doubled=tuple(doubled), **values)
     except ValueError as error:
         raise ValueError(f"{' '.join([str(path), *(f'--set {o}' for o in overrides)])}: {error}") from error
@@ -346,11 +369,16 @@ def _read(path: Path, below: tuple[Path, ...], doubled: list[str]) -> dict[str, 
 
 
 def _require_distinct(overrides: Sequence[str]) -> None:
-    """The last one would count, and the first be dropped without a word."""
+    """The last one would count, and the first be dropped without a word. So with the two lengths of a training."""
     given: dict[str, str] = {}
     for name, _, text in (override.partition("=") for override in overrides):
         if given.setdefault(name.strip(), text) != text:
             raise ValueError(f"--set {name.strip()} is given twice: {given[name.strip()]} and {text}.")
+    lengths = [
+        f"schedule.{name}={text}" for name in LENGTHS if (text := given.get(f"schedule.{name}", "null")) != "null"
+    ]
+    if len(lengths) > 1:
+        raise ValueError(f"--set {' --set '.join(lengths)}: give one of them.")
 
 
 def _overridden(sections: dict[str, dict[str, Any]], override: str) -> dict[str, dict[str, Any]]:
@@ -381,10 +409,10 @@ def _merged(sections: dict[str, dict[str, Any]], given: Mapping[str, Any], where
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: {name} must hold keys and values, got {values!r}.")
         checked = _checked(name, with_new_names(name, values, where), merged, where)
-        merged[name] = {
-            **merged.get(name, {}),
-            **{k: _over(merged.get(name, {}).get(k), v) for k, v in checked.items()},
-        }
+        base = merged.get(name, {})
+        if name == "schedule" and any(checked.get(length) is not None for length in LENGTHS):
+            base = {key: value for key, value in base.items() if key not in LENGTHS}  # said in the other unit
+        merged[name] = {**base, **{k: _over(base.get(k), v) for k, v in checked.items()}}
     return merged
 
 

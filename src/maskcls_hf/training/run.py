@@ -130,7 +130,13 @@ def prepare(
     saved = None if isinstance(model, PreTrainedModel) else model
     image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
     network = prepare_model(recipe, train_set.id2label, model)
-    settings, max_steps, crop = recipe.training, recipe.schedule.max_steps, recipe.evaluation.crop
+    settings, crop = recipe.training, recipe.evaluation.crop
+    sampler = build_sampler(recipe, train_set)
+    max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
+    if recipe.schedule.warmup_steps >= max_steps:
+        logger.warning(
+            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {max_steps} steps none has the full learning rate."
+        )
     batch_size = settings.batch_size // (processes * accumulate)
     train_collator, eval_collator = build_collators(recipe, image_processor)
     fields = dataclasses.asdict(recipe.optimizer)
@@ -143,12 +149,12 @@ def prepare(
         image_processor=image_processor,
         train_data=AugmentedDataset(train_set, build_transform(recipe, train_set), settings.seed),
         eval_data=eval_set if crop is None else Cropped(eval_set, crop),
-        sampler=build_sampler(recipe, train_set),
+        sampler=sampler,
         train_collator=train_collator,
         eval_collator=eval_collator,
         optimizer=optimizer,
         scheduler=build_scheduler(
-            optimizer, **dataclasses.asdict(recipe.schedule), progress=lambda step: budget.progress(step, max_steps)
+            optimizer, **recipe.schedule.curve(max_steps), progress=lambda step: budget.progress(step, max_steps)
         ),
         evaluator=build_evaluator(recipe, image_processor, train_set),
         ema=None if settings.ema_decay is None else ExponentialMovingAverage(network, settings.ema_decay),
@@ -164,7 +170,7 @@ def prepare(
 
 def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
     """What can be said without data and model."""
-    settings, schedule = recipe.training, recipe.schedule
+    settings = recipe.training
     if recipe.doubled:
         raise ValueError(f"Recipe {recipe.name}: {'; '.join(recipe.doubled)}. Write each section once.")
     for name, number in (("processes", processes), ("accumulate", accumulate)):
@@ -173,11 +179,6 @@ def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
         raise ValueError(
             f"training.batch_size={settings.batch_size} must be divisible by {processes} processes x {accumulate} "
             "accumulated batches."
-        )
-    if schedule.warmup_steps >= schedule.max_steps:
-        logger.warning(
-            f"schedule.warmup_steps={schedule.warmup_steps}: of {schedule.max_steps} steps none has the full learning "
-            "rate."
         )
     if settings.ema_decay is not None and is_fsdp_wanted():
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
