@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -413,6 +414,58 @@ def test_values_below_the_offset_are_void():
 def test_no_void_id():
     masks, classes, void = targets(np.array([[254, 255]], dtype=np.uint8), void_id=None)
     assert classes == [254, 255] and not void.any()
+
+
+class TestMasksOf0And255:
+    """255 is void, so a model learns nothing of the class that it marks. One map does not tell, many do."""
+
+    MASK = np.pad(np.full((4, 4), 255, dtype=np.uint8), 2)
+    EMPTY = np.zeros_like(MASK)
+    CLASSES = np.pad(np.full((4, 4), 1, dtype=np.uint8), 2, constant_values=255)
+
+    def call(self, processor, *maps: np.ndarray, **options) -> None:
+        processor([blank(8, 8)] * len(maps), list(maps), **options)
+
+    @pytest.mark.parametrize("batch", [1, 4, 16])
+    @pytest.mark.parametrize("options", [{}, {"num_labels": 2}, {"num_labels": 2, "label_format": "semantic"}])
+    def test_many_are_an_error_that_says_what_to_do(self, batch, options):
+        processor = MaskClsImageProcessor(size=64, **options)
+        for _ in range(16 // batch - 1):
+            self.call(processor, *[self.MASK] * batch)
+        self.call(processor, self.EMPTY)  # which says nothing
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match=r"1\d segmentation maps hold 0 and 255 alone.*\(mask > 0\).*void_id=255"
+            ):
+                self.call(processor, *[self.MASK] * batch)
+        self.call(processor, *[(self.MASK > 0).astype(np.uint8)] * batch)
+
+    def test_a_map_with_a_class_ends_the_count(self):
+        processor = MaskClsImageProcessor(size=64, num_labels=2)
+        for maps in ([self.MASK] * 15, [self.CLASSES], [self.MASK] * 40):
+            self.call(processor, *maps)
+
+    def test_whoever_says_that_255_is_void_is_trusted(self, tmp_path):
+        MaskClsImageProcessor(size=64, num_labels=2).save_pretrained(tmp_path)
+        assert "binary" not in (tmp_path / "preprocessor_config.json").read_text()
+        said = (
+            MaskClsImageProcessor(size=64, void_id=255),
+            MaskClsImageProcessor(size=64, ignore_index=255),
+            MaskClsImageProcessor.from_pretrained(tmp_path, void_id=255),
+        )
+        for processor in (*said, pickle.loads(pickle.dumps(said[0]))):
+            self.call(processor, *[self.MASK] * 20)
+        assumed = MaskClsImageProcessor.from_pretrained(tmp_path)
+        for processor in (pickle.loads(pickle.dumps(assumed)), assumed):
+            with pytest.raises(ValueError, match="hold 0 and 255 alone"):
+                self.call(processor, *[self.MASK] * 20)
+
+    def test_where_255_is_no_void_nothing_is_wrong(self):
+        processor = MaskClsImageProcessor(size=64)
+        self.call(processor, *[self.MASK] * 20, instance_id_to_semantic_id={0: None, 255: 1})
+        self.call(processor, *[self.MASK] * 20, void_id=None)
+        self.call(processor, *[self.MASK[None]] * 20, class_labels=[[1]] * 20)
+        self.call(MaskClsImageProcessor(size=64, num_labels=1), *[self.MASK] * 20)  # one class, and void around it
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, ">u2"])

@@ -193,6 +193,34 @@ def test_examples_killed_again_and_again(script, processes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_trainer", "train_accelerate"])
+def test_epochs_and_images_held_out_in_two_processes(script, tmp_path):
+    """As in one, and after a resume; the length is in epochs, the data has no validation split."""
+    one, output, resumed = tmp_path / "one", tmp_path / "two", tmp_path / "resumed"
+    options = {"model": {"dropout": 0.0, "freeze_batch_norm": True}}
+    example = Example(tmp_path, script, 1, **options)
+    shutil.rmtree(tmp_path / "squares" / "val")
+    length = ("--set=schedule.epochs=4.5", "--set=data.val_share=0.12")  # 8 images left, 2 steps an epoch
+    example.run(one, *length, "--accumulate=2")
+    two = Example(tmp_path, script, 2, **options)
+    two.run(output, *length)
+    expected = log_of(one)
+    assert max(step for step, _ in expected) == 9 and expected[9, "epoch"] == 4.5
+    assert log_of(output) == pytest.approx(expected, rel=1e-3)
+    assert (output / "split.json").read_text() == (one / "split.json").read_text()
+    assert len(json.loads((one / "split.json").read_text())["images"]) == 1
+    for rank in range(2):
+        said = (two.logs(output) / f"log-{rank}.txt").read_text().count("1 of its 9 images are held out")
+        assert said == (rank == 0)
+    shutil.copytree(output, resumed)
+    for step in (6, 9):
+        shutil.rmtree(resumed / f"checkpoint-{step}")
+    two.run(resumed, *length, "--resume")
+    assert log_of(resumed) == log_of(output)
+    assert_same_weights(resumed, output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_trainer", "train_accelerate"])
 def test_sharded_weights(script, tmp_path):
     """FSDP2 in two processes: the steps of one process, an exact resume, a model that loads."""
     one, output, resumed = tmp_path / "one", tmp_path / "sharded", tmp_path / "resumed"

@@ -1,6 +1,7 @@
 """`maskcls validate`: a tiny folder made to have exactly one fault, for every fault; and good data without any."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -10,23 +11,26 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
+from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from conftest import SHARED, needs_shared
-from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.main import app
-from maskcls_hf.data import open_dataset
+from maskcls_hf.data import AugmentedDataset, MaskClsCollator, TrainTransform, open_dataset
 from maskcls_hf.data.checks import regions
 from maskcls_hf.data.layouts.cityscapes import CLASSES
 from maskcls_hf.data.layouts.label_maps import voc_colors
 from maskcls_hf.data.sample import segments_of
 from maskcls_hf.data.validation import RULES, occurrence, validate_dataset
-from maskcls_hf.data.validation.occurrence import told_of_classes
+from maskcls_hf.data.validation.occurrence import refuse_binary_masks, told_of_classes
 from maskcls_hf.data.validation.vanishing import vanished, vanished_masks
 from maskcls_hf.inference.evaluation import model_classes
 from maskcls_hf.metrics import Evaluator
 from maskcls_hf.models.run_lengths import MaskRuns
+from maskcls_hf.training import MaskClsTrainer
 from recipes import write_recipe
+from tiny import maskcls_config
 
 HEIGHT, WIDTH = 32, 48
 NAMES = {0: "sky", 1: "road", 2: "car"}
@@ -445,6 +449,39 @@ class TestClasses:
         for path in folder.glob("*/labels/*.png"):
             save(path, np.where(label_map() == 1, 255, 0).astype(np.uint8))
         assert kinds(folder) == {"mask_255", "never_seen"}
+
+    @pytest.mark.parametrize("others", [[], [25], [25, 45]])
+    def test_training_refuses_binary_masks_of_a_data_set_not_of_an_image(self, tmp_path, others):
+        """45 images; in most the first class alone, with unlabeled pixels. One that shows the second class will do."""
+        write_json(tmp_path / "labels.json", {3: "none", 0: "background", 1: "cell"})
+        for number in range(46):
+            ids = np.where(label_map() == 1, 255, 0).astype(np.uint8)
+            ids[-1, -1] = number in others
+            save(tmp_path / f"train/images/{number:02}.png", picture(0))
+            save(tmp_path / f"train/labels/{number:02}.png", ids)
+        data = open_dataset(tmp_path, "train")
+        samples = AugmentedDataset(data, TrainTransform(crop_size=8), 0)
+        if others:
+            refuse_binary_masks(data)
+            return
+        message = (
+            "The 46 label maps of train hold no other values than 0 and 255, and 255 is read as unlabeled: nothing but "
+            "'background' would be learned. If 255 is 'cell', give that class the id 255 in labels.json (or id2label), "
+            "or save the maps with 1 in place of 255."
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            refuse_binary_masks(data, "train")
+        model = MaskClsForUniversalSegmentation(maskcls_config(id2label=data.id2label))
+        arguments = TrainingArguments(str(tmp_path), use_cpu=True)
+        with pytest.raises(ValueError, match="The 46 label maps hold no other values than 0 and 255"):
+            MaskClsTrainer(model, arguments, MaskClsCollator(MaskClsImageProcessor()), train_dataset=samples)
+        for names in ({0: "background", 255: "cell"}, {0: "background"}):  # a class; there is nothing else to learn
+            write_json(tmp_path / "labels.json", names)
+            refuse_binary_masks(open_dataset(tmp_path, "train"))
+        for path in (tmp_path / "train/labels").glob("*.png"):
+            save(path, np.zeros((HEIGHT, WIDTH), dtype=np.uint8))  # or is not there
+        write_json(tmp_path / "labels.json", {0: "background", 1: "cell"})
+        refuse_binary_masks(open_dataset(tmp_path, "train"))
 
     def test_binary_masks_in_place_of_instances(self, instances):
         path = instances / "train/instances/a.png"

@@ -169,14 +169,14 @@ def opened(
     tasks: Sequence[str],
 ) -> tuple[Predictor, SegmentationDataset]:
     """Model and data, of which all is checked that can be before the weights are read. `ways`: of `Predictor`."""
-    from ..data import open_dataset
+    from ..data.held_out import open_evaluated
     from ..data.validation.occurrence import told_of_classes
     from ..inference import Predictor
     from ..inference.predictor import check_predictor_options
 
     check_predictor_options(**ways)
     place = choose_device(device)
-    dataset = open_dataset(data, split or None, layout, **parsed(data_options))
+    dataset = open_evaluated(data, split or None, layout, model, **parsed(data_options))
     if told := told_of_classes(dataset, split):
         complain(told)
     if "instance" in tasks and not dataset.has_instances:

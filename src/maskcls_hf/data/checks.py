@@ -193,6 +193,12 @@ def refuse(kind: str, message: str, file: Path | str | None = None, error: Excep
         raise error or ValueError(message)
 
 
+def is_binary(values: Collection[int], class_names: Mapping[int, str]) -> bool:
+    """Whether maps of classes hold 0 and 255 alone, as masks in image editors do, and 255 is unlabeled though there are
+    further classes. So can a map in which nothing is but the first class: all maps of a data set together tell."""
+    return set(values) == {0, 255} and 255 not in class_names and len(class_names) > 1
+
+
 def shown_path(file: Path | str | None, root: Path) -> str | None:
     """A path as below the data folder."""
     if isinstance(file, Path) and file.is_relative_to(root):

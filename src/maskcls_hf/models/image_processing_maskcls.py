@@ -40,6 +40,7 @@ OF_LOADING = (
     "quantization_config", "return_unused_kwargs", "state_dict", "torch_dtype", "tp_plan", "trust_remote_code",
     "use_fast", "use_safetensors", "variant", "weights_only",
 )  # fmt: skip
+BINARY_MAPS = 16  # so many of 0 and 255 alone, before any other map, are no chance
 PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of segments: never stacked
 
 
@@ -111,6 +112,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
+    _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -123,6 +125,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         options = own_names(kwargs)
         warn_about_unused(options, {*self.valid_kwargs.__annotations__, *IN_FILES}, type(self).__name__)
         super().__init__(**options)
+        if "void_id" not in options:
+            self._binary_maps = 0
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -130,7 +134,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
-        return super().from_dict(own_names(image_processor_dict), **options)
+        found = super().from_dict(own_names(image_processor_dict), **options)
+        processor = found[0] if isinstance(found, tuple) else found
+        processor._binary_maps = None if "void_id" in options else 0
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers."""
+        return {name: value for name, value in super().to_dict().items() if name != "_binary_maps"}
 
     @property
     def ignore_index(self) -> int | None:
@@ -264,8 +275,27 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             return self._preprocess(tensors, **options)
         sizes = [_size(image) for image in tensors]
         resized = [resized_size(size, options["size"]) for size in sizes] if options["do_resize"] else sizes
-        rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"])
+        watch = None if self._binary_maps is None else self._refuse_binary_maps
+        rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"], watch)
         return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
+
+    def _refuse_binary_maps(self, values: Sequence[int]) -> None:
+        """Told the values of each map of classes. ValueError: `BINARY_MAPS` of them hold 0 and 255 alone and no other
+        one anything else: masks whose second class is 255, of which nothing would be learned.
+
+        One map does not tell, as it may show nothing but class 0; nor do any where the user has said what is void.
+        """
+        if self._binary_maps is None or set(values) - {0, 255}:
+            self._binary_maps = None
+        elif len(values) == 2:
+            self._binary_maps += 1
+            if self._binary_maps >= BINARY_MAPS:
+                raise ValueError(
+                    f"{self._binary_maps} segmentation maps hold 0 and 255 alone, and there was no other one. 255 is "
+                    "read as unlabeled, so the class that it marks would not be learned: if these are masks, give "
+                    "(mask > 0).astype('uint8'). If 255 does mark unlabeled pixels, say void_id=255 where the image "
+                    "processor is made or loaded."
+                )
 
     def _preprocess(  # type: ignore[override]
         self,

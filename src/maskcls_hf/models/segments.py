@@ -6,7 +6,7 @@ H, W: size of the image. M: number of segments. Every error names the image it i
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
@@ -489,12 +489,14 @@ def _runs_of_places(runs: Runs, classes: Mapping[int, int | None], name: str) ->
 class LabelRules:
     """How label values are read: `class = value - label_offset`; `void_id` and values below the offset are void.
 
-    `void_id=None`: no value is void. `num_labels=None`: the upper end is not checked.
+    `void_id=None`: no value is void. `num_labels=None`: the upper end is not checked. `watch` is told the values of
+    each map of classes.
     """
 
     void_id: int | None = 255
     label_offset: int = 0
     num_labels: int | None = None
+    watch: Callable[[Sequence[int]], None] | None = None
 
 
 def read_segments(
@@ -558,6 +560,8 @@ def _segments_of_map(
 ) -> Segments:
     """Segments in rising order of ids (H, W)."""
     ids, runs = Runs.of(as_array(pixels)).numbered()
+    if id_to_class is None and rules.watch is not None and rules.void_id == 255 and rules.num_labels != 1:
+        rules.watch(ids.tolist())
     classes = as_array(_classes_of_ids(torch.from_numpy(ids), rules, id_to_class, name))  # (I,)
     is_segment = classes >= 0
     places = np.where(is_segment, np.cumsum(is_segment) - 1, classes)

@@ -48,6 +48,8 @@ class DataSection:
         layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic"; None: found by
             looking.
         train_split, eval_split: names of the two parts.
+        val_share: where the data has no `eval_split`, the share of its images, at least one, that `training.seed`
+            chooses to be held out from the training and evaluated; None: that is an error.
         options: further arguments of `open_dataset`.
         cache: loader workers keep decoded images in memory.
     """
@@ -55,6 +57,7 @@ class DataSection:
     layout: str | None = None
     train_split: str = "train"
     eval_split: str = "val"
+    val_share: Annotated[float, "(0, 1)"] | None = 0.1
     options: dict[str, Value] = field(default_factory=dict)
     cache: bool = False
 

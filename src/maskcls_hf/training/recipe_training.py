@@ -16,6 +16,7 @@ from transformers.integrations import is_tensorboard_available
 from transformers.utils import logging
 
 from ..data.errors import told_of_workers
+from ..data.held_out import RECORD, read_record, training_split, write_record
 from ..models.checkpoint_manifest import MODEL_FILES
 from ..utils.plain_text import printable
 from ..utils.quiet import no_progress_bars
@@ -64,7 +65,8 @@ def train(
     uninterrupted training gives; a second one ends at once. (In the main thread; elsewhere signals are not handled.)
 
     Writes to `out` the model with its image processor, `recipe.yaml`, `eval_results.json`, `trainer_state.json` with
-    the log, and checkpoints. The generators of Python, NumPy and torch are seeded with `training.seed`.
+    the log, `split.json` where it has held out images for evaluation by itself, and checkpoints. The generators of
+    Python, NumPy and torch are seeded with `training.seed`.
 
     Args: as [`prepared_run`].
 
@@ -125,11 +127,26 @@ def prepared_run(
     state = PartialState(cpu=on_cpu())
     with no_progress_bars(), told_of_workers(), stop_signals() as stop, training_in(out):
         check_output(recipe, out, resume, tensorboard)
-        run = prepare(recipe, data, model=model, processes=state.num_processes, accumulate=accumulate)
+        record = read_record(out) if resume else None
+        held_out = None if record is None else record["images"]
+        run = prepare(
+            recipe, data, model=model, processes=state.num_processes, accumulate=accumulate, held_out=held_out
+        )
         if state.is_main_process:
             recipe.save(out / "recipe.yaml")
+            record_held_out(run, Path(data), out)
             print(printable(run.describe()), flush=True)
         yield run, stop
+
+
+def record_held_out(run: Run, data: Path, out: Path) -> None:
+    """Write which images the training has held out by itself, for a resume and for `maskcls evaluate`."""
+    section = run.recipe.data
+    if run.held_out is None:
+        (out / RECORD).unlink(missing_ok=True)
+    else:
+        of = training_split(section.train_split, data, section.layout, section.options)
+        write_record(out, section.eval_split, of, run.held_out)
 
 
 def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = None) -> MaskClsTrainer:
@@ -237,7 +254,7 @@ def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = Fa
     models = sorted(path.name for path in out.glob("*") if MODEL_FILES.fullmatch(path.name))
     if models and not resume:
         raise ValueError(f"{out} holds a model ({', '.join(models)}), which would be replaced: choose another folder.")
-    for name in ("recipe.yaml", "trainer_state.json", "eval_results.json", "preprocessor_config.json"):
+    for name in ("recipe.yaml", RECORD, "trainer_state.json", "eval_results.json", "preprocessor_config.json"):
         if (out / name).is_dir():
             raise ValueError(f"{out / name} is a folder, where the training writes a file: choose another folder.")
     if resume and not checkpoints:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from ..data import (
     repeats_by_area,
 )
 from ..data.errors import naming_image
+from ..data.held_out import Part, divided, draw, has_split, other_validation, training_split
 from ..data.sample import without_absent
-from ..data.validation.occurrence import told_of_classes
+from ..data.validation.occurrence import refuse_binary_masks, told_of_classes
 from ..metrics import Evaluator
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.modeling_maskcls import (
@@ -56,7 +58,8 @@ class Run:
     """What [`prepare`] makes of a recipe and a data set.
 
     `batch_size` and `eval_batch_size` are those of one process and forward pass; `accumulate` batches make a step.
-    `ema` is None without averaged weights.
+    `ema` is None without averaged weights; `held_out` names the images for evaluation where the data has no split for
+    it.
     """
 
     recipe: Recipe
@@ -76,6 +79,7 @@ class Run:
     eval_batch_size: int
     accumulate: int
     max_steps: int
+    held_out: list[str] | None = None
 
     def loaders(self) -> tuple[DataLoader, DataLoader]:
         """For training and evaluation, for a loop of one's own."""
@@ -112,6 +116,7 @@ def prepare(
     model: str | Path | PreTrainedModel | None = None,
     processes: int = 1,
     accumulate: int = 1,
+    held_out: Sequence[str] | None = None,
 ) -> Run:
     """Open the data and build all that the recipe says. The weights of a new model follow `training.seed`.
 
@@ -120,13 +125,15 @@ def prepare(
         model: fine-tune the saved model in this folder, its classes replaced by those of the data; or train this
             network, whatever its class, instead of the recipe's.
         processes, accumulate: how the images of a step are shared out.
+        held_out: names of the images for evaluation where the data has no split for it, as a training before has chosen
+            them; None: they are chosen now.
 
     Raises:
         OSError: no such data, split or checkpoint.
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
     check_settings(recipe, processes, accumulate)
-    train_set, eval_set = open_splits(recipe, data)
+    train_set, eval_set = open_splits(recipe, data, held_out)
     saved = None if isinstance(model, PreTrainedModel) else model
     image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
     network = prepare_model(recipe, train_set.id2label, model)
@@ -135,7 +142,8 @@ def prepare(
     max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
     if recipe.schedule.warmup_steps >= max_steps:
         logger.warning(
-            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {max_steps} steps none has the full learning rate."
+            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {max_steps} steps none has the full learning "
+            "rate."
         )
     batch_size = settings.batch_size // (processes * accumulate)
     train_collator, eval_collator = build_collators(recipe, image_processor)
@@ -163,6 +171,7 @@ def prepare(
         eval_batch_size=recipe.evaluation.batch_size or batch_size,
         accumulate=accumulate,
         max_steps=max_steps,
+        held_out=eval_set.names if isinstance(eval_set, Part) else None,
     )
     try_evaluation(run)
     return run
@@ -261,22 +270,28 @@ def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data
 # -- the data ------------------------------------------------------------------------------------------------------
 
 
-def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Training and evaluation split.
+def open_splits(
+    recipe: Recipe, root: str | Path, held_out: Sequence[str] | None = None
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and evaluation split; of data without the latter, two parts of the former ([`hold_out`]).
 
     Raises:
         FileNotFoundError: no such data or split.
-        ValueError: the splits differ in their classes, the recipe's options do not fit the layout, or what the
-            recipe evaluates is not in the data.
+        ValueError: the splits differ in their classes, the recipe's options do not fit the layout, what the recipe
+            evaluates is not in the data, masks have 255 for a class, or the images are too few to hold some out.
     """
     section = recipe.data
+    open_split = partial(open_dataset, root, layout=section.layout, cache=section.cache, **section.options)
+    of_data = Path(root), section.layout, section.options
     try:
-        train, evaluation = (
-            open_dataset(root, split, layout=section.layout, cache=section.cache, **section.options)
-            for split in (section.train_split, section.eval_split)
-        )
+        if section.val_share is None or not Path(root).is_dir() or has_split(section.eval_split, *of_data):
+            train, evaluation = open_split(section.train_split), open_split(section.eval_split)
+        else:
+            data = open_split(training_split(section.train_split, *of_data))
+            train, evaluation = hold_out(recipe, Path(root), data, held_out)
     except TypeError as error:
         raise ValueError(f"Recipe {recipe.name}, data.options: {error}") from error
+    refuse_binary_masks(train, section.train_split)
     if train.id2label != evaluation.id2label:
         names = [set(data.id2label.values()) for data in (train, evaluation)]
         differing = ", ".join(sorted(names[0] ^ names[1])[:5]) or "in another order"
@@ -291,11 +306,39 @@ def open_splits(recipe: Recipe, root: str | Path) -> tuple[SegmentationDataset, 
             f"the other: {differing}."
         )
     _check_tasks(recipe, train)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_main_process():
         for split, data in {section.train_split: train, section.eval_split: evaluation}.items():
             if told := told_of_classes(data, split):
                 logger.warning(told)
     return train, evaluation
+
+
+def hold_out(
+    recipe: Recipe, root: Path, data: SegmentationDataset, held_out: Sequence[str] | None
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Two parts of the data, whose second one stands for the split that it lacks."""
+    section, seed = recipe.data, recipe.training.seed
+    lacks = f"{root} has no split {section.eval_split}"
+    if other := other_validation(section.train_split, root, section.layout, section.options):
+        raise ValueError(f"{lacks}, but {other}: --set data.eval_split={other}")
+    how = "as before"
+    if held_out is None:
+        how = f"data.val_share={section.val_share}, chosen by training.seed={seed}"
+        try:
+            held_out = draw(data.names, section.val_share or 0.0, seed)
+        except ValueError as error:
+            raise ValueError(f"{lacks}, and {error}: label more images, or name a split (data.eval_split).") from error
+    train, evaluation = divided(data, held_out)
+    if is_main_process():
+        logger.warning(
+            f"{lacks}: {len(evaluation)} of its {len(data)} images are held out for evaluation ({how}), {len(train)} "
+            "are trained on."
+        )
+    return train, evaluation
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _check_tasks(recipe: Recipe, data: SegmentationDataset) -> None:

@@ -26,7 +26,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.trainer_utils import seed_worker
 
-from ..data import AugmentedDataset, EpochSampler, MaskClsCollator
+from ..data import AugmentedDataset, EpochSampler, MaskClsCollator, SegmentationDataset
+from ..data.validation.occurrence import refuse_binary_masks
 from ..hub.card_options import card_options
 from ..hub.model_card import write_model_card
 from ..hub.push import push
@@ -88,8 +89,8 @@ class MaskClsTrainer(Trainer):
     Raises:
         TypeError: one of these two is given.
         ValueError: there is neither a collator nor an image processor to make one with; `torch.nn.DataParallel` would
-            be used (several GPUs, one process), which splits each mask; checkpoints would be written on each node; or
-            FSDP shares out weights that are to be averaged.
+            be used (several GPUs, one process), which splits each mask; checkpoints would be written on each node;
+            masks have 255 for a class, and it is read as void; or FSDP shares out weights that are to be averaged.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class MaskClsTrainer(Trainer):
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=evaluator, **kwargs)
         if ema is not None and self.is_fsdp_enabled:
             raise ValueError("FSDP shares out the weights, but their average needs them whole: leave out ema.")
+        if isinstance(train_dataset, AugmentedDataset) and isinstance(train_dataset.dataset, SegmentationDataset):
+            refuse_binary_masks(train_dataset.dataset)
         if sampler is None and isinstance(train_dataset, AugmentedDataset):
             sampler = EpochSampler(len(train_dataset), args.seed)
         self.sampler, self.ema, self.evaluator = sampler, ema, evaluator

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.places import no_folder, require_folder
-from ..checks import ReportFault, refuse
+from ..checks import ReportFault, is_binary, refuse
 from ..dataset import Kind
 from ..files import checked_names, folders_in, read_class_names, read_json, shown, some, with_split
 from .label_maps import LabelMapDataset, as_values, pair_files
@@ -150,7 +150,7 @@ class SegmentationFolder(LabelMapDataset):
         if 255 not in values:
             return
         is_void = 255 in self.void_values
-        if self.kind == "semantic" and is_void and len(self.class_names) > 1 and values == {0, 255}:
+        if self.kind == "semantic" and is_binary(values, self.class_names):
             yield "mask_255", "the files have no other values than 0, 255, and 255 is read as unlabeled"
         if self.kind != "semantic" and not is_void and 254 not in values:
             others = some(sorted(values - {0, 255})) or "none"

@@ -6,10 +6,13 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from ..checks import is_binary
 from ..dataset import Kind, SegmentationDataset
-from ..files import some, unique_ids
+from ..errors import naming_image
+from ..files import shown, some, unique_ids
 from ..sample import VOID
 
+STRIDE = 20
 LOOKED_AT = 400  # images of a data set, of which a class that is no rarity is in one
 
 
@@ -51,6 +54,28 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
     if len(chosen) == len(data):
         return f"{len(absent)} of {len(data.id2label)} classes never occur in {images}: {some(absent, 10)}."
     return ""
+
+
+def refuse_binary_masks(data: SegmentationDataset, split: str | None = None) -> None:
+    """Raise ValueError where every map of classes holds 0 and 255 alone, see [`is_binary`]: training on them learns
+    nothing. As a rule the first map has another value; only where none has, all are read."""
+    if data.kind != "semantic" or not is_binary({0, 255}, data.class_names):
+        return
+    values: set[int] = set()
+    for index in sorted(range(len(data)), key=lambda index: index % STRIDE):  # a film may begin with empty images
+        with naming_image(data.names[index]):
+            ids = data.raw_map(index)
+        values.update(() if ids is None else unique_ids(ids))
+        if ids is None or not values <= {0, 255}:
+            return
+    if is_binary(values, data.class_names):
+        first, second = sorted(data.class_names)[:2]
+        names, of_split = [shown(data.class_names[label]) for label in (first, second)], f" of {split}" if split else ""
+        raise ValueError(
+            f"The {len(data)} label maps{of_split} hold no other values than 0 and 255, and 255 is read as unlabeled: "
+            f"nothing but {names[0]} would be learned. If 255 is {names[1]}, give that class the id "
+            f"255 in labels.json (or id2label), or save the maps with {second} in place of 255."
+        )
 
 
 def classes_in(data: SegmentationDataset, index: int) -> set[int]:
