@@ -30,7 +30,7 @@ from transformers import AutoImageProcessor, ResNetConfig, ResNetForImageClassif
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
-from maskcls_hf import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
+from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
 from maskcls_hf.inference import Predictor
 from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, train
@@ -408,6 +408,55 @@ class TestPrepare:
         assert run.model.config.num_queries == 7, "the saved model's, not the recipe's"
         norm = next(m for m in run.model.model.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d))
         assert not norm.weight.requires_grad
+
+    def test_fine_tuning_starts_from_trained_weights(self, tmp_path, squares):
+        few = ["training.batch_size=2", "schedule.epochs=3", "training.workers=0"]
+        with pytest.raises(ValueError, match="finetune starts from trained weights: give a saved model .--model FOL"):
+            prepare(load_recipe("finetune", few), squares)
+        model = MaskClsForUniversalSegmentation(maskcls_config(id2label={0: "square", 1: "sky"}))
+        model.save_pretrained(tmp_path / "model")
+        run = prepare(load_recipe("finetune", few), squares, model=tmp_path / "model")
+        assert run.model.config.id2label == CLASSES and run.max_steps == 6
+        name = "model.backbone.embedder.embedder.convolution.weight"
+        assert torch.equal(run.model.state_dict()[name], model.state_dict()[name])
+        backbone = ResNetForImageClassification(ResNetConfig(**dict(list(BACKBONE.items())[1:])))
+        backbone.save_pretrained(tmp_path / "backbone")
+        fields = [f"model.{name}={value}" for name, value in (("hidden_size", 32), ("num_attention_heads", 4))]
+        start = [f"model.backbone_checkpoint={tmp_path / 'backbone'}", f"model.backbone_config={json.dumps(BACKBONE)}"]
+        run = prepare(load_recipe("finetune", [*few, *start, *fields]), squares)
+        mine, trained = run.model.model.backbone.state_dict(), backbone.resnet.state_dict()
+        name = "embedder.embedder.convolution.weight"
+        assert torch.equal(mine[name], trained[name])
+        assert prepare(load_recipe("finetune", [*few, "model.from_scratch=true"]), squares).max_steps == 6
+
+    @pytest.mark.parametrize(
+        ("processor", "changes", "expected"),
+        [
+            ({"do_resize": False}, [], {"resize": "crop_first", "scale": [0.5, 2.0]}),
+            ({"size": {"shortest_edge": 64, "longest_edge": 100}}, ["evaluation.crop=32"], {"resize": "crop_first"}),
+            (
+                {"size": {"shortest_edge": 64, "longest_edge": 100}},
+                [],
+                {"resize": "shortest_edge", "short_edges": (32, 64, 128), "longest_edge": 200},
+            ),
+            ({"size": {"height": 96, "width": 64}}, [], {"short_edges": (32, 64, 128), "longest_edge": None}),
+        ],
+    )
+    def test_images_are_as_large_as_in_the_evaluation(self, tmp_path, squares, processor, changes, expected):
+        """`resize: as_evaluated`, whatever image processor the model came with."""
+        model = MaskClsForUniversalSegmentation(maskcls_config(id2label=CLASSES))
+        model.save_pretrained(tmp_path / "model")
+        MaskClsImageProcessor(**processor).save_pretrained(tmp_path / "model")
+        changes = [*changes, "augmentation.scale=[0.5, 2]", "training.batch_size=2", "training.workers=0"]
+        run = prepare(load_recipe("finetune", changes), squares, model=tmp_path / "model")
+        transform = run.train_data.transform
+        found = {"resize": transform.resize, **transform.options}
+        if "short_edges" in found:
+            edges = found["short_edges"]
+            found["short_edges"] = (min(edges), edges[5], max(edges))
+        assert {name: found[name] for name in expected} == expected and found["crop_size"] == [256, 256]
+        batch = next(iter(run.loaders()[0]))
+        assert batch["pixel_values"].shape[0] == 2
 
     def test_a_network_is_trained_as_it_is(self, tmp_path, squares):
         network = MaskClsForUniversalSegmentation(maskcls_config(num_labels=2))

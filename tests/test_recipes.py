@@ -89,7 +89,25 @@ def header(name: str) -> list[str]:
 
 
 def test_these_are_all_recipes():
-    assert sorted(list_recipes()) == sorted(OFFICIAL + OWN)
+    assert sorted(list_recipes()) == sorted([*OFFICIAL, *OWN, "finetune"])
+
+
+class TestFinetune:
+    def test_its_comment_has_a_command_that_can_be_run(self):
+        words = shlex.split(header("finetune")[1])
+        options = dict(zip(words[2::2], words[3::2], strict=True))
+        assert words[:2] == ["maskcls", "train"] and options["--recipe"] == "finetune"
+        assert (Path(__file__).resolve().parents[1] / options["--model"] / "config.json").is_file()
+
+    def test_few_steps_a_short_warmup_and_a_low_rate(self):
+        recipe = load_recipe("finetune")
+        assert recipe.schedule.steps(100) <= 1000 and recipe.schedule.warmup_steps <= 0.1 * recipe.schedule.steps(100)
+        assert recipe.optimizer.learning_rate <= min(load_recipe(name).optimizer.learning_rate for name in OWN) / 3
+        assert recipe.optimizer.backbone_multiplier < 1 and recipe.training.ema_decay
+
+    def test_it_reads_the_same_after_saving(self, tmp_path):
+        load_recipe("finetune").save(tmp_path / "finetune.yaml")
+        assert load_recipe(tmp_path / "finetune.yaml") == load_recipe("finetune")
 
 
 @pytest.mark.parametrize("name", OFFICIAL + OWN)

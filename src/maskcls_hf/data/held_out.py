@@ -21,7 +21,7 @@ RECORD = "split.json"  # beside the model
 
 def has_split(split: str, root: Path, layout: str | None, options: Mapping[str, Any]) -> bool:
     """Whether the data has a split of this name, if only a part of its files."""
-    layouts = [LAYOUTS[layout]] if layout in LAYOUTS else LAYOUTS.values()
+    layouts = [LAYOUTS[layout]] if layout is not None and layout in LAYOUTS else LAYOUTS.values()
     places = (path for known in layouts for path in known.places(root, split))
     return (
         (root / split).exists()
@@ -145,6 +145,6 @@ def open_evaluated(
 ) -> SegmentationDataset:
     """As [`open_dataset`]; where the data has no such split, the images that the training of `model` has held out."""
     record = read_record(Path(model))
-    if record is None or split != record.get("split") or has_split(split, Path(root), layout, options):
+    if record is None or split is None or split != record.get("split") or has_split(split, Path(root), layout, options):
         return open_dataset(root, split, layout, **options)
     return divided(open_dataset(root, record.get("of"), layout, **options), record["images"])[1]

@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW
@@ -133,6 +133,11 @@ def prepare(
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
     check_settings(recipe, processes, accumulate)
+    if model is None and recipe.model.backbone_checkpoint is None and not recipe.model.from_scratch:
+        raise ValueError(
+            f"Recipe {recipe.name} starts from trained weights: give a saved model (--model FOLDER) or those of a "
+            "backbone (--set model.backbone_checkpoint=NAME), or --set model.from_scratch=true."
+        )
     train_set, eval_set = open_splits(recipe, data, held_out)
     saved = None if isinstance(model, PreTrainedModel) else model
     image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
@@ -155,7 +160,7 @@ def prepare(
         recipe=recipe,
         model=network,
         image_processor=image_processor,
-        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set), settings.seed),
+        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set, image_processor), settings.seed),
         eval_data=eval_set if crop is None else Cropped(eval_set, crop),
         sampler=sampler,
         train_collator=train_collator,
@@ -239,11 +244,34 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     )
 
 
-def build_transform(recipe: Recipe, data: SegmentationDataset) -> TrainTransform:
+def build_transform(
+    recipe: Recipe, data: SegmentationDataset, image_processor: MaskClsImageProcessor
+) -> TrainTransform:
+    """With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
+    evaluation, whatever model it came with; else see `TrainTransform`."""
+    options = dict(recipe.augmentation)
+    if options.get("resize") == "as_evaluated":
+        options |= as_evaluated(image_processor, options.pop("scale", (1, 1)), recipe.evaluation.crop is None)
     try:
-        return TrainTransform(**recipe.augmentation, id2label=data.id2label, void_id=data.void_id)
+        return TrainTransform(**options, id2label=data.id2label, void_id=data.void_id)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Recipe {recipe.name}, section augmentation: {error}") from error
+
+
+def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float], whole: bool) -> dict[str, Any]:
+    """Options of `TrainTransform`. Where the evaluation sees a part of each image, not the `whole`, nothing is resized
+    for it."""
+    if not (image_processor.do_resize and whole):
+        return {"resize": "crop_first", "scale": scale}
+    size = dict(image_processor.size)
+    edges = [edge for name in ("shortest_edge", "height", "width") if (edge := size.get(name))]
+    longest = size.get("longest_edge")
+    factors = np.geomspace(*scale, 11)
+    return {
+        "resize": "shortest_edge",
+        "short_edges": [round(min(edges) * factor) for factor in factors.tolist()],
+        "longest_edge": longest and round(longest * factors[-1]),
+    }
 
 
 def build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
@@ -281,7 +309,10 @@ def open_splits(
             evaluates is not in the data, masks have 255 for a class, or the images are too few to hold some out.
     """
     section = recipe.data
-    open_split = partial(open_dataset, root, layout=section.layout, cache=section.cache, **section.options)
+
+    def open_split(split: str | None) -> SegmentationDataset:
+        return open_dataset(root, split, layout=section.layout, cache=section.cache, **section.options)
+
     of_data = Path(root), section.layout, section.options
     try:
         if section.val_share is None or not Path(root).is_dir() or has_split(section.eval_split, *of_data):
