@@ -527,6 +527,8 @@ class TestPrepare:
             (("model.hidden_size=33",), {}, "Recipe tiny, section model: .*hidden_size=33"),
             (("image_processor.size_divisor=-1",), {}, "size_divisor"),
             (("augmentation.scale=[0, 0]",), {}, "section augmentation: "),
+            (("augmentation.resize=as_evaluated", "augmentation.scale=[0, 2]"), {}, "section augmentation: "),
+            (("augmentation.resize=as_evaluated", "augmentation.scale=[1]"), {}, "section augmentation: "),
             ((), {"model": "absent"}, "No saved model in absent"),
             ((), {"processes": 0}, "processes=0 must be at least 1"),
             ((), {"accumulate": -1}, "accumulate=-1 must be at least 1"),

@@ -48,10 +48,14 @@ def train(
     `trainer_state.json` with losses and scores over the steps. On several GPUs: `accelerate launch -m
     maskcls_command train ...`.
 
+    Data without a validation split is split by itself (`data.val_share`), and OUT/split.json names the images that are
+    held out.
+
     Ctrl-C, SIGTERM or SIGHUP ends the step and writes a checkpoint (exit code 130, 143 or 129); a second one ends at
     once.
 
-    Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`
+    Example: `maskcls train --recipe camvid --data camvid --out runs/camvid --set schedule.max_steps=2000`, or
+    `--recipe finetune --model runs/camvid --data my_data --out runs/mine`
     """
     from ..training import TRAINING_ERRORS, TrainingStopped, load_recipe
     from ..training import train as train_recipe

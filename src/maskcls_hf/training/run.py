@@ -250,9 +250,9 @@ def build_transform(
     """With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
     evaluation, whatever model it came with; else see `TrainTransform`."""
     options = dict(recipe.augmentation)
-    if options.get("resize") == "as_evaluated":
-        options |= as_evaluated(image_processor, options.pop("scale", (1, 1)), recipe.evaluation.crop is None)
     try:
+        if options.get("resize") == "as_evaluated":
+            options |= as_evaluated(image_processor, options.pop("scale", (1, 1)), recipe.evaluation.crop is None)
         return TrainTransform(**options, id2label=data.id2label, void_id=data.void_id)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Recipe {recipe.name}, section augmentation: {error}") from error
@@ -266,10 +266,11 @@ def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float],
     size = dict(image_processor.size)
     edges = [edge for name in ("shortest_edge", "height", "width") if (edge := size.get(name))]
     longest = size.get("longest_edge")
-    factors = np.geomspace(*scale, 11)
+    low, high = scale
+    factors = np.geomspace(low, high, 11).tolist()
     return {
         "resize": "shortest_edge",
-        "short_edges": [round(min(edges) * factor) for factor in factors.tolist()],
+        "short_edges": [round(min(edges) * factor) for factor in factors],
         "longest_edge": longest and round(longest * factors[-1]),
     }
 
