@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.main import app
-from maskcls_hf.data import open_dataset
+from maskcls_hf.data import MaskClsCollator, open_dataset
 from maskcls_hf.data.held_out import RECORD, divided, draw, open_evaluated, read_record
+from maskcls_hf.data.validation.occurrence import classes_in
 from maskcls_hf.training import load_recipe, prepare
 from maskcls_hf.training import run as run_module
 from recipes import write_recipe
@@ -68,6 +70,7 @@ class TestParts:
     def test_they_are_the_data_set(self, tmp_path, kind):
         write = write_instances if kind == "instances" else write_semantic
         data = open_dataset(write(tmp_path), "train")
+        collator = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()))
         rest, out = divided(data, [data.names[1]])
         assert (rest.names, out.names) == ([name for name in data.names if name != data.names[1]], [data.names[1]])
         assert (len(rest), len(out)) == (len(data) - 1, 1)
@@ -79,8 +82,10 @@ class TestParts:
                 whole = data.names.index(name)
                 sample, expected = part[index], data[whole]
                 assert sample["name"] == expected["name"] == name
-                assert sample["image"].equal(expected["image"])
-                assert sample["segmentation_map"].equal(expected["segmentation_map"])
+                batch, whole_batch = collator([sample]), collator([expected])
+                assert batch["pixel_values"].equal(whole_batch["pixel_values"])
+                assert batch["mask_labels"][0].equal(whole_batch["mask_labels"][0])
+                assert classes_in(part, index) == classes_in(data, whole) == {0, 1}
                 assert part.sizes()[index] == data.sizes()[whole]
                 assert part.image_path(index) == data.image_path(whole)
                 assert part.annotation(index) == data.annotation(whole)

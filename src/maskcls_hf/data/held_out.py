@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..utils.writing import write_json
 from .checks import Checked, Picture, ReportFault
-from .dataset import SegmentationDataset, Targets
+from .dataset import SegmentationDataset
 from .files import read_json, some
 from .layouts import LAYOUTS, find_splits, open_dataset
 from .sample import Sample
@@ -87,11 +87,8 @@ class Part(SegmentationDataset):
     def annotation(self, index: int) -> str:
         return self.data.annotation(self.indices[index])
 
-    def read(self, index: int, size: tuple[int, int]) -> Targets:
+    def read(self, index: int, size: tuple[int, int]) -> Any:
         return self.data.read(self.indices[index], size)
-
-    def targets(self, index: int) -> Targets:
-        return self.data.targets(self.indices[index])
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         return self.data.check(self.indices[index], picture, report)
