@@ -1005,6 +1005,18 @@ class TestCommand:
         self.run(folder, code=1)
         self.run(folder, "--void", "77", code=0)
 
+    def test_a_split_that_training_makes_by_itself_is_not_missed(self, folder, tmp_path):
+        for names, code in ((["train", "val"], 0), (["train", "valid"], 1), (["train"], 0), ([], 0)):
+            data = tmp_path / "-".join([*names, "data"])
+            shutil.copytree(folder / "train", data / (names[0] if names else ""))
+            shutil.copy(folder / "labels.json", data)
+            if len(names) > 1:
+                shutil.copytree(folder / "val", data / names[1])
+            report = tmp_path / f"{data.name}.json"
+            self.run(data, "--recipe", "finetune", "--json", report, code=code)
+            splits = [split["name"] for split in json.loads(report.read_text())["splits"]]
+            assert splits == {0: [None], 1: ["train"]}.get(len(names), ["train", "val"])
+
     def test_recipe(self, folder, tmp_path):
         recipe = tmp_path / "mine.yaml"
         recipe.write_text(

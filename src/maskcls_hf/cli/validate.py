@@ -86,7 +86,7 @@ def validate(
             check_new_file(json_file, "--json")
         except ValueError as error:
             raise typer.BadParameter(printable(error), param_hint="--json") from error
-    settings: dict[str, Any] = _of_recipe(recipe) if recipe else {"num_queries": 100, "size": _edges(512)}
+    settings: dict[str, Any] = _of_recipe(recipe, data) if recipe else {"num_queries": 100, "size": _edges(512)}
     if split:
         settings["splits"] = split
     if layout:
@@ -118,8 +118,9 @@ def _edges(shortest: int) -> dict[str, int]:
     return {"shortest_edge": shortest, "longest_edge": LONGEST_EDGE * shortest}
 
 
-def _of_recipe(name: str) -> dict[str, Any]:
-    """Arguments of `validate_dataset`."""
+def _of_recipe(name: str, data: Path) -> dict[str, Any]:
+    """Arguments of `validate_dataset`. Where a training would hold out images by itself, it needs no split for them."""
+    from ..data.held_out import has_split, other_validation, training_split
     from ..training.recipe import load_recipe  # with transformers' Trainer: seconds that others need not wait
 
     try:
@@ -127,11 +128,17 @@ def _of_recipe(name: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         complain(f"Error: {error}")
         raise typer.Exit(2) from error
+    section = recipe.data
+    place = data, section.layout, section.options
+    splits: list[str | None] = [section.train_split, section.eval_split]
+    holds_out = section.val_share is not None and not has_split(section.eval_split, *place)
+    if holds_out and not other_validation(section.train_split, *place):
+        splits = [training_split(section.train_split, *place)]
     processor, queries = recipe.image_processor, recipe.model.config.get("num_queries", 100)
     return {
-        "splits": [recipe.data.train_split, recipe.data.eval_split],
-        "layout": recipe.data.layout,
-        "options": recipe.data.options,
+        "splits": splits,
+        "layout": section.layout,
+        "options": section.options,
         "size": processor.get("size", _edges(512)) if processor.get("do_resize", True) else None,
         "num_queries": queries if isinstance(queries, int) and recipe.model.kind == "mask_classification" else None,
     }
