@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.segments import Segments
 from ..utils.writing import write_json
 from .checks import Checked, Picture, ReportFault
 from .dataset import SegmentationDataset
@@ -87,7 +88,7 @@ class Part(SegmentationDataset):
     def annotation(self, index: int) -> str:
         return self.data.annotation(self.indices[index])
 
-    def read(self, index: int, size: tuple[int, int]) -> Any:
+    def read(self, index: int, size: tuple[int, int]) -> Segments:
         return self.data.read(self.indices[index], size)
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:

@@ -253,7 +253,7 @@ def build_transform(
     try:
         if options.get("resize") == "as_evaluated":
             options |= as_evaluated(image_processor, options.pop("scale", (1, 1)), recipe.evaluation.crop is None)
-        return TrainTransform(**options, id2label=data.id2label, void_id=data.void_id)
+        return TrainTransform(**options, id2label=data.id2label)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Recipe {recipe.name}, section augmentation: {error}") from error
 
@@ -417,7 +417,5 @@ class Cropped(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
-        with naming_image(sample["name"], often_named=False):
-            sample = without_absent(self.crop(sample))
-        sample.pop("areas", None)  # of the whole image
-        return sample
+        with naming_image(sample["segments"].name, often_named=False):
+            return without_absent(self.crop(sample))
