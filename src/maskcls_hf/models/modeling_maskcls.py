@@ -38,7 +38,8 @@ from .configuration_maskcls import (
     checked_classes,
 )
 from .custom_parts import copy_custom_parts, load_custom_parts, saved_fields
-from .layers import MLP, QueryTable, ValidRegion, XavierLinear, all_rows
+from .deformable_attention import SamplingOffsets, ZeroLinear
+from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels
 from .per_pixel_networks import build_per_pixel_network
@@ -227,6 +228,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
             else:
                 uniform_bias(module)
+        elif isinstance(module, (ZeroLinear, SamplingOffsets)):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            if isinstance(module, SamplingOffsets):
+                init.copy_(module.bias, module.initial_bias())
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             uniform_bias(module)
@@ -234,6 +240,9 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
+        elif isinstance(module, XavierConv2d):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
@@ -340,7 +349,9 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
             fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
-            transformer_states = (torch.zeros_like(decoded.segment_embeddings[0]), *decoded.segment_embeddings)
+            transformer_states = (*decoded.segment_embeddings,)
+            if len(transformer_states) == self.config.decoder_layers:  # the input of the paper's decoder is zero
+                transformer_states = (torch.zeros_like(transformer_states[0]), *transformer_states)
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             fields["encoder_hidden_states"] = tuple(feature_maps)
             fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
@@ -392,14 +403,19 @@ class SegmentationModule(nn.Module):
         self.semantic_predictor = nn.Conv2d(config.mask_feature_size, config.num_labels, 1) if with_semantics else None
         self.looks_at_pixels = with_semantics or config.instance_discrimination_weight > 0
 
-    def forward(self, segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
-        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head."""
+    def forward(
+        self, segment_embeddings: Tensor, features: PixelFeatures, size: tuple[int, int] | None = None
+    ) -> SegmentLogits:
+        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head.
+
+        `size`: of the masks, the grid of a masked attention. None: as large as the per-pixel embeddings.
+        """
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
         if self.has_priors:
             class_logits = class_logits + all_rows(self.class_priors, class_logits.device)
             mask_embeddings = mask_embeddings + all_rows(self.mask_priors, mask_embeddings.device)
-        mask_logits = features.mask_logits(mask_embeddings)
+        mask_logits = features.mask_logits(mask_embeddings, size)
         if self.exclusive_masks:
             mask_logits = exclusive_logits(mask_logits)
         boxes = None if self.bbox_predictor is None else self.bbox_predictor(segment_embeddings).sigmoid()
@@ -527,10 +543,9 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
-        def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
-            return self.segmentation_module(segment_embeddings, features)
-
-        feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions, predict)
+        feature_maps, features, decoded = self.model.embed(
+            pixel_values, pixel_mask, output_attentions, self.segmentation_module
+        )
         layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
