@@ -259,6 +259,14 @@ class MaskClsConfig(SegmentationNetworkConfig):
         cross_entropy_weight (`float`, defaults to 1.0): weight of the class loss, and of the class probability in
             the matching cost (Eq. 1).
         mask_weight (`float`, defaults to 20.0): lambda_focal of mask loss and matching cost (Section 4.1).
+        mask_loss (`str`, defaults to `"focal"`): of the pixels of a mask, in loss and matching cost: `"focal"`, or
+            `"cross_entropy"` (Mask2Former, with a `mask_weight` and a `dice_weight` of 5 and a `cross_entropy_weight`
+            of 2).
+        loss_points (`int`, *optional*): points at which masks are compared in matching and loss; Mask2Former has 12544.
+            None: all pixels.
+        loss_oversampling (`float`, defaults to 3.0): how many times as many points are drawn for the loss, of which the
+            least sure are taken (PointRend).
+        loss_importance (`float`, defaults to 0.75): share of the points that are taken so; the others are uniform.
         dice_weight (`float`, defaults to 1.0): lambda_dice of mask loss and matching cost (Section 4.1).
         no_object_weight (`float`, defaults to 0.1): weight of "no object" inside the class loss (Section 4.1).
         query_priors (`bool`, defaults to `False`): each query has learned class logits and a mask embedding of its own,
@@ -302,6 +310,10 @@ class MaskClsConfig(SegmentationNetworkConfig):
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
+    mask_loss: str = "focal"
+    loss_points: int | None = None
+    loss_oversampling: float | int = 3.0
+    loss_importance: float | int = 0.75
     query_priors: bool = False
     output_auxiliary_logits: bool = False
     box_weight: float | int = 5.0
@@ -332,6 +344,11 @@ class MaskClsConfig(SegmentationNetworkConfig):
             raise ValueError(f"{type(self).__name__}: loss_options of {unused}, which losses does not have.")
         for name in WEIGHTS:
             check_number(self, name, minimum=0)
+        check_choice(self, "mask_loss", ("focal", "cross_entropy"))
+        if self.loss_points is not None:
+            check_number(self, "loss_points", integer=True, minimum=1)
+        check_number(self, "loss_oversampling", minimum=1)
+        check_number(self, "loss_importance", minimum=0, maximum=1)
         for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
             check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
