@@ -135,6 +135,7 @@ class MaskedAttentionTransformerDecoder(nn.Module):
                 "Masked attention looks at predicted masks: call MaskClsForUniversalSegmentation, or give its "
                 "segmentation_module as `predict`."
             )
+        features.project()  # with gradients, before the masks of the attention ask for them
         levels = [self.level(number, features) for number in range(len(self.input_projections))]
         device, batch = features.context.device, len(features.context)
         positions = all_rows(self.queries_embedder, device).expand(batch, -1, -1)  # (B, N, C)
