@@ -1,6 +1,7 @@
 """Mask2Former: its parts beside transformers', its checkpoints loaded and saved, and what transformers does wrong."""
 
 import json
+import pickle
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from transformers import (
 )
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
-from maskcls_hf.convert import save_as_transformers, to_transformers
+from maskcls_hf.convert import from_original, save_as_transformers, to_transformers
 from maskcls_hf.convert.mask2former import CONFIG_FIELDS, config_from_mask2former, config_to_mask2former
+from maskcls_hf.convert.maskformer import rename
+from maskcls_hf.convert.original_names import swin_modules
 from maskcls_hf.models.deformable_attention import (
     attend_by_bags,
     attend_by_gathering,
@@ -307,3 +310,92 @@ def test_initialization():
     ):
         expected = (2 / (inputs + outputs)) ** 0.5
         torch.testing.assert_close(state[f"{name}.weight"].std(), torch.tensor(expected), rtol=0.03, atol=0)
+
+
+# ---- the paper's code ----
+
+
+def papers_state(theirs, ours, static_query: bool) -> dict[str, torch.Tensor]:
+    """Weights by the names of facebookresearch/Mask2Former: those of its decoders written down here, those of the
+    backbone as the checkpoints of MaskFormer have them (which the oracle tests)."""
+    backbone = {name: original for original, name in swin_modules(ours.config.backbone_config.depths)}
+    state = {"criterion.empty_weight": torch.ones(4), "pixel_mean": torch.ones(3, 1, 1)}
+    own = {name: value for name, value in ours.state_dict().items() if name.startswith("model.backbone.")}
+    for name, value in own.items():
+        original = rename(name, backbone)
+        if ".k_proj." in name or ".v_proj." in name:
+            continue
+        if ".q_proj." in name:
+            parts = [own[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            original, value = original.replace(".q_proj.", ".qkv."), torch.cat(parts)
+        state[original] = value
+    values = theirs.state_dict()
+    pixel, predictor = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
+    decoder, module = "model.pixel_level_module.decoder", "model.transformer_module"
+    names = {f"{pixel}.transformer.level_embed": f"{decoder}.level_embed"}
+    for leaf in ("weight", "bias"):
+        names[f"{predictor}.class_embed.{leaf}"] = f"class_predictor.{leaf}"
+        names[f"{predictor}.decoder_norm.{leaf}"] = f"{module}.decoder.layernorm.{leaf}"
+        names[f"{pixel}.mask_features.{leaf}"] = f"{decoder}.mask_projection.{leaf}"
+        for level in range(3):
+            names[f"{predictor}.mask_embed.layers.{level}.{leaf}"] = (
+                f"{module}.decoder.mask_predictor.mask_embedder.{level}.0.{leaf}"
+            )
+            for index in (0, 1):
+                names[f"{pixel}.input_proj.{level}.{index}.{leaf}"] = (
+                    f"{decoder}.input_projections.{level}.{index}.{leaf}"
+                )
+        for kind in ("adapter_1", "layer_1"):
+            names[f"{pixel}.{kind}.norm.{leaf}"] = f"{decoder}.{kind}.1.{leaf}"
+        for layer in range(SIZES["encoder_layers"]):
+            one, other = f"{pixel}.transformer.encoder.layers.{layer}", f"{decoder}.encoder.layers.{layer}"
+            for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj"):
+                names[f"{one}.self_attn.{part}.{leaf}"] = f"{other}.self_attn.{part}.{leaf}"
+            for part, of in zip(
+                ("norm1", "norm2", "linear1", "linear2"),
+                ("self_attn_layer_norm", "final_layer_norm", "fc1", "fc2"),
+                strict=True,
+            ):
+                names[f"{one}.{part}.{leaf}"] = f"{other}.{of}.{leaf}"
+        for layer in range(SIZES["decoder_layers"] - 1):
+            other = f"{module}.decoder.layers.{layer}"
+            one = f"{predictor}.transformer_self_attention_layers.{layer}"
+            state[f"{one}.self_attn.in_proj_{leaf}"] = torch.cat(
+                [values[f"{other}.self_attn.{part}_proj.{leaf}"] for part in "qkv"]
+            )
+            names[f"{one}.self_attn.out_proj.{leaf}"] = f"{other}.self_attn.out_proj.{leaf}"
+            names[f"{one}.norm.{leaf}"] = f"{other}.self_attn_layer_norm.{leaf}"
+            one = f"{predictor}.transformer_cross_attention_layers.{layer}"
+            names[f"{one}.multihead_attn.in_proj_{leaf}"] = f"{other}.cross_attn.in_proj_{leaf}"
+            names[f"{one}.multihead_attn.out_proj.{leaf}"] = f"{other}.cross_attn.out_proj.{leaf}"
+            names[f"{one}.norm.{leaf}"] = f"{other}.cross_attn_layer_norm.{leaf}"
+            one = f"{predictor}.transformer_ffn_layers.{layer}"
+            names[f"{one}.norm.{leaf}"] = f"{other}.final_layer_norm.{leaf}"
+            for index in (1, 2):
+                names[f"{one}.linear{index}.{leaf}"] = f"{other}.fc{index}.{leaf}"
+    for kind in ("adapter_1", "layer_1"):
+        names[f"{pixel}.{kind}.weight"] = f"{decoder}.{kind}.0.weight"
+    query = "static_query" if static_query else "query_feat"
+    names[f"{predictor}.{query}.weight"] = f"{module}.queries_features.weight"
+    names[f"{predictor}.query_embed.weight"] = f"{module}.queries_embedder.weight"
+    names[f"{predictor}.level_embed.weight"] = f"{module}.level_embed.weight"
+    return state | {name: values[other] for name, other in names.items()}
+
+
+@pytest.mark.parametrize("static_query", [False, True])
+def test_checkpoints_of_the_papers_code(static_query, tmp_path):
+    theirs = theirs_with(swin(), **SIZES)
+    theirs.save_pretrained(tmp_path)
+    ours = MaskClsForUniversalSegmentation.from_pretrained(tmp_path)
+    state = papers_state(theirs, ours, static_query)
+    (tmp_path / "model.pkl").write_bytes(
+        pickle.dumps({"model": {name: value.numpy() for name, value in state.items()}, "__author__": "x"})
+    )
+    loaded = from_original(tmp_path / "model.pkl", num_attention_heads=4, id2label=CLASSES)
+    assert_same_logits(theirs, loaded)
+    for name in ("mask_loss", "loss_points", "mask_weight", "cross_entropy_weight", "encoder_layers", "decoder_layers"):
+        expected = getattr(ours.config, name) if name != "loss_points" else 12544
+        assert getattr(loaded.config, name) == expected, name
+    state["sem_seg_head.predictor.unheard_of.weight"] = torch.ones(1)
+    with pytest.raises(ValueError, match="1 without a place in the model: sem_seg_head.predictor.unheard_of.weight"):
+        from_original({name: value.numpy() for name, value in state.items()}, num_attention_heads=4)
