@@ -239,7 +239,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             raise ValueError(
                 f"{type(self).__name__}: mask_upsampling={self.mask_upsampling} is for pixel_decoder='per_pixel' only."
             )
-        check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
+        if getattr(self, "architecture", "encoder_decoder") == "encoder_decoder":
+            check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
             check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
         check_number(self, "num_labels", integer=True, minimum=1)
@@ -251,6 +252,13 @@ class MaskClsConfig(SegmentationNetworkConfig):
     All fields of `SegmentationNetworkConfig`, and:
 
     Args:
+        architecture (`str`, defaults to `"encoder_decoder"`): backbone, pixel decoder and transformer decoder; or
+            `"encoder_only"`, a plain ViT that sees the queries in its last blocks (EoMT, Kerssies et al., CVPR 2025),
+            whose `hidden_size` and `mask_feature_size` are those of the ViT.
+        query_blocks (`int`, defaults to 4): blocks of the ViT that see the queries, with `"encoder_only"`.
+        upscale_blocks (`int`, defaults to 2): each doubles the patches before masks are made of them.
+        mask_probabilities (`list[float]`, *optional*): for each of the `query_blocks` the probability that a query sees
+            the patches of its mask only; annealed from 1 to 0 in training. None: 0.
         matching (`str`, defaults to `"bipartite"`):
             How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
             k and `num_queries == num_labels` (paper Section 3.2); `"box"`, by predicted boxes as DETR, for which the
@@ -305,6 +313,10 @@ class MaskClsConfig(SegmentationNetworkConfig):
         "AutoModelForImageSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
     }
 
+    architecture: str = "encoder_decoder"
+    query_blocks: int = 4
+    upscale_blocks: int = 2
+    mask_probabilities: Any = None
     matching: str = "bipartite"
     cross_entropy_weight: float | int = 1.0
     mask_weight: float | int = 20.0
@@ -335,6 +347,20 @@ class MaskClsConfig(SegmentationNetworkConfig):
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
+        check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
+        for name in ("query_blocks", "upscale_blocks"):
+            check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
+        if self.mask_probabilities is None:
+            self.mask_probabilities = [0.0] * self.query_blocks
+        if not isinstance(self.mask_probabilities, list) or len(self.mask_probabilities) != self.query_blocks:
+            raise ValueError(
+                f"{type(self).__name__}: mask_probabilities={self.mask_probabilities!r} must be a list of "
+                f"query_blocks={self.query_blocks} numbers."
+            )
+        for probability in self.mask_probabilities:
+            check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
+        if self.architecture == "encoder_only":
+            self.hidden_size = self.mask_feature_size = getattr(self.backbone_config, "hidden_size", self.hidden_size)
         super().check_fields()
         check_names(self, "matching")
         check_options(self, "matching_options", "losses", "loss_options")

@@ -1,6 +1,7 @@
 """Layers that more than one part of the network is made of."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -164,16 +165,24 @@ def masked_group_norm(
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them (paper Section 3.2, mask embeddings)."""
+    """`num_layers` linear layers with an activation between them (paper Section 3.2, mask embeddings)."""
 
-    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int):
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ):
         super().__init__()
+        self.activation = activation
         sizes = [in_channels] + [hidden_channels] * (num_layers - 1) + [out_channels]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, features: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            features = F.relu(layer(features))
+            features = self.activation(layer(features))
         return self.layers[-1](features)
 
 

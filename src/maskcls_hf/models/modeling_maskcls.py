@@ -39,6 +39,7 @@ from .configuration_maskcls import (
 )
 from .custom_parts import copy_custom_parts, load_custom_parts, saved_fields
 from .deformable_attention import SamplingOffsets, ZeroLinear
+from .encoder_only import EncoderOnly
 from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels
@@ -217,6 +218,34 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """Layers that run again in the backward pass must know the padding of their batch."""
         super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
 
+    def as_output(
+        self,
+        feature_maps: list[Tensor],
+        features: PixelFeatures,
+        decoded: DecoderOutput | None,
+        output_hidden_states: bool | None,
+    ) -> MaskClsModelOutput:
+        fields: dict[str, Any] = {}
+        transformer_states: tuple[Tensor, ...] = ()
+        if decoded is not None:
+            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
+            transformer_states = (*decoded.segment_embeddings,)
+            if self.config.transformer_decoder == "standard":  # its input is zero
+                transformer_states = (torch.zeros_like(transformer_states[0]), *transformer_states)
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            fields["encoder_hidden_states"] = tuple(feature_maps)
+            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
+            fields["transformer_decoder_hidden_states"] = transformer_states
+            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
+        if decoded is not None and decoded.attentions:
+            fields["attentions"] = tuple(decoded.attentions)
+            fields["cross_attentions"] = tuple(decoded.cross_attentions)
+        return MaskClsModelOutput(
+            encoder_last_hidden_state=feature_maps[-1],
+            pixel_decoder_last_hidden_state=features.project(),
+            **fields,
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
@@ -338,34 +367,6 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
         return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
-    def as_output(
-        self,
-        feature_maps: list[Tensor],
-        features: PixelFeatures,
-        decoded: DecoderOutput | None,
-        output_hidden_states: bool | None,
-    ) -> MaskClsModelOutput:
-        fields: dict[str, Any] = {}
-        transformer_states: tuple[Tensor, ...] = ()
-        if decoded is not None:
-            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
-            transformer_states = (*decoded.segment_embeddings,)
-            if len(transformer_states) == self.config.decoder_layers:  # the input of the paper's decoder is zero
-                transformer_states = (torch.zeros_like(transformer_states[0]), *transformer_states)
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            fields["encoder_hidden_states"] = tuple(feature_maps)
-            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
-            fields["transformer_decoder_hidden_states"] = transformer_states
-            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
-        if decoded is not None and decoded.attentions:
-            fields["attentions"] = tuple(decoded.attentions)
-            fields["cross_attentions"] = tuple(decoded.cross_attentions)
-        return MaskClsModelOutput(
-            encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=features.project(),
-            **fields,
-        )
-
 
 def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     """Segment embeddings (B, N, C) of all layers, or of the deepest alone."""
@@ -395,7 +396,9 @@ class SegmentationModule(nn.Module):
             self.class_priors = QueryTable(config.num_queries, config.num_labels + 1)
             self.mask_priors = QueryTable(config.num_queries, config.mask_feature_size)
         self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
-        self.mask_embedder = MLP(config.hidden_size, config.hidden_size, config.mask_feature_size, num_layers=3)
+        activation = F.gelu if config.architecture == "encoder_only" else F.relu
+        size = config.hidden_size
+        self.mask_embedder = MLP(size, size, config.mask_feature_size, num_layers=3, activation=activation)
         self.exclusive_masks = config.exclusive_masks
         with_boxes = config.matching == "box"
         self.bbox_predictor = MLP(config.hidden_size, config.hidden_size, 4, num_layers=3) if with_boxes else None
@@ -446,6 +449,11 @@ class MaskClsModel(MaskClsPixelLevelModel):
     _auto_class: Any = "AutoModel"
 
     def __init__(self, config):
+        if getattr(config, "architecture", "encoder_decoder") != "encoder_decoder":
+            raise ValueError(
+                f"MaskClsModel has a pixel decoder and a transformer decoder, architecture={config.architecture!r} has "
+                "not: load MaskClsForUniversalSegmentation, whose `model` it is."
+            )
         super().__init__(config)
         self.transformer_decoder = TRANSFORMER_DECODERS.build(
             config, "transformer_decoder", self.pixel_decoder.context_channels
@@ -476,12 +484,40 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
-        predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+        predict: Callable[..., SegmentLogits] | None = None,
+        all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
         """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
+
+
+class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
+    """EoMT: a plain ViT whose last blocks see the queries; see `encoder_only.EncoderOnly`."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = EncoderOnly(config)
+        self.post_init()
+
+    def embed(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        output_attentions: bool | None = None,
+        predict: Callable[..., SegmentLogits] | None = None,
+        all_layers: bool = True,
+    ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
+        """As of `MaskClsModel`. The ViT sees padding: nothing masks its attention."""
+        valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+        decoded = self.encoder(pixel_values, predict, all_layers)
+        features = decoded.features[-1]
+        features.valid_sizes = valid_sizes
+        return [features.context], features, decoded
+
+
+ARCHITECTURES: dict[str, Any] = {"encoder_decoder": MaskClsModel, "encoder_only": MaskClsEncoderOnlyModel}
 
 
 class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
@@ -500,7 +536,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     def __init__(self, config: MaskClsConfig):
         super().__init__(config)
-        self.model = MaskClsModel(config)
+        self.model = ARCHITECTURES[config.architecture](config)
         self.segmentation_module = SegmentationModule(config)
         self.post_init()
 
@@ -544,9 +580,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
         feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, self.segmentation_module
+            pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
         )
-        layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
+        embeddings = supervised_layers(decoded, all_layers)
+        features_of = decoded.features[-len(embeddings) :] or [features] * len(embeddings)
+        layers = [self.segmentation_module(*pair) for pair in zip(embeddings, features_of, strict=True)]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:

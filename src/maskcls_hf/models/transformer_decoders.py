@@ -56,6 +56,7 @@ class DecoderOutput(NamedTuple):
     segment_embeddings: list[Tensor]  # Q, each (B, N, C)
     attentions: list[Tensor]  # of self-attention (B, heads, N, N), where asked for
     cross_attentions: list[Tensor]  # (B, heads, N, H/32 * W/32), where asked for
+    features: list[PixelFeatures] = []  # of which each layer's masks are made; empty: the same for all
 
 
 class StandardTransformerDecoder(nn.Module):
