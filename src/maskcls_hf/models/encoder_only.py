@@ -121,7 +121,7 @@ class EncoderOnly(nn.Module):
         tokens = self.vit.embeddings(pixel_values)  # (B, prefix + h w, C)
         rotary = None if self.access.rotary is None else self.vit.get_submodule(self.access.rotary)(pixel_values)
         first = len(self.layers) - self.config.query_blocks
-        output = DecoderOutput([], [], [], [])
+        output = DecoderOutput([], [], [], [], predicts_input=True)
         for number, block in enumerate(self.layers):
             mask = None
             if number == first:

@@ -277,8 +277,9 @@ class _PointLosses(torch.autograd.Function):
                 found = [loss * counts for loss in point_losses(at_points, labels, is_focal)]
                 sums = [loss.sum() for loss in found]
             losses[:, part] = torch.stack(found).detach()
-            for number, total in enumerate(sums if slopes is not None else []):
-                (slopes[number, part],) = torch.autograd.grad(total, of_part, retain_graph=number == 0)
+            if slopes is not None:
+                for number, total in enumerate(sums):
+                    (slopes[number, part],) = torch.autograd.grad(total, of_part, retain_graph=number == 0)
         if slopes is not None:
             ctx.save_for_backward(slopes)
         return losses[0], losses[1]

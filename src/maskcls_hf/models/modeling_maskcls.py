@@ -230,7 +230,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         if decoded is not None:
             fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
             transformer_states = (*decoded.segment_embeddings,)
-            if self.config.transformer_decoder == "standard":  # its input is zero
+            if not getattr(decoded, "predicts_input", False):  # which is zero then
                 transformer_states = (torch.zeros_like(transformer_states[0]), *transformer_states)
         if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             fields["encoder_hidden_states"] = tuple(feature_maps)
@@ -271,7 +271,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight)
         elif isinstance(module, XavierConv2d):
             init.xavier_uniform_(module.weight)
-            init.zeros_(module.bias)
+            init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
@@ -583,7 +583,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
         )
         embeddings = supervised_layers(decoded, all_layers)
-        features_of = decoded.features[-len(embeddings) :] or [features] * len(embeddings)
+        features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)
         layers = [self.segmentation_module(*pair) for pair in zip(embeddings, features_of, strict=True)]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)

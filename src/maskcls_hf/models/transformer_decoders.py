@@ -57,6 +57,7 @@ class DecoderOutput(NamedTuple):
     attentions: list[Tensor]  # of self-attention (B, heads, N, N), where asked for
     cross_attentions: list[Tensor]  # (B, heads, N, H/32 * W/32), where asked for
     features: list[PixelFeatures] = []  # of which each layer's masks are made; empty: the same for all
+    predicts_input: bool = False  # the first entry is of what goes into the first layer
 
 
 class StandardTransformerDecoder(nn.Module):
@@ -141,7 +142,7 @@ class MaskedAttentionTransformerDecoder(nn.Module):
         device, batch = features.context.device, len(features.context)
         positions = all_rows(self.queries_embedder, device).expand(batch, -1, -1)  # (B, N, C)
         segments = all_rows(self.queries_features, device).expand(batch, -1, -1)
-        output = DecoderOutput([self.norm(segments)], [], [])
+        output = DecoderOutput([self.norm(segments)], [], [], predicts_input=True)
         for number, layer in enumerate(self.layers):
             size, context, placed_context, inside = levels[number % len(levels)]
             with torch.no_grad():
