@@ -101,8 +101,14 @@ def test_wrong_values_are_refused(fields, message):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"pixel_decoder": "unet"}, r"pixel_decoder='unet' must be one of \['fpn', 'fpn_encoder', 'per_pixel'\]"),
-        ({"transformer_decoder": "big"}, r"transformer_decoder='big' must be one of \['standard'\]"),
+        (
+            {"pixel_decoder": "unet"},
+            r"pixel_decoder='unet' must be one of \['deformable', 'fpn', 'fpn_encoder', 'per_pixel'\]",
+        ),
+        (
+            {"transformer_decoder": "big"},
+            r"transformer_decoder='big' must be one of \['masked_attention', 'standard'\]",
+        ),
         ({"matching": "greedy"}, r"matching='greedy' must be one of \['bipartite', 'box', 'fixed', 'pq'\]"),
     ],
 )

@@ -269,7 +269,7 @@ def test_image_processor(folder):
 
 
 def warnings_of(convert, *arguments) -> str:
-    with CaptureLogger(logging.get_logger("maskcls_hf.convert.maskformer")) as captured:
+    with CaptureLogger(logging.get_logger("maskcls_hf.convert.to_transformers")) as captured:
         convert(*arguments)
     return captured.out
 

@@ -127,7 +127,7 @@ report = reports + [maskcls_hf.MaskClsConfig.from_pretrained(sys.argv[2]).pixel_
         *errors, name = run_elsewhere(script, tmp_path / "saved")
         assert name == "sum"  # any configuration can be read
         for error in errors:
-            assert "pixel_decoder='sum' must be one of ['fpn', 'fpn_encoder', 'per_pixel']" in error
+            assert "pixel_decoder='sum' must be one of ['deformable', 'fpn', 'fpn_encoder', 'per_pixel']" in error
             assert "trust_remote_code=True, which runs its file outside_parts.py" in error
             assert "maskcls_hf.register_pixel_decoder('sum', ...)" in error
         assert len(errors) == 2
@@ -209,7 +209,7 @@ class TestErrors:
 
 def test_registries_are_filled_where_parts_are_defined():
     assert all(isinstance(registry, Registry) for registry in REGISTRIES.values())
-    assert set(PIXEL_DECODERS) == {"fpn", "fpn_encoder", "per_pixel"}
+    assert set(PIXEL_DECODERS) == {"deformable", "fpn", "fpn_encoder", "per_pixel"}
 
 
 class TestMatcherAndLoss:

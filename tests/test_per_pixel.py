@@ -29,7 +29,7 @@ import tiny
 from checkpoints import picture
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.convert import from_per_pixel, processor_from_per_pixel, save_from_per_pixel
-from maskcls_hf.convert.maskformer import obstacles
+from maskcls_hf.convert.to_transformers import obstacles
 from maskcls_hf.models.per_pixel_networks import PER_PIXEL_NETWORKS, PerPixelNetwork
 from maskcls_hf.models.post_processing import semantic_map
 from maskcls_hf.training.optim import parameter_groups

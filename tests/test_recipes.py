@@ -48,6 +48,26 @@ SCORES = {
 }  # fmt: skip
 DATA_SET_OF = {f"{data}_{model}": data for data, scores in SCORES.items() for model in scores}
 OFFICIAL = list(DATA_SET_OF)
+# Of Mask2Former's model zoo; and millions of parameters, of its paper (Tables 1, 2 and 4).
+MASK2FORMER = {
+    "ade20k": ("mean_iou", {"r50": 47.2, "swin_tiny": 47.7, "swin_small": 51.3, "swin_base": 53.9, "swin_large": 56.1}),
+    "ade20k_panoptic": ("pq", {"r50": 39.7, "swin_large": 48.1}),
+    "cityscapes": ("mean_iou", {"r50": 79.4, "swin_large": 83.3}),
+    "cityscapes_panoptic": ("pq", {"r50": 62.1, "swin_large": 66.6}),
+    "coco_panoptic": (
+        "pq",
+        {"r50": 51.9, "r101": 52.6, "swin_tiny": 53.2, "swin_small": 54.6, "swin_base": 56.4, "swin_large": 57.8},
+    ),
+    "coco_instance": (
+        "ap", {"r50": 43.7, "swin_tiny": 45.0, "swin_small": 46.3, "swin_base": 48.1, "swin_large": 50.1},
+    ),
+}  # fmt: skip
+MILLIONS = {"r50": 44, "r101": 63, "swin_tiny": 47, "swin_small": 69, "swin_base": 107, "swin_large": 216}
+OF_MASK2FORMER = {
+    f"mask2former_{data}_{model}": (data, metric, score, model)
+    for data, (metric, scores) in MASK2FORMER.items()
+    for model, score in scores.items()
+}
 LARGER_IMAGES = {"ade20k_swin_base", "ade20k_swin_large"}  # 640 instead of 512
 OWN = ["camvid", "car_parts", "clothing_parsing_ccp", "coco_panoptic_sample", "coco_stuff_panoptic", "dsb2018_nuclei"]
 
@@ -84,7 +104,7 @@ def header(name: str) -> list[str]:
 
 
 def test_these_are_all_recipes():
-    assert sorted(list_recipes()) == sorted([*OFFICIAL, *OWN, "finetune"])
+    assert sorted(list_recipes()) == sorted([*OFFICIAL, *OWN, *OF_MASK2FORMER, "finetune"])
 
 
 class TestFinetune:
@@ -186,6 +206,32 @@ class TestOfficialRecipes:
         assert config.freeze_batch_norm == (backbone.model_type == "resnet")
         assert getattr(backbone, "drop_path_rate", 0.3) == 0.3
         assert getattr(backbone, "last_stage_dilations", None) == ([1, 2, 4] if name.endswith("r101c") else None)
+
+
+@pytest.mark.parametrize("name", OF_MASK2FORMER)
+def test_recipes_of_mask2former(name):
+    data, metric, score, model = OF_MASK2FORMER[name]
+    recipe = load_recipe(name)
+    assert recipe.paper[metric] == score and recipe.paper["source"] in header(name)[0]
+    unit = {"mean_iou": "mIoU", "pq": "PQ", "ap": "mask AP"}[metric]
+    assert f" {score} {unit}" in header(name)[0]
+    assert (recipe.training.batch_size, recipe.training.precision) == (16, "fp16")
+    assert (recipe.optimizer.weight_decay, recipe.optimizer.backbone_multiplier) == (0.05, 0.1)
+    assert (recipe.optimizer.learning_rate, recipe.optimizer.clip_norm) == (1e-4, 0.01)
+    steps = {"ade20k": 160000, "cityscapes": 90000, "coco": 737500 if model == "swin_large" else 368750}
+    assert recipe.schedule.max_steps == steps[data.split("_")[0]]
+    if data.startswith("coco"):
+        assert recipe.augmentation["resize"] == "large_scale_jitter" and recipe.augmentation["crop_size"] == 1024
+        assert recipe.schedule.milestones == ([655556, 710184] if model == "swin_large" else [327778, 355092])
+    network = meta_model(recipe, {"ade20k": 150, "cityscapes": 19, "coco": 133}[data.split("_")[0]])
+    config = network.config
+    assert (config.pixel_decoder, config.transformer_decoder) == ("deformable", "masked_attention")
+    assert (config.decoder_layers, config.encoder_layers, config.dropout, config.loss_points) == (9, 6, 0.0, 12544)
+    weights = (config.cross_entropy_weight, config.mask_weight, config.dice_weight, config.no_object_weight)
+    assert weights == (2.0, 5.0, 5.0, 0.1) and config.mask_loss == "cross_entropy"
+    of_segments = model == "swin_large" and metric != "mean_iou"
+    assert config.num_queries == (200 if of_segments else 100)
+    assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(MILLIONS[model], abs=0.6)
 
 
 @needs_shared

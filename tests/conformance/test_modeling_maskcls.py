@@ -22,3 +22,14 @@ class MaskClsFPNEncoderModelTest(SegmentationModelTest, unittest.TestCase):
     classes_with_segments = (MaskClsForUniversalSegmentation,)
     config = MaskClsConfig(pixel_decoder="fpn_encoder", **TINY)
     config_fields = SIZES | {"pixel_decoder": "fpn_encoder"}
+
+
+class MaskClsMask2FormerModelTest(SegmentationModelTest, unittest.TestCase):
+    """With Mask2Former's parts; the base model alone has no masks to attend to, and points would be drawn anew at each
+    call."""
+
+    all_model_classes = (MaskClsForUniversalSegmentation,)
+    classes_with_segments = (MaskClsForUniversalSegmentation,)
+    parts = {"pixel_decoder": "deformable", "transformer_decoder": "masked_attention", "mask_kernel_size": 1}
+    config = MaskClsConfig(**parts, mask_loss="cross_entropy", **TINY)
+    config_fields = SIZES | parts

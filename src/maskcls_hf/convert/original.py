@@ -1,4 +1,4 @@
-"""Checkpoints of the paper's code -> our models, the architecture inferred from names and shapes."""
+"""Checkpoints of the papers' code -> our models, the architecture inferred from names and shapes."""
 
 import math
 from collections.abc import Mapping
@@ -14,20 +14,24 @@ from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
+from .mask2former import PARTS
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
+MASK2FORMER = PARTS | dict(
+    cross_entropy_weight=2.0, mask_weight=5.0, dice_weight=5.0, loss_points=12544, dropout=0.0
+)  # fmt: skip
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def from_original(
     checkpoint: Mapping[str, Any] | str | Path, **overrides: Any
 ) -> MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation:
-    """A model with the weights of a checkpoint of the paper's code (facebookresearch/MaskFormer).
+    """A model with the weights of a checkpoint of the papers' code (facebookresearch/MaskFormer and Mask2Former).
 
     Args:
         checkpoint: a `.pkl` file of numpy arrays (anything else in it is refused), a `.pth` file of tensors, or what
             they hold: names with arrays or tensors. ResNet and Swin backbones; FPN with or without transformer
-            encoder; mask classification, PerPixelBaseline, PerPixelBaseline+.
+            encoder, or Mask2Former's decoders; mask classification, PerPixelBaseline, PerPixelBaseline+.
         overrides: fields of the configuration that names and shapes do not tell, such as `id2label`, `dropout`, or
             `num_attention_heads` if it is not the 8 of all the paper's models.
 
@@ -108,13 +112,15 @@ class Original:
         return number
 
     def config(self, **overrides: Any) -> PreTrainedConfig:
-        fields = self.pixel_decoder_fields() | {"attend_to_padding": True}
+        is_mask2former = f"{PREDICTOR}.query_feat.weight" in self.state
+        fields = self.mask2former_fields() if is_mask2former else self.pixel_decoder_fields()
+        fields["attend_to_padding"] = True
         if "backbone.patch_embed.proj.weight" in self.state:
             fields["backbone_config"] = self.swin_config()
         else:
             fields |= {"backbone_config": self.resnet_config(), "freeze_batch_norm": True}
         has_transformer = f"{PREDICTOR}.query_embed.weight" in self.state
-        if has_transformer:
+        if has_transformer and not is_mask2former:
             fields |= self.transformer_fields()
         if f"{PREDICTOR}.class_embed.weight" in self.state:
             fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
@@ -144,6 +150,24 @@ class Original:
             "pixel_decoder": "fpn_encoder",
             "encoder_layers": encoder_layers,
             "encoder_ffn_dim": self.shape(f"{layers}.0.linear1.weight")[0],
+        }
+
+    def mask2former_fields(self) -> dict[str, Any]:
+        """Of both decoders and the loss, whose weights and points all configurations of the paper share."""
+        mask_feature_size, fpn_feature_size = self.shape(f"{PIXEL_DECODER}.mask_features.weight")[:2]
+        encoder = f"{PIXEL_DECODER}.transformer.encoder.layers"
+        layers = f"{PREDICTOR}.transformer_ffn_layers"
+        num_queries, hidden_size = self.shape(f"{PREDICTOR}.query_embed.weight")
+        return {
+            **MASK2FORMER,
+            "fpn_feature_size": fpn_feature_size,
+            "mask_feature_size": mask_feature_size,
+            "encoder_layers": self.count(encoder + ".{}.linear1.weight"),
+            "encoder_ffn_dim": self.shape(f"{encoder}.0.linear1.weight")[0],
+            "num_queries": num_queries,
+            "hidden_size": hidden_size,
+            "decoder_layers": self.count(layers + ".{}.linear1.weight"),
+            "decoder_ffn_dim": self.shape(f"{layers}.0.linear1.weight")[0],
         }
 
     def resnet_config(self) -> ResNetConfig:

@@ -1,4 +1,4 @@
-"""Parameter names of the paper's code, facebookresearch/MaskFormer on detectron2, and ours."""
+"""Parameter names of the papers' code, facebookresearch/MaskFormer and Mask2Former on detectron2, and ours."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,13 +20,15 @@ STACKED = re.compile(r"(?P<attention>.*attn\.)(in_proj_|qkv\.)(?P<leaf>weight|bi
 
 
 def parameters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters by the current names of the paper's code, stacked projections taken apart.
+    """The parameters by the current names of the papers' code, stacked projections taken apart.
 
     `...attn.in_proj_weight` and `...attn.qkv.weight` become `...attn.{q,k,v}_proj.weight`.
     """
     result = {}
     for name, tensor in state_dict.items():
-        name = OLDER_NAME.sub(f"{PIXEL_DECODER}.", name)
+        name = OLDER_NAME.sub(f"{PIXEL_DECODER}.", name).replace(".static_query.", ".query_feat.")
+        if name.endswith(".transformer.level_embed"):  # not a module's
+            name += ".weight"
         stacked = STACKED.fullmatch(name)
         if stacked:
             for letter, part in zip("qkv", tensor.chunk(3), strict=True):
@@ -48,6 +50,9 @@ def original_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
         yield from swin_modules(config.backbone_config.depths)
     else:
         yield from resnet_modules(config.backbone_config)
+    if config.pixel_decoder == "deformable":
+        yield from mask2former_modules(config)
+        return
     yield from pixel_decoder_modules(config)
     if config.model_type == "maskcls_perpixel" and not config.transformer_module:
         yield PREDICTOR, "classifier"
@@ -75,6 +80,41 @@ def pixel_decoder_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]
     for layer in range(config.encoder_layers):
         original = f"{PIXEL_DECODER}.transformer.encoder.layers.{layer}"
         yield from transformer_layer_modules(original, f"model.pixel_decoder.encoder.layers.{layer}", ["self_attn"])
+
+
+def mask2former_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+    """Of Mask2Former's decoders and heads."""
+    ours = "model.pixel_decoder"
+    for level in range(3):
+        for index, part in enumerate(("conv", "norm")):
+            yield f"{PIXEL_DECODER}.input_proj.{level}.{index}", f"{ours}.input_projections.{level}.{part}"
+        yield f"{PREDICTOR}.input_proj.{level}", f"model.transformer_decoder.input_projections.{level}"
+    for original, part in (("adapter_1", "laterals.0"), ("layer_1", "outputs.0")):
+        yield f"{PIXEL_DECODER}.{original}", f"{ours}.{part}.conv"
+        yield f"{PIXEL_DECODER}.{original}.norm", f"{ours}.{part}.norm"
+    yield f"{PIXEL_DECODER}.mask_features", f"{ours}.mask_projection"
+    yield f"{PIXEL_DECODER}.transformer.level_embed", f"{ours}.level_embedding"
+    yield f"{PIXEL_DECODER}.transformer.encoder.layers", f"{ours}.layers"
+    for layer in range(config.encoder_layers):
+        original = f"{PIXEL_DECODER}.transformer.encoder.layers.{layer}"
+        yield from transformer_layer_modules(original, f"{ours}.layers.{layer}", ["self_attn"])
+    ours = "model.transformer_decoder"
+    yield f"{PREDICTOR}.class_embed", "segmentation_module.class_predictor"
+    yield f"{PREDICTOR}.mask_embed", "segmentation_module.mask_embedder"
+    yield f"{PREDICTOR}.query_feat", f"{ours}.queries_features"
+    yield f"{PREDICTOR}.query_embed", f"{ours}.queries_embedder"
+    yield f"{PREDICTOR}.level_embed", f"{ours}.level_embedding"
+    yield f"{PREDICTOR}.decoder_norm", f"{ours}.norm"
+    for layer in range(config.decoder_layers):
+        for kind, name in (("self", "self_attn"), ("cross", "multihead_attn")):
+            original = f"{PREDICTOR}.transformer_{kind}_attention_layers.{layer}"
+            yield f"{original}.{name}", f"{ours}.layers.{layer}.{kind}_attn"
+            yield f"{original}.{name}.out_proj", f"{ours}.layers.{layer}.{kind}_attn.o_proj"
+            yield f"{original}.norm", f"{ours}.layers.{layer}.{kind}_attn_layer_norm"
+        original = f"{PREDICTOR}.transformer_ffn_layers.{layer}"
+        yield f"{original}.norm", f"{ours}.layers.{layer}.final_layer_norm"
+        for index in (1, 2):
+            yield f"{original}.linear{index}", f"{ours}.layers.{layer}.mlp.fc{index}"
 
 
 def transformer_layer_modules(original: str, ours: str, attentions: list[str]) -> Iterator[tuple[str, str]]:

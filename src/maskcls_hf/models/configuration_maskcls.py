@@ -239,7 +239,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             raise ValueError(
                 f"{type(self).__name__}: mask_upsampling={self.mask_upsampling} is for pixel_decoder='per_pixel' only."
             )
-        check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
+        if getattr(self, "architecture", "encoder_decoder") == "encoder_decoder":
+            check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
             check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
         check_number(self, "num_labels", integer=True, minimum=1)
@@ -251,6 +252,13 @@ class MaskClsConfig(SegmentationNetworkConfig):
     All fields of `SegmentationNetworkConfig`, and:
 
     Args:
+        architecture (`str`, defaults to `"encoder_decoder"`): backbone, pixel decoder and transformer decoder; or
+            `"encoder_only"`, a plain ViT that sees the queries in its last blocks (EoMT, Kerssies et al., CVPR 2025),
+            whose `hidden_size` and `mask_feature_size` are those of the ViT.
+        query_blocks (`int`, defaults to 4): blocks of the ViT that see the queries, with `"encoder_only"`.
+        upscale_blocks (`int`, defaults to 2): each doubles the patches before masks are made of them.
+        mask_probabilities (`list[float]`, *optional*): for each of the `query_blocks` the probability that a query sees
+            the patches of its mask only; annealed from 1 to 0 in training. None: 0.
         matching (`str`, defaults to `"bipartite"`):
             How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
             k and `num_queries == num_labels` (paper Section 3.2); `"box"`, by predicted boxes as DETR, for which the
@@ -259,6 +267,14 @@ class MaskClsConfig(SegmentationNetworkConfig):
         cross_entropy_weight (`float`, defaults to 1.0): weight of the class loss, and of the class probability in
             the matching cost (Eq. 1).
         mask_weight (`float`, defaults to 20.0): lambda_focal of mask loss and matching cost (Section 4.1).
+        mask_loss (`str`, defaults to `"focal"`): of the pixels of a mask, in loss and matching cost: `"focal"`, or
+            `"cross_entropy"` (Mask2Former, with a `mask_weight` and a `dice_weight` of 5 and a `cross_entropy_weight`
+            of 2).
+        loss_points (`int`, *optional*): points at which masks are compared in matching and loss; Mask2Former has 12544.
+            None: all pixels.
+        loss_oversampling (`float`, defaults to 3.0): how many times as many points are drawn for the loss, of which the
+            least sure are taken (PointRend).
+        loss_importance (`float`, defaults to 0.75): share of the points that are taken so; the others are uniform.
         dice_weight (`float`, defaults to 1.0): lambda_dice of mask loss and matching cost (Section 4.1).
         no_object_weight (`float`, defaults to 0.1): weight of "no object" inside the class loss (Section 4.1).
         query_priors (`bool`, defaults to `False`): each query has learned class logits and a mask embedding of its own,
@@ -297,11 +313,19 @@ class MaskClsConfig(SegmentationNetworkConfig):
         "AutoModelForImageSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
     }
 
+    architecture: str = "encoder_decoder"
+    query_blocks: int = 4
+    upscale_blocks: int = 2
+    mask_probabilities: Any = None
     matching: str = "bipartite"
     cross_entropy_weight: float | int = 1.0
     mask_weight: float | int = 20.0
     dice_weight: float | int = 1.0
     no_object_weight: float | int = 0.1
+    mask_loss: str = "focal"
+    loss_points: int | None = None
+    loss_oversampling: float | int = 3.0
+    loss_importance: float | int = 0.75
     query_priors: bool = False
     output_auxiliary_logits: bool = False
     box_weight: float | int = 5.0
@@ -323,6 +347,20 @@ class MaskClsConfig(SegmentationNetworkConfig):
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
+        check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
+        for name in ("query_blocks", "upscale_blocks"):
+            check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
+        if self.mask_probabilities is None:
+            self.mask_probabilities = [0.0] * self.query_blocks
+        if not isinstance(self.mask_probabilities, list) or len(self.mask_probabilities) != self.query_blocks:
+            raise ValueError(
+                f"{type(self).__name__}: mask_probabilities={self.mask_probabilities!r} must be a list of "
+                f"query_blocks={self.query_blocks} numbers."
+            )
+        for probability in self.mask_probabilities:
+            check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
+        if self.architecture == "encoder_only":
+            self.hidden_size = self.mask_feature_size = getattr(self.backbone_config, "hidden_size", self.hidden_size)
         super().check_fields()
         check_names(self, "matching")
         check_options(self, "matching_options", "losses", "loss_options")
@@ -332,6 +370,11 @@ class MaskClsConfig(SegmentationNetworkConfig):
             raise ValueError(f"{type(self).__name__}: loss_options of {unused}, which losses does not have.")
         for name in WEIGHTS:
             check_number(self, name, minimum=0)
+        check_choice(self, "mask_loss", ("focal", "cross_entropy"))
+        if self.loss_points is not None:
+            check_number(self, "loss_points", integer=True, minimum=1)
+        check_number(self, "loss_oversampling", minimum=1)
+        check_number(self, "loss_importance", minimum=0, maximum=1)
         for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
             check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:

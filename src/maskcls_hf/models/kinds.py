@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from transformers import MaskFormerConfig
+from transformers import EomtConfig, EomtDinov3Config, Mask2FormerConfig, MaskFormerConfig
 
 from .configuration_maskcls import MaskClsConfig, PerPixelConfig
 from .modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
@@ -31,8 +31,12 @@ class ModelKind(NamedTuple):
 # By the name that recipes have for it (`model.kind`).
 KINDS = {
     "mask_classification": ModelKind(
-        # A MaskFormer of transformers is converted while it loads.
-        MaskClsConfig, MaskClsForUniversalSegmentation, (MaskClsConfig.model_type, MaskFormerConfig.model_type),
+        # Those of transformers are converted while they load.
+        MaskClsConfig, MaskClsForUniversalSegmentation,
+        (
+            MaskClsConfig.model_type, MaskFormerConfig.model_type, Mask2FormerConfig.model_type,
+            EomtConfig.model_type, EomtDinov3Config.model_type,
+        ),
     ),
     "per_pixel": ModelKind(PerPixelConfig, PerPixelForSemanticSegmentation, (PerPixelConfig.model_type,)),
 }  # fmt: skip

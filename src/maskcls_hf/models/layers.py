@@ -1,6 +1,8 @@
 """Layers that more than one part of the network is made of."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -105,15 +107,17 @@ class ValidRegion:
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, group normalization, optional ReLU (paper Appendix A, pixel decoder).
+    """Convolution without bias, group normalization, optional ReLU (paper Appendix A, pixel decoder); `xavier`: with a
+    bias, and Xavier initialization.
 
     With a `region`, padding reaches neither into the convolution nor into the statistics: an image gives the
     same features whatever it is padded to.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, relu: bool, xavier: bool = False):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        conv = XavierConv2d if xavier else partial(nn.Conv2d, bias=False)
+        self.conv = conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
         # The paper's 32 groups; where they do not divide the channels, as many as leave more than one in each.
         groups = 32 if out_channels % 32 == 0 else math.gcd(32, out_channels // 2)
         self.norm = MaskedGroupNorm(groups, out_channels)
@@ -126,6 +130,10 @@ class ConvNorm(nn.Module):
             inside = region.mask_at(*features.shape[-2:])[:, None]  # (B, 1, h, w)
             features = self.norm(self.conv(features * inside), inside)
         return features.relu_() if self.relu else features
+
+
+class XavierConv2d(nn.Conv2d):
+    """Says how `MaskClsPreTrainedModel` is to initialize it."""
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -157,16 +165,24 @@ def masked_group_norm(
 
 
 class MLP(nn.Module):
-    """`num_layers` linear layers with ReLU between them (paper Section 3.2, mask embeddings)."""
+    """`num_layers` linear layers with an activation between them (paper Section 3.2, mask embeddings)."""
 
-    def __init__(self, in_channels: int, hidden_channels: int, out_channels: int, num_layers: int):
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        out_channels: int,
+        num_layers: int,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+    ):
         super().__init__()
+        self.activation = activation
         sizes = [in_channels] + [hidden_channels] * (num_layers - 1) + [out_channels]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, features: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
-            features = F.relu(layer(features))
+            features = self.activation(layer(features))
         return self.layers[-1](features)
 
 
@@ -230,8 +246,8 @@ class XavierLinear(nn.Linear):
 class Attention(nn.Module):
     """Multi-head attention whose keys and values may come from another sequence.
 
-    `forward(queries (B, n, C), keys (B, m, C), values (B, m, C), key_mask (B, m))` returns the attended values
-    (B, n, C) and, where they were asked for, the attention weights (B, heads, n, m).
+    `forward(queries (B, n, C), keys (B, m, C), values (B, m, C), key_mask (B, m) or (B, n, m))` returns the attended
+    values (B, n, C) and, where they were asked for, the attention weights (B, heads, n, m).
     """
 
     def __init__(self, config, hidden_size: int):
@@ -257,7 +273,7 @@ class Attention(nn.Module):
             return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
         queries, keys, values = heads(self.q_proj(queries)), heads(self.k_proj(keys)), heads(self.v_proj(values))
-        mask = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, m), True = attend
+        mask = key_mask if key_mask is None else key_mask[:, None] if key_mask.ndim == 3 else key_mask[:, None, None]
         dropout = self.dropout if self.training else 0.0
         if output_attentions or self.config._attn_implementation == "eager":
             scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
@@ -287,12 +303,14 @@ class FeedForward(nn.Module):
 class TransformerLayer(GradientCheckpointingLayer):
     """Post-norm transformer layer of DETR; with `cross_attention` a decoder layer, else an encoder layer.
 
-    Positions are added to queries and keys, never to values.
+    Positions are added to queries and keys, never to values. `cross_first`: cross-attention comes before
+    self-attention (Mask2Former, Section 3.2.2).
     """
 
-    def __init__(self, config, hidden_size: int, ffn_dim: int, cross_attention: bool):
+    def __init__(self, config, hidden_size: int, ffn_dim: int, cross_attention: bool, cross_first: bool = False):
         super().__init__()
         self.dropout = config.dropout
+        self.cross_first = cross_first
         self.self_attn = Attention(config, hidden_size)
         self.self_attn_layer_norm = nn.LayerNorm(hidden_size)
         if cross_attention:
@@ -311,21 +329,33 @@ class TransformerLayer(GradientCheckpointingLayer):
         output_attentions: bool = False,
     ) -> tuple[Tensor, list[Tensor | None]]:
         """hidden_states (B, n, C), positions (B or 1, n, C), context and the same with positions added (B, m, C);
-        `key_mask` masks the context, or the sequence itself where there is no context. Returns hidden_states and the
-        attention weights."""
+        `key_mask`, True = attend, masks the context, (B, m) or (B, n, m), or the sequence itself where there is no
+        context. Returns hidden_states and the weights of self-attention and of cross-attention."""
 
         def add(update: Tensor, norm: nn.LayerNorm, residual: Tensor) -> Tensor:
             return norm(residual + F.dropout(update, self.dropout, self.training))
 
-        placed = hidden_states + positions
-        self_mask = key_mask if context is None else None
-        attended, weights = self.self_attn(placed, placed, hidden_states, self_mask, output_attentions)
-        hidden_states = add(attended, self.self_attn_layer_norm, hidden_states)
-        attentions = [weights]
-        if context is not None and placed_context is not None:
+        def attend_to_itself(states: Tensor) -> tuple[Tensor, Tensor | None]:
+            placed = states + positions
+            mask = key_mask if context is None else None
+            attended, weights = self.self_attn(placed, placed, states, mask, output_attentions)
+            return add(attended, self.self_attn_layer_norm, states), weights
+
+        def attend_to_context(states: Tensor) -> tuple[Tensor, Tensor | None]:
             attended, weights = self.cross_attn(
-                hidden_states + positions, placed_context, context, key_mask, output_attentions
+                states + positions, placed_context, context, key_mask, output_attentions
             )
-            hidden_states = add(attended, self.cross_attn_layer_norm, hidden_states)
-            attentions.append(weights)
+            return add(attended, self.cross_attn_layer_norm, states), weights
+
+        if context is None:
+            hidden_states, weights = attend_to_itself(hidden_states)
+            attentions = [weights]
+        elif self.cross_first:
+            hidden_states, cross_weights = attend_to_context(hidden_states)
+            hidden_states, weights = attend_to_itself(hidden_states)
+            attentions = [weights, cross_weights]
+        else:
+            hidden_states, weights = attend_to_itself(hidden_states)
+            hidden_states, cross_weights = attend_to_context(hidden_states)
+            attentions = [weights, cross_weights]
         return add(self.mlp(hidden_states), self.final_layer_norm, hidden_states), attentions

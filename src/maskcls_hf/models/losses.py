@@ -36,6 +36,7 @@ from .matching import (
     to_device,
 )
 from .options import as_labels, integers
+from .point_sampling import PointSampler, has_valid_pixels, logits_at
 from .resampling import bilinear_matrix
 from .transformer_decoders import PixelLogits, SegmentLogits, layer_suffix
 
@@ -223,28 +224,90 @@ class ClassLoss:
 
 
 class MaskLoss:
-    """Focal and dice loss of the matched masks, at the resolution of the targets."""
+    """Focal loss or cross-entropy (`config.mask_loss`) and dice loss of the matched masks, at the resolution of the
+    targets, or at points (`config.loss_points`)."""
 
     normalizer = "segments"
 
     def __init__(self, config):
         self.weights = {"loss_mask": config.mask_weight, "loss_dice": config.dice_weight}
+        self.is_focal = config.mask_loss == "focal"
+        self.sampler = PointSampler.of(config)
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
         layers, queries = predictions.mask_logits.shape[1:3]
         layer, image, query, segment = assignment
         rows = (image * layers + layer) * queries + query
         matched = predictions.mask_logits.flatten(0, 2).index_select(0, rows)  # (T, h, w)
-        focal, dice = paired_losses(matched, targets, image, segment)
+        if self.sampler is None:
+            of_mask, dice = paired_losses(matched, targets, image, segment, self.is_focal)
+        else:
+            of_mask, dice = _PointLosses.apply(  # type: ignore[no-untyped-call]
+                matched, targets, image, segment, self.sampler, self.is_focal
+            )
         return {
-            "loss_mask": sum_by_layer(focal, assignment, layers),
+            "loss_mask": sum_by_layer(of_mask, assignment, layers),
             "loss_dice": sum_by_layer(dice, assignment, layers),
         }
 
 
-def paired_losses(logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
-    """Focal loss (RetinaNet, Eq. 5; mean over pixels) and dice loss (V-Net; 1 added to both parts as in the paper's
-    code) of T masks with their segments, at the resolution of the segments.
+class _PointLosses(torch.autograd.Function):
+    """The losses at points of T masks, some masks at a time; of the points nothing is kept but the derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: PaddedTargets,
+        image: Tensor,
+        segment: Tensor,
+        sampler: PointSampler,
+        is_focal: bool,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = full_dtype(logits.dtype)
+        losses = logits.new_empty(2, len(logits), dtype=dtype)
+        slopes = logits.new_empty(2, *logits.shape) if ctx.needs_input_grad[0] else None
+        bytes_of_mask = dtype.itemsize * (6 * sampler.candidates + 2 * logits[:1].numel())
+        for part in slices(len(logits), max(1, chunk_bytes(logits.device) // bytes_of_mask)):
+            of_part = logits[part].detach().to(dtype).requires_grad_(slopes is not None)
+            points, labels = sampler.of_pairs(of_part.detach(), image[part], segment[part], targets)
+            with torch.enable_grad():
+                at_points = logits_at(of_part[:, None], points, sampler.padding_mode)[:, 0]
+                counts = has_valid_pixels(targets, image[part])
+                found = [loss * counts for loss in point_losses(at_points, labels, is_focal)]
+                sums = [loss.sum() for loss in found]
+            losses[:, part] = torch.stack(found).detach()
+            if slopes is not None:
+                for number, total in enumerate(sums):
+                    (slopes[number, part],) = torch.autograd.grad(total, of_part, retain_graph=number == 0)
+        if slopes is not None:
+            ctx.save_for_backward(slopes)
+        return losses[0], losses[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        weights = torch.stack([of_mask, of_dice]).to(slopes.dtype)
+        return (slopes * weights[:, :, None, None]).sum(0), None, None, None, None, None
+
+
+def point_losses(logits: Tensor, labels: Tensor, is_focal: bool) -> tuple[Tensor, Tensor]:
+    """Focal loss or cross-entropy (mean over points) and dice loss of masks (T, P) with segments (T, P) in 0..1."""
+    probability = logits.sigmoid()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    if is_focal:
+        error = probability + labels - 2 * probability * labels
+        cross_entropy = cross_entropy * error.square() * (1 - FOCAL_ALPHA + (2 * FOCAL_ALPHA - 1) * labels)
+    overlap, areas = (probability * labels).sum(1), probability.sum(1) + labels.sum(1)
+    return cross_entropy.mean(1), 1 - (2 * overlap + 1) / (areas + 1)
+
+
+def paired_losses(
+    logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor, is_focal: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Focal loss (RetinaNet, Eq. 5) or cross-entropy (mean over pixels) and dice loss (V-Net; 1 added to both parts as
+    in the paper's code) of T masks with their segments, at the resolution of the segments.
 
     Args:
         logits (`torch.Tensor` of shape `(T, h, w)`): of any float type; upsampled bilinearly to (H, W).
@@ -252,9 +315,9 @@ def paired_losses(logits: Tensor, targets: PaddedTargets, image: Tensor, segment
         segment (`torch.Tensor` of shape `(T,)`): the number of its segment in the image.
 
     Returns:
-        focal and dice loss, (T,) each, float32 (float64 of float64).
+        focal loss or cross-entropy, and dice loss, (T,) each, float32 (float64 of float64).
     """
-    return _PairedLosses.apply(logits, targets, image, segment)  # type: ignore[no-untyped-call, return-value]
+    return _PairedLosses.apply(logits, targets, image, segment, is_focal)  # type: ignore[no-untyped-call, return-value]
 
 
 class _PairedLosses(torch.autograd.Function):
@@ -266,25 +329,26 @@ class _PairedLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor
+        ctx: Any, logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor, is_focal: bool
     ) -> tuple[Tensor, Tensor]:
-        sums = _MaskChunks(logits, targets, image, segment).loss_sums()
+        sums = _MaskChunks(logits, targets, image, segment, is_focal).loss_sums()
         focal, masked_error, signed_error, signs, pixels = sums
         # Sum of p and of the target, plus 1: area = (pixels - signs) / 2, error inside = (masked - signed error) / 2.
         union = (pixels - signs) + signed_error + 1
         pixels = pixels.clamp(min=1)
         dice = masked_error / union  # 1 - (2 * overlap + 1) / union
         ctx.save_for_backward(logits, image, segment, pixels, union, dice)
-        ctx.targets = targets
+        ctx.targets, ctx.is_focal = targets, is_focal
         return focal / pixels, dice
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple:  # type: ignore[override]
         logits, image, segment, pixels, union, value = ctx.saved_tensors
         of_error = dice / union
         slopes = torch.stack([focal / pixels, of_error, -of_error * value])
-        return _MaskChunks(logits, ctx.targets, image, segment).gradient(slopes), None, None, None
+        chunks = _MaskChunks(logits, ctx.targets, image, segment, ctx.is_focal)
+        return chunks.gradient(slopes), None, None, None, None
 
 
 class _MaskChunks:
@@ -293,8 +357,9 @@ class _MaskChunks:
     Args: as of `paired_losses`.
     """
 
-    def __init__(self, logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor):
+    def __init__(self, logits: Tensor, targets: PaddedTargets, image: Tensor, segment: Tensor, is_focal: bool):
         self.logits, self.targets, self.image, self.segment = logits, targets, image, segment
+        self.is_focal = is_focal
         self.dtype = full_dtype(logits.dtype)
         size = targets.masks.shape[-2:]
         largest_tile = CPU_TILE if logits.device.type == "cpu" else size
@@ -314,7 +379,7 @@ class _MaskChunks:
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
         the error times the sign, of the sign, and of one."""
-        if can_fuse(self.logits):
+        if self.is_focal and can_fuse(self.logits):
             try:
                 return self._fused(slice(None)).loss_sums(1 - 2 * FOCAL_ALPHA)
             except Exception as failure:
@@ -344,9 +409,12 @@ class _MaskChunks:
             torch.ops.aten.softplus.out(signed, out=cross_entropy)
             masked_error = error.sum((1, 2))
             signed_error = torch.mul(error, sign, out=signed).sum((1, 2))
-            error.mul_(error).mul_(cross_entropy)
-            focal = torch.addcmul(error, error, sign, value=1 - 2 * FOCAL_ALPHA, out=signed).sum((1, 2))
-            sums[:3] += torch.stack([focal.mul_(0.5), masked_error, signed_error])
+            if self.is_focal:
+                error.mul_(error).mul_(cross_entropy)
+                of_pixels = torch.addcmul(error, error, sign, value=1 - 2 * FOCAL_ALPHA, out=signed).mul_(0.5)
+            else:
+                of_pixels = cross_entropy
+            sums[:3] += torch.stack([of_pixels.sum((1, 2)), masked_error, signed_error])
 
     def _fused(self, part: slice) -> FusedPixels:
         image, segment = self.image[part], self.segment[part]
@@ -354,7 +422,7 @@ class _MaskChunks:
         return FusedPixels(self.logits[part], self.targets, sources, image, segment)
 
     def _gradient(self, part: slice, slopes: Tensor) -> Tensor:
-        if can_fuse(self.logits):
+        if self.is_focal and can_fuse(self.logits):
             try:
                 of_pixels = self._fused(part).gradient(slopes, 1 - 2 * FOCAL_ALPHA)
                 return self.rows[0].matrix.T @ (of_pixels @ self.columns[0].matrix)
@@ -369,11 +437,14 @@ class _MaskChunks:
             torch.sigmoid(signed, out=error)
             torch.ops.aten.softplus.out(signed, out=cross_entropy)
             of_error = torch.addcmul(error, error, error, value=-1, out=signed)  # derivative of the error
-            # Half of that of error^2 * cross_entropy, then weighted by 2 * alpha_t * sign.
-            of_focal = cross_entropy.mul_(of_error).addcmul_(error, error, value=0.5).mul_(error)
-            of_focal.mul_(torch.addcmul(asymmetry, focal, sign, out=error))
-            of_focal.addcmul_(of_error, torch.addcmul(by_sign, constant, sign, out=error))
-            gradient[:, row.cells, column.cells] += row.matrix.T @ (of_focal @ column.matrix)
+            if self.is_focal:
+                # Half of that of error^2 * cross_entropy, then weighted by 2 * alpha_t * sign.
+                of_mask = cross_entropy.mul_(of_error).addcmul_(error, error, value=0.5).mul_(error)
+                of_mask.mul_(torch.addcmul(asymmetry, focal, sign, out=error))
+            else:
+                of_mask = torch.mul(error, focal, out=cross_entropy).mul_(sign)
+            of_mask.addcmul_(of_error, torch.addcmul(by_sign, constant, sign, out=error))
+            gradient[:, row.cells, column.cells] += row.matrix.T @ (of_mask @ column.matrix)
         return gradient
 
     def _signs(self, part: slice) -> tuple[Tensor, Tensor | None]:

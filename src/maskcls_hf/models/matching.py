@@ -23,6 +23,7 @@ from transformers.utils import is_scipy_available, logging
 from .configuration_maskcls import MATCHERS, matching_weights
 from .options import as_labels, integers
 from .parallel import parallel_map
+from .point_sampling import PointSampler
 from .resampling import nearest_indices
 from .transformer_decoders import PixelLogits, SegmentLogits
 
@@ -125,6 +126,18 @@ class PaddedTargets:
     def image_of_row(self) -> Tensor:
         """Image of each of all segments (S,)."""
         return to_device(torch.from_numpy(np.repeat(np.arange(len(self.numbers)), self.numbers)), self.masks.device)
+
+    @cached_property
+    def valid_pixels(self) -> tuple[Tensor, Tensor]:
+        """Indices of the valid pixels of each image, first those (B, H * W), and how many they are (B,)."""
+        assert self.valid_mask is not None
+        valid = self.valid_mask.flatten(1)
+        end = valid.shape[1]
+        rank = torch.where(valid, valid.cumsum(1) - 1, end)  # the others are written behind the last
+        pixels = rank.new_zeros(len(valid), end + 1).scatter_(
+            1, rank, torch.arange(end, device=rank.device).expand_as(rank)
+        )
+        return pixels[:, :-1], valid.sum(1)
 
     def resampled(self, size: Sequence[int], at_centers: bool = False) -> tuple[Tensor, Tensor]:
         """Masks (B, M, P) and valid pixels (B, P) at the grid of the mask logits (h, w), as bool; masks are False where
@@ -431,8 +444,8 @@ def sums_over_segments(
     Args:
         function: logits (b, R, p) of some pixels, which it may overwrite -> (b, channels, R, p).
         logits (`torch.Tensor` of shape `(B, R, P)`): R masks an image, of any float type.
-        masks (`torch.Tensor` of shape `(B, M, P)`): bool.
-        valid (`torch.Tensor` of shape `(B, P)`): bool.
+        masks (`torch.Tensor` of shape `(B, M, P)`): bool, or shares of the pixels in 0..1.
+        valid (`torch.Tensor` of shape `(B, P)`): the same.
 
     Returns:
         (channels, B, R, M + 1), the valid pixels last.
@@ -461,10 +474,12 @@ def sums_over_segments(
     return sums.transpose(0, 1)
 
 
-def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean focal loss (RetinaNet, Eq. 5) and dice loss (V-Net; 1 added to both parts as in the paper's code) of each of
-    R masks with each of M segments of its image: (B, R, P), (B, M, P) bool, (B, P) bool -> (B, R, M) each."""
-    probability, outside, inside = sums_over_segments(_focal_parts, 3, logits, masks, valid)
+def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor, is_focal: bool = True) -> tuple[Tensor, Tensor]:
+    """Mean focal loss (RetinaNet, Eq. 5) or cross-entropy, and dice loss (V-Net; 1 added to both parts as in the
+    paper's code) of each of R masks with each of M segments of its image: (B, R, P), (B, M, P) and (B, P), bool or
+    shares in 0..1 -> (B, R, M) each."""
+    parts = _focal_parts if is_focal else _cross_entropy_parts
+    probability, outside, inside = sums_over_segments(parts, 3, logits, masks, valid)
     pixels = valid.sum(1).clamp(min=1).view(-1, 1, 1)
     focal = (inside[..., :-1] + (outside[..., -1:] - outside[..., :-1])) / pixels
     areas = probability[..., -1:] + masks.sum(2)[:, None]
@@ -481,6 +496,16 @@ def _focal_parts(logits: Tensor) -> Tensor:
     cross_entropy.sub_(logits).mul_(FOCAL_ALPHA)  # -alpha log(p)
     torch.mul(probability, -1, out=inside).add_(1)
     inside.mul_(inside).mul_(cross_entropy)
+    return parts
+
+
+def _cross_entropy_parts(logits: Tensor) -> Tensor:
+    """Of each pixel p, and its cross-entropy outside and inside of a segment: (b, R, p) -> (b, 3, R, p)."""
+    parts = logits.new_empty(len(logits), 3, *logits.shape[1:])
+    probability, outside, inside = parts.unbind(1)
+    torch.sigmoid(logits, out=probability)
+    torch.ops.aten.softplus.out(logits, out=outside)
+    torch.sub(outside, logits, out=inside)
     return parts
 
 
@@ -514,8 +539,9 @@ class BipartiteMatcher:
     """Minimal-cost one-to-one matching, cost = -p_i(c_j) and L_mask as in the loss (paper Section 3.2).
 
     Costs are computed in float32 at the resolution of the mask logits, with nearest-resampled targets, as in the
-    paper's code. With more segments than queries (the paper assumes N >= N^gt) the best N pairs are kept and a warning
-    is given once. A matcher with other costs is a subclass with `cost_terms` of its own.
+    paper's code, or at points (`config.loss_points`). With more segments than queries (the paper assumes N >= N^gt)
+    the best N pairs are kept and a warning is given once. A matcher with other costs is a subclass with `cost_terms` of
+    its own.
 
     Raises:
         `CostsNotFinite`: a `ValueError`; names image, layer and term.
@@ -527,6 +553,8 @@ class BipartiteMatcher:
         if not is_scipy_available():
             raise ImportError("Bipartite matching needs scipy: pip install scipy")
         self.weights = matching_weights(config, self.matching)
+        self.is_focal = config.mask_loss == "focal"
+        self.sampler = PointSampler.of(config)
         self.warned = False
 
     @torch.no_grad()
@@ -549,10 +577,14 @@ class BipartiteMatcher:
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
         """Unweighted costs (B, L, N, M); beyond an image's last segment they are not looked at."""
-        logits = predictions.mask_logits
-        focal, dice = pairwise_losses(logits.flatten(3).flatten(1, 2), *targets.resampled(logits.shape[-2:]))
-        shape = (*logits.shape[:3], -1)
-        return {"class": class_cost(predictions, targets), "mask": focal.view(shape), "dice": dice.view(shape)}
+        logits = predictions.mask_logits.flatten(1, 2)  # (B, L N, h, w)
+        if self.sampler is None:
+            at_pixels = (logits.flatten(2), *targets.resampled(logits.shape[-2:]))
+        else:
+            at_pixels = self.sampler.of_images(logits, targets)
+        mask, dice = pairwise_losses(*at_pixels, self.is_focal)
+        shape = (*predictions.mask_logits.shape[:3], -1)
+        return {"class": class_cost(predictions, targets), "mask": mask.view(shape), "dice": dice.view(shape)}
 
     def warn_about_lost_segments(self, numbers: list[int], num_queries: int) -> None:
         worst = max(numbers, default=0)

@@ -38,7 +38,9 @@ from .configuration_maskcls import (
     checked_classes,
 )
 from .custom_parts import copy_custom_parts, load_custom_parts, saved_fields
-from .layers import MLP, QueryTable, ValidRegion, XavierLinear, all_rows
+from .deformable_attention import SamplingOffsets, ZeroLinear
+from .encoder_only import EncoderOnly
+from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels
 from .per_pixel_networks import build_per_pixel_network
@@ -216,6 +218,34 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """Layers that run again in the backward pass must know the padding of their batch."""
         super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
 
+    def as_output(
+        self,
+        feature_maps: list[Tensor],
+        features: PixelFeatures,
+        decoded: DecoderOutput | None,
+        output_hidden_states: bool | None,
+    ) -> MaskClsModelOutput:
+        fields: dict[str, Any] = {}
+        transformer_states: tuple[Tensor, ...] = ()
+        if decoded is not None:
+            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
+            transformer_states = (*decoded.segment_embeddings,)
+            if not getattr(decoded, "predicts_input", False):  # which is zero then
+                transformer_states = (torch.zeros_like(transformer_states[0]), *transformer_states)
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
+            fields["encoder_hidden_states"] = tuple(feature_maps)
+            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
+            fields["transformer_decoder_hidden_states"] = transformer_states
+            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
+        if decoded is not None and decoded.attentions:
+            fields["attentions"] = tuple(decoded.attentions)
+            fields["cross_attentions"] = tuple(decoded.cross_attentions)
+        return MaskClsModelOutput(
+            encoder_last_hidden_state=feature_maps[-1],
+            pixel_decoder_last_hidden_state=features.project(),
+            **fields,
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
@@ -227,6 +257,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
             else:
                 uniform_bias(module)
+        elif isinstance(module, (ZeroLinear, SamplingOffsets)):
+            init.zeros_(module.weight)
+            init.zeros_(module.bias)
+            if isinstance(module, SamplingOffsets):
+                init.copy_(module.bias, module.initial_bias())
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             uniform_bias(module)
@@ -234,6 +269,9 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
+        elif isinstance(module, XavierConv2d):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:
@@ -329,32 +367,6 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
         return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
-    def as_output(
-        self,
-        feature_maps: list[Tensor],
-        features: PixelFeatures,
-        decoded: DecoderOutput | None,
-        output_hidden_states: bool | None,
-    ) -> MaskClsModelOutput:
-        fields: dict[str, Any] = {}
-        transformer_states: tuple[Tensor, ...] = ()
-        if decoded is not None:
-            fields["transformer_decoder_last_hidden_state"] = decoded.segment_embeddings[-1]
-            transformer_states = (torch.zeros_like(decoded.segment_embeddings[0]), *decoded.segment_embeddings)
-        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
-            fields["encoder_hidden_states"] = tuple(feature_maps)
-            fields["pixel_decoder_hidden_states"] = tuple(features.pyramid)
-            fields["transformer_decoder_hidden_states"] = transformer_states
-            fields["hidden_states"] = (*feature_maps, *features.pyramid, *transformer_states)
-        if decoded is not None and decoded.attentions:
-            fields["attentions"] = tuple(decoded.attentions)
-            fields["cross_attentions"] = tuple(decoded.cross_attentions)
-        return MaskClsModelOutput(
-            encoder_last_hidden_state=feature_maps[-1],
-            pixel_decoder_last_hidden_state=features.project(),
-            **fields,
-        )
-
 
 def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     """Segment embeddings (B, N, C) of all layers, or of the deepest alone."""
@@ -384,7 +396,9 @@ class SegmentationModule(nn.Module):
             self.class_priors = QueryTable(config.num_queries, config.num_labels + 1)
             self.mask_priors = QueryTable(config.num_queries, config.mask_feature_size)
         self.class_predictor = nn.Linear(config.hidden_size, config.num_labels + 1)
-        self.mask_embedder = MLP(config.hidden_size, config.hidden_size, config.mask_feature_size, num_layers=3)
+        activation = F.gelu if config.architecture == "encoder_only" else F.relu
+        size = config.hidden_size
+        self.mask_embedder = MLP(size, size, config.mask_feature_size, num_layers=3, activation=activation)
         self.exclusive_masks = config.exclusive_masks
         with_boxes = config.matching == "box"
         self.bbox_predictor = MLP(config.hidden_size, config.hidden_size, 4, num_layers=3) if with_boxes else None
@@ -392,14 +406,19 @@ class SegmentationModule(nn.Module):
         self.semantic_predictor = nn.Conv2d(config.mask_feature_size, config.num_labels, 1) if with_semantics else None
         self.looks_at_pixels = with_semantics or config.instance_discrimination_weight > 0
 
-    def forward(self, segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
-        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head."""
+    def forward(
+        self, segment_embeddings: Tensor, features: PixelFeatures, size: tuple[int, int] | None = None
+    ) -> SegmentLogits:
+        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head.
+
+        `size`: of the masks, the grid of a masked attention. None: as large as the per-pixel embeddings.
+        """
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
         if self.has_priors:
             class_logits = class_logits + all_rows(self.class_priors, class_logits.device)
             mask_embeddings = mask_embeddings + all_rows(self.mask_priors, mask_embeddings.device)
-        mask_logits = features.mask_logits(mask_embeddings)
+        mask_logits = features.mask_logits(mask_embeddings, size)
         if self.exclusive_masks:
             mask_logits = exclusive_logits(mask_logits)
         boxes = None if self.bbox_predictor is None else self.bbox_predictor(segment_embeddings).sigmoid()
@@ -430,6 +449,11 @@ class MaskClsModel(MaskClsPixelLevelModel):
     _auto_class: Any = "AutoModel"
 
     def __init__(self, config):
+        if getattr(config, "architecture", "encoder_decoder") != "encoder_decoder":
+            raise ValueError(
+                f"MaskClsModel has a pixel decoder and a transformer decoder, architecture={config.architecture!r} has "
+                "not: load MaskClsForUniversalSegmentation, whose `model` it is."
+            )
         super().__init__(config)
         self.transformer_decoder = TRANSFORMER_DECODERS.build(
             config, "transformer_decoder", self.pixel_decoder.context_channels
@@ -460,12 +484,40 @@ class MaskClsModel(MaskClsPixelLevelModel):
         pixel_values: Tensor,
         pixel_mask: Tensor | None,
         output_attentions: bool | None = None,
-        predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
+        predict: Callable[..., SegmentLogits] | None = None,
+        all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
         """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
+
+
+class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
+    """EoMT: a plain ViT whose last blocks see the queries; see `encoder_only.EncoderOnly`."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = EncoderOnly(config)
+        self.post_init()
+
+    def embed(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None,
+        output_attentions: bool | None = None,
+        predict: Callable[..., SegmentLogits] | None = None,
+        all_layers: bool = True,
+    ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
+        """As of `MaskClsModel`. The ViT sees padding: nothing masks its attention."""
+        valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
+        decoded = self.encoder(pixel_values, predict, all_layers)
+        features = decoded.features[-1]
+        features.valid_sizes = valid_sizes
+        return [features.context], features, decoded
+
+
+ARCHITECTURES: dict[str, Any] = {"encoder_decoder": MaskClsModel, "encoder_only": MaskClsEncoderOnlyModel}
 
 
 class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
@@ -484,7 +536,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     def __init__(self, config: MaskClsConfig):
         super().__init__(config)
-        self.model = MaskClsModel(config)
+        self.model = ARCHITECTURES[config.architecture](config)
         self.segmentation_module = SegmentationModule(config)
         self.post_init()
 
@@ -527,11 +579,12 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
-        def predict(segment_embeddings: Tensor, features: PixelFeatures) -> SegmentLogits:
-            return self.segmentation_module(segment_embeddings, features)
-
-        feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions, predict)
-        layers = [self.segmentation_module(embedding, features) for embedding in supervised_layers(decoded, all_layers)]
+        feature_maps, features, decoded = self.model.embed(
+            pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
+        )
+        embeddings = supervised_layers(decoded, all_layers)
+        features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)
+        layers = [self.segmentation_module(*pair) for pair in zip(embeddings, features_of, strict=True)]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:

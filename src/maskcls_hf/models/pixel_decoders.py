@@ -8,7 +8,7 @@ Shape legend: B images, (H, W) network input, (h, w) = (H/4, W/4), N queries, C_
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .configuration_maskcls import PIXEL_DECODERS
-from .layers import ConvNorm, TransformerLayer, ValidRegion, sine_positions
+from .deformable_attention import DeformableLayer, reference_points
+from .layers import ConvNorm, TransformerLayer, ValidRegion, all_rows, sine_positions
 
 
 @dataclass
@@ -33,6 +34,7 @@ class PixelFeatures:
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
     valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
+    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, features: Any, region: ValidRegion | None) -> "PixelFeatures":
@@ -60,13 +62,20 @@ class PixelFeatures:
             self.per_pixel_embeddings = self._inside(self.mask_projection)
         return self.per_pixel_embeddings
 
-    def mask_logits(self, mask_embeddings: Tensor) -> Tensor:
-        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled."""
-        embeddings = self.project()  # (B, C_E, h, w)
+    def mask_logits(self, mask_embeddings: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled; or (B, N,
+        *size), where a `size` is given."""
+        embeddings = self.project() if size is None else self.resized(size)  # (B, C_E, h, w)
         logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
-        if self.upsampling > 1:
+        if self.upsampling > 1 and size is None:
             logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)
         return logits.contiguous()
+
+    def resized(self, size: tuple[int, int]) -> Tensor:
+        """Per-pixel embeddings (B, C_E, *size); resizing commutes with the product that makes masks of them."""
+        if size not in self._resized:
+            self._resized[size] = F.interpolate(self.project(), size=size, mode="bilinear", align_corners=False)
+        return self._resized[size]
 
     def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the finest features; what is not image has no part in it, and repeats the border of the image."""
@@ -144,6 +153,68 @@ class TransformerEncoder(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, features.shape[-2:])
 
 
+class DeformablePixelDecoder(nn.Module):
+    """Multi-scale deformable attention over the three coarsest maps, then steps of a feature pyramid (Mask2Former,
+    Section 3.2.1 and 4.1).
+
+    It computes in float32 under autocast, as the code of its paper.
+
+    Args:
+        levels, points: maps that attend to each other, and places that a query looks at on each.
+    """
+
+    def __init__(self, config, in_channels: list[int], levels: int = 3, points: int = 4):
+        super().__init__()
+        size = config.fpn_feature_size
+        self.context_channels = size
+        self.num_levels = min(levels, len(in_channels))
+        self.input_projections = nn.ModuleList(  # coarsest first
+            ConvNorm(c, size, kernel_size=1, relu=False, xavier=True) for c in reversed(in_channels[-self.num_levels :])
+        )
+        self.level_embedding = nn.Embedding(self.num_levels, size)
+        self.layers = nn.ModuleList(
+            DeformableLayer(config, size, self.num_levels, points) for _ in range(config.encoder_layers)
+        )
+        finer = in_channels[: -self.num_levels]
+        self.laterals = nn.ModuleList(ConvNorm(c, size, kernel_size=1, relu=False) for c in finer)
+        self.outputs = nn.ModuleList(ConvNorm(size, size, kernel_size=3, relu=True) for _ in finer)
+        self.mask_projection = mask_projection(config, size)
+
+    def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        with torch.autocast(feature_maps[0].device.type, enabled=False):
+            dtype = self.mask_projection.weight.dtype
+            feature_maps = [features.to(dtype) for features in feature_maps]
+            pyramid = self.encode(feature_maps[: -self.num_levels - 1 : -1], region)
+            for level in reversed(range(len(self.laterals))):
+                lateral = self.laterals[level](feature_maps[level], region)
+                coarser = pyramid[-1] if region is None else region.extend_edges(pyramid[-1])
+                lateral += F.interpolate(coarser, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+                pyramid.append(self.outputs[level](lateral, region))
+        return PixelFeatures(pyramid[0], pyramid, self.mask_projection, region)
+
+    def encode(self, feature_maps: list[Tensor], region: ValidRegion | None) -> list[Tensor]:
+        """Maps that attend to each other, coarsest first: (B, C_F, h, w) -> (B, C, h, w) each."""
+        maps = [
+            project(features, region) for project, features in zip(self.input_projections, feature_maps, strict=True)
+        ]
+        sizes = [(features.shape[2], features.shape[3]) for features in maps]
+        levels = all_rows(self.level_embedding, maps[0].device)  # (R, C)
+        masks = [None if region is None else region.mask_at(*size) for size in sizes]
+        positions = [
+            sine_positions(features, mask) + level for features, mask, level in zip(maps, masks, levels, strict=True)
+        ]
+        inside = None if region is None else torch.cat([mask.flatten(1) for mask in masks if mask is not None], 1)
+        valid = None if region is None else [region.sizes_at(*size) for size in sizes]
+        like = maps[0].new_empty(0, dtype=torch.promote_types(maps[0].dtype, torch.float32))
+        reference = reference_points(sizes, valid, like)
+        placed = torch.cat(positions, 1)  # (B or 1, S, C)
+        tokens = torch.cat([features.flatten(2) for features in maps], 2).transpose(1, 2)  # (B, S, C)
+        for layer in self.layers:
+            tokens = layer(tokens, placed, reference, sizes, inside)
+        parts = tokens.split([height * width for height, width in sizes], 1)
+        return [part.transpose(1, 2).unflatten(2, size) for part, size in zip(parts, sizes, strict=True)]
+
+
 class PerPixelDecoder(nn.Module):
     """What is left to do where the backbone is a whole per-pixel network (per_pixel_networks.py): the projection."""
 
@@ -166,4 +237,5 @@ def mask_projection(config, in_channels: int) -> nn.Conv2d:
 
 PIXEL_DECODERS.register("fpn", FPNPixelDecoder)
 PIXEL_DECODERS.register("fpn_encoder", FPNEncoderPixelDecoder)
+PIXEL_DECODERS.register("deformable", DeformablePixelDecoder)
 PIXEL_DECODERS.register("per_pixel", PerPixelDecoder)

@@ -56,6 +56,8 @@ class DecoderOutput(NamedTuple):
     segment_embeddings: list[Tensor]  # Q, each (B, N, C)
     attentions: list[Tensor]  # of self-attention (B, heads, N, N), where asked for
     cross_attentions: list[Tensor]  # (B, heads, N, H/32 * W/32), where asked for
+    features: list[PixelFeatures] = []  # of which each layer's masks are made; empty: the same for all
+    predicts_input: bool = False  # the first entry is of what goes into the first layer
 
 
 class StandardTransformerDecoder(nn.Module):
@@ -102,4 +104,77 @@ class StandardTransformerDecoder(nn.Module):
         return output._replace(segment_embeddings=[*normed])
 
 
+class MaskedAttentionTransformerDecoder(nn.Module):
+    """Mask2Former's decoder: each layer looks at one scale of the pyramid in turn, and there at the foreground of the
+    mask that the query has predicted last (Section 3.2, Eq. 2); where that is empty, at the whole image.
+
+    Predictions are made before the first layer too: the segment embeddings are one more than the layers.
+    """
+
+    def __init__(self, config, in_channels: int, levels: int = 3):
+        super().__init__()
+        size, in_channels = config.hidden_size, config.fpn_feature_size
+        self.input_projections = nn.ModuleList(
+            nn.Conv2d(in_channels, size, 1) if in_channels != size else nn.Identity() for _ in range(levels)
+        )
+        self.level_embedding = nn.Embedding(levels, size)
+        self.queries_embedder = nn.Embedding(config.num_queries, size)  # positions
+        self.queries_features = nn.Embedding(config.num_queries, size)
+        self.layers = nn.ModuleList(
+            TransformerLayer(config, size, config.decoder_ffn_dim, cross_attention=True, cross_first=True)
+            for _ in range(config.decoder_layers)
+        )
+        self.norm = nn.LayerNorm(size)
+
+    def forward(
+        self,
+        features: PixelFeatures,
+        predict: Callable[..., SegmentLogits] | None = None,
+        output_attentions: bool = False,
+    ) -> DecoderOutput:
+        if predict is None:
+            raise ValueError(
+                "Masked attention looks at predicted masks: call MaskClsForUniversalSegmentation, or give its "
+                "segmentation_module as `predict`."
+            )
+        features.project()  # with gradients, before the masks of the attention ask for them
+        levels = [self.level(number, features) for number in range(len(self.input_projections))]
+        device, batch = features.context.device, len(features.context)
+        positions = all_rows(self.queries_embedder, device).expand(batch, -1, -1)  # (B, N, C)
+        segments = all_rows(self.queries_features, device).expand(batch, -1, -1)
+        output = DecoderOutput([self.norm(segments)], [], [], predicts_input=True)
+        for number, layer in enumerate(self.layers):
+            size, context, placed_context, inside = levels[number % len(levels)]
+            with torch.no_grad():
+                masks = predict(output.segment_embeddings[-1], features, size).mask_logits
+                seen = foreground(masks.flatten(2), inside)
+            segments, attentions = layer(segments, positions, seen, context, placed_context, output_attentions)
+            output.segment_embeddings.append(self.norm(segments))
+            if output_attentions:
+                output.attentions.append(attentions[0])
+                output.cross_attentions.append(attentions[1])
+        return output
+
+    def level(self, number: int, features: PixelFeatures) -> tuple[tuple[int, int], Tensor, Tensor, Tensor | None]:
+        """Size (h, w) of a scale, its features without and with positions (B, h * w, C), and where they are image
+        (B, 1, h * w)."""
+        maps = self.input_projections[number](features.pyramid[number])  # (B, C, h, w)
+        height, width = maps.shape[2:]
+        inside = None if features.region is None else features.region.mask_at(height, width)
+        level = all_rows(self.level_embedding, maps.device)[number]
+        context = maps.flatten(2).transpose(1, 2) + level
+        mask = None if inside is None else inside.flatten(1)[:, None]
+        return (height, width), context, context + sine_positions(maps, inside), mask
+
+
+def foreground(mask_logits: Tensor, inside: Tensor | None) -> Tensor:
+    """Where queries look (B, N, m) bool, of their masks (B, N, m) and of what is image (B, 1, m)."""
+    seen = mask_logits >= 0
+    if inside is None:
+        return seen | ~seen.any(-1, keepdim=True)
+    seen &= inside
+    return seen | (~seen.any(-1, keepdim=True) & inside)
+
+
 TRANSFORMER_DECODERS.register("standard", StandardTransformerDecoder)
+TRANSFORMER_DECODERS.register("masked_attention", MaskedAttentionTransformerDecoder)
