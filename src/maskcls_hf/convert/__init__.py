@@ -3,6 +3,7 @@
 from transformers import MaskFormerConfig
 
 from ..models.configuration_maskcls import CHECKPOINT_READERS, CONFIG_READERS
+from ..models.options import BACKBONE_READERS
 from .maskformer import (
     config_from_maskformer,
     load_maskformer,
@@ -13,10 +14,13 @@ from .maskformer import (
 from .original import from_original, save_from_original
 from .pairs import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from .per_pixel import from_per_pixel, processor_from_per_pixel, save_from_per_pixel
+from .pretrained_backbones import LoadedWeights, open_backbone
 
 __all__ = [
+    "LoadedWeights",
     "from_original",
     "from_per_pixel",
+    "open_backbone",
     "pairs_from_detections",
     "pairs_from_detr",
     "pairs_from_logits",
@@ -30,6 +34,8 @@ __all__ = [
 
 
 def register_readers() -> None:
-    """Let `from_pretrained` of our classes read the checkpoints of transformers' MaskFormer; again does no harm."""
+    """Let `from_pretrained` of our classes read the checkpoints of transformers' MaskFormer, and `from_backbone`
+    pretrained backbones; again does no harm."""
     CONFIG_READERS[MaskFormerConfig.model_type] = config_from_maskformer
     CHECKPOINT_READERS[MaskFormerConfig.model_type] = load_maskformer
+    BACKBONE_READERS[:] = [open_backbone]
