@@ -330,9 +330,15 @@ class TestBackbone:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"depths": [1, 2]}, r"another architecture than the backbone: weights are 6 missing"),
-            ({"depths": [2, 1]}, r"unknown, such as resnet.encoder.stages.0.layers.1"),
-            ({"hidden_sizes": [8, 24]}, r"of another shape, such as \S+ \(24, 16, 3, 3\) instead of \(32, 16, 3, 3\)"),
+            ({"depths": [1, 2]}, r"another architecture than the backbone: weights are 12 unknown"),
+            (
+                {"depths": [2, 1]},
+                r"unknown, such as resnet.encoder.stages.0.layers.1.layer.0.conv\S+ \(16, 16, 3, 3\)",
+            ),
+            (
+                {"hidden_sizes": [8, 24]},
+                r"25 of another shape, such as \S+ \(8, 16, 3, 3\) instead of \(16, 16, 3, 3\)",
+            ),
         ],
     )
     def test_another_architecture_is_refused(self, tmp_path, fields, message):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
@@ -270,10 +270,21 @@ class TransformersBackbone(PretrainedBackbone):
             ) from error
         own = backbone.state_dict()
         misfits: dict[str, tuple[int, ...] | None] = {n: tuple(shape) for n, shape, _ in report["mismatched_keys"]}
-        misfits |= {name: None for name in report["unexpected_keys"] if any(layer in name for layer in LAYERS)}
+        stored = shapes_of_files(self.name)
+        unknown = [name for name in sorted(report["unexpected_keys"]) if any(layer in name for layer in LAYERS)]
+        misfits |= {name: stored.get(name) for name in unknown}
         # Of Swin `build_backbone` leaves out a norm that nothing uses.
         state = {n: t for n, t in loaded.state_dict().items() if n in own or not n.startswith("swin.layernorm.")}
         return {n: t for n, t in state.items() if n not in report["missing_keys"] and n not in misfits}, misfits
+
+
+def shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
+    """Of all weights in the safetensors files of a folder; of a name on the Hub none."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
 
 
 # -- of timm -----------------------------------------------------------------------------------------------------------
