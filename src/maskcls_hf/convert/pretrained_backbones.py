@@ -383,7 +383,9 @@ class TimmBackbone(PretrainedBackbone):
             raise ValueError(f"{self.name}: timm's {self.architecture} does not take the weights. {error}") from error
 
     def weights(self) -> dict[str, Tensor]:
-        file = download(self.name, self.repository, WEIGHTS_OF_TIMM) if self.file is None else self.file
+        if self.file is None and self.repository is None:
+            raise ValueError(f"{self.name}: timm names no weights of it on the Hub. Give a file of them (weights=...).")
+        file = self.file or download(self.name, str(self.repository), WEIGHTS_OF_TIMM)
         if not file.is_file():
             raise FileNotFoundError(f"{self.name}: there is no file {file}.")
         if file.suffix not in SUFFIXES:
@@ -473,11 +475,8 @@ def backbone_of_timm(name: str, file: Path | None) -> TimmBackbone:
         tags = ", ".join(timm.list_pretrained(f"{base_name(name)}.*")) or "none"
         raise ValueError(f"{name}: timm {timm.__version__} knows no such weights; it knows {tags}.") from error
     fields = {} if known is None else known.to_dict()
-    repository = fields.get("hf_hub_id")
-    if file is None and repository is None:
-        raise ValueError(f"{name}: timm names no weights of it on the Hub. Give a file of them (weights=...).")
     channels = fields.get("input_size", (3,))[0]
-    return TimmBackbone(name, base_name(name), fields, file, repository, num_channels=channels)
+    return TimmBackbone(name, base_name(name), fields, file, fields.get("hf_hub_id"), num_channels=channels)
 
 
 def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmBackbone:
@@ -510,12 +509,12 @@ def backbone_of_package(name: str) -> TimmBackbone:
     return TimmBackbone(name, PACKAGES[module], LITE_IMAGES, files[0], in_order=True)
 
 
-def download(name: str, repository: str | None, files: Iterable[str]) -> Path:
+def download(name: str, repository: str, files: Iterable[str]) -> Path:
     """The first of `files` that a repository on the Hub, or its copy here, has."""
     problem: Exception | None = None
     for file in files:
         try:
-            return Path(hf_hub_download(str(repository), file, **where_to_look(str(repository))))
+            return Path(hf_hub_download(repository, file, **where_to_look(repository)))
         except EntryNotFoundError as error:  # the next one may be there
             problem = problem or error
         except OSError as error:
