@@ -11,6 +11,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from timm.models._hub import save_for_hf
 from torch import Tensor
 from transformers import (
     ConvNextImageProcessor,
@@ -251,8 +252,9 @@ class TestTimm:
     @pytest.mark.parametrize("safe", [True, False])
     def test_a_folder_that_timm_saved(self, safe, tmp_path):
         classifier = timm_model(num_classes=10, drop_rate=0.1)
-        data = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"}
-        timm.models.save_for_hf(classifier, tmp_path, safe_serialization=safe, data_config=data)
+        images = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "nearest"}
+        classifier.pretrained_cfg.update(images)
+        save_for_hf(classifier, tmp_path, safe_serialization=safe)
         assert_weights_of_timm(MaskClsForUniversalSegmentation.from_backbone(tmp_path, **FIELDS), classifier)
         processor = MaskClsImageProcessor.from_backbone(tmp_path)
         assert (processor.image_mean, processor.image_std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -260,18 +262,18 @@ class TestTimm:
 
     def test_a_folder_for_images_of_one_channel(self, tmp_path):
         classifier = timm_model(in_chans=1)
-        timm.models.save_for_hf(classifier, tmp_path, safe_serialization=True)
+        save_for_hf(classifier, tmp_path, safe_serialization=True)
         model = MaskClsForUniversalSegmentation.from_backbone(tmp_path, **FIELDS)
         assert model.config.backbone_config.num_channels == 1
         assert torch.equal(model.model.backbone._backbone.conv_stem.weight, classifier.conv_stem.weight)
 
     def test_a_folder_of_a_network_that_no_configuration_describes(self, tmp_path):
-        timm.models.save_for_hf(timm_model(), tmp_path, model_args={"output_stride": 8}, safe_serialization=True)
+        save_for_hf(timm_model(), tmp_path, model_args={"output_stride": 8}, safe_serialization=True)
         with pytest.raises(ValueError, match="has output_stride=8, which a backbone_config cannot say"):
             open_backbone(tmp_path)
 
     def test_a_folder_without_weights(self, tmp_path):
-        timm.models.save_for_hf(timm_model(), tmp_path, safe_serialization=True)
+        save_for_hf(timm_model(), tmp_path, safe_serialization=True)
         (tmp_path / "model.safetensors").unlink()
         with pytest.raises(FileNotFoundError, match="there is no file .*model.safetensors"):
             MaskClsForUniversalSegmentation.from_backbone(tmp_path, **FIELDS)
@@ -279,15 +281,15 @@ class TestTimm:
     @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
     def test_by_the_hub(self, file, hub):
         classifier = timm_model()
-        timm.models.save_for_hf(classifier, hub("timm/mobilenetv3_small_050.lamb_in1k"), safe_serialization="both")
+        save_for_hf(classifier, hub("timm/mobilenetv3_small_050.lamb_in1k"), safe_serialization="both")
         for other in {"model.safetensors", "pytorch_model.bin"} - {file}:
             next(Path(hub.__closure__[0].cell_contents).rglob(other)).unlink()
         assert_weights_of_timm(MaskClsForUniversalSegmentation.from_backbone(f"timm/{SMALL}", **FIELDS), classifier)
 
     def test_of_somebody_else_on_the_hub(self, hub):
         classifier = timm_model()
-        data = {"mean": (0, 0, 0)}
-        timm.models.save_for_hf(classifier, hub("someone/small"), safe_serialization=True, data_config=data)
+        classifier.pretrained_cfg["mean"] = (0, 0, 0)
+        save_for_hf(classifier, hub("someone/small"), safe_serialization=True)
         assert_weights_of_timm(MaskClsForUniversalSegmentation.from_backbone("someone/small", **FIELDS), classifier)
         assert MaskClsImageProcessor.from_backbone("someone/small").image_mean == (0, 0, 0)
 
@@ -341,7 +343,7 @@ class TestTimm:
         assert not Exploding.ran
 
     def test_without_timm(self, monkeypatch, tmp_path):
-        timm.models.save_for_hf(timm_model(), tmp_path, safe_serialization=True)
+        save_for_hf(timm_model(), tmp_path, safe_serialization=True)
         monkeypatch.setitem(__import__("sys").modules, "timm", None)
         for name in (tmp_path, f"timm/{SMALL}"):
             with pytest.raises(
@@ -472,8 +474,10 @@ def test_a_saved_model_needs_the_weights_no_more(model_class, tmp_path, monkeypa
 
 @pytest.mark.parametrize("config_class", [MaskClsConfig, PerPixelConfig])
 def test_the_configuration_alone(config_class):
+    state = torch.get_rng_state()
     config = config_class.from_backbone(SMALL, id2label=CLASSES, decoder_layers=2)
     assert (config.backbone_config.backbone, config.decoder_layers, config.id2label) == (SMALL, 2, CLASSES)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 class TestRecipe:

@@ -323,11 +323,10 @@ class TimmBackbone(PretrainedBackbone):
 
     def config(self) -> PreTrainedConfig:
         """With the last map of each stride from 4 on, four at most; of a plain ViT, the last map."""
-        with torch.device("meta"):
-            try:
-                network = timm_of(self.name).create_model(self.architecture, features_only=True)
-            except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
-                raise ValueError(f"{self.name}: timm's {self.architecture} gives no feature maps ({error}).") from error
+        try:
+            network = make_network(self.name, self.architecture, features_only=True)
+        except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
+            raise ValueError(f"{self.name}: timm's {self.architecture} gives no feature maps ({error}).") from error
         strides = [stage["reduction"] for stage in network.feature_info.info]
         last_of_stride = {stride: index for index, stride in enumerate(strides) if stride >= 4}
         indices = [-1] if len(set(strides)) == 1 else list(last_of_stride.values())[:4]
@@ -359,10 +358,8 @@ class TimmBackbone(PretrainedBackbone):
     def classifier(self, num_channels: int) -> dict[str, Tensor]:
         """Weights of timm's whole model, by timm's names, as timm itself reads them (it renames those of other
         libraries, and fits the first convolution to the channels)."""
-        timm = timm_of(self.name)
         weights = self.weights()
-        with torch.device("meta"):
-            empty = timm.create_model(self.architecture)
+        empty = make_network(self.name, self.architecture)
         expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
         if self.in_order:
             weights = renamed_in_order(self.name, weights, expected)
@@ -371,9 +368,8 @@ class TimmBackbone(PretrainedBackbone):
         classes = next((len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights), 0)
         overlay = {"state_dict": weights, "num_classes": classes, "label_offset": 0}
         try:
-            return timm.create_model(
-                self.architecture, pretrained=True, pretrained_cfg_overlay=overlay, in_chans=num_channels
-            ).state_dict()
+            arguments = {"pretrained": True, "pretrained_cfg_overlay": overlay, "in_chans": num_channels}
+            return make_network(self.name, self.architecture, **arguments).state_dict()
         except RuntimeError as error:  # timm loads strictly
             body, found = (
                 {name: shape for name, shape in shapes.items() if not name.startswith(tuple(f"{h}." for h in heads))}
@@ -405,6 +401,13 @@ def timm_of(name: str) -> Any:
     except ImportError as error:
         raise ImportError(f"{name} takes timm, which is not installed: pip install 'maskcls-hf[timm]'.") from error
     return timm
+
+
+def make_network(name: str, architecture: str, **arguments: Any) -> Any:
+    """A network of timm, which leaves the state of the random numbers as it was. Not on the device meta, on which older
+    versions of timm make few."""
+    with torch.random.fork_rng(devices=[]):
+        return timm_of(name).create_model(architecture, **arguments)
 
 
 def base_name(name: str | None) -> str:
