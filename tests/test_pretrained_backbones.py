@@ -38,8 +38,8 @@ from maskcls_hf import (
 )
 from maskcls_hf.convert import open_backbone
 from maskcls_hf.models.options import BACKBONE_READERS
-from maskcls_hf.training import build_config, build_image_processor, build_model, load_recipe
-from recipes import BACKBONE, RECIPE, write_recipe
+from maskcls_hf.training import build_config, build_image_processor, build_model, load_recipe, prepare
+from recipes import BACKBONE, RECIPE, write_recipe, write_squares
 from tiny import SIZES, STAGES
 
 CLASSES = {0: "sky", 1: "lake"}
@@ -509,6 +509,22 @@ class TestRecipe:
         assert load_recipe(tmp_path / "again.yaml").differences(recipe) == []
         assert_weights_of_timm(build_model(recipe, CLASSES), classifier)
 
+    def test_a_training_prepares_images_as_its_weights_want_them(self, tmp_path):
+        """Unless it goes on with a saved model, whose own image processor holds."""
+        torch.save(timm_model("tf_efficientnet_lite0").state_dict(), tmp_path / "weights.pth")
+        model = {"backbone_checkpoint": "tf_efficientnet_lite0", "backbone_weights": str(tmp_path / "weights.pth")}
+        recipe = self.recipe(tmp_path, **model)
+        run = prepare(recipe, write_squares(tmp_path / "squares"))
+        assert run.image_processor.image_mean == run.image_processor.image_std == (0.5, 0.5, 0.5)
+        assert run.image_processor.resample == 3
+        run.model.save_pretrained(tmp_path / "saved")
+        MaskClsImageProcessor(image_mean=[0.1, 0.2, 0.3]).save_pretrained(tmp_path / "saved")
+        (tmp_path / "weights.pth").unlink()
+        again = prepare(recipe, tmp_path / "squares", model=tmp_path / "saved")
+        assert again.image_processor.image_mean == (0.1, 0.2, 0.3) and again.image_processor.resample == 2
+        for name, tensor in backbone_of(again.model).items():
+            assert torch.equal(tensor, backbone_of(run.model)[name])
+
     def test_errors_name_the_key(self, tmp_path, hub):
         advice = "Or train from scratch: --set model.backbone_checkpoint=null"
         with pytest.raises(ValueError, match=rf"Recipe tiny, model.backbone_checkpoint='package:x': .*{advice}"):
@@ -517,7 +533,5 @@ class TestRecipe:
         with pytest.raises(OSError, match=rf"(?s)Connect to the Hub once.*{advice}"):
             build_model(recipe, CLASSES)
         recipe = self.recipe(tmp_path, backbone_config=BACKBONE, backbone_checkpoint=f"timm/{SMALL}")
-        with pytest.raises(
-            ValueError, match=rf"holds timm's {SMALL}, backbone_config a resnet. Without a backbone_config"
-        ):
+        with pytest.raises(ValueError, match=rf"holds timm's {SMALL}, backbone_config a resnet. Leave backbone_config"):
             build_model(recipe, CLASSES)

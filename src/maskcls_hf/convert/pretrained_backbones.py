@@ -56,6 +56,7 @@ FIELDS_OF_CLASSIFIERS = (
 FIELDS_OF_PROCESSORS = (
     "image_mean", "image_std", "resample", "do_normalize", "do_rescale", "rescale_factor", "do_flip_channel_order",
 )  # fmt: skip
+WITHOUT_CONFIG = "Leave backbone_config out (in a recipe: null), and it is read from there."
 READING_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError)
 
 
@@ -249,8 +250,7 @@ class TransformersBackbone(PretrainedBackbone):
     def require_same(self, config: PreTrainedConfig) -> None:
         if config.model_type != self.model_type:
             raise ValueError(
-                f"The checkpoint {self.name!r} holds a {self.model_type}, backbone_config a {config.model_type}. "
-                "Without a backbone_config it is read from the checkpoint."
+                f"{self.name} holds a {self.model_type}, backbone_config a {config.model_type}. {WITHOUT_CONFIG}"
             )
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
@@ -346,8 +346,7 @@ class TimmBackbone(PretrainedBackbone):
         if config.model_type != TimmBackboneConfig.model_type or base_name(config.backbone) != self.architecture:
             other = getattr(config, "backbone", None) or config.model_type
             raise ValueError(
-                f"The checkpoint {self.name!r} holds timm's {self.architecture}, backbone_config a {other}. "
-                "Without a backbone_config it is read from the checkpoint."
+                f"{self.name} holds timm's {self.architecture}, backbone_config a {other}. {WITHOUT_CONFIG}"
             )
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
