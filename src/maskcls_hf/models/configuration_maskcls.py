@@ -115,7 +115,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone of `AutoBackbone` with stages, which `out_features` lists (timm's: `out_indices`), or a plain
             ViT (DINOv2, DINOv3, timm's), of whose last map a pyramid is made; see `backbones.build_backbone`. Default:
-            ResNet-50, all four stages (paper Section 4.1).
+            ResNet-50, all four stages (paper Section 4.1). `from_backbone` reads that of pretrained weights.
         pixel_decoder (`str`, defaults to `"fpn"`):
             `"fpn"`, or `"fpn_encoder"` for the FPN over transformer encoder layers that the paper uses for COCO
             panoptic with ResNets (Appendix A), or `"per_pixel"`: `backbone_config` is that of a whole per-pixel model,
