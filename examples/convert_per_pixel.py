@@ -170,7 +170,7 @@ def train_all(study: Study, architecture: str) -> dict[str, Path]:
             train(fine_tuning(study, method), study, folder / method.folder, start[method.folder])
         elif method.folder == "converted":
             start["fixed_on"]().save_pretrained(folder / "converted")
-            processor = build_image_processor(study.recipe, **study.data.processor_fields())
+            processor = build_image_processor(study.recipe, pretrained=False, **study.data.processor_fields())
             processor.save_pretrained(folder / "converted")
     return folders
 

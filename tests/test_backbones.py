@@ -32,9 +32,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation
-from maskcls_hf.convert import to_transformers
+from maskcls_hf.convert import open_backbone, to_transformers
 from maskcls_hf.models.backbones import build_backbone, check_maps, dry_run
-from maskcls_hf.training.build import load_backbone
 from maskcls_hf.training.optim import build_optimizer
 from tiny import STAGES, convnext, maskcls_config, pad_labels, pixel_mask, resnet, segments, swin
 
@@ -380,7 +379,7 @@ class TestSimpleFeaturePyramid:
         classifier.save_pretrained(tmp_path)
         model = model_of("dinov2")
         pyramid = copy.deepcopy(model.model.backbone.feature_pyramid.state_dict())
-        load_backbone(model, str(tmp_path))
+        open_backbone(tmp_path).load_into(model)
         loaded, expected = model.model.backbone.vit.state_dict(), classifier.dinov2.state_dict()
         assert len(loaded) > 20 and loaded.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
@@ -391,7 +390,7 @@ class TestSimpleFeaturePyramid:
         pretrained = DINOv3ViTModel(dinov3_vit())
         pretrained.save_pretrained(tmp_path)
         model = model_of("dinov3_vit")
-        load_backbone(model, str(tmp_path))
+        open_backbone(tmp_path).load_into(model)
         loaded, expected = model.model.backbone.vit.state_dict(), pretrained.state_dict()
         assert len(loaded) > 20 and loaded.keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.items())
@@ -401,12 +400,15 @@ class TestSimpleFeaturePyramid:
         config = dinov2()
         config.num_hidden_layers = layers
         Dinov2ForImageClassification(config).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match="another architecture than model.backbone_config says"):
-            load_backbone(model_of("dinov2"), str(tmp_path))
+        with pytest.raises(
+            ValueError, match="another architecture than the backbone: weights are .*encoder.layer.[12]"
+        ):
+            open_backbone(tmp_path).load_into(model_of("dinov2"))
 
-    def test_weights_of_timm_are_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="weights of timm are not loaded here"):
-            load_backbone(model_of("timm_vit"), str(tmp_path))
+    def test_weights_of_another_library_are_refused(self, tmp_path):
+        Dinov2ForImageClassification(dinov2()).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="holds a dinov2, backbone_config a timm_backbone"):
+            open_backbone(tmp_path).load_into(model_of("timm_vit"))
 
 
 def test_swinv2_trains_in_float16():

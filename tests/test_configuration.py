@@ -128,9 +128,14 @@ def test_names_of_parts_are_refused_where_the_part_is_made(fields, message):
     ],
 )
 @pytest.mark.parametrize("config_class", [MaskClsConfig, PerPixelConfig])
-def test_a_backbone_by_name_is_refused(config_class, fields):
-    with pytest.raises(ValueError, match=r"has no .*backbone.*: give backbone_config, .*pretrained weights"):
+def test_a_backbone_by_name_is_refused(config_class, fields, tmp_path):
+    name = fields.get("backbone", "NAME")
+    advice = rf"has no .*backbone.*: write {config_class.__name__}.from_backbone\('{name}', .*pretrained weights too"
+    with pytest.raises(ValueError, match=advice):
         config_class(**fields)
+    config_class().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=advice):
+        config_class.from_pretrained(tmp_path, **fields)
 
 
 def test_the_decoder_of_transformers_maskformer_is_refused():

@@ -14,7 +14,7 @@ from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.hub.saved_model import SavedModel
 from maskcls_hf.inference.predictor import Predictor
 from maskcls_hf.models.checkpoint_manifest import MANIFEST, DamagedCheckpoint, require_whole, verify
-from maskcls_hf.training.build import load_backbone, load_model
+from maskcls_hf.training.build import load_model
 from maskcls_hf.training.checkpoints import last_good_checkpoint, saving
 from maskcls_hf.training.recipe import load_recipe
 from recipes import write_recipe
@@ -137,17 +137,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def as_backbone(folder: Path) -> None:
-    load_backbone(MaskClsForUniversalSegmentation.from_pretrained(save_maskcls(folder.parent / "other")), str(folder))
-
-
 LOADERS = {
     "model": MaskClsForUniversalSegmentation.from_pretrained,
     "subfolder": lambda folder: MaskClsForUniversalSegmentation.from_pretrained(folder.parent, subfolder=folder.name),
     "predictor": Predictor.from_pretrained,
     "push": SavedModel,
     "fine-tuning": lambda folder: load_model(load_recipe(write_recipe(folder.parent)), folder, {0: "a", 1: "b"}),
-    "backbone": as_backbone,
+    "backbone": MaskClsForUniversalSegmentation.from_backbone,
 }
 
 

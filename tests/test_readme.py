@@ -12,6 +12,7 @@ from PIL import Image
 
 from checkpoints import picture, save_maskcls
 from maskcls_hf.cli.parts import ENTRY_POINTS
+from test_pretrained_backbones import make_package
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -39,15 +40,18 @@ def make_folder(root: Path) -> None:
 
 def test_snippets_run(tmp_path, monkeypatch):
     make_folder(tmp_path)
+    make_package(tmp_path, version=2)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     code = snippets(README.read_text())
-    assert len(code) == 7
+    assert len(code) == 8
     for number, snippet in enumerate(code, start=1):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}
     assert (tmp_path / "runs" / "mine" / "final" / "modeling_maskcls.py").is_file()
     assert names["fresh"].config.num_labels == 2
+    assert names["started"].config.num_queries == 50 and names["its_images"].image_mean == (127 / 255,) * 3
     assert names["one_query_a_class"].config.num_queries == 2
 
 

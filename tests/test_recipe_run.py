@@ -32,10 +32,11 @@ from typer.testing import CliRunner
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelForSemanticSegmentation
 from maskcls_hf.cli.main import app
+from maskcls_hf.convert import open_backbone
 from maskcls_hf.inference import Predictor
 from maskcls_hf.training import Recipe, list_recipes, load_recipe, prepare, train
 from maskcls_hf.training import run as run_module
-from maskcls_hf.training.build import build_config, build_image_processor, build_model, load_backbone
+from maskcls_hf.training.build import build_config, build_image_processor, build_model
 from maskcls_hf.training.checkpoints import list_checkpoints
 from maskcls_hf.training.processes import warn_if_not_sharded
 from maskcls_hf.training.recipe import ScheduleSection, TrainingSection
@@ -348,16 +349,22 @@ class TestBackbone:
         classifier = SwinForImageClassification(config)
         classifier.save_pretrained(tmp_path)
         model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin()))
-        load_backbone(model, str(tmp_path))
+        open_backbone(tmp_path).load_into(model)
         name = "encoder.layers.2.blocks.1.attention.q_proj.weight"
         assert torch.equal(model.model.backbone.swin.get_parameter(name), classifier.swin.get_parameter(name))
 
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"depths": [1, 2]}, "another architecture than model.backbone_config says"),
-            ({"depths": [2, 1]}, "such as resnet.encoder.stages.0.layers.1"),
-            ({"hidden_sizes": [8, 24]}, "do not have the sizes"),
+            ({"depths": [1, 2]}, r"another architecture than the backbone: weights are 12 unknown"),
+            (
+                {"depths": [2, 1]},
+                r"unknown, such as resnet.encoder.stages.0.layers.1.layer.0.conv\S+ \(16, 16, 3, 3\)",
+            ),
+            (
+                {"hidden_sizes": [8, 24]},
+                r"25 of another shape, such as \S+ \(8, 16, 3, 3\) instead of \(16, ",
+            ),
         ],
     )
     def test_another_architecture_is_refused(self, tmp_path, fields, message):
@@ -368,8 +375,8 @@ class TestBackbone:
     def test_another_type_is_refused(self, tmp_path):
         self.classifier(tmp_path / "resnet")
         model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin()))
-        with pytest.raises(ValueError, match="holds a resnet, model.backbone_config a swin"):
-            load_backbone(model, str(tmp_path / "resnet"))
+        with pytest.raises(ValueError, match="holds a resnet, backbone_config a swin"):
+            open_backbone(tmp_path / "resnet").load_into(model)
 
     def test_an_absent_one_says_how_to_do_without(self, tmp_path):
         with pytest.raises(OSError, match="--set model.backbone_checkpoint=null"):

@@ -132,7 +132,7 @@ class TestEveryRecipe:
         number = SETTINGS[DATA_SET_OF[name]][0] if name in OFFICIAL else 7
         model = meta_model(recipe, number)
         assert model.config.num_labels == number
-        processor = build_image_processor(recipe, num_labels=number)
+        processor = build_image_processor(recipe, pretrained=False, num_labels=number)
         assert processor.label_format == ("semantic" if recipe.model.kind == "per_pixel" else "segments")
         assert transform_of(recipe).options
 

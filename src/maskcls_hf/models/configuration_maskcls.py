@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .options import plain, similar, warn_about_unused
+from .options import open_backbone, plain, similar, warn_about_unused
 
 logger = logging.get_logger(__name__)
 
@@ -115,7 +115,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         backbone_config (`PreTrainedConfig` or `dict`, *optional*):
             Any backbone of `AutoBackbone` with stages, which `out_features` lists (timm's: `out_indices`), or a plain
             ViT (DINOv2, DINOv3, timm's), of whose last map a pyramid is made; see `backbones.build_backbone`. Default:
-            ResNet-50, all four stages (paper Section 4.1).
+            ResNet-50, all four stages (paper Section 4.1). `from_backbone` reads that of pretrained weights.
         pixel_decoder (`str`, defaults to `"fpn"`):
             `"fpn"`, or `"fpn_encoder"` for the FPN over transformer encoder layers that the paper uses for COCO
             panoptic with ResNets (Appendix A), or `"per_pixel"`: `backbone_config` is that of a whole per-pixel model,
@@ -181,9 +181,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             if field in PART_FIELDS and getattr(self, field) is None:
                 setattr(self, field, {})
         kwargs = plain(kwargs)
-        for field, why in OF_MASKFORMER.items():
-            if kwargs.pop(field, None):
-                raise ValueError(f"{name} has no {field}: {why}")
+        refuse_fields_of_maskformer(kwargs, name)
         warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS}, name)
         self.backbone_config = as_backbone_config(self.backbone_config)
         classes: Any = self.id2label
@@ -203,8 +201,20 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         self.check_fields()
 
     @classmethod
+    def from_backbone(cls, name_or_path: str | os.PathLike, **fields: Any) -> Any:
+        """A configuration with the `backbone_config` of a pretrained backbone, which the model's `from_backbone` loads.
+
+        Args:
+            name_or_path: as in `MaskClsForUniversalSegmentation.from_backbone`.
+            fields: others of this class, such as `id2label`.
+        """
+        fields["backbone_config"] = fields.get("backbone_config") or open_backbone(name_or_path).config()
+        return cls(**fields)
+
+    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; `kwargs` are checked as those of the class are."""
+        refuse_fields_of_maskformer(kwargs, cls.__name__)
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
         if "id2label" in own or kwargs.get("num_labels") is not None:  # in place of the saved ones
@@ -397,9 +407,8 @@ class MaskClsConfig(SegmentationNetworkConfig):
 
 # Fields of transformers' MaskFormer that would make another network.
 _BACKBONE = (
-    "give backbone_config, such as AutoConfig.from_pretrained(name, out_features=[...]), and for pretrained weights "
-    "load those of the same backbone: model.model.backbone.load_state_dict(AutoBackbone.from_pretrained(name)"
-    ".state_dict())."
+    "write {of}.from_backbone({backbone!r}, id2label=...) for that network, and from_backbone of the model's class for "
+    "its pretrained weights too; or give backbone_config."
 )
 OF_MASKFORMER = {
     "backbone": _BACKBONE,
@@ -409,6 +418,16 @@ OF_MASKFORMER = {
     "decoder_config": "its fields are num_queries, hidden_size, num_attention_heads, decoder_layers, decoder_ffn_dim "
     "and dropout, of this class. from_pretrained reads the configuration of transformers' MaskFormer.",
 }
+
+
+def refuse_fields_of_maskformer(fields: dict[str, Any], of: str) -> None:
+    """Raise `ValueError`, which says what to write instead; those that are off are taken out of `fields`."""
+    backbone = fields.get("backbone") or "NAME"
+    for field, why in OF_MASKFORMER.items():
+        if fields.pop(field, None):
+            raise ValueError(f"{of} has no {field}: {why.format(of=of, backbone=backbone)}")
+
+
 PART_FIELDS = (
     "pixel_decoder_options", "transformer_decoder_options", "custom_parts", "matching_options", "losses",
     "loss_options",

@@ -22,7 +22,7 @@ from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
-from .options import checked_label_ids, naming, plain, require_range, unused, warn_about_unused
+from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size
 from .segments import LabelRules, Segments, read_segments
@@ -142,6 +142,16 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
         return {name: value for name, value in super().to_dict().items() if name != "_binary_maps"}
+
+    @classmethod
+    def from_backbone(cls, name_or_path: str | os.PathLike, **options: Any) -> Any:
+        """An image processor that prepares images as a pretrained backbone wants them: mean, deviation, interpolation.
+
+        Args:
+            name_or_path: as in `MaskClsForUniversalSegmentation.from_backbone`.
+            options: others of this class; they count more.
+        """
+        return cls(**{**open_backbone(name_or_path).processor_fields(), **options})
 
     @property
     def ignore_index(self) -> int | None:

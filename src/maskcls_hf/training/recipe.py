@@ -67,7 +67,10 @@ class ModelSection:
     """
     Args:
         kind: mask classification, or the paper's per-pixel baselines.
-        backbone_checkpoint: folder or Hub name of the backbone's weights; None: from scratch.
+        backbone_checkpoint: the backbone's weights, as `maskcls_hf.convert.open_backbone` takes them: a folder, a name
+            on the Hub, `package:NAME`; None: from scratch. Without a `backbone_config` it is read from there, and where
+            `image_processor` says nothing, mean, deviation and interpolation are.
+        backbone_weights: file of weights, where `backbone_checkpoint` is a name of timm; None: the Hub's.
         from_scratch: False: a training needs a `backbone_checkpoint` or a saved model to start from.
         config: every other key of the section: fields of `MaskClsConfig` or `PerPixelConfig`. `num_queries` may be
             "num_labels": one query a class.
@@ -75,6 +78,7 @@ class ModelSection:
 
     kind: Literal["mask_classification", "per_pixel"] = "mask_classification"
     backbone_checkpoint: str | None = None
+    backbone_weights: str | None = None
     from_scratch: bool = True
     config: dict[str, Value] = field(default_factory=dict)
 
@@ -326,7 +330,8 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def _section(hint: Any, values: dict[str, Any]) -> Any:
     if hint is ModelSection:
-        own = {name: values[name] for name in ("kind", "backbone_checkpoint", "from_scratch") if name in values}
+        names = ("kind", "backbone_checkpoint", "backbone_weights", "from_scratch")
+        own = {name: values[name] for name in names if name in values}
         return ModelSection(**own, config={name: value for name, value in values.items() if name not in own})
     if hint is EvaluationSection and values.get("multi_scale") is not None:
         return EvaluationSection(**values | {"multi_scale": MultiScaleSection(**values["multi_scale"])})
