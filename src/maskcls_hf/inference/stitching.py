@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.post_processing import map_of_scores
 from ..models.run_lengths import MaskRuns
 from .tiling import Tile, TileAxis, TileGrid, relative
 
@@ -26,13 +27,14 @@ MIN_PART = 0.5  # of a segment that one tile alone finds, the least part where t
 
 
 class SemanticBlend:
-    """Class scores, blended with weights that sum to one, and the class with the highest score.
+    """Class scores, blended with weights that sum to one, and the class with the highest score; none where it is not
+    above a `score_threshold` other than 0.
 
     Holds scores of the strips of one row of a band, (K, strip, band); see `TileGrid.visits`.
     """
 
-    def __init__(self, grid: TileGrid):
-        self.grid = grid
+    def __init__(self, grid: TileGrid, score_threshold: float = 0.0):
+        self.grid, self.score_threshold = grid, score_threshold
         self.segmentation = torch.empty(grid.size, dtype=torch.int64, device="cpu")
         self.beside: Tensor | None = None  # weighted scores of the left neighbor, (K, reach, ramp)
         self.above: dict[int, Tensor] = {}  # of the upper neighbors, by column, (K, ramp, w)
@@ -56,7 +58,9 @@ class SemanticBlend:
             above = self.above.pop(tile.column)
             scores[:, : above.shape[1]] += above
         height = finished_rows.stop - finished_rows.start
-        self.segmentation[finished_rows, finished_columns] = scores[:, :height].argmax(0).cpu()
+        self.segmentation[finished_rows, finished_columns] = map_of_scores(
+            scores[:, :height], self.score_threshold
+        ).cpu()
         self.above[tile.column] = scores[:, height:].clone()
 
     @staticmethod

@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .inference_defaults import defaults_of, task_options
 from .options import checked_label_ids, plain
 from .resampling import interpolate
 from .run_lengths import mask_to_coco_rle
@@ -41,6 +42,9 @@ TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
 GROWTH = 128 << 20  # bytes, from which on freed memory is given back
 STATM = Path("/proc/self/statm")
+NO_CLASS = -1  # in semantic maps
+# What transformers' ImageSegmentationPipeline passes where its user gives nothing.
+PIPELINE_OPTIONS = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
 
 
 @dataclass(frozen=True)
@@ -156,11 +160,14 @@ def semantic_map(
     target_size: Size,
     return_scores: bool = False,
     resize: Literal["scores", "logits"] = "scores",
+    score_threshold: float | None = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the highest score: the sum over the queries of class probability times mask probability.
 
     Args:
         return_scores: also return the scores, (K, H, W) float32. As sums over queries they can exceed 1.
+        score_threshold: a pixel whose highest score is not above this is of no class, -1. 0: each pixel has a class,
+            as in the paper. None: 0.5 for one class, which would fill the map, else 0.
         resize: what is resized to `target_size`: class scores made at the padded size ("scores": the paper's
             semantic configurations) or mask logits ("logits": its panoptic configurations).
 
@@ -171,10 +178,28 @@ def semantic_map(
         raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
-    if return_scores:
+    score_threshold = least_score(score_threshold, class_probs.shape[1] - 1)
+    if return_scores or score_threshold:
         scores = maps.semantic_scores(class_probs[:, :-1], mask_logits, resize)
-        return scores.argmax(0), scores
+        class_map = map_of_scores(scores, score_threshold)
+        return (class_map, scores) if return_scores else class_map
     return maps.semantic_map(class_probs[:, :-1], mask_logits, resize)
+
+
+def least_score(score_threshold: float | None, num_labels: int) -> float:
+    """None: 0.5 for one class, else 0."""
+    if score_threshold is None:
+        return 0.5 if num_labels == 1 else 0.0
+    _check_fractions(score_threshold=score_threshold)
+    return score_threshold
+
+
+def map_of_scores(scores: Tensor, score_threshold: float = 0.0) -> Tensor:
+    """(K, H, W) -> the class of the highest score (H, W) int64, -1 where it is not above a threshold other than 0."""
+    if not score_threshold:
+        return scores.argmax(0)
+    highest, class_map = scores.max(0)
+    return class_map.masked_fill_(~(highest > score_threshold), NO_CLASS)
 
 
 @in_float32
@@ -345,9 +370,25 @@ class OutputMapsMixin:
     """
 
     label_ids_to_fuse: Collection[int] | None
+    inference_defaults: dict[str, Any]
+
+    def task_options(self, task: str, outputs: Any = None, **given: Any) -> dict[str, Any]:
+        """The options of a task's post-processing: those given, else saved, else built in.
+
+        transformers' pipeline gives its own defaults where its user gives nothing, and then `outputs` hold its
+        `target_size`: from there, these values count as not given. (Where the package is installed, its pipeline knows
+        what was given; see hub/pipeline.py.)
+        """
+        if getattr(outputs, "target_size", None) is not None:
+            given = {name: value for name, value in given.items() if value != PIPELINE_OPTIONS.get(name)}
+        return task_options(defaults_of(self), task, given)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: TargetSizes = None, return_segmentation_scores: bool = False
+        self,
+        outputs: Any,
+        target_sizes: TargetSizes = None,
+        return_segmentation_scores: bool = False,
+        score_threshold: float | None = None,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class of each pixel.
 
@@ -355,13 +396,18 @@ class OutputMapsMixin:
             outputs: of a mask-classification model, or of a per-pixel model (`logits`).
             target_sizes: one (height, width) for each image.
             return_segmentation_scores: also return the scores behind the map.
+            score_threshold: a pixel whose highest class score is not above this is of no class, -1. None: as saved,
+                else 0.5 for a model with one class, which would fill the map, and 0 for others: each pixel has a class.
+                Without effect on per-pixel models.
 
         Returns:
             One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
             `segmentation_scores` (K, H, W).
         """
         pairs = not classifies_pixels(outputs)
-        to_map = semantic_map if pairs else per_pixel_map
+        to_map: Any = per_pixel_map
+        if pairs:
+            to_map = partial(semantic_map, **self.task_options("semantic", outputs, score_threshold=score_threshold))
         maps: list[Any] = []
         for *logits, sizes in _images(outputs, target_sizes, pairs):
             result = to_map(*logits, **sizes, return_scores=return_segmentation_scores)
@@ -375,9 +421,9 @@ class OutputMapsMixin:
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
         target_sizes: TargetSizes = None,
         return_coco_annotation: bool | None = False,
         return_binary_maps: bool | None = False,
@@ -385,7 +431,7 @@ class OutputMapsMixin:
         """Scored instances, which may overlap.
 
         Args:
-            threshold: lowest score that is kept.
+            threshold: lowest score that is kept. None, for all options: as saved in `inference_defaults`, else 0.5.
             mask_threshold: mask probability from which a pixel belongs to a mask.
             overlap_mask_area_threshold: part of transformers' signature; instances overlap, so it has no use.
             return_coco_annotation: masks as COCO run-length encodings, which pycocotools reads.
@@ -398,13 +444,12 @@ class OutputMapsMixin:
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
+        options = self.task_options("instance", outputs, threshold=threshold, mask_threshold=mask_threshold)
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
             as_map = not (return_coco_annotation or return_binary_maps)
             segmentation: Any
-            segmentation, segments_info = instance_segments(
-                *logits, **sizes, threshold=threshold, mask_threshold=mask_threshold, as_map=as_map
-            )
+            segmentation, segments_info = instance_segments(*logits, **sizes, **options, as_map=as_map)
             segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
             if as_map:
                 segmentation -= 1
@@ -416,16 +461,17 @@ class OutputMapsMixin:
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: TargetSizes = None,
     ) -> list[dict[str, Any]]:
-        """Segments that do not overlap (paper, Section 3.4). Its `threshold` is the paper's, transformers' is 0.5.
+        """Segments that do not overlap (paper, Section 3.4).
 
         Args:
-            threshold: lowest class probability of a segment.
+            threshold: lowest class probability of a segment. None, for all thresholds: as saved in
+                `inference_defaults`, else as in transformers, 0.5, 0.5 and 0.8.
             mask_threshold: mask probability from which a pixel counts to a mask's own area.
             overlap_mask_area_threshold: part of its own area that a segment must win.
             label_ids_to_fuse: classes of which one segment is made; None: `self.label_ids_to_fuse`; an empty set
@@ -440,19 +486,18 @@ class OutputMapsMixin:
             maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
             return [class_segments(class_map) for class_map in maps]
         fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        thresholds = dict(
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+        )
+        options = self.task_options("panoptic", outputs, **thresholds)
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
             num_labels = logits[0].shape[-1] - 1
             if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
                 raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
-            segmentation, segments_info = panoptic_segments(
-                *logits,
-                **sizes,
-                threshold=threshold,
-                mask_threshold=mask_threshold,
-                overlap_mask_area_threshold=overlap_mask_area_threshold,
-                label_ids_to_fuse=fuse,
-            )
+            segmentation, segments_info = panoptic_segments(*logits, **sizes, **options, label_ids_to_fuse=fuse)
             results.append({"segmentation": segmentation, "segments_info": segments_info})
         return results
 
