@@ -126,7 +126,7 @@ class TestReading:
         [
             ("optimizer.lr=1", r"--set optimizer.lr=1: unknown key optimizer.lr; optimizer has backbone_multiplier,"),
             ("training.bach_size=1", r"did you mean batch_size\?"),
-            ("optimizer.clip_norm=1", "unknown section 'optimizer'; there are base, paper, data"),
+            ("optimiser.clip_norm=1", "unknown section 'optimiser'; there are base, paper, data"),
             ("model.num_querys=3", r"did you mean num_queries\?"),
             ("model.transformer_module=true", "unknown key model.transformer_module"),
             ("augmentation.crop=3", r"did you mean crop_size\?"),
