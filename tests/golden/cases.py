@@ -262,8 +262,12 @@ def semantic_map() -> Callable[..., Tensor]:
     raise ImportError("post_processing.py is not where it is looked for.")
 
 
+# How maps were made before image processors could say it.
+BEFORE = {"panoptic": {"threshold": 0.8}}
+
+
 def maps(jitter: float = 0.0) -> dict[str, Any]:
-    processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1])
+    processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1], inference_defaults=BEFORE)
     batch, alone, of_pixels = pairs(jitter), one_image(pairs(jitter)), pixels(jitter)
     result: dict[str, Any] = {}
     for name, outputs, sizes in (
@@ -432,7 +436,7 @@ def scores(jitter: float = 0.0) -> dict[str, Any]:
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         outputs = guesses(write_panoptic(Path(folder)), jitter)
-        processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1])
+        processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1], inference_defaults=BEFORE)
         data = open_dataset(folder, "val", layout="coco_panoptic")
         truths = [MaskClsCollator(processor, keep_ground_truth=True)([sample])["ground_truth"] for sample in data]
         for name, options in {
