@@ -18,6 +18,7 @@ from transformers import BatchFeature, PreTrainedModel
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
 from ..models.inference_defaults import defaults_of, saved_task, task_options
+from ..models.mask_cleanup import clean_map, clean_masks
 from ..models.options import naming, plain, require_range, unused
 from ..models.post_processing import NO_CLASS, least_score, map_of_scores
 from ..models.run_lengths import MaskRuns
@@ -42,6 +43,8 @@ OWN_OPTIONS = {
 }
 OVERLAP = 0.25  # of tiles
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
+# Holes and fragments are those of whole segments, not of their parts in a tile.
+NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
 WINDOW = 4  # batches among whose images those of one size are looked for
 BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
@@ -159,6 +162,10 @@ class Predictor:
         return self.model.config.model_type != "maskcls_perpixel"
 
     @property
+    def _defaults(self) -> dict[str, Any]:
+        return defaults_of(self.image_processor)
+
+    @property
     def task(self) -> Task:
         """What is predicted where a call does not say."""
         if self._task is None and (not self.finds_segments or self._augments):
@@ -229,6 +236,8 @@ class Predictor:
         """Of one image (3, H, W), larger than a tile."""
         assert self.tile is not None
         grid = TileGrid((image.shape[-2], image.shape[-1]), self.tile, self.overlap)
+        options = {task: task_options(self._defaults, task, tasks[task]) for task in tasks}
+        of_tiles = {task: options[task] | NO_SHARES.get(task, {}) for task in tasks}
         stitchers: dict[Task, Any] = {task: STITCHERS[task](grid) for task in tasks if task != "semantic"}
         columns = None
         if "semantic" in tasks:
@@ -237,10 +246,13 @@ class Predictor:
         visits = grid.visits(columns)
         while batch := list(islice(visits, self.batch_size)):
             crops = [grid.crop(image, tile) for tile in batch]
-            for task, found in self._batch(crops, tasks, scores=True).items():
+            for task, found in self._batch(crops, of_tiles, scores=True).items():
                 for tile, of_tile in zip(batch, found, strict=True):
                     stitchers[task].add(tile, of_tile)
-        return {task: RESULTS[task](stitcher.result()) for task, stitcher in stitchers.items()}
+        return {
+            task: RESULTS[task](clean_stitched(task, stitcher.result(), options[task]))
+            for task, stitcher in stitchers.items()
+        }
 
     def _batch(
         self, images: Sequence[Tensor], tasks: Mapping[Task, dict[str, Any]], scores: bool = False
@@ -266,7 +278,7 @@ class Predictor:
         """That the class of a pixel must have more than; 0: each pixel has a class."""
         if not self.finds_segments:
             return 0.0
-        threshold = task_options(defaults_of(self.image_processor), "semantic", options)["score_threshold"]
+        threshold = task_options(self._defaults, "semantic", options)["score_threshold"]
         return least_score(threshold, len(self.id2label))
 
     def _scores(self, outputs: Any) -> list[Tensor]:
@@ -338,7 +350,7 @@ class Predictor:
                 if name not in allowed:
                     raise TypeError(unused(name, allowed, f"post_process_{task}_segmentation"))
             for name, value in options.items():
-                if value is not None and name.endswith("threshold"):
+                if value is not None and name.endswith(("threshold", "_share", "_iou")):
                     require_range(name, value, "[0, 1]")
 
 
@@ -395,6 +407,18 @@ def semantic_result(class_map: Tensor) -> Result:
 
 def panoptic_result(found: Result) -> Result:
     return found | {"segmentation": found["segmentation"].cpu()}
+
+
+def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
+    """Without the small holes and fragments of whole segments."""
+    shares = {name: options[name] for name in NO_SHARES.get(task, ())}
+    if task == "panoptic":
+        segmentation, segments_info = clean_map(found["segmentation"], found["segments_info"], **shares)
+        return {"segmentation": segmentation, "segments_info": segments_info}
+    if task == "instance":
+        masks, segments_info = clean_masks(found["segmentation"], found["segments_info"], **shares)
+        return found | {"segmentation": masks, "segments_info": segments_info}
+    return found
 
 
 def instance_result(found: Result) -> Result:

@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.inference_defaults import defaults_of, task_options
+from ..models.inference_defaults import (
+    NO_CLEAN_UP,
+    checked_inference_defaults,
+    defaults_of,
+    merged_defaults,
+    task_options,
+)
 from ..models.options import require_range
 from ..models.post_processing import classifies_pixels
 from ..models.segments import Segments
@@ -43,6 +49,9 @@ class Evaluator:
         bootstrap: replicates for 95 % intervals over images; 0: no intervals.
         threshold, mask_threshold, overlap_threshold: of panoptic maps; the second of instances too. None: as saved with
             the image processor, else 0.5, 0.5 and 0.8.
+        post_processing: further options of the maps, as `inference_defaults` has them, such as {"panoptic":
+            {"max_hole_share": 0.05}}. What neither this nor the image processor says about duplicates, holes and
+            fragments is off, as in the paper's code.
         options: of the metrics that take them: `boundary=True` for boundary IoU, `max_detections`, most instances of a
             class in an image that count for AP (100), or those of your own metrics.
 
@@ -64,6 +73,7 @@ class Evaluator:
         threshold: float | None = None,
         mask_threshold: float | None = None,
         overlap_threshold: float | None = None,
+        post_processing: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ):
         if not (tasks or metrics) or not set(tasks) <= set(TASKS):
@@ -86,13 +96,15 @@ class Evaluator:
             ),
             "instance": {"mask_threshold": mask_threshold},
         }
-        defaults = defaults_of(image_processor)
+        further = checked_inference_defaults(post_processing or {}, "post_processing")
+        defaults = merged_defaults(defaults_of(image_processor), further)
         of_maps: dict[Any, dict[str, Any]] = {}
         for task in MAPS:
-            used = task_options(defaults, task, given.get(task, {}))
+            used = task_options(defaults, task, given.get(task, {}), NO_CLEAN_UP[task])
             of_maps[task] = {name: value for name, value in used.items() if value is not None}
         of_maps["panoptic"] |= {"label_ids_to_fuse": sorted(stuff_ids)}
-        of_maps["instance"] |= {"threshold": 0.0}  # AP ranks all instances by their scores
+        # AP ranks all instances by their scores, and leaves those of stuff out by itself.
+        of_maps["instance"] |= {"threshold": 0.0, "label_ids_to_fuse": []}
         self.options: dict[Any, dict[str, Any]] = {
             read: of_maps[read] for read in MAPS if any(m.reads == read for m in self.metrics.values())
         }

@@ -15,8 +15,20 @@ from .options import plain, require_range, similar
 # Options of the post-processing of each task. None: it depends on the number of classes.
 BUILT_IN: dict[str, dict[str, Any]] = {
     "semantic": {"score_threshold": None},
-    "panoptic": {"threshold": 0.5, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.8},
-    "instance": {"threshold": 0.5, "mask_threshold": 0.5},
+    "panoptic": {
+        "threshold": 0.5, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.8,
+        "max_hole_share": 0.05, "min_fragment_share": 0.05,
+    },
+    "instance": {
+        "threshold": 0.5, "mask_threshold": 0.5,
+        "max_mask_iou": 0.8, "max_hole_share": 0.05, "min_fragment_share": 0.05,
+    },
+}  # fmt: skip
+# What the paper's code has not; scores that are compared with it are made so.
+NO_CLEAN_UP: dict[str, dict[str, Any]] = {
+    "semantic": {},
+    "panoptic": {"max_hole_share": 0.0, "min_fragment_share": 0.0},
+    "instance": {"max_mask_iou": 1.0, "max_hole_share": 0.0, "min_fragment_share": 0.0},
 }
 # Image processors of the paper's code, of transformers and of this package before it had `inference_defaults`.
 WITHOUT_DEFAULTS: dict[str, Any] = {"panoptic": {"threshold": 0.8}}
@@ -24,7 +36,7 @@ WITHOUT_DEFAULTS: dict[str, Any] = {"panoptic": {"threshold": 0.8}}
 RANGES = {"tile": "[16, inf)", "overlap": "[0, 0.5]", "enlarge": "(0, inf)"}
 
 
-def checked_inference_defaults(given: Any) -> dict[str, Any]:
+def checked_inference_defaults(given: Any, name: str = "inference_defaults") -> dict[str, Any]:
     """`inference_defaults` as plain values, without the keys that say nothing (None).
 
     Raises:
@@ -32,11 +44,11 @@ def checked_inference_defaults(given: Any) -> dict[str, Any]:
     """
     defaults = plain(given)
     if not isinstance(defaults, Mapping):
-        raise ValueError(f"inference_defaults must be a dict, got {given!r}.")
+        raise ValueError(f"{name} must be a dict, got {given!r}.")
     checked: dict[str, Any] = {}
     for key, value in defaults.items():
-        where = f"inference_defaults[{key!r}]"
-        _require_known(key, ("task", *RANGES, *BUILT_IN), "inference_defaults")
+        where = f"{name}[{key!r}]"
+        _require_known(key, ("task", *RANGES, *BUILT_IN), name)
         if value is None:
             continue
         if key in RANGES:

@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
 from .inference_defaults import defaults_of, task_options
+from .mask_cleanup import clean_instances, clean_map
 from .options import checked_label_ids, plain
 from .resampling import interpolate
 from .run_lengths import mask_to_coco_rle
@@ -244,6 +245,8 @@ def panoptic_segments(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] | None = None,
+    max_hole_share: float = 0.0,
+    min_fragment_share: float = 0.0,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
 
@@ -253,6 +256,8 @@ def panoptic_segments(
         overlap_mask_area_threshold: a query that gets fewer pixels than this part of its own mask is dropped,
             and its pixels are left without a segment.
         label_ids_to_fuse: classes (stuff) whose queries make one segment together.
+        max_hole_share: parts of no segment inside of one that have at most this part of its area become its own.
+        min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped.
 
     Returns:
         segmentation: (H, W) int32, 0 for no segment.
@@ -262,6 +267,7 @@ def panoptic_segments(
     """
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
+    _check_fractions(max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
@@ -289,7 +295,7 @@ def panoptic_segments(
         segment_ids.append(segment["id"])
     ids = torch.tensor(segment_ids, dtype=torch.int32, device=winners.device)
     segmentation = ids.index_select(0, winners.flatten()).view(winners.shape)
-    return segmentation, list(segments.values())
+    return clean_map(segmentation, list(segments.values()), max_hole_share, min_fragment_share)
 
 
 def class_segments(class_map: Tensor) -> dict[str, Any]:
@@ -318,6 +324,10 @@ def instance_segments(
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
     as_map: bool = False,
+    label_ids_to_fuse: Collection[int] | None = None,
+    max_mask_iou: float = 1.0,
+    max_hole_share: float = 0.0,
+    min_fragment_share: float = 0.0,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
 
@@ -326,6 +336,9 @@ def instance_segments(
         threshold: lowest score that is kept; never a score of 0.
         mask_threshold: a mask is where its probability is above this.
         as_map: return a map instead of the masks.
+        label_ids_to_fuse: classes (stuff) that have no instances. None: none.
+        max_mask_iou: of two masks of one class with an IoU above this the better stays. 1: all stay.
+        max_hole_share, min_fragment_share: as for [`panoptic_segments`]; scores stay those of the masks before.
 
     Returns:
         masks: (n, H, W) bool, best score first, none empty; or a map (H, W) int32 of the `id` of the best instance at
@@ -336,12 +349,18 @@ def instance_segments(
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
+    clean_up = dict(max_mask_iou=max_mask_iou, max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
+    _check_fractions(**clean_up)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
-    pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
+    stuff = checked_label_ids(label_ids_to_fuse or ())
+    class_probs = class_probs[:, :-1].index_fill(
+        1, torch.tensor(stuff, dtype=torch.int64, device=class_probs.device), 0.0
+    )
+    pair_scores, pairs = class_probs.flatten().sort(descending=True, stable=True)
     pair_scores, pairs = pair_scores[:top_k].cpu(), pairs[:top_k].cpu()
     # The mask's factor can only lower a score. What has no probability at all is no instance, whatever the threshold.
     possible = (pair_scores >= threshold) & (pair_scores > 0)
@@ -355,13 +374,21 @@ def instance_segments(
     found = (scores >= threshold) & (areas[mask_of_pair[order]] > 0)
     scores, order = scores[found], order[found]
     best = mask_of_pair[order]
-    records = zip((pairs[order] % num_labels).tolist(), scores.tolist(), areas[best].tolist(), strict=True)
+    labels, of_masks = (pairs[order] % num_labels).tolist(), areas[best].tolist()
+    mask_logits = mask_logits[best.to(mask_logits.device)]
+    kept = list(range(len(best)))
+    if kept and clean_up != {"max_mask_iou": 1, "max_hole_share": 0, "min_fragment_share": 0}:
+        found_masks, kept, of_masks = clean_instances(
+            maps, mask_logits, mask_logit, labels, of_masks, **clean_up, as_map=as_map
+        )
+    else:
+        found_masks = (maps.instance_map if as_map else maps.masks)(mask_logits, mask_logit)
+    records = zip([labels[place] for place in kept], scores[kept].tolist(), of_masks, strict=True)
     segments = [
         dict(id=index, label_id=label, was_fused=False, score=score, area=area)
         for index, (label, score, area) in enumerate(records, start=1)
     ]
-    draw = maps.instance_map if as_map else maps.masks
-    return draw(mask_logits[best.to(mask_logits.device)], mask_logit), segments
+    return found_masks, segments
 
 
 class OutputMapsMixin:
@@ -382,6 +409,10 @@ class OutputMapsMixin:
         if getattr(outputs, "target_size", None) is not None:
             given = {name: value for name, value in given.items() if value != PIPELINE_OPTIONS.get(name)}
         return task_options(defaults_of(self), task, given)
+
+    def _stuff(self, given: Collection[int] | None) -> list[int]:
+        stuff = self.label_ids_to_fuse if given is None else given
+        return [] if stuff is None else checked_label_ids(stuff)
 
     def post_process_semantic_segmentation(
         self,
@@ -427,6 +458,10 @@ class OutputMapsMixin:
         target_sizes: TargetSizes = None,
         return_coco_annotation: bool | None = False,
         return_binary_maps: bool | None = False,
+        label_ids_to_fuse: Collection[int] | None = None,
+        max_mask_iou: float | None = None,
+        max_hole_share: float | None = None,
+        min_fragment_share: float | None = None,
     ) -> list[dict[str, Any]]:
         """Scored instances, which may overlap.
 
@@ -436,6 +471,12 @@ class OutputMapsMixin:
             overlap_mask_area_threshold: part of transformers' signature; instances overlap, so it has no use.
             return_coco_annotation: masks as COCO run-length encodings, which pycocotools reads.
             return_binary_maps: masks as one tensor.
+            label_ids_to_fuse: classes that have no instances: stuff and background. None: `self.label_ids_to_fuse`; an
+                empty set: none, as in the paper's code.
+            max_mask_iou: of two masks of one class with an IoU above this, which are one object, the better stays. 1:
+                all stay, as in the paper's code.
+            max_hole_share: holes of a mask of at most this part of its area are filled; 0: none.
+            min_fragment_share: parts of a mask with less than this part of its area are dropped; 0: none.
 
         Returns:
             For each image `segments_info` (id from 0, label_id, was_fused, score, area; best score first) and
@@ -444,12 +485,24 @@ class OutputMapsMixin:
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
-        options = self.task_options("instance", outputs, threshold=threshold, mask_threshold=mask_threshold)
+        options = self.task_options(
+            "instance",
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            max_mask_iou=max_mask_iou,
+            max_hole_share=max_hole_share,
+            min_fragment_share=min_fragment_share,
+        )
+        stuff = self._stuff(label_ids_to_fuse)
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
             as_map = not (return_coco_annotation or return_binary_maps)
             segmentation: Any
-            segmentation, segments_info = instance_segments(*logits, **sizes, **options, as_map=as_map)
+            _check_labels(stuff, logits[0])
+            segmentation, segments_info = instance_segments(
+                *logits, **sizes, **options, as_map=as_map, label_ids_to_fuse=stuff
+            )
             segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
             if as_map:
                 segmentation -= 1
@@ -466,6 +519,8 @@ class OutputMapsMixin:
         overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: TargetSizes = None,
+        max_hole_share: float | None = None,
+        min_fragment_share: float | None = None,
     ) -> list[dict[str, Any]]:
         """Segments that do not overlap (paper, Section 3.4).
 
@@ -476,6 +531,10 @@ class OutputMapsMixin:
             overlap_mask_area_threshold: part of its own area that a segment must win.
             label_ids_to_fuse: classes of which one segment is made; None: `self.label_ids_to_fuse`; an empty set
                 fuses nothing.
+            max_hole_share: parts of no segment inside of one that have at most this part of its area become its own;
+                0: none.
+            min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped; 0:
+                none.
 
         Returns:
             For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
@@ -485,21 +544,28 @@ class OutputMapsMixin:
         if classifies_pixels(outputs):
             maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
             return [class_segments(class_map) for class_map in maps]
-        fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
-        thresholds = dict(
+        fuse = self._stuff(label_ids_to_fuse)
+        options = self.task_options(
+            "panoptic",
+            outputs,
             threshold=threshold,
             mask_threshold=mask_threshold,
             overlap_mask_area_threshold=overlap_mask_area_threshold,
+            max_hole_share=max_hole_share,
+            min_fragment_share=min_fragment_share,
         )
-        options = self.task_options("panoptic", outputs, **thresholds)
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
-            num_labels = logits[0].shape[-1] - 1
-            if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
-                raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
+            _check_labels(fuse, logits[0])
             segmentation, segments_info = panoptic_segments(*logits, **sizes, **options, label_ids_to_fuse=fuse)
             results.append({"segmentation": segmentation, "segments_info": segments_info})
         return results
+
+
+def _check_labels(label_ids: Sequence[int], class_queries_logits: Tensor) -> None:
+    num_labels = class_queries_logits.shape[-1] - 1
+    if outside := [label for label in label_ids if label >= num_labels]:
+        raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
 
 
 def classifies_pixels(outputs: Any) -> bool:
