@@ -10,6 +10,7 @@ import math
 import tempfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from maskcls_hf import (
 )
 from maskcls_hf.data import MaskClsCollator, open_dataset
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from tiny import MAX_DEEPLAB, maskcls_config, perpixel_config, pixel_mask
 
 HEIGHT, WIDTH = 64, 96
@@ -263,7 +265,7 @@ def semantic_map() -> Callable[..., Tensor]:
 
 
 # How maps were made before image processors could say it.
-BEFORE = {"panoptic": {"threshold": 0.8}}
+BEFORE = NO_CLEAN_UP | {"panoptic": NO_CLEAN_UP["panoptic"] | {"threshold": 0.8}}
 
 
 def maps(jitter: float = 0.0) -> dict[str, Any]:
@@ -280,7 +282,7 @@ def maps(jitter: float = 0.0) -> dict[str, Any]:
         scored = processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
         panoptic, instance = (
             processor.post_process_panoptic_segmentation,
-            processor.post_process_instance_segmentation,
+            partial(processor.post_process_instance_segmentation, label_ids_to_fuse=()),
         )
         binary = instance(outputs, 0.02, target_sizes=sizes, return_binary_maps=True)
         coco = instance(outputs, 0.3, target_sizes=sizes, return_coco_annotation=True)
