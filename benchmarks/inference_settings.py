@@ -31,7 +31,7 @@ from maskcls_hf.inference.evaluation import model_classes
 from maskcls_hf.metrics import Segments
 from maskcls_hf.metrics.instances import InstanceF1
 from maskcls_hf.metrics.metric import METRICS
-from maskcls_hf.models.inference_defaults import BUILT_IN, NO_CLEAN_UP
+from maskcls_hf.models.inference_defaults import BUILT_IN, NO_CLEAN_UP, merged_defaults
 
 OUTPUTS = ("class_queries_logits", "masks_queries_logits", "padded_sizes", "valid_sizes", "original_sizes")
 WAYS = ("tile", "overlap", "enlarge")
@@ -135,25 +135,28 @@ def clean_up(trial: Trial, ways: Mapping[str, Any], options: Mapping[str, Any]) 
             print(line(f"{task}, {name}", trial.scores(task, ways, known | off | changed)), flush=True)
 
 
-def search(trial: Trial, task: str) -> tuple[dict[str, Any], float]:
-    """The `inference_defaults` of the highest F1, and that."""
-    ways: dict[str, Any] = {"tile": 0}
-    options = dict(PAPER[task])
-    best = trial.scores(task, ways, options)
+def search(trial: Trial, task: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """The `inference_defaults` of the highest F1, and that. What is `given` stays so."""
+    settings: dict[str, Any] = {"tile": 0} | PAPER[task]
+    settings |= {name: value for name, value in given.items() if name in (*WAYS, *BUILT_IN[task])}
+
+    def scores(tried: Mapping[str, Any]) -> dict[str, float]:
+        ways = {name: value for name, value in tried.items() if name in WAYS}
+        return trial.scores(task, ways, {name: value for name, value in tried.items() if name not in WAYS})
+
+    best = scores(settings)
     print(line(f"{task}, as in the paper's code", best), flush=True)
     for name, values in GRID[task].items():
-        chosen = ways if name in WAYS else options
-        for value in values:
-            if chosen.get(name) == value:
-                continue
-            tried = {**chosen, name: value}
-            found = trial.scores(task, *((tried, options) if name in WAYS else (ways, tried)))
-            print(line(f"{name} {value}", found), flush=True)
-            if found["f1"] > best["f1"]:
-                best, kept = found, value
-                chosen = {**chosen, name: kept}
-        ways, options = (chosen, options) if name in WAYS else (ways, chosen)
-    return {"task": task, **{name: value for name, value in ways.items() if value}, task: options}, best["f1"]
+        for value in values if name not in given else ():
+            tried = settings | {name: value}
+            if tried != settings:
+                found = scores(tried)
+                print(line(f"{name} {value}", found), flush=True)
+                if found["f1"] > best["f1"]:
+                    best, settings = found, tried
+    ways = {name: value for name, value in settings.items() if name in WAYS and value}
+    options = {name: value for name, value in settings.items() if name not in WAYS}
+    return ways | {"task": task, task: options}, best["f1"]
 
 
 def main() -> None:
@@ -173,18 +176,20 @@ def main() -> None:
     torch.set_grad_enabled(False)
     trial = Trial(arguments.model, open_dataset(arguments.data, arguments.split, arguments.layout), arguments.every)
     print(f"{len(trial.images)} images of {Path(arguments.data).name}, {arguments.split}; {arguments.model}\n")
+    given = {key: json.loads(value) for key, value in (option.split("=") for option in arguments.option)}
     if arguments.what == "clean-up":
-        given = {key: json.loads(value) for key, value in (option.split("=") for option in arguments.option)}
         ways = {name: given.pop(name) for name in WAYS if name in given}
         clean_up(trial, ways, given)
         return
     print(HEAD)
-    found = max((search(trial, task) for task in arguments.task), key=lambda one: one[1])
-    print(f"\nF1 {found[1]:.4f} with {json.dumps(found[0])}")
+    found = sorted((search(trial, task, given) for task in arguments.task), key=lambda one: one[1])
+    defaults = merged_defaults(*(settings for settings, _ in found))  # of the better task last: its ways count
+    print(f"\nF1 {found[-1][1]:.4f} with {json.dumps(defaults)}")
     if arguments.save:
         path = Path(arguments.model, "preprocessor_config.json")
-        fields = json.loads(path.read_text()) | {"inference_defaults": found[0]}
-        path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        fields = json.loads(path.read_text())
+        saved = merged_defaults(fields.get("inference_defaults", {}), defaults)
+        path.write_text(json.dumps(fields | {"inference_defaults": saved}, indent=2, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

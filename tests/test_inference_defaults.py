@@ -245,6 +245,9 @@ class TestPredictor:
         stuff = processor_with(task="instance")
         stuff.num_labels, stuff.label_ids_to_fuse = 5, list(CLASSES)  # fine-tuned on maps of classes
         assert Predictor(maskcls_model(), stuff).task == "panoptic"
+        with pytest.raises(ValueError, match="all classes of the model are stuff, which has no instances"):
+            Predictor(maskcls_model(), stuff)(picture(), "instance")
+        assert Predictor(maskcls_model(), stuff)(picture(), "instance", label_ids_to_fuse=[])["segments_info"]
         with pytest.raises(ValueError, match="task must be one of"):
             Predictor(maskcls_model(), image_processor(), task="panoptics")
 

@@ -17,7 +17,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
-from ..models.inference_defaults import defaults_of, saved_task, task_options
+from ..models.inference_defaults import defaults_of, knows_only_stuff, saved_task, task_options
 from ..models.mask_cleanup import clean_map, clean_masks
 from ..models.options import naming, plain, require_range, unused
 from ..models.post_processing import NO_CLASS, least_score, map_of_scores
@@ -341,6 +341,15 @@ class Predictor:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
                 raise ValueError(f"scales and flip average class scores: for semantic segmentation, not {task}.")
+            if (
+                task == "instance"
+                and options.get("label_ids_to_fuse") is None
+                and knows_only_stuff(self.image_processor)
+            ):
+                raise ValueError(
+                    "all classes of the model are stuff, which has no instances (label_ids_to_fuse of its image "
+                    "processor): use the task panoptic or semantic, or label_ids_to_fuse=[] for instances all the same."
+                )
             allowed = options_of(task)
             for name in tasks[task]:
                 if name in OWN_OPTIONS:

@@ -99,12 +99,16 @@ def defaults_of(image_processor: Any) -> dict[str, Any]:
     return getattr(image_processor, "inference_defaults", None) or {}
 
 
+def knows_only_stuff(image_processor: Any) -> bool:
+    """Whether no class of the model has instances, as after training on maps of classes."""
+    stuff = getattr(image_processor, "label_ids_to_fuse", None) or ()
+    return len(set(stuff)) == getattr(image_processor, "num_labels", None)
+
+
 def saved_task(image_processor: Any) -> Any:
     """The task that is done where nobody says: the saved one, or panoptic; none that finds instances of stuff alone."""
     task = defaults_of(image_processor).get("task", "panoptic")
-    stuff = getattr(image_processor, "label_ids_to_fuse", None) or ()
-    all_stuff = len(set(stuff)) == getattr(image_processor, "num_labels", None)
-    return "panoptic" if task == "instance" and all_stuff else task
+    return "panoptic" if task == "instance" and knows_only_stuff(image_processor) else task
 
 
 def task_options(
