@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from maskcls_hf.inference import Predictor
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from studies import (
     Method,
     Scores,
@@ -114,7 +115,7 @@ def general_map_of(folder: Path, void_id: int) -> Callable[[Tensor], Tensor]:
     greatest there, and gets its class c_i. Pairs whose most likely class is "no object" take no part."""
     predictor = Predictor.from_pretrained(folder)
     # The panoptic map without what reduces false positives, one segment a class.
-    options = {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
+    options = NO_CLEAN_UP["panoptic"] | {"threshold": 0.0, "mask_threshold": 0.0, "overlap_mask_area_threshold": 0.0}
 
     def class_map(image: Tensor) -> Tensor:
         found = predictor(image, task="panoptic", label_ids_to_fuse=list(predictor.id2label), **options)

@@ -90,6 +90,11 @@ def processor_to_transformers(
             f"{name} does not keep label_ids_to_fuse: pass label_ids_to_fuse={processor.label_ids_to_fuse} to its "
             "post_process_panoptic_segmentation."
         )
+    if processor.inference_defaults:
+        logger.warning(
+            f"{name} does not keep inference_defaults: give these options where you use it: "
+            f"{processor.inference_defaults}."
+        )
     if processor.do_resize and processor.size_divisor:
         logger.warning(
             f"{name} resizes images to multiples of size_divisor, where ours keeps their aspect ratio and pads: maps "
