@@ -4,6 +4,9 @@ import pytest
 import torch
 from transformers import (
     Dinov2Config,
+    Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
     EomtConfig,
     EomtDinov3Config,
     EomtDinov3ForUniversalSegmentation,
@@ -87,6 +90,24 @@ def test_a_step_of_training(probabilities, deep_supervision):
     outputs.loss.backward()
     assert len(outputs.loss_dict) == (9 if deep_supervision else 3)
     assert not [name for name, p in model.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov3"])
+def test_from_a_pretrained_vit(family, tmp_path):
+    """One line: its weights, its size, and nothing of it random."""
+    fields = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
+    if family == "dinov2":
+        vit = Dinov2Model(Dinov2Config(**fields))
+    else:
+        vit = DINOv3ViTModel(DINOv3ViTConfig(intermediate_size=48, **fields))
+    vit.save_pretrained(tmp_path)
+    model = MaskClsForUniversalSegmentation.from_backbone(
+        tmp_path, id2label=CLASSES, architecture="encoder_only", query_blocks=2, upscale_blocks=1
+    )
+    assert model.config.hidden_size == model.config.mask_feature_size == 32
+    weights, own = vit.state_dict(), model.model.encoder.vit.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in own.items())
+    assert set(weights) - set(own) == {"embeddings.mask_token"}
 
 
 def test_the_grid_comes_from_the_image():

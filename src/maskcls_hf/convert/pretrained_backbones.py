@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -149,7 +149,8 @@ class BackboneCheckpoint:
             OSError: there is no such checkpoint, here or on the Hub.
             ValueError: it is of another architecture, cannot be read, or holds values that are not finite.
         """
-        backbone: Any = cast(Any, model.base_model).backbone
+        network: Any = model.base_model
+        backbone: Any = network.backbone if hasattr(network, "backbone") else network.encoder
         backbone = getattr(backbone, "vit", backbone)
         if not isinstance(backbone, PreTrainedModel):
             kind = type(backbone).__name__
@@ -273,8 +274,9 @@ class TransformersCheckpoint(BackboneCheckpoint):
         stored = shapes_of_files(self.name)
         unknown = [name for name in sorted(report["unexpected_keys"]) if any(layer in name for layer in LAYERS)]
         misfits |= {name: stored.get(name) for name in unknown}
-        # Of Swin `build_backbone` leaves out a norm that nothing uses.
-        state = {n: t for n, t in loaded.state_dict().items() if n in own or not n.startswith("swin.layernorm.")}
+        # What nothing uses is left out: a norm of Swin, the token of masked patches of a ViT that sees queries.
+        unused = ("swin.layernorm.", "embeddings.mask_token")
+        state = {n: t for n, t in loaded.state_dict().items() if n in own or not n.startswith(unused)}
         return {n: t for n, t in state.items() if n not in report["missing_keys"] and n not in misfits}, misfits
 
 
