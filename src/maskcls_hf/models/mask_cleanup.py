@@ -90,8 +90,8 @@ class RowRuns(NamedTuple):
             begin = (rows + first_row) * stride
             parts.append((begin + columns, begin + ends, found, border))
             first_row += height + 1
-        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return cls(*joined, stride)
+        starts, stops, found, border = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return cls(starts, stops, found, border, stride)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -144,18 +144,23 @@ class Parts:
         is_small &= (values > 0) & ~kept[values]
         return is_small[self.of_run]
 
-    def holes(self, max_share: float) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Runs of holes of at most `max_share` of the area of the segment around them, and its value (R,)."""
+    def holes(self, max_share: float, kept: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Runs of holes of at most `max_share` of the area of the segment around them, and its value (R,).
+
+        Args:
+            kept: (V,) of the values, those that keep all of their holes.
+        """
         values = self.runs.values
         ones, others = np.concatenate(self.contacts), np.concatenate(self.contacts[::-1])
         touch = (values[ones] == 0) & (values[others] > 0)
-        around, neighbors = self.of_run[ones[touch]], values[others[touch]]
+        places, neighbors = self.of_run[ones[touch]], values[others[touch]]
         lowest, highest = np.full(len(values), np.iinfo(np.int64).max), np.zeros(len(values), dtype=np.int64)
-        np.minimum.at(lowest, around, neighbors)
-        np.maximum.at(highest, around, neighbors)
+        np.minimum.at(lowest, places, neighbors)
+        np.maximum.at(highest, places, neighbors)
         is_hole = lowest == highest
         is_hole[self.of_run[self.runs.at_border & (values == 0)]] = False
-        is_hole &= self.areas <= max_share * self.totals[np.where(is_hole, highest, 0)]
+        around = np.where(is_hole, highest, 0)
+        is_hole &= (self.areas <= max_share * self.totals[around]) & ~kept[around]
         return is_hole[self.of_run], highest[self.of_run]
 
 
@@ -166,7 +171,7 @@ def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, 
         runs = runs._replace(values=np.where(is_fragment, 0, runs.values))
         parts = Parts(runs)
     if max_hole_share > 0:
-        is_hole, around = parts.holes(max_hole_share)
+        is_hole, around = parts.holes(max_hole_share, kept)
         runs = runs._replace(values=np.where(is_hole, around, runs.values))
     return runs
 
@@ -174,8 +179,8 @@ def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, 
 def clean_map(
     segmentation: Tensor, segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. What is fused, stuff,
-    keeps its fragments: it may lie anywhere."""
+    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. Stuff, what is fused,
+    stays as it is: it may lie anywhere, and a hole that is small beside it may be a thing that was missed."""
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()
