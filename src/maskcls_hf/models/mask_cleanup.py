@@ -1,7 +1,8 @@
 """What people expect of segments beyond the paper: no object twice, no small holes, no specks.
 
 Holes and fragments are found on run lengths, which are far fewer than pixels. A fragment is a part of a segment that
-touches no other part of it, not even at a corner; a hole is a part of no segment that touches one segment alone.
+touches no other part of it, not even at a corner; a hole is a part of no thing that touches
+one thing alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -144,12 +145,8 @@ class Parts:
         is_small &= (values > 0) & ~kept[values]
         return is_small[self.of_run]
 
-    def holes(self, max_share: float, kept: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Runs of holes of at most `max_share` of the area of the segment around them, and its value (R,).
-
-        Args:
-            kept: (V,) of the values, those that keep all of their holes.
-        """
+    def holes(self, max_share: float) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Runs of holes of at most `max_share` of the area of the segment around them, and its value (R,)."""
         values = self.runs.values
         ones, others = np.concatenate(self.contacts), np.concatenate(self.contacts[::-1])
         touch = (values[ones] == 0) & (values[others] > 0)
@@ -159,19 +156,21 @@ class Parts:
         np.maximum.at(highest, places, neighbors)
         is_hole = lowest == highest
         is_hole[self.of_run[self.runs.at_border & (values == 0)]] = False
-        around = np.where(is_hole, highest, 0)
-        is_hole &= (self.areas <= max_share * self.totals[around]) & ~kept[around]
+        is_hole &= self.areas <= max_share * self.totals[np.where(is_hole, highest, 0)]
         return is_hole[self.of_run], highest[self.of_run]
 
 
-def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, kept: NDArray[np.bool_]) -> RowRuns:
-    """Without small fragments, then without small holes."""
-    parts = Parts(runs)
-    if min_fragment_share > 0 and (is_fragment := parts.fragments(min_fragment_share, kept)).any():
+def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> RowRuns:
+    """Without small fragments, then without small holes.
+
+    Args:
+        stuff: (V,) of the values, those that stay as they are, but in the holes of others.
+    """
+    if min_fragment_share > 0 and (is_fragment := Parts(runs).fragments(min_fragment_share, stuff)).any():
         runs = runs._replace(values=np.where(is_fragment, 0, runs.values))
-        parts = Parts(runs)
     if max_hole_share > 0:
-        is_hole, around = parts.holes(max_hole_share, kept)
+        things = runs._replace(values=np.where(stuff[runs.values], 0, runs.values))
+        is_hole, around = Parts(things).holes(max_hole_share)
         runs = runs._replace(values=np.where(is_hole, around, runs.values))
     return runs
 
@@ -180,7 +179,8 @@ def clean_map(
     segmentation: Tensor, segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. Stuff, what is fused,
-    stays as it is: it may lie anywhere, and a hole that is small beside it may be a thing that was missed."""
+    keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may be a thing that was
+    missed. In the holes of things it counts as nothing."""
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()
