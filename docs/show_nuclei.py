@@ -25,7 +25,7 @@ def painted(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
 def triple(sample: dict, model: MaskClsForUniversalSegmentation, processor: MaskClsImageProcessor) -> NDArray[np.uint8]:
     """Image, annotation and prediction of the upper left crop (CROP, 3 * CROP, 3)."""
     pixels = np.asarray(sample["image"]).transpose(1, 2, 0)[:CROP, :CROP]
-    annotated = np.asarray(sample["segmentation_map"]).squeeze()[:CROP, :CROP].astype(np.int64)
+    annotated = sample["segments"].index_map.numpy()[:CROP, :CROP].astype(np.int64)  # 0: the background, as a class
     with torch.inference_mode():
         outputs = model(**processor(pixels.copy(), return_tensors="pt"))
     result = processor.post_process_panoptic_segmentation(

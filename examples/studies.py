@@ -24,7 +24,6 @@ from rich.progress import track
 from torch import Tensor
 
 from maskcls_hf.data import SegmentationDataset, open_dataset
-from maskcls_hf.data.sample import segments_of
 from maskcls_hf.hub.speed import describe_device
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Bootstrap, MeanIoU, PanopticQuality, Segments
@@ -190,7 +189,7 @@ def measure(file: Path, data: SegmentationDataset, class_map: Callable[[Tensor],
     rows: dict[str, list[Tensor]] = {name: [] for name in metrics}
     for index in track(range(len(data)), f"Scoring {file.parent.name}"):
         sample = data[index]
-        truth = segments_of(sample, data.void_id)
+        truth = sample["segments"]
         found = class_map(sample["image"].as_subclass(Tensor))
         segments = Segments.from_class_map(found, data.void_id)
         for name, metric in metrics.items():

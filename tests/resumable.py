@@ -21,7 +21,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.data import MaskClsCollator
 from maskcls_hf.data.augmented import AugmentedDataset, EpochSampler
-from maskcls_hf.data.sample import Sample
+from maskcls_hf.data.sample import Sample, Segments
 from maskcls_hf.training import ExponentialMovingAverage, MaskClsTrainer, build_optimizer, build_scheduler, checkpoints
 from maskcls_hf.training.checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
 from maskcls_hf.training.loop import epoch_batches
@@ -44,18 +44,15 @@ class Squares(Dataset):
     def __getitem__(self, index: int) -> Sample:
         numbers = torch.Generator().manual_seed(index)
         image = torch.randint(120, (3, 48, 48), dtype=torch.uint8, generator=numbers)
-        ids = torch.zeros(1, 48, 48, dtype=torch.int32)
+        ids = torch.zeros(48, 48, dtype=torch.int32)
         for number in range(index % 4):
             top, left = torch.randint(40, (2,), generator=numbers).tolist()
-            ids[:, top : top + 8, left : left + 8] = number + 1
+            ids[top : top + 8, left : left + 8] = number + 1
             image[:, top : top + 8, left : left + 8] += 100
         classes: dict[int, int | None] = {0: None} | {number + 1: number % 2 for number in range(3)}
         return Sample(
             image=tv_tensors.Image(image),
-            segmentation_map=tv_tensors.Mask(ids),
-            instance_id_to_semantic_id=classes,
-            crowd_ids=[],
-            name=str(index),
+            segments=Segments.from_ids(ids, classes, name=str(index)),
         )
 
 

@@ -23,6 +23,7 @@ from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import Evaluator
 from maskcls_hf.utils.plain_text import printable
+from samples import class_of_id, crowd_ids, id_map, sample_of
 from tiny import maskcls_config
 
 SIZES = [(48, 80), (80, 48), (64, 64)]
@@ -114,7 +115,7 @@ def test_limit_and_crops(folders, tmp_path):
         top, left = (height - 32) // 2, (width - 32) // 2
         window = (slice(top, top + 32), slice(left, left + 32))
         predicted = predict(np.asarray(picture(height, width))[window].copy(), "semantic")["segmentation"]
-        score.metrics["mean_iou"].update(predicted, data[index]["segmentation_map"][0][window])
+        score.metrics["mean_iou"].update(predicted, id_map(data[index])[0][window])
     known = {name: value for name, value in score.compute().items() if not math.isnan(value)}
     assert {name: value for name, value in found["scores"].items() if value is not None} == pytest.approx(known)
     assert found["settings"]["images"] == 2
@@ -237,31 +238,29 @@ def test_help_names_every_score():
 
 
 class TestCrops:
-    def sample(self, pixels: torch.Tensor, **fields) -> dict:
-        image = torch.arange(3 * 11 * 7, dtype=torch.uint8).view(3, 11, 7)
-        common = {"instance_id_to_semantic_id": None, "crowd_ids": [], "name": "x"}
-        return dict(image=image, segmentation_map=pixels, **common | fields)
+    def sample(self, pixels: torch.Tensor, *classes) -> dict:
+        return sample_of(pixels, *classes, image=torch.arange(3 * 11 * 7, dtype=torch.uint8).view(3, 11, 7))
 
     def test_side_by_side_in_the_middle(self):
         pixels = torch.arange(77).view(1, 11, 7)
         parts = list(crops(self.sample(pixels), 4))
-        assert [part["name"] for part in parts] == ["x[1:5, 1:5]", "x[5:9, 1:5]"]
-        assert torch.equal(parts[1]["segmentation_map"], pixels[:, 5:9, 1:5])
+        assert [part["segments"].name for part in parts] == ["x[1:5, 1:5]", "x[5:9, 1:5]"]
+        assert torch.equal(id_map(parts[1]), pixels[:, 5:9, 1:5])
         assert torch.equal(parts[1]["image"], self.sample(pixels)["image"][:, 5:9, 1:5])
         (middle,) = crops(self.sample(pixels), 4, middle=True)
-        assert torch.equal(middle["segmentation_map"], pixels[:, 3:7, 1:5])
+        assert torch.equal(id_map(middle), pixels[:, 3:7, 1:5])
 
     def test_whole_where_the_image_is_smaller(self):
-        (part,) = crops(self.sample(torch.zeros(1, 11, 7)), 20)
-        assert part["segmentation_map"].shape == (1, 11, 7)
+        (part,) = crops(self.sample(torch.zeros(1, 11, 7, dtype=torch.uint8)), 20)
+        assert part["segments"].size == part["image"].shape[1:] == (11, 7)
 
     def test_masks_that_a_crop_does_not_show_drop_out(self):
         masks = torch.zeros(3, 11, 7, dtype=torch.bool)
         masks[0, 0, 0] = masks[1, 5, 3] = masks[2, 6, 3] = True
-        sample = self.sample(masks, instance_id_to_semantic_id={0: 4, 1: 5, 2: 6}, crowd_ids=[0, 2])
+        sample = self.sample(masks, {0: 4, 1: 5, 2: 6}, [0, 2])
         (part,) = crops(sample, 4, middle=True)
-        assert part["segmentation_map"].shape == (2, 4, 4)
-        assert part["instance_id_to_semantic_id"] == {0: 5, 1: 6} and part["crowd_ids"] == [1]
+        assert part["segments"].stack.shape == (2, 4, 4)
+        assert class_of_id(part) == {1: 5, 2: 6} and crowd_ids(part) == [2]
 
 
 @needs_shared

@@ -23,6 +23,7 @@ from maskcls_hf.data.layouts.coco_instances import run_lengths
 from maskcls_hf.data.layouts.coco_records import MOST_PIXELS
 from maskcls_hf.data.validation import Finding, validate_dataset
 from maskcls_hf.data.validation.occurrence import told_of_classes
+from samples import crowd_ids
 
 HEIGHT, WIDTH = 48, 64
 SQUARE = [5, 5, 25, 5, 25, 25, 5, 25]
@@ -210,7 +211,7 @@ def test_the_other_kind_of_file_is_told(tmp_path):
 )
 def test_flags(tmp_path, value, crowd):
     root = write(tmp_path, content=put(content_of("instances"), ("annotations", 0, "iscrowd"), value))
-    assert bool(open_dataset(root, "train")[0]["crowd_ids"]) == crowd and agreed(root) is None
+    assert bool(crowd_ids(open_dataset(root, "train")[0])) == crowd and agreed(root) is None
     if value is not None:
         write(tmp_path, "panoptic", put(content_of("panoptic"), ("categories", 0, "isthing"), value))
         assert open_dataset(root, "train", "coco_panoptic").stuff_ids == ([1] if crowd else [0, 1])

@@ -26,8 +26,9 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.errors import DataError, told_of_workers
 from maskcls_hf.data.files import read_class_names
-from maskcls_hf.data.sample import VOID, segments_of, void_value
+from maskcls_hf.data.sample import VOID
 from maskcls_hf.data.validation import validate_dataset
+from samples import class_of_id, crowd_ids, id_map, others
 from tiny import maskcls_config
 
 
@@ -70,17 +71,17 @@ class TestSegmentationFolder:
         assert data.stuff_ids == [0, 1]
         sample = data[0]
         assert sample["image"].shape == (3, 20, 30) and sample["image"].dtype == torch.uint8
-        assert sample["segmentation_map"].unique().tolist() == [0, 1, 255]
-        assert sample["instance_id_to_semantic_id"] is None
-        assert sample["name"] == "0"
+        assert id_map(sample).unique().tolist() == [0, 1, 255]
+        assert class_of_id(sample) == {0: 0, 1: 1}
+        assert sample["segments"].name == "0"
 
     def test_instances(self, tmp_path):
         data = SegmentationFolder(write_instances(tmp_path), "train")
         assert data.id2label == {0: "background", 1: "square"}
         assert data.stuff_ids == [0]
         sample = data[0]
-        assert sample["segmentation_map"].unique().tolist() == [0, 1, 2, 300]
-        assert [sample["instance_id_to_semantic_id"][i] for i in (0, 1, 2, 300)] == [0, 1, 1, 1]
+        assert id_map(sample).unique().tolist() == [0, 1, 2, 300] and others(sample) == set()
+        assert class_of_id(sample) == {0: 0, 1: 1, 2: 1, 300: 1}
 
     @pytest.mark.parametrize(
         ("void_values", "classes"),
@@ -99,8 +100,8 @@ class TestSegmentationFolder:
         Image.fromarray(ids).save(root / "train/instances/image0.png")
         Image.new("RGB", (30, 20)).save(root / "train/images/image0.png")
         data = open_dataset(root, "train", void_values=void_values)
-        assert data[0]["instance_id_to_semantic_id"] == classes
-        truth = segments_of(data[0], data.void_id)
+        assert class_of_id(data[0]) == {i: label for i, label in classes.items() if label != VOID}
+        truth = data[0]["segments"]
         things = sum(label == 1 for label in classes.values())
         assert truth.class_labels.tolist().count(1) == things
         void = sum((ids == i).sum() for i, label in classes.items() if label == VOID)
@@ -120,7 +121,7 @@ class TestSegmentationFolder:
         (root / "train/instances/image0.png").unlink()
         Image.fromarray(ids).save(root / "train/instances/image0.tif")
         data = SegmentationFolder(root, "train")
-        assert data[0]["instance_id_to_semantic_id"] == {0: 0, largest: 1}
+        assert class_of_id(data[0]) == {0: 0, largest: 1}
         batch = MaskClsCollator(MaskClsImageProcessor(**data.processor_fields()), keep_ground_truth=True)([data[0]])
         assert batch["class_labels"][0].tolist() == [0, 1] == batch["ground_truth"][0].class_labels.tolist()
 
@@ -167,7 +168,7 @@ class TestSegmentationFolder:
         for _ in range(2):
             assert torch.equal(cached[1]["image"], read[1]["image"])
         (root / "train" / "images" / "image1.png").unlink()
-        assert torch.equal(cached[1]["segmentation_map"], cached[1]["segmentation_map"])
+        assert torch.equal(id_map(cached[1]), id_map(cached[1]))
 
     def test_errors_name_what_is_missing(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="No data set folder"):
@@ -230,8 +231,8 @@ class TestSegmentationFolder:
             Image.fromarray(new.astype(np.uint16)).save(path)
         data = SegmentationFolder(root, "train")
         assert data.id2label == {0: "left", 1: "right"} and data.label_ids == [7, 300] and data.void_id == 255
-        ids = data[0]["segmentation_map"][0]
-        assert ids.dtype == torch.uint8
+        ids = id_map(data[0])[0]
+        assert data[0]["segments"].index_map.dtype == torch.int8
         assert ids[0, [0, 5, 20]].tolist() == [255, 0, 1]
         assert data.raw_map(0)[0, [0, 5, 20]].tolist() == [65535, 7, 300]
 
@@ -242,10 +243,10 @@ class TestSegmentationFolder:
         labels[0], labels[1] = 65535, 299
         Image.fromarray(labels).save(root / "train" / "labels" / "0.png")
         data = SegmentationFolder(root, "train")
-        ids = data[0]["segmentation_map"][0]
+        ids = id_map(data[0], void=data.void_id)[0]
         assert data.void_id == 65535 and data.processor_fields()["void_id"] == 65535
         assert ids[:3, 0].tolist() == [65535, 299, 255]
-        assert void_value(ids) == data.void_id
+        assert data[0]["segments"].index_map[:3, 0].tolist() == [VOID, 1, 0]
 
     def test_a_value_that_is_no_class_names_file_and_value(self, tmp_path):
         root = write_semantic(tmp_path)
@@ -253,7 +254,7 @@ class TestSegmentationFolder:
         Image.fromarray(labels).save(root / "train" / "labels" / "0.png")
         with pytest.raises(ValueError, match=r"0\.png holds label values 9 \(100.0% .*values 0\.\.1; void is 255"):
             SegmentationFolder(root, "train")[0]
-        assert SegmentationFolder(root, "train", void_values=[9])[0]["segmentation_map"].unique().tolist() == [255]
+        assert id_map(SegmentationFolder(root, "train", void_values=[9])[0]).unique().tolist() == [255]
 
     def test_fields_of_model_and_image_processor(self, tmp_path):
         data = SegmentationFolder(write_instances(tmp_path), "train")
@@ -299,7 +300,7 @@ class TestSegmentationFolder:
         labels.putpalette([7 * i % 256 for i in range(768)])
         labels.save(path)
         assert Image.open(path).mode == "P"
-        assert SegmentationFolder(root, "train")[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+        assert id_map(SegmentationFolder(root, "train")[0]).unique().tolist() == [0, 1, 255]
 
     @pytest.mark.parametrize("folder", ["images", "labels"])
     def test_a_truncated_file_is_named(self, tmp_path, folder):
@@ -311,8 +312,8 @@ class TestSegmentationFolder:
 
     def test_an_index_out_of_range_ends_iteration(self, tmp_path):
         data = SegmentationFolder(write_semantic(tmp_path), "train")
-        assert [sample["name"] for sample in data] == ["0", "1"]
-        assert data[-1]["name"] == "1"
+        assert [sample["segments"].name for sample in data] == ["0", "1"]
+        assert data[-1]["segments"].name == "1"
         with pytest.raises(IndexError):
             data[2]
 
@@ -324,7 +325,7 @@ class TestSegmentationFolder:
         for path in (root / "train" / "labels").iterdir():
             Image.open(path).save(root / "masks_train" / f"{path.stem}.tif")
         data = SegmentationFolder(root, "train", image_folder="photos/{split}", label_folder="masks_{split}")
-        assert len(data) == 2 and data[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+        assert len(data) == 2 and id_map(data[0]).unique().tolist() == [0, 1, 255]
 
     def test_class_names_of_mapillary(self, tmp_path):
         root = write_semantic(tmp_path)
@@ -333,7 +334,7 @@ class TestSegmentationFolder:
         (root / "config.json").write_text(json.dumps({"labels": labels}))
         data = SegmentationFolder(root, "train")
         assert data.id2label == {0: "Left"}
-        assert data[0]["segmentation_map"].unique().tolist() == [0, 255]
+        assert id_map(data[0]).unique().tolist() == [0, 255]
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -408,13 +409,13 @@ class TestSegmentationFolder:
             data = SegmentationFolder(SHARED / "data" / name, split)
             sample = data[len(data) - 1]
             assert len(data) == count and len(data.id2label) == classes
-            assert tuple(sample["image"].shape[-2:]) == data.sizes()[-1] == tuple(sample["segmentation_map"].shape[-2:])
+            assert tuple(sample["image"].shape[-2:]) == data.sizes()[-1] == sample["segments"].size
             assert data.has_instances == (name == "dsb2018_nuclei")
 
     @needs_shared
     def test_shares_of_camvid_classes_are_those_of_its_readme(self):
         data = SegmentationFolder(SHARED / "data" / "camvid", "val")
-        counts = sum(torch.bincount(data[i]["segmentation_map"].flatten(), minlength=256) for i in range(len(data)))
+        counts = sum(torch.bincount(id_map(data[i]).flatten(), minlength=256) for i in range(len(data)))
         shares = (100 * counts / counts.sum()).tolist()
         written = [9.18, 25.96, 0.56, 28.95, 8.72, 16.34, 0.89, 3.08, 1.75, 0.65, 2.22]
         assert shares[:11] == pytest.approx(written, abs=0.0051) and shares[255] == pytest.approx(1.70, abs=0.0051)
@@ -439,7 +440,7 @@ class TestAde20k:
         data = open_dataset(write_ade20k(tmp_path), "training")
         assert isinstance(data, Ade20k)
         assert data.id2label == {0: "wall", 1: "building", 2: "screen, crt screen", 3: "screen, silver screen"}
-        assert data[0]["segmentation_map"][0, 0, ::4].tolist() == [255, 0, 2]
+        assert id_map(data[0])[0, 0, ::4].tolist() == [255, 0, 2]
         assert data.stuff_ids == [0, 1, 2, 3]
 
     @pytest.mark.parametrize(
@@ -463,7 +464,7 @@ class TestAde20k:
         with pytest.raises(FileNotFoundError, match="names the classes"):
             Ade20k(root)
         data = open_dataset(root, "training", id2label={i: f"class {i}" for i in range(1, 151)})
-        assert len(data.id2label) == 150 and data[0]["segmentation_map"].unique().tolist() == [0, 2, 255]
+        assert len(data.id2label) == 150 and id_map(data[0]).unique().tolist() == [0, 2, 255]
 
     def test_other_data_in_folders_of_these_names(self, tmp_path):
         root = write_ade20k(tmp_path, names=False)
@@ -509,22 +510,23 @@ class TestCityscapes:
         data = open_dataset(write_cityscapes(tmp_path), "val")
         assert isinstance(data, Cityscapes) and len(data.id2label) == 19
         assert data.names == ["ulm_000000_000019"]
-        assert data[0]["segmentation_map"].unique().tolist() == [0, 11, 13, 255]  # road, person, car
+        assert id_map(data[0]).unique().tolist() == [0, 11, 13, 255]  # road, person, car
         assert [data.id2label[i] for i in (0, 11, 13, 18)] == ["road", "person", "car", "bicycle"]
 
     def test_train_id_files_give_the_same(self, tmp_path):
         root = write_cityscapes(tmp_path)
-        expected = open_dataset(root, "val")[0]["segmentation_map"]
+        expected = id_map(open_dataset(root, "val")[0])
         path = root / "gtFine" / "val" / "ulm" / "ulm_000000_000019_gtFine_labelIds.png"
-        Image.fromarray(expected[0].numpy()).save(str(path).replace("labelIds", "labelTrainIds"))
+        Image.fromarray(expected[0].numpy().astype(np.uint8)).save(str(path).replace("labelIds", "labelTrainIds"))
         path.unlink()
-        assert torch.equal(open_dataset(root, "val")[0]["segmentation_map"], expected)
+        assert torch.equal(id_map(open_dataset(root, "val")[0]), expected)
 
     def test_instances_with_a_group_as_crowd(self, tmp_path):
         data = Cityscapes(write_cityscapes(tmp_path), "val", instances=True)
         sample = data[0]
-        assert sample["instance_id_to_semantic_id"] == {1: VOID, 7: 0, 24: 11, 26000: 13, 26001: 13, 65535: VOID}
-        assert sample["crowd_ids"] == [24]
+        assert class_of_id(sample) == {7: 0, 24: 11, 26000: 13, 26001: 13}
+        assert (id_map(sample) == 255)[0].sum() == 64 + 1 and others(sample) == {VOID}  # ids 1 and 65535
+        assert crowd_ids(sample) == [24]
         assert data.kind == "panoptic" and data.stuff_ids == list(range(11))
 
     def test_missing_files_are_named(self, tmp_path):

@@ -16,13 +16,12 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.utils.data import DataLoader, Dataset
-from torchvision import tv_tensors
 from transformers import TrainingArguments
 
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture
 from maskcls_hf import PerPixelForSemanticSegmentation, register_metric
 from maskcls_hf.data import MaskClsCollator
-from maskcls_hf.data.sample import VOID, segments_of
+from maskcls_hf.data.sample import VOID
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, MeanIoU, Segments
 from maskcls_hf.metrics.metric import METRICS
@@ -30,6 +29,7 @@ from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from maskcls_hf.training import MaskClsTrainer
 from maskcls_hf.training.recipe import load_recipe
 from maskcls_hf.training.run import build_evaluator
+from samples import class_of_id, id_map, sample_of
 from tiny import perpixel_config
 
 TASKS = ("semantic", "panoptic", "instance")
@@ -60,13 +60,9 @@ class Samples(Dataset):
             pixels[found["segmentation"][things[0]].roll(1, 0)] = 99
             classes[99] = found["segments_info"][things[0]]["label_id"]
         pixels[:6, :10], pixels[-6:, :12] = CROWD, UNLABELED
-        return dict(
-            image=tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)),
-            segmentation_map=tv_tensors.Mask(pixels[None].int()),
-            instance_id_to_semantic_id={**classes, 100: VOID, CROWD: 3, UNLABELED: VOID},
-            crowd_ids=[CROWD],
-            name=f"image {index}",
-        )
+        classes = {**classes, 100: VOID, CROWD: 3, UNLABELED: VOID}
+        image = torch.from_numpy(image).permute(2, 0, 1)
+        return sample_of(pixels.int(), classes, [CROWD], f"image {index}", image)
 
 
 def evaluator(**options) -> Evaluator:
@@ -115,7 +111,7 @@ class TestAgainstOtherCode:
         for sample in samples:
             outputs = samples.model(**image_processor()(sample["image"], return_tensors="pt"))
             found = image_processor().post_process_semantic_segmentation(outputs)[0].numpy()
-            ids, classes = sample["segmentation_map"][0].numpy(), sample["instance_id_to_semantic_id"]
+            ids, classes = id_map(sample, void=UNLABELED)[0].numpy(), class_of_id(sample) | {UNLABELED: VOID}
             counted = ~np.isin(ids, [100, CROWD, UNLABELED])
             true = np.vectorize(classes.get)(ids)
             for label in CLASSES:
@@ -127,7 +123,7 @@ class TestAgainstOtherCode:
         """Things only; the crowd region as COCO treats it."""
         images, annotations, results = [], [], []
         for number, sample in enumerate(samples, start=1):
-            ids, classes = sample["segmentation_map"][0].numpy(), sample["instance_id_to_semantic_id"]
+            ids, classes = id_map(sample, void=UNLABELED)[0].numpy(), class_of_id(sample)
             images.append(dict(id=number, height=ids.shape[0], width=ids.shape[1]))
             for i in classes:  # also those without a pixel, which pycocotools counts as missed
                 if classes[i] not in (None, VOID, *STUFF):
@@ -181,7 +177,7 @@ class TestWaysToScore:
         score = evaluator(boundary=True)
         predict = Predictor(samples.model, image_processor())
         for sample in samples:
-            truth = segments_of(sample)
+            truth = sample["segments"]
             score.add(
                 score.measure_maps(predict.predict(sample["image"].as_subclass(torch.Tensor), score.options), [truth])
             )
@@ -222,10 +218,10 @@ class TestWaysToScore:
         score = evaluator(tasks=["semantic"])
         with torch.no_grad():
             outputs = model(**image_processor()(samples[0]["image"], return_tensors="pt"))
-        score.add(score.measure(outputs, [segments_of(samples[0])]))
+        score.add(score.measure(outputs, [samples[0]["segments"]]))
         assert 0 <= score.compute()["mean_iou"] <= 1
         with pytest.raises(ValueError, match="per-pixel"):
-            evaluator(tasks=["panoptic"]).measure(outputs, [segments_of(samples[0])])
+            evaluator(tasks=["panoptic"]).measure(outputs, [samples[0]["segments"]])
 
 
 class Found:

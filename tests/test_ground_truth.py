@@ -10,10 +10,9 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from torchvision import tv_tensors
 
-from maskcls_hf.data import CenterCrop, CocoInstances, CocoPanoptic, Sample, SegmentationTable
-from maskcls_hf.data.sample import segments_of, without_absent
+from maskcls_hf.data import CenterCrop, CocoInstances, CocoPanoptic, SegmentationTable
+from maskcls_hf.data.sample import without_absent
 from maskcls_hf.inference.evaluation import crops
 from maskcls_hf.metrics import NO_SEGMENT, Evaluator, InstanceF1, MaskAP, PanopticQuality, Segments
 from test_readers import HEIGHT, WIDTH, instances_json, panoptic_json, write_coco, write_panoptic
@@ -45,7 +44,7 @@ class TestSegmentsWithoutPixels:
     @pytest.mark.parametrize("name", ["panoptic", "instances", "overlapping", "table"])
     def test_are_missed(self, tmp_path, name):
         data = self.samples(tmp_path)[name]
-        truth = segments_of(data[0], data.void_id)
+        truth = data[0]["segments"]
         empty = [place for place, mask in enumerate(truth.stack) if not mask.any()]
         assert len(empty) == 1 and not truth.is_crowd[empty[0]]
         label = int(truth.class_labels[empty[0]])
@@ -74,17 +73,16 @@ class TestSegmentsWithoutPixels:
         """What lies outside of a crop is not annotated in it."""
         sample = self.samples(tmp_path)[name][0]
         for crop in [*crops(sample, 6), without_absent(CenterCrop(6)(sample))]:
-            truth = segments_of(crop, 255)
+            truth = crop["segments"]
             assert len(truth.visible) == len(truth.class_labels) == len(truth.is_crowd)
 
     def test_many_listed_segments_take_no_memory_for_pixels(self):
         """100,000 masks of 64 x 64 would be 400 MB."""
         number = 100_000
-        pixels = tv_tensors.Mask(torch.ones((1, 64, 64), dtype=torch.int32))
+        pixels = torch.ones((64, 64), dtype=torch.int32)
         classes = dict.fromkeys(range(1, number + 1), 0)
-        sample = Sample(image=None, segmentation_map=pixels, instance_id_to_semantic_id=classes, crowd_ids=[], name="x")
-        truth = segments_of(sample)
-        assert len(truth.class_labels) == number and truth.visible == [0]
+        truth = Segments.from_ids(pixels, classes)
+        assert len(truth.class_labels) == number and truth.visible == [0] and len(truth.mask_runs) == number
         tracemalloc.start()
         metric = InstanceF1({0: "a"})
         metric.update(Segments([0], np.ones((1, 64, 64), dtype=bool)), truth)
@@ -97,21 +95,15 @@ class TestSegmentsWithoutPixels:
         """400 masks of 512 x 512 in 32 bits, of which pixels were counted, are 420 MB."""
         ids = torch.arange(400).view(20, 20).repeat_interleave(25, 0).repeat_interleave(25, 1)
         ids = torch.nn.functional.pad(ids, (0, 12, 0, 12), value=-1)
-        pixels = torch.stack([ids == i for i in range(400)]) if overlap else ids[None].int()
+        pixels = torch.stack([ids == i for i in range(400)]) if overlap else ids.int()
         classes = dict.fromkeys(range(400), 0) | ({} if overlap else {-1: None})
-        sample = Sample(
-            image=None,
-            segmentation_map=tv_tensors.Mask(pixels),
-            instance_id_to_semantic_id=classes,
-            crowd_ids=[],
-            name="",
-        )
+        truth = Segments.from_ids(pixels, classes)
         infos = [{"id": i, "label_id": 0, "score": 0.5} for i in range(400)]
         maps = {"panoptic": {"segmentation": ids, "segments_info": infos}}
-        maps["instance"] = {"segmentation": segments_of(sample).run_lengths, "segments_info": infos}
+        maps["instance"] = {"segmentation": truth.run_lengths, "segments_info": infos}
         evaluator = Evaluator(None, {0: "a"}, tasks=("panoptic", "instance"), max_detections=1)
         tracemalloc.start()
-        evaluator.add(evaluator.measure_maps([maps], [segments_of(sample)]))
+        evaluator.add(evaluator.measure_maps([maps], [truth]))
         assert tracemalloc.get_traced_memory()[1] < 50e6
         tracemalloc.stop()
         scores = evaluator.compute()
@@ -124,4 +116,4 @@ class TestSegmentsWithoutPixels:
         for copies in (1, 2):
             content["annotations"] *= copies
             data = CocoInstances(write_coco(tmp_path / str(copies), content), "train", background="class")
-            assert segments_of(data[0]).class_labels.tolist() == [data.class_of_label[3]] * copies
+            assert data[0]["segments"].class_labels.tolist() == [data.class_of_label[3]] * copies

@@ -22,7 +22,7 @@ from maskcls_hf.data import (
     MaskClsCollator,
     SegmentationDataset,
     SegmentationFolder,
-    Targets,
+    Segments,
     layouts,
     open_dataset,
     register_layout,
@@ -31,6 +31,7 @@ from maskcls_hf.data.validation import validate_dataset
 from maskcls_hf.training.recipe import load_recipe
 from maskcls_hf.training.run import open_splits
 from recipes import write_recipe
+from samples import id_map
 from test_data import write_semantic
 
 
@@ -60,7 +61,7 @@ class Arrays(SegmentationDataset):
     def read(self, index, size):
         ids = np.load(self.annotation(index))
         classes = {i: VOID if i == -1 else None if i == 0 else 0 for i in np.unique(ids).tolist()}
-        return Targets(torch.from_numpy(ids), classes, [i for i in classes if i < -1])
+        return Segments.from_ids(ids, classes, [i for i in classes if i < -1])
 
 
 class Stacks(Arrays):
@@ -70,7 +71,9 @@ class Stacks(Arrays):
         ids = torch.from_numpy(np.load(self.annotation(index)))
         found = [i for i in ids.unique().tolist() if i]
         classes = {place: VOID if i == -1 else 0 for place, i in enumerate(found)}
-        return Targets(torch.stack([ids == i for i in found]), classes, [found.index(i) for i in found if i < -1])
+        return Segments.from_ids(
+            torch.stack([ids == i for i in found]), classes, [found.index(i) for i in found if i < -1]
+        )
 
 
 @pytest.fixture
@@ -161,7 +164,7 @@ def test_the_example_of_the_documentation_works(tmp_path):
         (tmp_path / split).mkdir()
         Image.new("RGB", (6, 4), (len(split), 0, 0)).save(tmp_path / split / "a.png")
         np.save(tmp_path / split / "a.npy", np.array([[0, 1, 1, 0, 255, 255]] * 4, dtype=np.uint8))
-    assert open_dataset(tmp_path, "val")[0]["segmentation_map"].unique().tolist() == [0, 1, 255]
+    assert id_map(open_dataset(tmp_path, "val")[0]).unique().tolist() == [0, 1, 255]
     assert validate_dataset(tmp_path / "val", workers=1).findings[0].kind == "unknown_layout"
     report = validate_dataset(tmp_path, workers=1)
     assert report.layout == "pairs" and report.ok and {f.kind for f in report.findings} == {"tiny_segment"}
@@ -213,7 +216,7 @@ def test_it_is_exported_and_works_from_another_file(arrays, tmp_path_factory):
     script.write_text(
         "import sys\nfrom pathlib import Path\nimport json\nimport numpy as np\nimport torch\n"
         "from maskcls_hf import register_layout\n"
-        "from maskcls_hf.data import VOID, SegmentationDataset, Targets, open_dataset\n"
+        "from maskcls_hf.data import VOID, SegmentationDataset, Segments, open_dataset\n"
         "from maskcls_hf.data.validation import validate_dataset\n"
         f"class Arrays{lines}"
         "register_layout('arrays', Arrays)\n"

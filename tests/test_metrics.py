@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from torchvision import tv_tensors
 
-from maskcls_hf.data.sample import VOID, segments_of
+from maskcls_hf.data.sample import VOID
 from maskcls_hf.metrics import (
     NO_SEGMENT,
     BoundaryIoU,
@@ -25,28 +24,18 @@ from maskcls_hf.metrics import (
 )
 
 
-def sample(pixels: torch.Tensor, classes: dict | None = None, crowd_ids: list[int] = ()) -> dict:
-    return {
-        "image": tv_tensors.Image(torch.zeros(3, *pixels.shape[-2:], dtype=torch.uint8)),
-        "segmentation_map": tv_tensors.Mask(pixels),
-        "instance_id_to_semantic_id": classes,
-        "crowd_ids": list(crowd_ids),
-        "name": "street",
-    }
-
-
 class TestSegments:
     def test_map_of_classes(self):
-        truth = segments_of(sample(torch.tensor([[[3, 255, 1, 1]]], dtype=torch.uint8)))
+        truth = Segments.from_class_map(torch.tensor([[3, 255, 1, 1]], dtype=torch.uint8), 255)
         assert truth.class_labels.tolist() == [1, 3] and truth.index_map.tolist() == [[1, VOID, 0, 0]]
         assert truth.semantic_map().tolist() == [[3, 255, 1, 1]]
-        many = torch.tensor([[[300, 65535, 255]]], dtype=torch.int32)
-        assert segments_of(sample(many)).index_map.tolist() == [[1, VOID, 0]]
+        many = torch.tensor([[300, 65535, 255]], dtype=torch.int32)
+        assert Segments.from_class_map(many, 65535).index_map.tolist() == [[1, VOID, 0]]
 
     def test_map_of_segments(self):
-        pixels = torch.tensor([[[900, 0, 7, 5, 70000]]], dtype=torch.int32)
+        pixels = torch.tensor([[900, 0, 7, 5, 70000]], dtype=torch.int32)
         classes = {70000: 1, 0: None, 7: 0, 5: VOID, 900: 1, 8: 4}
-        truth = segments_of(sample(pixels, classes, crowd_ids=[7]))
+        truth = Segments.from_ids(pixels, classes, crowd_ids=[7])
         assert truth.class_labels.tolist() == [1, 0, 1, 4] and truth.is_crowd.tolist() == [False, True, False, False]
         assert truth.visible == [0, 1, 2]  # the segment without a pixel is one that predictions miss
         assert truth.index_map.tolist() == [[2, NO_SEGMENT, 1, VOID, 0]]
@@ -56,18 +45,18 @@ class TestSegments:
 
     def test_stack(self):
         stack = torch.tensor([[[1, 1, 0, 0]], [[0, 1, 1, 0]], [[0, 0, 0, 1]]]).bool()
-        truth = segments_of(sample(stack, {0: 2, 1: 2, 2: VOID}))
+        truth = Segments.from_ids(stack, {0: 2, 1: 2, 2: VOID}, name="street")
         assert truth.class_labels.tolist() == [2, 2] and truth.size == (1, 4)
         assert truth.void.tolist() == [[False, False, False, True]]
         assert truth.semantic_map().tolist() == [[2, 2, 2, 255]]
         with pytest.raises(ValueError, match="street: segments overlap"):
             _ = truth.index_map
         with pytest.raises(ValueError, match="street: segments of different classes overlap"):
-            segments_of(sample(stack, {0: 2, 1: 3, 2: VOID})).semantic_map()
+            Segments.from_ids(stack, {0: 2, 1: 3, 2: VOID}, name="street").semantic_map()
 
     def test_ids_without_class(self):
         with pytest.raises(ValueError, match=r"street: the map holds ids \[9\]"):
-            segments_of(sample(torch.tensor([[[1, 9]]]), {1: 0}))
+            Segments.from_ids(torch.tensor([[1, 9]]), {1: 0}, name="street")
 
 
 def random_maps(seed: int, num_labels: int, void_id: int = 255) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,7 +27,6 @@ import maskcls_hf
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf.cli.main import app
 from maskcls_hf.data import SegmentationFolder
-from maskcls_hf.data.sample import segments_of
 from maskcls_hf.hub.card_options import CardOptions, Picture, TrainingData
 from maskcls_hf.hub.case_pictures import draw_maps, pixels_of
 from maskcls_hf.hub.curves import draw_curves
@@ -40,6 +39,7 @@ from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import MeanIoU, Segments
 from maskcls_hf.training import MaskClsTrainer, load_recipe
 from resumable import Squares, make_parts
+from samples import sample_of
 from without_package import masks_of
 
 PACKAGE = Path(maskcls_hf.__file__).parent
@@ -439,7 +439,7 @@ class TestFailureCases:
         assert [case.name for case in cases] == ["bad", "middling"]
         assert cases[0].score == 0.0
         metric, sample = MeanIoU(CLASSES), data[data.names.index("middling")]
-        metric.update(predict(sample["image"], "semantic")["segmentation"], segments_of(sample))
+        metric.update(predict(sample["image"], "semantic")["segmentation"], sample["segments"])
         assert cases[1].score == metric.compute()["mean_iou"]
         assert failure_cases(predict, data, number=9)[-1].score == 1.0  # "void" has no score
 
@@ -496,13 +496,7 @@ class OwnResult:
         ids = self.found["segmentation"]
         classes = {i: segments.get(i) for i in ids.unique().tolist()}
         pixels = torch.from_numpy(np.array(picture(64, 64))).permute(2, 0, 1).contiguous()
-        return {
-            "image": pixels,
-            "segmentation_map": ids[None],
-            "instance_id_to_semantic_id": classes,
-            "crowd_ids": [],
-            "name": "one",
-        }
+        return sample_of(ids, classes, name="one", image=pixels)
 
 
 class Hub:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision import tv_tensors
 
-from maskcls_hf.data.sample import VOID, segments_of
+from maskcls_hf.data.sample import VOID
 from maskcls_hf.metrics import NO_SEGMENT, PanopticQuality, Segments
 from maskcls_hf.models.run_lengths import Runs
 from panoptic_cases import DATA, FIGURES, REAL, Case, Segmentation, figures, panopticapi, random_case, real_case
@@ -21,17 +20,10 @@ EXPECTED = json.loads(FIGURES.read_text())
 
 
 def truth_of(segmentation: Segmentation, place: dict[int, int]) -> Segments:
-    """Through the form in which readers give samples."""
-    ids = torch.from_numpy(segmentation.ids.astype(np.int32))[None]
-    return segments_of(
-        {
-            "image": tv_tensors.Image(torch.zeros(3, *ids.shape[1:], dtype=torch.uint8)),
-            "segmentation_map": tv_tensors.Mask(ids),
-            "instance_id_to_semantic_id": {s["id"]: place[s["category_id"]] for s in segmentation.segments} | {0: VOID},
-            "crowd_ids": [s["id"] for s in segmentation.segments if s["iscrowd"]],
-            "name": "image",
-        }
-    )
+    """As readers give it."""
+    classes = {s["id"]: place[s["category_id"]] for s in segmentation.segments} | {0: VOID}
+    crowds = [s["id"] for s in segmentation.segments if s["iscrowd"]]
+    return Segments.from_ids(segmentation.ids.astype(np.int32), classes, crowds, name="image")
 
 
 def metric_of(case: Case) -> tuple[PanopticQuality, dict[int, int]]:

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -26,6 +27,7 @@ from maskcls_hf.data import (
     CocoInstances,
     CocoPanoptic,
     MaskClsCollator,
+    Sample,
     SegmentationFolder,
     SegmentationStream,
     SegmentationTable,
@@ -34,10 +36,11 @@ from maskcls_hf.data import (
 )
 from maskcls_hf.data.files import read_colored_ids
 from maskcls_hf.data.layouts.coco import Packed
-from maskcls_hf.data.sample import segments_of
 from maskcls_hf.models import image_reading
+from maskcls_hf.models.segments import NO_SEGMENT
 from maskcls_hf.training.run import Cropped
 from maskcls_hf.training.trainer import MaskClsTrainer
+from samples import class_of_id, crowd_ids, id_map, others
 from test_data import write_semantic
 from tiny import maskcls_config
 
@@ -101,13 +104,13 @@ class TestCocoInstances:
         assert isinstance(data, CocoInstances) and data.kind == "instance"
         assert data.id2label == {0: "cat", 1: "dog"} and data.label_ids == [3, 90] and data.stuff_ids == []
         sample = data[0]
-        ids = sample["segmentation_map"][0].numpy()
+        ids = id_map(sample)[0].numpy()
         for place, box in enumerate(BOXES, start=1):
             assert np.array_equal(ids == place, rectangle(*box).astype(bool))
-        assert ids.dtype == np.int32
-        assert sample["instance_id_to_semantic_id"] == {0: None, 1: 1, 2: 0, 3: 1}
-        assert sample["crowd_ids"] == [3]
-        assert sample["name"] == "7" and data.sizes() == [(HEIGHT, WIDTH)] * 2
+        assert sample["segments"].index_map.dtype == torch.int8 and others(sample) == {NO_SEGMENT}
+        assert class_of_id(sample) == {1: 1, 2: 0, 3: 1}
+        assert crowd_ids(sample) == [3]
+        assert sample["segments"].name == "7" and data.sizes() == [(HEIGHT, WIDTH)] * 2
 
     @pytest.mark.parametrize("overlap", [False, True])
     def test_scores_take_areas_from_the_file(self, tmp_path, overlap):
@@ -117,15 +120,16 @@ class TestCocoInstances:
         content["annotations"][0]["area"] = 1234.5
         content["annotations"][1].pop("area", None)
         data = open_dataset(write_coco(tmp_path, content), "train", background="class")
-        assert (data[0]["segmentation_map"].dtype == torch.bool) == overlap
-        areas = segments_of(data[0]).areas
-        assert areas[0 + (not overlap)] == 1234.5 and areas[1 + (not overlap)].isnan()
-        assert "areas" not in TrainTransform(crop_size=8)(data[0], 0) and "areas" not in Cropped(data, 8)[0]
+        assert data[0]["segments"].overlap == overlap
+        areas = data[0]["segments"].areas
+        assert areas[1] == 1234.5 and areas[2].isnan()
+        assert TrainTransform(crop_size=8)(data[0], 0)["segments"].areas is None
+        assert Cropped(data, 8)[0]["segments"].areas is None
 
     def test_an_image_without_instances(self, tmp_path):
         sample = open_dataset(write_coco(tmp_path), "train")[1]
-        assert sample["segmentation_map"].unique().tolist() == [0]
-        assert sample["instance_id_to_semantic_id"] == {0: None} and sample["crowd_ids"] == []
+        assert id_map(sample).unique().tolist() == [0]
+        assert class_of_id(sample) == {} and crowd_ids(sample) == [] and others(sample) == {NO_SEGMENT}
 
     @pytest.mark.parametrize(("background", "label"), [("negatives", None), ("void", VOID), ("class", 0)])
     @pytest.mark.parametrize("overlap", [False, True])
@@ -138,17 +142,19 @@ class TestCocoInstances:
         assert len(data.id2label) == 2 + shift
         assert (data.kind, data.stuff_ids) == (("panoptic", [0]) if shift else ("instance", []))
         sample = data[0]
-        classes = sample["instance_id_to_semantic_id"]
+        segments = sample["segments"]
+        classes = {1: 1 + shift, 2: shift, 3: 1 + shift} | ({0: label} if background == "class" else {})
+        assert class_of_id(sample) == classes and crowd_ids(sample) == [3] and segments.overlap == overlap
         if not overlap:
-            assert classes == {0: label, 1: 1 + shift, 2: shift, 3: 1 + shift}
+            assert others(sample) == {"negatives": {NO_SEGMENT}, "void": {VOID}, "class": set()}[background]
             return
-        stack = sample["segmentation_map"]
-        assert stack.dtype == torch.bool and stack.shape == (3 + (background != "negatives"), HEIGHT, WIDTH)
-        assert [classes[i] for i in range(3)] == [1 + shift, shift, 1 + shift]
-        assert bool((stack[0] & stack[1]).any()) and sample["crowd_ids"] == [2]
-        if background != "negatives":
-            assert classes[3] == label
-            assert torch.equal(stack[3], ~stack[:3].any(0))
+        stack = segments.stack
+        assert stack.shape == (3 + shift, HEIGHT, WIDTH)
+        assert bool((stack[shift] & stack[1 + shift]).any())
+        free = ~stack[shift:].any(0)
+        if background == "class":
+            assert torch.equal(stack[0], free)
+        assert torch.equal(segments.void, free) if background == "void" else segments.void is None
 
     def test_unknown_background(self, tmp_path):
         with pytest.raises(ValueError, match="negatives"):
@@ -222,7 +228,7 @@ class TestCocoInstances:
     def test_loader_workers_get_a_pickled_copy(self, tmp_path):
         data = open_dataset(write_coco(tmp_path), "train")
         again = pickle.loads(pickle.dumps(data))
-        assert torch.equal(again[0]["segmentation_map"], data[0]["segmentation_map"])
+        assert torch.equal(id_map(again[0]), id_map(data[0]))
 
     @needs_shared
     @pytest.mark.parametrize(("name", "split"), [("car_parts", "test"), ("dsb2018_nuclei", "val")])
@@ -233,13 +239,12 @@ class TestCocoInstances:
         for index in range(0, len(data), 6):
             annotations = coco.loadAnns(coco.getAnnIds(data.image_ids[index]))
             sample = data[index]
-            pixels = sample["segmentation_map"]
-            stack = pixels.dtype == torch.bool
+            stack = sample["segments"].stack
             for place, annotation in enumerate(annotations):
-                mask = pixels[place] if stack else pixels[0] == place + 1
+                mask = stack[place]
                 assert np.array_equal(mask.numpy(), coco.annToMask(annotation).astype(bool))
                 assert int(mask.sum()) == annotation["area"]
-                label = sample["instance_id_to_semantic_id"][place + (not stack)]
+                label = class_of_id(sample)[place + 1]
                 assert data.label_ids[label] == annotation["category_id"]
                 if place > 5:
                     break
@@ -252,9 +257,8 @@ class TestCocoInstances:
         places = {name: place for place, name in enumerate(coco.names)}
         assert sorted(places) == folder.names
         for index in range(0, len(folder), 5):
-            pixels = coco[places[folder.names[index]]]["segmentation_map"]
-            assert pixels.dtype == torch.int32  # none of these overlaps
-            assert torch.equal(pixels, folder[index]["segmentation_map"])
+            pixels = id_map(coco[places[folder.names[index]]])
+            assert torch.equal(pixels, id_map(folder[index]))
 
 
 def colored(ids: np.ndarray) -> Image.Image:
@@ -316,9 +320,9 @@ class TestCocoPanoptic:
         assert data.id2label == {0: "dog", 1: "cat", 2: "sky"} and data.label_ids == [3, 90, 200]
         assert data.stuff_ids == [2]
         sample = data[0]
-        assert np.array_equal(sample["segmentation_map"][0].numpy(), panoptic_json()[1])
-        assert sample["instance_id_to_semantic_id"] == {0: VOID, 70000: 1, 300: 1, 5: 2}
-        assert sample["crowd_ids"] == [300]
+        assert np.array_equal(id_map(sample, void=0)[0].numpy(), panoptic_json()[1])
+        assert class_of_id(sample) == {70000: 1, 300: 1, 5: 2} and others(sample) == {VOID}
+        assert crowd_ids(sample) == [300]
 
     def test_with_instances_beside_it_panoptic_is_preferred(self, tmp_path):
         root = write_coco(write_panoptic(tmp_path))
@@ -365,9 +369,9 @@ class TestCocoPanoptic:
         (tmp_path / "annotations" / "panoptic_train2017").mkdir(parents=True)
         colored(ids).save(tmp_path / "annotations" / "panoptic_train2017" / "7.png")
         (tmp_path / "annotations" / "panoptic_train2017.json").write_text(json.dumps(content))
-        assert open_dataset(tmp_path, "train2017")[0]["crowd_ids"] == [300]
+        assert crowd_ids(open_dataset(tmp_path, "train2017")[0]) == [300]
         (tmp_path / "annotations" / "panoptic_train2017").rename(tmp_path / "panoptic_train2017")
-        assert open_dataset(tmp_path, "train2017")[0]["crowd_ids"] == [300]
+        assert crowd_ids(open_dataset(tmp_path, "train2017")[0]) == [300]
 
     @needs_shared
     @pytest.mark.parametrize(
@@ -382,13 +386,13 @@ class TestCocoPanoptic:
     def test_areas_of_the_pngs_are_those_of_the_json(self, name, split, segments, crowds, stuff_classes):
         data = open_dataset(SHARED / "data" / name, split)
         assert len(data.stuff_ids) == stuff_classes
-        assert sum(len(data.segments(i)) for i in range(len(data))) == segments
-        assert sum(segment.crowd for i in range(len(data)) for segment in data.segments(i)) == crowds
+        assert sum(len(data.segments_info(i)) for i in range(len(data))) == segments
+        assert sum(segment.crowd for i in range(len(data)) for segment in data.segments_info(i)) == crowds
         for index in range(0, len(data), 1 + len(data) // 12):
-            ids, counts = data[index]["segmentation_map"].unique(return_counts=True)
+            ids, counts = id_map(data[index], void=0).unique(return_counts=True)
             areas = dict(zip(ids.tolist(), counts.tolist(), strict=True))
             areas.pop(0, None)
-            assert areas == {segment.id: segment.area for segment in data.segments(index)}
+            assert areas == {segment.id: segment.area for segment in data.segments_info(index)}
 
     @needs_shared
     def test_classes_of_coco_stuff_are_those_of_its_semantic_maps(self):
@@ -397,10 +401,7 @@ class TestCocoPanoptic:
         semantic = open_dataset(SHARED / "data" / "coco_stuff_panoptic", "val", layout="folder")
         assert panoptic.names == semantic.names and panoptic.id2label == semantic.id2label
         for segments, classes in zip(panoptic, semantic, strict=True):
-            ids, inverse = segments["segmentation_map"].unique(return_inverse=True)
-            named = segments["instance_id_to_semantic_id"]
-            of_ids = torch.tensor([255 if named[i] == VOID else named[i] for i in ids.tolist()])
-            assert torch.equal(of_ids[inverse], classes["segmentation_map"].long())
+            assert torch.equal(segments["segments"].semantic_map(255)[None], id_map(classes))
 
 
 def test_packed_objects_come_back():
@@ -435,8 +436,8 @@ class TestSegmentationTable:
         data = SegmentationTable(semantic_table(), id2label=NAMES, void_values=[0])
         assert len(data) == 8 and data.id2label == {0: "wall", 1: "floor"} and data.stuff_ids == [0, 1]
         sample = data[3]
-        assert sample["segmentation_map"][0, 0, ::5].tolist() == [255, 0, 1]
-        assert sample["image"][:, 0, 0].tolist() == [3, 0, 0] and sample["name"] == "3"
+        assert id_map(sample)[0, 0, ::5].tolist() == [255, 0, 1]
+        assert sample["image"][:, 0, 0].tolist() == [3, 0, 0] and sample["segments"].name == "3"
         assert data.sizes() == [(6, 15)] * 8
 
     def test_gives_what_the_folder_reader_gives(self, tmp_path):
@@ -451,8 +452,8 @@ class TestSegmentationTable:
         assert data.sizes() == folder.sizes()
         for ours, theirs in zip(data, folder, strict=True):
             assert torch.equal(ours["image"], theirs["image"])
-            assert torch.equal(ours["segmentation_map"], theirs["segmentation_map"])
-            assert ours["name"] == theirs["name"]
+            assert torch.equal(id_map(ours), id_map(theirs))
+            assert ours["segments"].name == theirs["segments"].name
 
     def test_arrays_instead_of_images(self):
         rows = [{"image": np.zeros((6, 15, 3), np.uint8), "label": np.ones((6, 15), np.uint8)}]
@@ -460,7 +461,7 @@ class TestSegmentationTable:
             {"image": datasets.Array3D((6, 15, 3), "uint8"), "label": datasets.Array2D((6, 15), "uint8")}
         )
         data = SegmentationTable(datasets.Dataset.from_list(rows, features=features), id2label=NAMES)
-        assert data[0]["segmentation_map"].unique().tolist() == [0] and data.sizes() == [(6, 15)]
+        assert id_map(data[0]).unique().tolist() == [0] and data.sizes() == [(6, 15)]
 
     @pytest.mark.parametrize("form", ["records", "columns", "dict"])
     @pytest.mark.parametrize("color", [False, True])
@@ -483,16 +484,16 @@ class TestSegmentationTable:
         data = SegmentationTable(table, id2label={90: "cat", 200: "sky"}, segments_column="s", stuff=[200])
         assert data.kind == "panoptic" and data.stuff_ids == [1]
         sample = data[0]
-        assert np.array_equal(sample["segmentation_map"][0].numpy(), ids)
-        assert sample["instance_id_to_semantic_id"] == {0: VOID, 4464: 0, 300: 0, 5: 1}
-        assert sample["crowd_ids"] == ([] if form == "dict" else [300])
-        assert data[1]["segmentation_map"].unique().tolist() == [1 if form == "dict" else 5]
+        assert np.array_equal(id_map(sample, void=0)[0].numpy(), ids)
+        assert class_of_id(sample) == {4464: 0, 300: 0, 5: 1} and others(sample) == {VOID}
+        assert crowd_ids(sample) == ([] if form == "dict" else [300])
+        assert id_map(data[1]).unique().tolist() == [1 if form == "dict" else 5]
 
     def test_background_as_negatives(self):
         row = {"image": np.zeros((2, 4, 3), np.uint8), "label": [[0, 0, 1, 1]] * 2, "s": [{"id": 1, "label": 5}]}
         table = datasets.Dataset.from_list([row])
         data = SegmentationTable(table, id2label={5: "cat"}, segments_column="s", background="negatives")
-        assert data[0]["instance_id_to_semantic_id"] == {0: None, 1: 0} and data.kind == "instance"
+        assert class_of_id(data[0]) == {1: 0} and others(data[0]) == {NO_SEGMENT} and data.kind == "instance"
 
     def test_errors_name_row_and_column(self):
         with pytest.raises(ValueError, match=r"no column 'mask'; it has image, label"):
@@ -544,7 +545,7 @@ class TestSegmentationTable:
             table = datasets.Dataset.from_list([row], features=features)
             data = SegmentationTable(table, id2label=NAMES, void_values=[0])
             assert torch.equal(data[0]["image"], expected[0]["image"]) and data.sizes() == [(6, 15)]
-            assert torch.equal(data[0]["segmentation_map"], expected[0]["segmentation_map"])
+            assert torch.equal(id_map(data[0]), id_map(expected[0]))
         Path(paths["label"]).unlink()
         with pytest.raises(FileNotFoundError, match=r"column 'label' of row 0: no file .*label\.png"):
             data[0]
@@ -572,7 +573,7 @@ class TestSegmentationTable:
             SegmentationStream(table.to_iterable_dataset(), id2label={0: "a", 1: "b"}),
         ):
             sample = next(iter(data))
-            assert np.array_equal(sample["segmentation_map"][0].numpy(), np.asarray(table[0]["label"]))
+            assert np.array_equal(id_map(sample)[0].numpy(), np.asarray(table[0]["label"]))
             assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), np.asarray(table[0]["image"]))
 
     def test_void_and_wrong_records_of_instances(self):
@@ -584,8 +585,8 @@ class TestSegmentationTable:
         options = dict(id2label={5: "cat"}, segments_column="s", void_values=[255])
         good = {"id": 1, "label": 5}
         data = SegmentationTable(table(good), **options)
-        assert data[0]["instance_id_to_semantic_id"] == {0: VOID, 255: VOID, 1: 0}
-        assert (segments_of(data[0]).index_map == VOID).sum() == 4
+        assert class_of_id(data[0]) == {1: 0} and others(data[0]) == {VOID}
+        assert (data[0]["segments"].index_map == VOID).sum() == 4
         for records, message in (
             ([good, good], "column 's' of row 0 lists segments twice: 1"),
             ([good, {"id": 255, "label": 5}], "segments 255, which void_values calls void"),
@@ -596,7 +597,7 @@ class TestSegmentationTable:
             with pytest.raises(ValueError, match=message):
                 SegmentationTable(table(*records), **options)[0]
         texts = table({"id": "1", "label": "5", "iscrowd": "0"})
-        assert SegmentationTable(texts, **options)[0]["crowd_ids"] == []
+        assert crowd_ids(SegmentationTable(texts, **options)[0]) == []
 
 
 def numbers(batches) -> list[int]:
@@ -606,6 +607,10 @@ def numbers(batches) -> list[int]:
 
 def first(samples: list) -> object:
     return samples[0]
+
+
+def renamed(sample: Sample, seed: tuple[int, ...]) -> Sample:
+    return {**sample, "segments": replace(sample["segments"], name=str(seed))}
 
 
 class TestSegmentationStream:
@@ -623,8 +628,8 @@ class TestSegmentationStream:
         with pytest.raises(TypeError):
             len(stream)
         for ours, theirs in zip(stream, table, strict=True):
-            assert torch.equal(ours["image"], theirs["image"]) and ours["name"] == theirs["name"]
-            assert torch.equal(ours["segmentation_map"], theirs["segmentation_map"])
+            assert torch.equal(ours["image"], theirs["image"]) and ours["segments"].name == theirs["segments"].name
+            assert torch.equal(id_map(ours), id_map(theirs))
 
     def test_workers_share_the_shards(self):
         loader = DataLoader(self.stream(), batch_size=1, num_workers=2, collate_fn=first)
@@ -643,10 +648,10 @@ class TestSegmentationStream:
 
     @pytest.mark.parametrize("workers", [0, 2])
     def test_the_transform_is_seeded_by_seed_epoch_and_number(self, workers):
-        stream = self.stream(transform=lambda sample, seed: {**sample, "name": str(seed)}, seed=5)
+        stream = self.stream(transform=renamed, seed=5)
         stream.set_epoch(3)
         loader = DataLoader(stream, batch_size=1, num_workers=workers, collate_fn=first)
-        assert sorted(sample["name"] for sample in loader) == [f"(5, 3, {number})" for number in range(8)]
+        assert sorted(sample["segments"].name for sample in loader) == [f"(5, 3, {number})" for number in range(8)]
 
     def test_with_train_transform_and_collator(self):
         stream = self.stream(transform=TrainTransform(crop_size=32), seed=1)

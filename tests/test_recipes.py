@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchvision import tv_tensors
 
 from conftest import SHARED, needs_shared
 from maskcls_hf.data import open_dataset
@@ -20,6 +19,7 @@ from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
 from original_checkpoints import KEYS
+from samples import sample_of
 
 # Of the paper's configurations: classes, images a step, steps, crop (height and width), edges of the test images.
 SETTINGS = {
@@ -74,13 +74,8 @@ def transform_of(recipe: Recipe) -> TrainTransform:
 
 
 def sample(height: int = 90, width: int = 120) -> Sample:
-    return Sample(
-        image=tv_tensors.Image(torch.randint(256, (3, height, width), dtype=torch.uint8)),
-        segmentation_map=tv_tensors.Mask(torch.randint(2, (1, height, width), dtype=torch.uint8)),
-        instance_id_to_semantic_id=None,
-        crowd_ids=[],
-        name="random",
-    )
+    image = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    return sample_of(torch.randint(2, (height, width), dtype=torch.uint8), image=image)
 
 
 def header(name: str) -> list[str]:
@@ -196,7 +191,7 @@ class TestAugmentations:
         recipe = load_recipe(name)
         result = transform_of(recipe)(sample(), (0, 1, 2))
         size = result["image"].shape[-2:]
-        assert result["segmentation_map"].shape[-2:] == size
+        assert result["segments"].size == size
         crop = recipe.augmentation.get("crop_size")
         limits = (crop, crop) if isinstance(crop, int) else crop
         assert crop is None or all(length <= limit for length, limit in zip(size, limits, strict=True))
@@ -220,7 +215,7 @@ def test_the_data_of_our_own_recipes_opens(name):
     )
     assert train.id2label == evaluation.id2label
     assert ("panoptic" in recipe.evaluation.tasks or "instance" in recipe.evaluation.tasks) == train.has_instances
-    TrainTransform(**recipe.augmentation, id2label=train.id2label, void_id=train.void_id)
+    TrainTransform(**recipe.augmentation, id2label=train.id2label)
     meta_model(recipe, len(train.id2label))
 
 

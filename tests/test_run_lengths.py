@@ -6,14 +6,15 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from maskcls_hf.data.layouts.coco_instances import decoded_stack, painted
 from maskcls_hf.metrics import MeanIoU
 from maskcls_hf.models.run_lengths import MaskRuns, Runs, overlay, rle_counts
+from maskcls_hf.models.segments import NO_SEGMENT, Segments
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 40))
 
@@ -108,11 +109,14 @@ class TestDrawing:
     def test_map_and_stack(self):
         masks = random_masks(12)[2:]
         codes = [encoded(mask) for mask in masks]
-        assert (decoded_stack(codes, SIZE).numpy() == masks).all()
-        with_background = decoded_stack(codes, SIZE, with_background=True).numpy()
-        assert (with_background[:-1] == masks).all() and (with_background[-1] == ~masks.any(0)).all()
-        everything = [encoded(np.ones(SIZE))] * 2
-        assert len(decoded_stack(everything, SIZE, with_background=True)) == 2
-        assert painted(codes, SIZE) is None
+        segments = Segments([0] * len(codes), codes)
+        assert (segments.stack.numpy() == masks).all() and segments.overlap
+        void = ~masks.any(0)
+        with_void = Segments([0] * len(codes), codes, void=torch.from_numpy(void)).pixels.numpy()
+        assert (with_void[:-1] == masks).all() and (with_void[-1] == void).all()
+        with pytest.raises(ValueError, match="segments overlap"):
+            _ = segments.index_map
         first = [masks[0] & ~masks[1], masks[1]]
-        assert (painted([encoded(mask) for mask in first], SIZE).numpy() == first[0] + 2 * first[1]).all()
+        apart = Segments([0, 0], [encoded(mask) for mask in first])
+        assert not apart.overlap
+        assert (apart.index_map.numpy() == np.select(first, [0, 1], NO_SEGMENT)).all()

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from conftest import SHARED, needs_shared
 from maskcls_hf.data.augmented import AugmentedDataset, EpochSampler, repeats_by_area
-from maskcls_hf.data.sample import VOID, Sample
+from maskcls_hf.data.sample import VOID, Sample, Segments
 from maskcls_hf.data.transforms import (
     CenterCrop,
     RandomRotate90,
@@ -30,7 +30,7 @@ from maskcls_hf.data.transforms import (
     fitted_size,
     no_class_dominates,
     random_crop,
-    resize_ids,
+    resize,
     scale_saturation,
     shortest_edge_size,
     ssd_color,
@@ -38,6 +38,7 @@ from maskcls_hf.data.transforms import (
     window_size,
 )
 from maskcls_hf.training.recipe import load_recipe
+from samples import class_of_id, crowd_ids, id_map, same_segments, sample_of
 
 NAMES = {0: "road", 1: "left_door", 2: "right_door", 3: "left_light", 4: "right_light"}
 MODES = [
@@ -58,48 +59,27 @@ def coordinates(height: int, width: int) -> Sample:
     """Every pixel has its own id, row * 64 + column; red is the row, green the column."""
     rows = torch.arange(height)[:, None].expand(height, width)
     columns = torch.arange(width).expand(height, width)
-    ids = (rows * 64 + columns)[None].int()
-    return Sample(
-        image=tv_tensors.Image(torch.stack([rows, columns, rows]).to(torch.uint8)),
-        segmentation_map=tv_tensors.Mask(ids),
-        instance_id_to_semantic_id={segment: segment % 5 for segment in ids.flatten().tolist()},
-        crowd_ids=[7],
-        name="coordinates",
-    )
+    ids = (rows * 64 + columns).int()
+    image = torch.stack([rows, columns, rows]).to(torch.uint8)
+    return sample_of(ids, {segment: segment % 5 for segment in ids.flatten().tolist()}, [7], "coordinates", image)
 
 
 def classes(height: int = 20, width: int = 30, numbers: int = 5) -> Sample:
     """Stripes of classes with a void corner, on noise."""
-    ids = (torch.arange(width) * numbers // width).to(torch.uint8).expand(1, height, width).clone()
-    ids[:, :4, :4] = 255
-    return Sample(
-        image=tv_tensors.Image(torch.randint(256, (3, height, width), dtype=torch.uint8)),
-        segmentation_map=tv_tensors.Mask(ids),
-        instance_id_to_semantic_id=None,
-        crowd_ids=[],
-        name="classes",
-    )
+    ids = (torch.arange(width) * numbers // width).to(torch.uint8).expand(height, width).clone()
+    ids[:4, :4] = 255
+    return sample_of(ids, name="classes", image=torch.randint(256, (3, height, width), dtype=torch.uint8))
 
 
 def stack(height: int = 20, width: int = 30) -> Sample:
     sample = classes(height, width)
-    masks = torch.cat([sample["segmentation_map"] == place for place in range(3)])
+    masks = torch.cat([id_map(sample) == place for place in range(3)])
     masks[0, 5:9] = True
-    return Sample(
-        **{
-            **sample,
-            "segmentation_map": tv_tensors.Mask(masks),
-            "instance_id_to_semantic_id": {0: 0, 1: 1, 2: VOID},
-        }
-    )
+    return sample_of(masks, {0: 0, 1: 1, 2: VOID}, image=sample["image"])
 
 
 def same(one: Sample, other: Sample) -> bool:
-    return (
-        torch.equal(one["image"], other["image"])
-        and torch.equal(one["segmentation_map"], other["segmentation_map"])
-        and one["instance_id_to_semantic_id"] == other["instance_id_to_semantic_id"]
-    )
+    return torch.equal(one["image"], other["image"]) and same_segments(one, other)
 
 
 class TestGeometry:
@@ -108,9 +88,9 @@ class TestGeometry:
     def test_image_and_map_stay_aligned(self, mode, size, seed, any_orientation):
         sample = coordinates(*size)
         out = TrainTransform(**mode, any_orientation=any_orientation, color=None)(sample, seed)
-        image, ids = out["image"].int(), out["segmentation_map"]
-        assert isinstance(out["image"], tv_tensors.Image) and isinstance(ids, tv_tensors.Mask)
-        assert out["image"].dtype == torch.uint8 and ids.dtype == torch.int32
+        image, ids = out["image"].int(), id_map(out)
+        assert isinstance(out["image"], tv_tensors.Image) and type(out["segments"].index_map) is torch.Tensor
+        assert out["image"].dtype == torch.uint8 and out["segments"].index_map.dtype == torch.int16
         assert image.shape[1:] == ids.shape[1:]
         rows, columns = (ids[0] // 64), ids[0] % 64
         shrunk = max(1, *(max(int(c.diff(dim=d).abs().max()) for d in (0, 1)) for c in (rows, columns)))
@@ -158,7 +138,7 @@ class TestGeometry:
         transform = TrainTransform(**mode, flip=False, color=None)
         whole, sides = 0, []
         for seed in range(200):
-            ids = transform(coordinates(60, 60), seed)["segmentation_map"][0]
+            ids = id_map(transform(coordinates(60, 60), seed))[0]
             shown = [int(axis.max() - axis.min()) for axis in (ids // 64, ids % 64)]
             whole += min(shown) > 50
             sides += [] if min(shown) > 50 else shown
@@ -167,16 +147,16 @@ class TestGeometry:
 
     def test_crop_first_enlarges_by_the_factor(self):
         sample = coordinates(60, 60)
-        out = TrainTransform(32, scale=[2, 2], flip=False, color=None)(sample, 0)["segmentation_map"]
+        out = id_map(TrainTransform(32, scale=[2, 2], flip=False, color=None)(sample, 0))
         assert out.max() // 64 - out.min() // 64 == 15
-        small = TrainTransform(32, scale=[1, 1], flip=False, color=None)(coordinates(10, 10), 0)["segmentation_map"]
+        small = id_map(TrainTransform(32, scale=[1, 1], flip=False, color=None)(coordinates(10, 10), 0))
         assert set((small // 64).unique().tolist()) == set(range(10))
 
     def test_factors_are_drawn_from_the_whole_range(self):
         """Half of the crops enlarge: log-uniform in 1/2..2. Jittered sizes are uniform in 16..64, limited by 32."""
         options = {"crop_size": 32, "scale": [0.5, 2], "flip": False, "color": None}
         sample = coordinates(64, 64)
-        rows = [TrainTransform(**options)(sample, seed)["segmentation_map"] // 64 for seed in range(200)]
+        rows = [id_map(TrainTransform(**options)(sample, seed)) // 64 for seed in range(200)]
         shown = np.array([int(r.max() - r.min()) + 1 for r in rows])
         assert shown.min() < 20 and shown.max() > 56 and 75 < (shown < 32).sum() < 125
         jitter = TrainTransform(**options, resize="large_scale_jitter")
@@ -187,12 +167,12 @@ class TestGeometry:
     def test_ids_are_resized_as_by_pillow(self, length):
         ids = np.arange(15 * 15, dtype=np.uint8).reshape(15, 15)  # odd: no center falls between two pixels
         expected = np.array(Image.fromarray(ids).resize((length, length), Image.Resampling.NEAREST))
-        resized = resize_ids(tv_tensors.Mask(ids[None]), (length, length))
+        _, resized = resize(tv_tensors.Image(ids[None]), tv_tensors.Mask(ids[None]), (length, length))
         assert torch.equal(resized[0], torch.from_numpy(expected))
 
     def test_large_ids_stay_exact(self):
         ids = torch.tensor([[[2**24 - 1, 2**24 + 1, 2**31 - 1]]], dtype=torch.int32)
-        resized = resize_ids(tv_tensors.Mask(ids), (2, 6))
+        _, resized = resize(tv_tensors.Image(torch.zeros(3, 1, 3)), tv_tensors.Mask(ids), (2, 6))
         assert torch.equal(resized, ids.repeat_interleave(2, 1).repeat_interleave(2, 2))
 
     @pytest.mark.parametrize("mode", MODES, ids=lambda mode: str(mode["resize"]))
@@ -200,30 +180,31 @@ class TestGeometry:
         transform = TrainTransform(**mode, single_category_limit=None, color=None, any_orientation=True)
         sample = stack()
         out = transform(sample, 3)
-        assert out["segmentation_map"].dtype == torch.bool and out["segmentation_map"].shape[0] == 3
-        as_ids = Sample(**{**sample, "segmentation_map": tv_tensors.Mask(sample["segmentation_map"][1:2].int())})
-        assert torch.equal(out["segmentation_map"][1], transform(as_ids, 3)["segmentation_map"][0].bool())
-        empty = Sample(**{**sample, "segmentation_map": tv_tensors.Mask(torch.zeros(0, 20, 30, dtype=torch.bool))})
-        out = transform({**empty, "instance_id_to_semantic_id": {}}, 3)
-        assert out["segmentation_map"].shape == (0, *out["image"].shape[1:])
+        assert sample["segments"].overlap and out["segments"].stack.shape[0] == 2
+        for mask, found in zip(sample["segments"].pixels, out["segments"].pixels, strict=True):  # the last is void
+            as_ids = sample_of(mask.int(), {0: None, 1: 0}, image=sample["image"])
+            assert torch.equal(found, id_map(transform(as_ids, 3))[0].bool())
+        empty = sample_of(torch.zeros(0, 20, 30, dtype=torch.bool), {}, image=sample["image"])
+        out = transform(empty, 3)
+        assert out["segments"].stack.shape == (0, *out["image"].shape[1:])
 
     def test_quarter_turns_change_no_value(self):
         sample = coordinates(6, 6)
-        image, ids = sample["image"], sample["segmentation_map"]
+        image, ids = sample["image"], tv_tensors.Mask(id_map(sample))
         turned = {tuple(RandomRotate90()(image, ids)[1].flatten().tolist()) for _ in range(50)}
         assert turned == {tuple(torch.rot90(ids[0], k).flatten().tolist()) for k in range(4)}
 
     def test_any_orientation_is_all_eight(self):
         transform = TrainTransform(**{**NOTHING, "flip": True}, any_orientation=True)
         sample = coordinates(5, 5)
-        seen = {tuple(transform(sample, seed)["segmentation_map"].flatten().tolist()) for seed in range(100)}
+        seen = {tuple(id_map(transform(sample, seed)).flatten().tolist()) for seed in range(100)}
         assert len(seen) == 8
 
     def test_center_crop_of_a_sample(self):
         out = CenterCrop(16)(coordinates(20, 12))
-        assert (out["segmentation_map"][0, :, 0] // 64).tolist() == list(range(2, 18))
+        assert (id_map(out)[0, :, 0] // 64).tolist() == list(range(2, 18))
         assert out["image"].shape == (3, 16, 12)
-        assert out["name"] == "coordinates" and out["crowd_ids"] == [7]
+        assert out["segments"].name == "coordinates" and crowd_ids(out) == [7]
 
 
 class TestSingleCategoryLimit:
@@ -235,14 +216,19 @@ class TestSingleCategoryLimit:
         ids = rng.choice([0, 1, 2, 255], size=(1, 8, 8), p=rng.dirichlet([1, 1, 1, 1])).astype(np.uint8)
         areas = np.array([(ids == label).sum() for label in range(3)])
         expected = (areas > 0).sum() > 1 and areas.max() < limit * areas.sum()
-        assert no_class_dominates(tv_tensors.Mask(ids), None, 255, limit) == expected
+
+        def accepted(segments: Segments) -> bool:
+            return no_class_dominates(tv_tensors.Mask(segments.pixels), segments.class_labels, limit)
+
+        assert accepted(Segments.from_class_map(ids[0], 255)) == expected
         # The same as segments, two of them of class 0, and as a stack.
-        as_segments = torch.from_numpy(np.where((ids == 0) & (np.arange(8) < 4), 9, ids)).int()
+        as_segments = np.where((ids == 0) & (np.arange(8) < 4), 9, ids)[0].astype(np.int32)
         of_segments = {0: 0, 9: 0, 1: 1, 2: 2, 255: VOID}
-        assert no_class_dominates(tv_tensors.Mask(as_segments), of_segments, 255, limit) == expected
+        assert accepted(Segments.from_ids(as_segments, of_segments)) == expected
+        assert accepted(Segments.from_ids(as_segments, {**of_segments, 255: None})) == expected
         masks = torch.cat([torch.from_numpy(ids == value) for value in (0, 1, 2, 255)])
-        in_stack = {0: 0, 1: 1, 2: 2, 3: None}
-        assert no_class_dominates(tv_tensors.Mask(masks), in_stack, 255, limit) == expected
+        labels = torch.arange(3)
+        assert no_class_dominates(tv_tensors.Mask(masks), labels, limit) == expected  # the last of a stack is void
 
     @given(good=st.integers(0, 12))
     def test_ten_tries_then_the_last(self, good):
@@ -254,7 +240,7 @@ class TestSingleCategoryLimit:
             return len(seen) > good
 
         sample = coordinates(40, 40)
-        image, ids = random_crop(sample["image"], sample["segmentation_map"], (8, 8), acceptable)
+        image, ids = random_crop(sample["image"], tv_tensors.Mask(id_map(sample)), (8, 8), acceptable)
         assert len(seen) == min(good + 1, 10)
         assert torch.equal(ids, seen[-1])
         assert torch.equal(image[0].int(), ids[0] // 64)
@@ -263,16 +249,15 @@ class TestSingleCategoryLimit:
         "mode", [mode for mode in MODES if mode["resize"] != "detr"], ids=lambda m: str(m["resize"])
     )
     def test_crops_of_one_class_become_rare(self, mode):
-        sample = classes(64, 64, numbers=1)
-        sample["segmentation_map"][:, :, 34:46] = 1
+        ids = id_map(classes(64, 64, numbers=1))
+        ids[:, :, 34:46] = 1
+        sample = sample_of(ids)
 
         def dominated(limit):
             options = {**mode, "crop_size": 12, **({"scale": [2, 5]} if "scale" in mode else {})}
             transform = TrainTransform(**options, single_category_limit=limit, color=None)
-            return sum(
-                not no_class_dominates(transform(sample, seed)["segmentation_map"], None, 255, 0.75)
-                for seed in range(60)
-            )
+            crops = [transform(sample, seed)["segments"] for seed in range(60)]
+            return sum(not no_class_dominates(crop.pixels, crop.class_labels, 0.75) for crop in crops)
 
         without, with_limit = dominated(None), dominated(0.7)
         assert without > 10 and with_limit < without / 2
@@ -286,16 +271,15 @@ class TestClassSwaps:
             id2label=NAMES,
         )
         sample = classes()
-        ids = sample["segmentation_map"]
-        mirrored = torch.tensor([0, 2, 1, 4, 3] + list(range(5, 256)))[ids.long().flip(-1)].to(torch.uint8)
+        mirrored = torch.tensor([0, 2, 1, 4, 3] + list(range(5, 256)))[id_map(sample).flip(-1)]
         outs = [transform(sample, seed) for seed in range(20)]
         flipped = [out for out in outs if not torch.equal(out["image"], sample["image"])]
         assert 3 < len(flipped) < 17
         for out in outs:
             if any(out is other for other in flipped):
                 assert torch.equal(out["image"], sample["image"].flip(-1))
-                assert torch.equal(out["segmentation_map"], mirrored)
-                assert out["segmentation_map"].dtype == torch.uint8
+                assert torch.equal(out["segments"].semantic_map(255)[None], mirrored)
+                assert out["segments"].index_map.dtype == torch.int8
             else:
                 assert same(out, sample)
 
@@ -318,9 +302,8 @@ class TestClassSwaps:
             for out in (transform(sample, seed) for seed in range(20))
             if not torch.equal(out["image"], sample["image"])
         )
-        assert torch.equal(out["segmentation_map"], sample["segmentation_map"].flip(-1))
-        assert out["instance_id_to_semantic_id"] == {0: 1, 1: 0, 2: VOID}
-        assert sample["instance_id_to_semantic_id"] == {0: 0, 1: 1, 2: VOID}
+        assert torch.equal(out["segments"].pixels, sample["segments"].pixels.flip(-1))
+        assert class_of_id(out) == {0: 1, 1: 0} and class_of_id(sample) == {0: 0, 1: 1}
 
     def test_both_directions_of_a_pair(self):
         assert class_swaps({1: 2}) == class_swaps({1: 2, 2: 1}) == {1: 2, 2: 1}
@@ -428,7 +411,7 @@ class TestColor:
     def test_maps_keep_their_values(self, color):
         sample = classes()
         outs = [TrainTransform(**{**NOTHING, "color": color}, any_contrast=True)(sample, s) for s in range(20)]
-        assert all(torch.equal(out["segmentation_map"], sample["segmentation_map"]) for out in outs)
+        assert all(same_segments(out, sample) for out in outs)
         assert all(out["image"].dtype == torch.uint8 and isinstance(out["image"], tv_tensors.Image) for out in outs)
         assert sum(not torch.equal(out["image"], sample["image"]) for out in outs) > 15
 
@@ -497,7 +480,9 @@ class Numbered(torch.utils.data.Dataset):
         return 10
 
     def __getitem__(self, index):
-        return Sample(**{**coordinates(24, 20 + index), "name": str(index)})
+        sample = coordinates(24, 20 + index)
+        sample["segments"].name = str(index)
+        return sample
 
 
 class TestAugmentedDataset:
@@ -522,7 +507,7 @@ class TestAugmentedDataset:
         alone, with_workers, later = epoch(0, 1), epoch(2, 1), epoch(0, 2)
         assert len(alone) == len(with_workers) == (10 if repeats is None else 15)
         assert all(same(one, other) for one, other in zip(alone, with_workers, strict=True))
-        assert [s["name"] for s in alone] != [s["name"] for s in later]
+        assert [s["segments"].name for s in alone] != [s["segments"].name for s in later]
 
 
 class TestEpochSampler:

@@ -19,7 +19,6 @@ from maskcls_hf.data import open_dataset
 from maskcls_hf.data.checks import regions
 from maskcls_hf.data.layouts.cityscapes import CLASSES
 from maskcls_hf.data.layouts.label_maps import voc_colors
-from maskcls_hf.data.sample import segments_of
 from maskcls_hf.data.validation import RULES, occurrence, validate_dataset
 from maskcls_hf.data.validation.occurrence import told_of_classes
 from maskcls_hf.data.validation.vanishing import vanished, vanished_masks
@@ -575,7 +574,7 @@ def test_many_classes_take_time_in_proportion(tmp_path):
     names = {i: data.id2label[number - 1 - i] for i in range(number)}
     assert model_classes(names, data.id2label)[:2].tolist() == [number - 1, number - 2]
     evaluator = Evaluator(processor, data.id2label, [0], ["semantic", "panoptic", "instance"])
-    truth = segments_of(sample)
+    truth = sample["segments"]
     found = {"segmentation": torch.zeros(truth.size, dtype=torch.int64), "segments_info": []}
     maps = {"semantic": truth.semantic_map(65535), "panoptic": found, "instance": found | {"masks": []}}
     evaluator.add(evaluator.measure_maps([maps], [truth]))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .models.modeling_maskcls import MaskClsForUniversalSegmentation as MaskClsForUniversalSegmentation
     from .models.modeling_maskcls import MaskClsModel as MaskClsModel
     from .models.modeling_maskcls import PerPixelForSemanticSegmentation as PerPixelForSemanticSegmentation
+    from .models.segments import Segments as Segments
     from .training import MaskClsTrainer as MaskClsTrainer
     from .training import load_recipe as load_recipe
 
@@ -47,6 +48,7 @@ _NAMES = {
     "models.losses": ("MaskClsCriterion",),
     "models.image_processing_maskcls": ("MaskClsImageProcessor",),
     "models.modeling_maskcls": ("MaskClsForUniversalSegmentation", "MaskClsModel", "PerPixelForSemanticSegmentation"),
+    "models.segments": ("Segments",),
     "training": ("MaskClsTrainer", "load_recipe"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}

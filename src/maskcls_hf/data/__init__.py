@@ -3,7 +3,7 @@
 from .augmented import AugmentedDataset, EpochSampler, repeats_by_area
 from .checks import refuse
 from .collate import MaskClsCollator
-from .dataset import SegmentationDataset, Targets
+from .dataset import SegmentationDataset
 from .layouts import (
     Ade20k,
     Cityscapes,
@@ -15,7 +15,7 @@ from .layouts import (
     open_dataset,
     register_layout,
 )
-from .sample import VOID, Sample
+from .sample import VOID, Sample, Segments
 from .transforms import CenterCrop, TrainTransform
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "SegmentationFolder",
     "SegmentationStream",
     "SegmentationTable",
-    "Targets",
+    "Segments",
     "TrainTransform",
     "open_dataset",
     "refuse",

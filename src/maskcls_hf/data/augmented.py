@@ -33,7 +33,7 @@ class AugmentedDataset(Dataset[Sample]):
     def __getitem__(self, key: Key) -> Sample:
         epoch, index, *occurrence = (0, key) if isinstance(key, int) else key
         sample = self.dataset[index]
-        with naming_image(sample["name"], often_named=False):
+        with naming_image(sample["segments"].name, often_named=False):
             return self.transform(sample, (self.seed, epoch, index, *occurrence))
 
 

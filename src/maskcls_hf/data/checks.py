@@ -16,6 +16,7 @@ import numpy as np
 
 from ..models.image_reading import TURNED
 from ..models.run_lengths import MaskRuns
+from ..models.segments import VOID, Segments
 
 Severity = Literal["error", "warning", "note"]
 
@@ -273,6 +274,25 @@ class Checked:
     void: int = 0
     values: set[int] = field(default_factory=set)
     palette: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, segments: Segments, label_ids: Sequence[int]) -> Checked:
+        """Of the segments that a reader gives; `label_ids`: the files' id of each class."""
+        masks = segments.mask_runs
+        void = 0 if segments.void is None else int(segments.void.sum())
+        if segments.is_map:
+            void = int(segments.runs.lengths[segments.runs.values == VOID].sum())
+        found = zip(segments.class_labels.tolist(), masks, segments.is_crowd.tolist(), strict=True)
+        return cls(
+            segments.size,
+            masks=masks,
+            segments=[
+                CheckedSegment(label_ids[label], mask.area, crowd, place)
+                for place, (label, mask, crowd) in enumerate(found)
+                if mask.area
+            ],
+            void=void,
+        )
 
     def add(self, areas: Mapping[int, int], labels: Mapping[int, int | None], crowds: Collection[int] = ()) -> None:
         """Segments of a map or of masks.

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.segments import Segments
 from .errors import naming_image
-from .sample import Sample, segments_of
+from .sample import Sample, Segments
 
 
 class MaskClsCollator:
@@ -40,12 +39,12 @@ class MaskClsCollator:
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         for sample in samples:
             check_sample(sample)
-        names = ", ".join(sample["name"] for sample in samples)
+        names = ", ".join(sample["segments"].name for sample in samples)
         with naming_image(names):
             return self._batch(samples, names)
 
     def _batch(self, samples: Sequence[Sample], names: str) -> dict[str, Any]:
-        segments = [segments_of(sample) for sample in samples]
+        segments = [sample["segments"] for sample in samples]
         void_id = self.processor_kwargs.get("void_id", self.image_processor.void_id)
         if any(bool((of_image.class_labels == void_id).any()) for of_image in segments if void_id is not None):
             raise ValueError(
@@ -56,7 +55,7 @@ class MaskClsCollator:
             batch = dict(
                 self.image_processor(
                     images=[sample["image"].as_subclass(Tensor) for sample in samples],
-                    segmentation_maps=[_by_rising_ids(of_image) for of_image in segments],
+                    segmentation_maps=segments,
                     return_tensors="pt",
                     **self.processor_kwargs,
                 )
@@ -73,20 +72,12 @@ class MaskClsCollator:
         return batch
 
 
-NEEDED = ("image", "segmentation_map", "instance_id_to_semantic_id", "crowd_ids", "name")
-
-
 def check_sample(sample: Any) -> None:
     """Raise `ValueError` for what no reader of this package gives."""
-    if not isinstance(sample, Mapping) or any(name not in sample for name in NEEDED):
-        got = f"a dict with {', '.join(map(str, sample))}" if isinstance(sample, Mapping) else type(sample).__name__
+    is_dict = isinstance(sample, Mapping)
+    if not (is_dict and "image" in sample and isinstance(sample.get("segments"), Segments)):
+        got = f"a dict with {', '.join(map(str, sample))}" if is_dict else type(sample).__name__
         raise ValueError(
-            f"A sample is a dict with {', '.join(NEEDED)}, got {got}. Rows of a table become samples by "
-            "maskcls_hf.data.SegmentationTable or SegmentationStream."
+            f"A sample is a dict with image and segments, an instance of Segments, got {got}. Rows of a table become "
+            "samples by maskcls_hf.data.SegmentationTable or SegmentationStream."
         )
-
-
-def _by_rising_ids(segments: Segments) -> Segments:
-    """As the image processor makes them of a map of ids, so that losses are added up in one order."""
-    ids = list(segments.ids or ())
-    return segments.select(sorted(range(len(ids)), key=ids.__getitem__)) if ids != sorted(ids) else segments

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
-from ..models.run_lengths import MaskRuns
-from .checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions
+from .checks import Checked, Picture, ReportFault, compare_sizes, refuse
 from .errors import naming_image
 from .files import image_size, read_image
-from .sample import VOID, Sample, void_id_of
+from .sample import Sample, Segments, as_sample, void_id_of
 
 Kind = Literal["semantic", "instance", "panoptic"]
-
-
-class Targets(NamedTuple):
-    """Annotation of one image: as the fields of [`Sample`], but a map of ids is (H, W)."""
-
-    pixels: Tensor
-    classes: dict[int, int | None] | None = None
-    crowd_ids: Sequence[int] = ()
-    areas: Mapping[int, float] | None = None
 
 
 class Classes:
@@ -117,7 +106,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
                 return str(self.images[index].with_suffix(".npy"))
 
             def read(self, index, size):
-                return Targets(torch.from_numpy(np.load(self.annotation(index))))
+                return Segments.from_class_map(np.load(self.annotation(index)), void_id=255)
 
         register_layout("pairs", Pairs)
     """
@@ -140,7 +129,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         super().__init__(class_names, kind, stuff)
         if not class_names and report is refuse:  # who else passes none has reported it
             raise ValueError("No class is named.")
-        self._cache: dict[int, tuple[Tensor, Targets]] | None = {} if cache else None
+        self._cache: dict[int, tuple[Tensor, Segments]] | None = {} if cache else None
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
@@ -174,8 +163,8 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         """Where the annotation of an image stands, for messages."""
 
     @abstractmethod
-    def read(self, index: int, size: tuple[int, int]) -> Targets:
-        """Annotation of an image of this size (height, width). ValueError or OSError: what is wrong with it."""
+    def read(self, index: int, size: tuple[int, int]) -> Segments:
+        """Segments of an image of this size (height, width). ValueError or OSError: what is wrong with them."""
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         """Annotation of an image with all that is wrong with it; None where it cannot be read.
@@ -186,13 +175,12 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         if picture is None:
             return None
         try:
-            targets = self.read(index, picture.size)
+            segments = self.read(index, picture.size)
         except (OSError, ValueError) as error:
             report("unreadable_label", str(error))
             return None
-        checked = self._as_checked(targets)
-        compare_sizes(checked.size, picture, "the label", "size_mismatch", report)
-        return checked
+        compare_sizes(segments.size, picture, "the label", "size_mismatch", report)
+        return Checked.of(segments, self.label_ids)
 
     def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
         """What is wrong with the values of all label maps together: kinds and messages."""
@@ -223,66 +211,28 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         index %= len(self)
         with naming_image(self.names[index]):
             if self._cache is None:
-                image, targets = self._read(index)
+                image, segments = self._read(index)
             else:
                 if index not in self._cache:
                     self._cache[index] = self._read(index)
-                image, targets = self._cache[index]
-            return as_sample(image, targets, self.names[index])
+                image, segments = self._cache[index]
+            return as_sample(image, segments, self.names[index])
 
-    def targets(self, index: int) -> Targets:
-        """Annotation of an image, without its pixels."""
+    def segments(self, index: int) -> Segments:
+        """Segments of an image, whose pixels are not read."""
         with naming_image(self.names[index]):
             return self.read(index, image_size(self.image_path(index)))
 
-    def _read(self, index: int) -> tuple[Tensor, Targets]:
+    def _read(self, index: int) -> tuple[Tensor, Segments]:
         image = read_image(self.image_path(index))
-        targets = self.read(index, (image.shape[-2], image.shape[-1]))
-        check_sizes(targets.pixels, image, self.annotation(index), str(self.image_path(index)))
-        return image, targets
-
-    def _as_checked(self, targets: Targets) -> Checked:
-        pixels, classes = targets.pixels, targets.classes
-        checked = Checked((pixels.shape[-2], pixels.shape[-1]))
-        if pixels.ndim == 3:
-            checked.masks = MaskRuns.of_masks(pixels)
-            areas = {place: mask.area for place, mask in enumerate(checked.masks)}
-        else:
-            checked.ids = pixels.numpy()
-            areas = {i: region.area for i, region in regions(checked.ids).items()}
-        if classes is None:
-            classes = {place: VOID if place == self.void_id else place for place in areas}
-        labels = {
-            place: None if label == VOID else self.label_ids[label]
-            for place, label in classes.items()
-            if label is not None and place in areas
-        }
-        checked.add(areas, labels, targets.crowd_ids)
-        return checked
-
-
-def as_sample(image: Tensor, targets: Targets, name: str) -> Sample:
-    """The sample of an image (3, H, W); what can change of the targets is a copy."""
-    pixels = targets.pixels if targets.pixels.ndim == 3 else targets.pixels[None]
-    sample = Sample(
-        image=tv_tensors.Image(image),
-        segmentation_map=tv_tensors.Mask(pixels),
-        instance_id_to_semantic_id=None if targets.classes is None else dict(targets.classes),
-        crowd_ids=list(targets.crowd_ids),
-        name=name,
-    )
-    if targets.areas is not None:
-        sample["areas"] = dict(targets.areas)
-    return sample
-
-
-def check_sizes(pixels: Tensor, image: Tensor, annotation: str, image_name: str) -> None:
-    """ValueError that names both unless annotation (..., H, W) and image (3, H, W) have one size."""
-    check_size((pixels.shape[-2], pixels.shape[-1]), (image.shape[-2], image.shape[-1]), annotation, image_name)
+        size = (image.shape[-2], image.shape[-1])
+        segments = self.read(index, size)
+        check_size(segments.size, size, self.annotation(index), str(self.image_path(index)))
+        return image, segments
 
 
 def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str, image_name: str) -> None:
-    """As [`check_sizes`], of sizes (height, width)."""
+    """ValueError that names both unless annotation and image have one size (height, width)."""
     if size == expected:
         return
     message = (

@@ -52,9 +52,9 @@ def read_colored_ids(source: Any, where: str = "") -> Tensor:
     return read_colored_map(decoded(source, where), where)
 
 
-def unique_ids(ids: Tensor) -> list[int]:
+def unique_ids(ids: Tensor | Runs) -> list[int]:
     """The values of a map of ids, rising: of its runs, which are far fewer than its pixels."""
-    return np.unique(Runs.of(ids.numpy()).values).tolist()
+    return np.unique((ids if isinstance(ids, Runs) else Runs.of(ids.numpy())).values).tolist()
 
 
 def int32_ids(ids: Tensor, where: str) -> Tensor:

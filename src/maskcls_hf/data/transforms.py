@@ -1,7 +1,7 @@
-"""Training augmentation of samples, a function of a seed alone. All resampling is torchvision's.
+"""Training augmentation of samples, a function of a seed alone. Images are resampled by torchvision.
 
-Images are (3, H, W) `tv_tensors.Image`, maps (1, H, W) ids or (M, H, W) bool `tv_tensors.Mask`; sizes are
-(height, width). Within a transform randomness is torch's global generator, which [`seeded`] sets.
+Images are (3, H, W) `tv_tensors.Image`, masks `tv_tensors.Mask` of `Segments.pixels`; sizes are (height, width).
+Within a transform randomness is torch's global generator, which [`seeded`] sets.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,16 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from transformers.utils import logging
 
 from ..models.options import require_range
+from ..models.resampling import resize_nearest
+from ..models.segments import NO_SEGMENT
 from .sample import Sample
 
 logger = logging.get_logger(__name__)
 
-Classes = dict[int, int | None] | None  # `instance_id_to_semantic_id` of a sample
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
 TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
 NEEDED = object()  # an option without default
@@ -55,7 +57,7 @@ class TrainTransform:
     """Augmentation of one recipe: `transform(sample, seed)` -> another sample.
 
     Everything random is a function of `seed`, one or several non-negative integers; no global generator moves. Every
-    argument but the last two is a plain value of a recipe's `augmentation` section. An image may come out smaller
+    argument but the last is a plain value of a recipe's `augmentation` section. An image may come out smaller
     than the crop, never padded, except with `crop_first`: the image processor pads and marks the padding, where the
     paper's code pads with gray and void.
 
@@ -85,7 +87,6 @@ class TrainTransform:
         any_contrast: also inverted, gray, blurred and stretched contrast, for models that shall work with other
             cameras, stains and microscopes.
         id2label: names of the data set's classes.
-        void_id: of unlabeled pixels in class maps.
 
     Raises:
         ValueError: an option has no sensible value, is missing, or is one that `resize` does not read; names it.
@@ -108,7 +109,6 @@ class TrainTransform:
         color: str | float | None = 0.4,
         any_contrast: bool = False,
         id2label: Mapping[int, str] | None = None,
-        void_id: int = 255,
     ):
         given = {
             "crop_size": [crop_size] * 2 if isinstance(crop_size, int) else crop_size,
@@ -127,25 +127,20 @@ class TrainTransform:
             warn_of_sides(id2label or {})
         self.any_orientation = any_orientation
         self.recolor = recoloring(color, any_contrast)
-        self.void_id = void_id
 
     def __call__(self, sample: Sample, seed: int | Sequence[int]) -> Sample:
-        classes = sample["instance_id_to_semantic_id"]
+        segments = sample["segments"]
         with seeded(seed):
-            image, ids = self._resize_and_crop(sample["image"], sample["segmentation_map"], classes)
+            image, mask = sample["image"], tv_tensors.Mask(segments.pixels)
+            image, mask = self._resize_and_crop(image, mask, segments.class_labels)
             if self.flip and torch.rand(()) < 0.5:
-                image, ids = F.horizontal_flip(image), F.horizontal_flip(ids)
-                ids, classes = self._swap_classes(ids, classes)
+                image, mask = F.horizontal_flip(image), F.horizontal_flip(mask)
+                swapped = [self.swapped.get(label, label) for label in segments.class_labels.tolist()]
+                segments = replace(segments, class_labels=torch.tensor(swapped, dtype=torch.int64))
             if self.any_orientation:
-                image, ids = RandomRotate90()(image, ids)
+                image, mask = RandomRotate90()(image, mask)
             image = self._recolored(image)
-        return Sample(
-            image=image,
-            segmentation_map=ids,
-            instance_id_to_semantic_id=classes,
-            crowd_ids=sample["crowd_ids"],
-            name=sample["name"],
-        )
+        return Sample(image=image, segments=segments.with_pixels(mask))
 
     def _recolored(self, image: tv_tensors.Image) -> tv_tensors.Image:
         if self.recolor is None or not image.is_floating_point():
@@ -153,11 +148,11 @@ class TrainTransform:
         # torchvision takes floating point to lie in 0..1, samples of 16-bit files lie in 0..255.
         return tv_tensors.wrap(self.recolor(tv_tensors.wrap(image / 255, like=image)) * 255, like=image)
 
-    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, classes: Classes) -> Pair:
+    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, labels: Tensor) -> Pair:
         options = self.options
         acceptable = None
         if (limit := options.get("single_category_limit", 1.0)) < 1:
-            acceptable = partial(no_class_dominates, classes=classes, void_id=self.void_id, limit=limit)
+            acceptable = partial(no_class_dominates, class_labels=labels, limit=limit)
         if self.resize == "crop_first":
             low, high = options["scale"]
             factor = math.exp(uniform(math.log(low), math.log(high)))
@@ -185,17 +180,6 @@ class TrainTransform:
         if self.resize is None:
             return size[0], size[1]
         return shortest_edge_size(size, one_of(options["short_edges"]), options["longest_edge"])
-
-    def _swap_classes(self, ids: tv_tensors.Mask, classes: Classes) -> tuple[tv_tensors.Mask, Classes]:
-        if classes is not None:
-            return ids, {
-                segment: label if label is None else self.swapped.get(label, label)
-                for segment, label in classes.items()
-            }
-        swapped = ids.as_subclass(torch.Tensor).clone()
-        for label, other in self.swapped.items():
-            swapped[ids == label] = other
-        return tv_tensors.wrap(swapped, like=ids), None
 
 
 def stable_seed(*numbers: int) -> int:
@@ -233,6 +217,13 @@ class CenterCrop(v2.Transform):
         require_range("size", size, "[1, inf)", integer=True)
         self.size = size
 
+    def forward(self, *inputs: Any) -> Any:
+        if not isinstance(inputs[0], dict):
+            return super().forward(*inputs)
+        image, segments = inputs[0]["image"], inputs[0]["segments"]
+        image, mask = super().forward(image, tv_tensors.Mask(segments.pixels))
+        return Sample(image=image, segments=segments.with_pixels(mask))
+
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {"output_size": [min(self.size, length) for length in v2.query_size(flat_inputs)]}
 
@@ -243,17 +234,10 @@ class CenterCrop(v2.Transform):
 # Resizing and crops
 
 
-def resize(image: tv_tensors.Image, ids: tv_tensors.Mask, size: tuple[int, int]) -> Pair:
+def resize(image: tv_tensors.Image, mask: tv_tensors.Mask, size: tuple[int, int]) -> Pair:
     """The image bilinear with antialias, each id as under the pixel's center."""
-    return F.resize(image, list(size), antialias=True), resize_ids(ids, size)
-
-
-def resize_ids(ids: tv_tensors.Mask, size: tuple[int, int]) -> tv_tensors.Mask:
-    pixels = ids.as_subclass(torch.Tensor)
-    # torchvision resizes what is neither uint8 nor a float as float32, which has no ids above 2**24.
-    exact = pixels.view(torch.uint8) if pixels.dtype in (torch.bool, torch.uint8) else pixels.double()
-    resized = F.resize(exact, list(size), interpolation=InterpolationMode.NEAREST_EXACT)
-    return tv_tensors.wrap(resized.to(pixels.dtype), like=ids)
+    resized = resize_nearest(mask.as_subclass(Tensor), (size[0], size[1]))
+    return F.resize(image, list(size), antialias=True), tv_tensors.wrap(resized, like=mask)
 
 
 def random_crop(
@@ -274,24 +258,21 @@ def random_crop(
     return F.crop(image, top, left, height, width), window
 
 
-def no_class_dominates(ids: tv_tensors.Mask, classes: dict[int, int | None] | None, void_id: int, limit: float) -> bool:
+def no_class_dominates(mask: tv_tensors.Mask, class_labels: Tensor, limit: float) -> bool:
     """Whether there are two classes at least and none has `limit` or more of the labeled pixels.
 
     The rule of the paper's code (detectron2's random crop with a constraint on the area of categories).
 
     Args:
-        classes: of the segments, as `instance_id_to_semantic_id`; None: `ids` are classes, void is `void_id`.
+        mask: `Segments.pixels`, of segments of these classes.
     """
-    if ids.dtype == torch.bool:
-        counts = dict(enumerate(ids.flatten(1).sum(1).tolist()))
+    if mask.dtype == torch.bool:
+        counts = mask[:-1].flatten(1).sum(1)
     else:
-        counts = dict(zip(*(values.tolist() for values in ids.unique(return_counts=True)), strict=True))
-    areas: dict[int, int] = {}
-    for segment, count in counts.items():
-        label = (None if segment == void_id else segment) if classes is None else classes.get(segment)
-        if count and label is not None and label >= 0:
-            areas[label] = areas.get(label, 0) + count
-    return len(areas) > 1 and max(areas.values()) < limit * sum(areas.values())
+        counts = torch.bincount(mask.flatten().int() - NO_SEGMENT, minlength=len(class_labels) - NO_SEGMENT)
+        counts = counts[-NO_SEGMENT:]
+    areas = torch.bincount(class_labels, counts.double())
+    return int((areas > 0).sum()) > 1 and float(areas.max()) < limit * float(areas.sum())
 
 
 def shortest_edge_size(size: Sequence[int], short_edge: int, longest_edge: int | None) -> tuple[int, int]:

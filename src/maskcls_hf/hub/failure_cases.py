@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import SegmentationDataset
-from ..data.sample import segments_of
 from ..inference import Predictor
 from ..inference.evaluation import crops, model_classes
 from ..metrics import InstanceF1, MeanIoU, PanopticQuality, Segments
@@ -89,7 +88,7 @@ def failure_cases(
 
     def looked_at(index: int) -> tuple[Any, Segments, dict[str, Any]]:
         sample = next(crops(data[index], crop, middle=True))
-        truth = segments_of(sample, data.void_id)
+        truth = sample["segments"]
         truth = replace(truth, class_labels=of_model[truth.class_labels])
         image, tasks = sample["image"].as_subclass(Tensor), {map_task: options}
         return sample, truth, predictor.predict(image, tasks, input_data_format="channels_first")[0][map_task]
@@ -109,7 +108,7 @@ def failure_cases(
         one_color = list(predictor.id2label) if task == "semantic" else stuff
         draw, shows = (draw_maps, MAPS) if maps_only else (draw_case, CASE)
         picture = draw(pixels_of(sample["image"]), true, predicted, predictor.id2label, one_color)
-        cases.append(FailureCase(sample["name"], score, value, picture, shows))
+        cases.append(FailureCase(truth.name, score, value, picture, shows))
     return cases
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
 
 from ..data.dataset import SegmentationDataset
-from ..data.sample import Sample, segments_of, without_absent
+from ..data.sample import Sample, as_sample, without_absent
 from ..metrics import Evaluator, Segments
 from ..models.options import require_range
 from ..utils.plain_text import printable
@@ -55,7 +53,7 @@ def evaluate(
     def parts() -> Iterator[tuple[Tensor, Segments]]:
         for index in range(min(limit or len(data), len(data))):
             for sample in crops(data[index], crop, middle):
-                truth = segments_of(sample, data.void_id)
+                truth = sample["segments"]
                 yield sample["image"].as_subclass(Tensor), replace(truth, class_labels=of_model[truth.class_labels])
             on_image()
 
@@ -100,15 +98,13 @@ def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sa
     if size is None:
         yield sample
         return
-    pixels = sample["segmentation_map"].as_subclass(Tensor)
-    height, width = pixels.shape[-2:]
+    image, segments = sample["image"].as_subclass(Tensor), sample["segments"]
+    pixels, (height, width) = segments.pixels, segments.size
     for rows in _windows(height, size, middle):
         for columns in _windows(width, size, middle):
-            part: dict[str, Any] = {"image": tv_tensors.Image(sample["image"].as_subclass(Tensor)[:, rows, columns])}
-            part["segmentation_map"] = tv_tensors.Mask(pixels[:, rows, columns])
-            part["name"] = f"{sample['name']}[{rows.start}:{rows.stop}, {columns.start}:{columns.stop}]"
-            kept: Any = {name: sample[name] for name in ("instance_id_to_semantic_id", "crowd_ids")}  # type: ignore[literal-required]
-            yield without_absent(kept | part)
+            window = (slice(None), rows, columns)
+            name = f"{segments.name}[{rows.start}:{rows.stop}, {columns.start}:{columns.stop}]"
+            yield without_absent(as_sample(image[window], segments.with_pixels(pixels[window]), name))
 
 
 def _windows(length: int, size: int, middle: bool) -> list[slice]:

@@ -118,17 +118,24 @@ class Segments:
         """
         if isinstance(self.masks, Tensor) and self.masks.ndim == 2:
             return self.masks
-        dtype = np.min_scalar_type(-len(self) - 2)
         if isinstance(self.masks, Runs):
+            dtype = np.min_scalar_type(-len(self) - 2)
             return torch.from_numpy(self.runs.look_up(_table(np.arange(len(self)), dtype)).map())
-        places = np.full(self.size, NO_SEGMENT, dtype=dtype)
+        if self._painted is None:
+            raise ValueError(f"{self.name}: segments overlap, so that no map holds them.")
+        return self._painted
+
+    @cached_property
+    def _painted(self) -> Tensor | None:
+        """The index map of a stack or of run lengths; None where they overlap."""
+        places = np.full(self.size, NO_SEGMENT, dtype=np.min_scalar_type(-len(self) - 2))
         if self.void is not None:
             places[as_array(self.void)] = VOID
         for place, mask in enumerate(self.mask_runs):
             box, inside = mask.window()
             part = places[box]
             if (part[inside] >= 0).any():
-                raise ValueError(f"{self.name}: segments overlap, so that no map holds them.")
+                return None
             part[inside] = place
         return torch.from_numpy(places)
 
@@ -155,7 +162,11 @@ class Segments:
         """(M, H, W) bool."""
         if isinstance(self.masks, Tensor) and self.masks.ndim == 3:
             return self.masks
-        stack = np.zeros((len(self), *self.size), dtype=bool)  # zeros that nothing is written to take no memory
+        return self._stack(len(self))
+
+    def _stack(self, number: int) -> Tensor:
+        """(number, H, W) bool, the masks and more that are empty."""
+        stack = np.zeros((number, *self.size), dtype=bool)  # zeros that nothing is written to take no memory
         for place, mask in enumerate(self.mask_runs):
             box, inside = mask.window()
             stack[place][box] = inside
@@ -164,22 +175,16 @@ class Segments:
     @property
     def visible(self) -> list[int]:
         """Places in `class_labels` of the segments that have a pixel."""
+        if self.is_map:
+            return [place for place in np.unique(self.runs.values).tolist() if place >= 0]
         return [place for place, mask in enumerate(self.mask_runs) if mask.area]
 
     @cached_property
     def overlap(self) -> bool:
         """Whether a pixel is in two segments."""
-        if self.is_map:
-            return False
-        if isinstance(self.masks, Tensor):
+        if isinstance(self.masks, Tensor) and self.masks.ndim == 3:
             return _overlap(self.masks)
-        covered = np.zeros(self.size, dtype=bool)
-        for mask in self.mask_runs:
-            box, inside = mask.window()
-            if covered[box][inside].any():
-                return True
-            covered[box] |= inside
-        return False
+        return not self.is_map and self._painted is None
 
     # -- maps of classes -------------------------------------------------------------------------------------------
 
@@ -260,8 +265,10 @@ class Segments:
         and, last, what is void: (M + 1, H, W) bool."""
         if not self.overlap:
             return self.index_map[None]
-        void = torch.zeros(self.size, dtype=torch.bool) if self.void is None else self.void
-        return torch.cat([self.stack, void[None]])
+        pixels = self._stack(len(self) + 1)
+        if self.void is not None:
+            pixels[-1] = self.void
+        return pixels
 
     def with_pixels(self, pixels: Tensor) -> Segments:
         """The same segments with changed `pixels`. Stated areas are of the whole image, and dropped."""
@@ -279,13 +286,13 @@ class Segments:
     @classmethod
     def from_ids(
         cls,
-        pixels: Tensor | NDArray,
+        pixels: Tensor | NDArray | Runs,
         classes: Mapping[int, int | None],
         crowd_ids: Collection[int] = (),
         areas: Mapping[int, float] | None = None,
         name: str = "",
     ) -> Segments:
-        """Of a map of ids (H, W), or a stack of masks (M, H, W) bool whose ids are their places.
+        """Of a map of ids (H, W) or its runs, or a stack of masks (M, H, W) bool whose ids are their places.
 
         Args:
             classes: id -> class; `VOID`: its pixels are unlabeled; None: they are in no segment. The segments come in
@@ -299,13 +306,14 @@ class Segments:
         labeled = [i for i, label in classes.items() if label is not None and label != VOID]
         known, void = set(crowd_ids), None
         masks: Runs | Tensor
-        if as_array(pixels).dtype == np.bool_:
+        if not isinstance(pixels, Runs) and as_array(pixels).dtype == np.bool_:
             stack = torch.from_numpy(as_array(pixels))
             labeled = [i for i in labeled if i < len(stack)]
             masks = stack if labeled == list(range(len(stack))) else stack[labeled]  # a copy needs all its memory
             void = stack[[i for i in range(len(stack)) if classes[i] == VOID]].any(0)
         else:
-            masks = _runs_of_places(Runs.of(as_array(pixels)), classes, name)
+            runs = pixels if isinstance(pixels, Runs) else Runs.of(as_array(pixels))
+            masks = _runs_of_places(runs, classes, name)
         return cls(
             torch.tensor([classes[i] for i in labeled], dtype=torch.int64, device="cpu"),
             masks,
@@ -319,16 +327,18 @@ class Segments:
         )
 
     @classmethod
-    def from_class_map(cls, class_map: Tensor | NDArray, void_id: int | None = None, name: str = "") -> Segments:
-        """Of a map of classes (H, W), each of which is a segment; `void_id` marks unlabeled pixels.
+    def from_class_map(cls, class_map: Tensor | NDArray | Runs, void_id: int | None = None, name: str = "") -> Segments:
+        """Of a map of classes (H, W) or its runs, each class a segment; `void_id` (None: -1) marks unlabeled pixels.
 
         Raises:
             ValueError: it is no map of integers.
         """
-        ids = as_array(class_map)
-        if ids.ndim != 2 or ids.dtype.kind not in "iub":
-            raise ValueError(f"{name} is a map of {ids.dtype}, class ids are integers (H, W).".lstrip())
-        labels, runs = Runs.of(ids).numbered()
+        if not isinstance(class_map, Runs):
+            ids = as_array(class_map)
+            if ids.ndim != 2 or ids.dtype.kind not in "iub":
+                raise ValueError(f"{name} is a map of {ids.dtype}, class ids are integers (H, W).".lstrip())
+            class_map = Runs.of(ids)
+        labels, runs = class_map.numbered()
         is_class = labels != (VOID if void_id is None else void_id)
         places = np.where(is_class, np.cumsum(is_class) - 1, VOID)
         labels = labels[is_class].astype(np.int64)

@@ -200,10 +200,10 @@ class TilePairs:
 
     def argmax(self, scores: Tensor) -> Tensor:
         """Scores (P, y, x) -> the channel of the greatest in each tile (U, y, x), the first of equals, as floats: to
-        compare into floats and to mix by them is many times as fast as masks of bool."""
-        (best, *others), (_, *channels) = self.by_rank(scores), self.by_rank(self.channel.float()[:, None, None])
-        index = self.channel[: len(best)].float()[:, None, None].repeat(1, *scores.shape[1:])
-        best, greater = best.clone(), torch.empty_like(best)
+        compare into floats and to mix by them is many times as fast as masks of bool. The scores are overwritten."""
+        (best, *others), (first, *channels) = self.by_rank(scores), self.by_rank(self.channel.float()[:, None, None])
+        index, greater = torch.empty_like(best), torch.empty_like(best)  # laid out as the scores, which may be a .mT
+        index.copy_(first)
         for score, channel in zip(others, channels, strict=True):
             tiles = len(score)
             torch.gt(score, best[:tiles], out=greater[:tiles])
@@ -351,8 +351,9 @@ class Block:
 
     def to_padded_rows_of_all(self, cells: Tensor) -> Tensor:
         """The window (C, y, x) at the rows of the padded size (x, Y, C)."""
-        cells = cells.permute(2, 1, 0).contiguous()
-        return torch.bmm(self.rows_to_padded.expand(len(cells), -1, -1), cells)
+        # torch transposes two dimensions side by side in memory in blocks, and others a value at a time
+        by_cell = cells.flatten(1).T.contiguous().unflatten(0, cells.shape[1:])  # (y, x, C)
+        return torch.bmm(self.rows_to_padded.expand(by_cell.shape[1], -1, -1), by_cell.transpose(0, 1))
 
     def to_padded_of_all(self, rows: Tensor, tiles: Tensor) -> Tensor:
         """What `to_padded_rows_of_all` gave, at those padded pixels that the tiles (U,) depend on (U, X, Y, C)."""

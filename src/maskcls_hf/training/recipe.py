@@ -424,7 +424,7 @@ def _headline(path: Path) -> str:
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
 # What no recipe gives, as the data or the training loop does, or nothing uses it.
 OF_OTHERS = {
-    "augmentation": ("id2label", "void_id", "return"),
+    "augmentation": ("id2label", "return"),
     "image_processor": (
         "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
         "image_seq_length", "input_data_format", "label_format", "label_ids_to_fuse", "label_offset", "num_labels",

@@ -231,7 +231,7 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
 
 def build_transform(recipe: Recipe, data: SegmentationDataset) -> TrainTransform:
     try:
-        return TrainTransform(**recipe.augmentation, id2label=data.id2label, void_id=data.void_id)
+        return TrainTransform(**recipe.augmentation, id2label=data.id2label)
     except (TypeError, ValueError) as error:
         raise ValueError(f"Recipe {recipe.name}, section augmentation: {error}") from error
 
@@ -341,7 +341,5 @@ class Cropped(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.dataset[index]
-        with naming_image(sample["name"], often_named=False):
-            sample = without_absent(self.crop(sample))
-        sample.pop("areas", None)  # of the whole image
-        return sample
+        with naming_image(sample["segments"].name, often_named=False):
+            return without_absent(self.crop(sample))

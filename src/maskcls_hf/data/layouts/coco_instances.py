@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,9 +14,8 @@ from transformers.utils import logging
 
 from ...models.run_lengths import MaskRuns, rle_counts
 from ..checks import Checked, CheckedSegment, Picture, Region, ReportFault, refuse
-from ..dataset import Targets
 from ..files import shown
-from ..sample import VOID
+from ..sample import VOID, Segments
 from .coco import CocoDataset, Packed, check_numbers
 from .coco_records import CocoContent, is_number
 
@@ -43,9 +43,9 @@ class CocoInstances(CocoDataset):
 
     Layouts: SPLIT/instances.json with SPLIT/images; annotations/instances_SPLIT.json (also with a year behind SPLIT),
     annotations/SPLIT.json or SPLIT.json with SPLIT or images/SPLIT; SPLIT/_annotations.coco.json with the images
-    beside it. Masks are polygons, run lengths or compressed run lengths, drawn by pycocotools on access. Where they
-    overlap the targets are a stack of masks, else a map with the place of each instance in the json, from 1. An
-    instance whose mask has no pixel is no target, and not found.
+    beside it. Masks are polygons, run lengths or compressed run lengths, drawn by pycocotools on access. The id
+    of a segment is the place of its instance in the json, from 1. An instance whose mask has no pixel is no target, and
+    not found.
 
     Args:
         root: folder of the data.
@@ -128,19 +128,28 @@ class CocoInstances(CocoDataset):
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
-    def read(self, index: int, size: tuple[int, int]) -> Targets:
+    def read(self, index: int, size: tuple[int, int]) -> Segments:
         self.require_size(index, size)
-        instances, masks = self.instances(index), self.run_lengths(index)
-        ids = painted(masks, self._sizes[index])
-        if ids is None:
-            stack = decoded_stack(masks, self._sizes[index], self._background is not None)
-            classes: dict[int, int | None] = {place: i.label for place, i in enumerate(instances)}
-            if len(stack) > len(masks):
-                classes[len(masks)] = self._background
-            return Targets(stack, classes, *_crowd_and_areas(enumerate(instances)))
-        classes = {0: self._background} if bool((ids == 0).any()) else {}
-        classes |= {place: i.label for place, i in enumerate(instances, start=1)}
-        return Targets(ids, classes, *_crowd_and_areas(enumerate(instances, start=1)))
+        instances, ids = self.instances(index), list(range(1, len(self._instances[index]) + 1))
+        masks, void = [MaskRuns.of_rle(mask) for mask in self.run_lengths(index)], None
+        if self._background is not None:
+            free = ~MaskRuns.union(masks).dense() if masks else np.ones(size, dtype=bool)
+            if self._background == VOID:
+                void = torch.from_numpy(free)
+            elif free.any():
+                instances = [Instance(None, self._background, False, None, None), *instances]
+                masks, ids = [*MaskRuns.of_masks(free[None]), *masks], [0, *ids]
+        areas = [math.nan if i.area is None else float(i.area) for i in instances]
+        segments = Segments(
+            torch.tensor([i.label for i in instances], dtype=torch.int64),
+            masks,
+            torch.tensor([i.crowd for i in instances], dtype=torch.bool),
+            None if all(map(math.isnan, areas)) else torch.tensor(areas, dtype=torch.float64),
+            ids=ids,
+            size=self._sizes[index],
+            void=void,
+        )
+        return segments if segments.overlap else replace(segments, masks=segments.index_map, void=None)
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         size = self.check_size(index, picture, report)
@@ -174,13 +183,6 @@ def _all_relative(content: CocoContent) -> bool:
     return any(content.annotations.values()) and all(
         is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
     )
-
-
-def _crowd_and_areas(instances: Iterable[tuple[int, Instance]]) -> tuple[list[int], dict[int, float]]:
-    """Of instances with their places."""
-    placed = list(instances)
-    areas = {place: float(instance.area) for place, instance in placed if instance.area is not None}
-    return [place for place, instance in placed if instance.crowd], areas
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:
@@ -268,31 +270,3 @@ def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where:
     if covered != pixels:
         raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
     return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
-
-
-def painted(masks: list[RunLengths], size: tuple[int, int]) -> torch.Tensor | None:
-    """Map (H, W) int32 with the place of each mask, from 1; None where masks overlap."""
-    ids = np.zeros(size, dtype=np.int32)
-    for place, mask in enumerate(masks, start=1):
-        box, inside = MaskRuns.of_rle(mask).window()
-        part = ids[box]
-        if part[inside].any():
-            return None
-        part[inside] = place
-    return torch.from_numpy(ids)
-
-
-def decoded_stack(masks: list[RunLengths], size: tuple[int, int], with_background: bool = False) -> torch.Tensor:
-    """(M, H, W) bool. `with_background`: one more for the pixels of no mask, where there are any.
-
-    Zeros that nothing is written to take no memory of the machine: thousands of small masks of a large image fit.
-    """
-    stack, free = np.zeros((len(masks) + 1, *size), dtype=bool), np.ones(size, dtype=bool)
-    for place, mask in enumerate(masks):
-        box, inside = MaskRuns.of_rle(mask).window()
-        stack[place][box] = inside
-        free[box] &= ~inside
-    if not (with_background and free.any()):
-        return torch.from_numpy(stack[:-1])
-    stack[-1] = free
-    return torch.from_numpy(stack)

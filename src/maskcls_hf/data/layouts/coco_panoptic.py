@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
+from ...models.run_lengths import Runs
 from ..checks import Checked, CheckedSegment, Picture, ReportFault, compare_sizes, refuse, regions
-from ..dataset import Targets
 from ..files import read_colored_ids, some, unique_ids
-from ..sample import VOID
+from ..sample import VOID, Segments
 from .coco import CocoDataset, Packed, check_numbers
 from .label_maps import read_label
 
@@ -76,8 +76,8 @@ class CocoPanoptic(CocoDataset):
         label = self.class_of_label[segment["category_id"]]
         return (segment["id"], label, bool(segment.get("iscrowd")), segment.get("area"))
 
-    def segments(self, index: int) -> list[Segment]:
-        """Segments of an image, in the order of the json."""
+    def segments_info(self, index: int) -> list[Segment]:
+        """Records of the segments of an image, in the order of the json."""
         return [Segment(*fields) for fields in self._segments[index]]
 
     def label_path(self, index: int) -> Path | None:
@@ -93,17 +93,17 @@ class CocoPanoptic(CocoDataset):
     def raw_map(self, index: int) -> Tensor:
         return read_colored_ids(self.label_path(index))
 
-    def read(self, index: int, size: tuple[int, int]) -> Targets:
+    def read(self, index: int, size: tuple[int, int]) -> Segments:
         self.require_size(index, size)
-        ids = self.raw_map(index)
-        segments = self.segments(index)
-        classes: dict[int, int | None] = {0: VOID, **{segment.id: segment.label for segment in segments}}
-        if unknown := [segment for segment in unique_ids(ids) if segment not in classes]:
+        runs = Runs.of(self.raw_map(index).numpy())
+        infos = sorted(self.segments_info(index))
+        classes: dict[int, int | None] = {0: VOID, **{segment.id: segment.label for segment in infos}}
+        if unknown := [segment for segment in unique_ids(runs) if segment not in classes]:
             raise ValueError(
                 f"{self.label_path(index)} has {len(unknown)} segment ids that {self.json_path} does not list: "
                 f"{some(unknown)}."
             )
-        return Targets(ids, classes, [segment.id for segment in segments if segment.crowd])
+        return Segments.from_ids(runs, classes, [segment.id for segment in infos if segment.crowd])
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         self.check_size(index, picture, report)

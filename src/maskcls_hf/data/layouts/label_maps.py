@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ...models.image_reading import colored_ids
+from ...models.run_lengths import Runs
+from ...models.segments import NO_SEGMENT
 from ..checks import Checked, Picture, ReportFault, compare_sizes, refuse, regions, shown_path
-from ..dataset import Kind, SegmentationDataset, Targets
+from ..dataset import Kind, SegmentationDataset
 from ..files import IMAGE_SUFFIXES, LABEL_SUFFIXES, decoded, int32_ids, read_map, some, unique_ids
-from ..sample import VOID
+from ..sample import VOID, Segments
 
 FilePair = tuple[Path | None, Path | None]  # image and label; one can be missing for a check alone
 VOID_VALUES = (255, 65535)  # void in label files unless a class has the id
@@ -56,7 +57,7 @@ class LabelMapDataset(SegmentationDataset):
         if kind == "semantic":
             self.void_values = {*void_values, *VOID_VALUES} - set(class_names)
             try:
-                self._classes = LabelValues(self.label_ids, void_values, self.void_id)
+                self._classes = LabelValues(self.label_ids, void_values)
             except ValueError as error:
                 report("bad_class_names", str(error), error=ValueError(f"{root}: {error}"))
 
@@ -86,17 +87,17 @@ class LabelMapDataset(SegmentationDataset):
     def is_crowd(self, value: int) -> bool:
         return False
 
-    def read(self, index: int, size: tuple[int, int]) -> Targets:
+    def read(self, index: int, size: tuple[int, int]) -> Segments:
         if not self.has_instances:
-            return Targets(self._classes(self.raw_map(index), self.annotation(index)))
-        ids = int32_ids(self.raw_map(index), self.annotation(index))
-        labels, unknown = self._labels(unique_ids(ids))
+            return self._classes(self.raw_map(index), self.annotation(index))
+        runs = Runs.of(int32_ids(self.raw_map(index), self.annotation(index)).numpy())
+        labels, unknown = self._labels(unique_ids(runs))
         if unknown:
             raise ValueError(f"{self.annotation(index)} {self.unknown_ids.format(some(unknown))}")
         classes: dict[int, int | None] = {
             i: VOID if label is None else self.class_of_label[label] for i, label in labels.items()
         }
-        return Targets(ids, classes, [i for i in labels if self.is_crowd(i)])
+        return Segments.from_ids(runs, classes, [i for i in labels if self.is_crowd(i)])
 
     def _labels(self, values: Iterable[int]) -> tuple[dict[int, int | None], list[int]]:
         """`label_of` the values, and those that mean nothing."""
@@ -155,14 +156,14 @@ def _shift(names: Mapping[int, str], seen: set[int]) -> str | None:
 
 
 class LabelValues:
-    """Values of label files -> classes 0..K-1 (uint8 or int32), void as `void_id`.
+    """Values of label files -> segments, of each class 0..K-1 one.
 
     Args:
         label_ids: the file's value of each class.
         void_values: values that are void, beside 255 and 65535 where these are no class.
     """
 
-    def __init__(self, label_ids: Sequence[int], void_values: Collection[int], void_id: int):
+    def __init__(self, label_ids: Sequence[int], void_values: Collection[int]):
         if both := sorted(set(label_ids) & set(void_values)):
             raise ValueError(
                 f"Label values {some(both)} are classes and void at once: give them one of the two meanings."
@@ -171,27 +172,27 @@ class LabelValues:
             raise ValueError(f"Label values lie in 0..65535, got {some(outside)}.")
         self.label_ids = list(label_ids)
         self.void_values = sorted({*void_values, *VOID_VALUES} - set(label_ids))
-        self._dtype = torch.uint8 if void_id == 255 else torch.int32
-        self._classes = np.full(2**16, -1, dtype=np.int32)
-        self._classes[self.void_values] = void_id
+        self._classes = np.full(2**16, NO_SEGMENT, dtype=np.int32)
+        self._classes[self.void_values] = VOID
         self._classes[self.label_ids] = np.arange(len(self.label_ids))
 
-    def __call__(self, values: Tensor, where: str) -> Tensor:
-        """(H, W) -> (H, W). ValueError: a value is neither class nor void."""
-        array = values.numpy()
-        if array.dtype != np.uint8 and (array.min(initial=0) < 0 or array.max(initial=0) >= 2**16):
-            raise ValueError(f"{where} holds values from {array.min()} to {array.max()}, labels lie in 0..65535.")
-        classes = self._classes[array]
-        if (unknown := classes < 0).any():
-            wrong = np.unique(array[unknown]).tolist()
+    def __call__(self, values: Tensor, where: str) -> Segments:
+        """Of a map (H, W). ValueError: a value is neither class nor void."""
+        runs = Runs.of(values.numpy())
+        found = runs.values
+        if found.min(initial=0) < 0 or found.max(initial=0) >= 2**16:
+            raise ValueError(f"{where} holds values from {found.min()} to {found.max()}, labels lie in 0..65535.")
+        classes = runs.look_up(self._classes)
+        if (unknown := classes.values == NO_SEGMENT).any():
+            wrong, share = np.unique(found[unknown]).tolist(), runs.lengths[unknown].sum() / values.numel()
             first, last = self.label_ids[0], self.label_ids[-1]
             gaps = "" if last - first + 1 == len(self.label_ids) else ", with gaps"
             raise ValueError(
-                f"{where} holds label values {some(wrong, 10)} ({unknown.mean():.1%} of the pixels), which are no "
+                f"{where} holds label values {some(wrong, 10)} ({share:.1%} of the pixels), which are no "
                 f"class. The {len(self.label_ids)} classes have the values {first}..{last}{gaps}; void is "
                 f"{', '.join(map(str, self.void_values))}. Name the missing classes, or give void_values."
             )
-        return torch.from_numpy(classes).to(self._dtype)
+        return Segments.from_class_map(classes)
 
 
 def as_values(void_values: Any) -> set[int]:

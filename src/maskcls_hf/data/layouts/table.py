@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..dataset import Classes, Kind, SegmentationDataset, Targets, as_sample, check_sizes
+from ...models.run_lengths import Runs
+from ..dataset import Classes, Kind, SegmentationDataset, check_size
 from ..errors import naming_image
 from ..files import (
     decoded,
@@ -25,7 +26,7 @@ from ..files import (
     some,
     unique_ids,
 )
-from ..sample import VOID, Sample
+from ..sample import VOID, Sample, Segments, as_sample
 from .label_maps import LabelValues, as_values
 
 if TYPE_CHECKING:
@@ -76,10 +77,10 @@ class SegmentationTable(SegmentationDataset):
         images = self.dataset.select_columns([self._rows.image_column])
         return [self._rows.image_size(row, f"row {index}") for index, row in enumerate(images)]
 
-    def targets(self, index: int) -> Targets:
+    def segments(self, index: int) -> Segments:
         return self._read(index)[1]
 
-    def _read(self, index: int) -> tuple[Tensor, Targets]:
+    def _read(self, index: int) -> tuple[Tensor, Segments]:
         return self._rows.read(self.dataset[index], f"row {index}")
 
 
@@ -141,7 +142,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
 
 
 class RowReader:
-    """Rows of a table -> images and targets. The arguments are those of [`SegmentationTable`]."""
+    """Rows of a table -> images and segments. The arguments are those of [`SegmentationTable`]."""
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class RowReader:
         self._modes: dict[str, str | None] = {}  # that `datasets` converts the images of a column to
         self._label_values = None
         if segments_column is None:
-            self._label_values = LabelValues(self.classes.label_ids, self.void_values, self.classes.void_id)
+            self._label_values = LabelValues(self.classes.label_ids, self.void_values)
 
     def undecoded(self, table: Any) -> Any:
         """The table with encoded images, so that they are decoded here, where they are needed."""
@@ -189,12 +190,14 @@ class RowReader:
                 table = table.cast_column(column, Image(mode=feature.mode, decode=False))
         return table
 
-    def read(self, row: Mapping[str, Any], where: str) -> tuple[Tensor, Targets]:
+    def read(self, row: Mapping[str, Any], where: str) -> tuple[Tensor, Segments]:
         image = read_image(self._value(row, self.image_column, where), f"column {self.image_column!r} of {where}")
         ids = self.raw_map(row, where)
-        check_sizes(ids, image, f"column {self.label_column!r} of {where}", f"column {self.image_column!r}")
+        label = f"column {self.label_column!r} of {where}"
+        size, expected = (ids.shape[-2], ids.shape[-1]), (image.shape[-2], image.shape[-1])
+        check_size(size, expected, label, f"column {self.image_column!r}")
         if self._label_values is not None:
-            return image, Targets(self._label_values(ids, f"column {self.label_column!r} of {where}"))
+            return image, self._label_values(ids, label)
         segments = cell(row, str(self.segments_column), where)
         return image, self._instances(ids, segments, f"column {self.segments_column!r} of {where}")
 
@@ -221,9 +224,9 @@ class RowReader:
         image = read_image(value, where)
         return image.shape[-2], image.shape[-1]
 
-    def _instances(self, ids: Tensor, segments: Any, where: str) -> Targets:
-        ids = int32_ids(ids, where)
-        records = segment_records(segments, where)
+    def _instances(self, ids: Tensor, segments: Any, where: str) -> Segments:
+        runs = Runs.of(int32_ids(ids, where).numpy())
+        records = sorted(segment_records(segments, where))
         listed = [segment for segment, _, _ in records]
         if twice := [segment for segment, times in Counter(listed).items() if times > 1]:
             raise ValueError(f"{where} lists segments twice: {some(twice)}.")
@@ -234,9 +237,9 @@ class RowReader:
             if label not in self.classes.class_of_label:
                 raise ValueError(f"{where}: segment {segment} has class {label}, which id2label does not name.")
             classes[segment] = self.classes.class_of_label[label]
-        if unknown := [segment for segment in unique_ids(ids) if segment not in classes]:
+        if unknown := [segment for segment in unique_ids(runs) if segment not in classes]:
             raise ValueError(f"{where} does not list {len(unknown)} segments of the map: {some(unknown)}.")
-        return Targets(ids, classes, [segment for segment, _, crowd in records if crowd])
+        return Segments.from_ids(runs, classes, [segment for segment, _, crowd in records if crowd])
 
 
 def cell(row: Mapping[str, Any], column: str, where: str) -> Any:

@@ -7,8 +7,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from ..dataset import Kind, SegmentationDataset
-from ..files import some, unique_ids
-from ..sample import VOID
+from ..files import some
 
 LOOKED_AT = 400  # images of a data set, of which a class that is no rarity is in one
 
@@ -42,7 +41,7 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
         if len(found) == len(data.id2label):
             return ""
     images = f"{'all' if len(chosen) == len(data) else len(chosen)} of the {len(data)} images of {split or 'the data'}"
-    crowds = not found and any(data.targets(index).crowd_ids for index in chosen)
+    crowds = not found and any(bool(data.segments(index).is_crowd.any()) for index in chosen)
     if problem := nothing_to_learn(found, data.id2label, data.stuff_ids, data.kind, crowds):
         return f"There is nothing to learn or to score in {images}: {problem}. `maskcls validate` tells more."
     absent = [name for label, name in data.id2label.items() if label not in found]
@@ -55,9 +54,5 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
 
 def classes_in(data: SegmentationDataset, index: int) -> set[int]:
     """Classes of an image that are not void, without crowds."""
-    pixels, classes, crowd_ids, _ = data.targets(index)
-    if classes is None:
-        return {label for label in unique_ids(pixels) if label != data.void_id}
-    there = set(pixels.flatten(1).any(1).nonzero()[:, 0].tolist() if pixels.ndim == 3 else unique_ids(pixels))
-    labels = {classes[i] for i in there & set(classes) - set(crowd_ids)}
-    return {label for label in labels if label is not None and label != VOID}
+    segments = data.segments(index)
+    return set(segments.class_labels[[i for i in segments.visible if not segments.is_crowd[i]]].tolist())
