@@ -135,6 +135,11 @@ def clean_up(trial: Trial, ways: Mapping[str, Any], options: Mapping[str, Any]) 
             print(line(f"{task}, {name}", trial.scores(task, ways, known | off | changed)), flush=True)
 
 
+def merit(scores: Mapping[str, float]) -> tuple[float, float]:
+    """F1; where it is the same, PQ."""
+    return scores["f1"], scores.get("pq", 0.0)
+
+
 def search(trial: Trial, task: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
     """The `inference_defaults` of the highest F1, and that. What is `given` stays so."""
     settings: dict[str, Any] = {"tile": 0} | PAPER[task]
@@ -152,7 +157,7 @@ def search(trial: Trial, task: str, given: Mapping[str, Any]) -> tuple[dict[str,
             if tried != settings:
                 found = scores(tried)
                 print(line(f"{name} {value}", found), flush=True)
-                if found["f1"] > best["f1"]:
+                if merit(found) > merit(best):
                     best, settings = found, tried
     ways = {name: value for name, value in settings.items() if name in WAYS and value}
     options = {name: value for name, value in settings.items() if name not in WAYS}

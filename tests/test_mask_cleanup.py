@@ -83,8 +83,8 @@ class TestHolesAndFragments:
         found, found_infos = clean_map(torch.from_numpy(ids), infos, *shares)
         expected = np.zeros_like(ids)
         for info in infos:
-            mask = cleaned(ids == info["id"], shares[0], 0 if info["was_fused"] else shares[1])
-            expected[mask] = info["id"]
+            mask = ids == info["id"]
+            expected[mask if info["was_fused"] else cleaned(mask, *shares)] = info["id"]  # stuff stays
         np.testing.assert_array_equal(found.numpy(), expected)
         assert found.dtype == torch.int32
         assert [info["area"] for info in found_infos] == [int((expected == n).sum()) for n in range(1, 13)]
@@ -96,10 +96,20 @@ class TestHolesAndFragments:
         ids[5:9, 5:9] = 2  # a window
         ids[10, 20] = 2  # its fragment
         ids[12:14, 5:9], ids[12:14, 9:12] = 0, 2  # a gap beside both
-        infos = [dict(id=n, was_fused=n == 1, area=int((ids == n).sum())) for n in (1, 2)]
+        infos = [dict(id=n, was_fused=False, area=int((ids == n).sum())) for n in (1, 2)]
         found, (wall, window) = clean_map(torch.from_numpy(ids), infos, 0.05, 0.1)
         assert found[10, 20] == 1 and (found[5:9, 5:9] == 2).all() and (found[12:14, 5:9] == 0).all()
         assert wall["area"] == infos[0]["area"] + 1 and window["area"] == infos[1]["area"] - 1
+
+    def test_stuff_in_a_hole_of_a_thing_is_a_hole_and_a_thing_in_stuff_is_none(self):
+        ids = np.ones((20, 30), dtype=np.int32)  # stuff
+        ids[2:18, 2:18] = 2
+        ids[5:7, 5:7], ids[10, 10] = 1, 0
+        ids[10, 25] = 0  # beside stuff alone
+        infos = [dict(id=n, was_fused=n == 1, area=int((ids == n).sum())) for n in (1, 2)]
+        found, found_infos = clean_map(torch.from_numpy(ids), infos, 0.05, 0.1)
+        assert (found[2:18, 2:18] == 2).all() and found[10, 25] == 0
+        assert [info["area"] for info in found_infos] == [int((found == n).sum()) for n in (1, 2)]
 
     def test_runs_of_masks(self):
         rng = np.random.default_rng(2)

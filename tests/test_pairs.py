@@ -23,6 +23,7 @@ from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.convert import pairs_from_detections, pairs_from_detr, pairs_from_logits
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, MaskAP, Segments
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from maskcls_hf.models.post_processing import per_pixel_map
 from maskcls_hf.visual import draw_overlay, segment_colors
 from tiny import STAGES, pixel_mask
@@ -85,7 +86,8 @@ class TestDetr:
         """And no mask is dropped: transformers takes a mask's own area to be where its score times its probability
         reaches the threshold, the paper where its probability does."""
         outputs, _ = detr
-        found = PROCESSOR.post_process_panoptic_segmentation(pairs_from_detr(outputs), 0.4, 0.0, 0.0)
+        pairs, options = pairs_from_detr(outputs), NO_CLEAN_UP["panoptic"]
+        found = PROCESSOR.post_process_panoptic_segmentation(pairs, 0.4, 0.0, 0.0, **options)
         expected = DetrImageProcessor().post_process_panoptic_segmentation(outputs, 0.4, 0.0, 0.0)
         assert sum(len(image["segments_info"]) for image in expected) > 2
         for ours, theirs in zip(found, expected, strict=True):
@@ -175,7 +177,8 @@ class TestDetections:
             detections = model([torch.rand(3, 60, 90), torch.rand(3, 64, 64)])
         assert [len(found["labels"]) for found in detections] == [6, 6]
         pairs = pairs_from_detections(detections, num_labels=4)
-        results = PROCESSOR.post_process_instance_segmentation(pairs, threshold=0.0, return_binary_maps=True)
+        options = NO_CLEAN_UP["instance"] | {"threshold": 0.0, "return_binary_maps": True}
+        results = PROCESSOR.post_process_instance_segmentation(pairs, **options)
         for found, true in zip(results, detections, strict=True):
             masks = true["masks"][:, 0]
             assert found["segmentation"].shape[1:] == masks.shape[1:]

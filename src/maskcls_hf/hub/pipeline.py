@@ -44,12 +44,14 @@ class SegmentationPipeline(ImageSegmentationPipeline):
             forward = dict(postprocess)
         return preprocess, forward, postprocess
 
-    def preprocess(self, image: Any, subtask: str | None = None, timeout: float | None = None) -> Any:
+    def preprocess(  # type: ignore[override]
+        self, image: Any, subtask: str | None = None, timeout: float | None = None
+    ) -> Any:
         if self._own and self._resamples:
             return {"image": load_image(image, timeout=timeout)}
         return super().preprocess(image, subtask, timeout)
 
-    def _forward(self, model_inputs: Any, **options: Any) -> Any:
+    def _forward(self, model_inputs: Any, **options: Any) -> Any:  # type: ignore[override]
         if "image" not in model_inputs:
             return super()._forward(model_inputs)
         images = model_inputs["image"]
@@ -66,11 +68,13 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def _predictor(self) -> Predictor:
         return Predictor(self.model, self.image_processor)
 
-    def postprocess(self, model_outputs: Any, subtask: str | None = None, **given: Any) -> list[dict[str, Any]]:
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: Any, subtask: str | None = None, **given: Any
+    ) -> list[dict[str, Any]]:
         """One record a segment: `score` (None in semantic maps), `label`, `mask` (a PIL image, 0 and 255)."""
         if not self._own:
             return super().postprocess(model_outputs, subtask, **given)
-        task = subtask or self._predictor().task
+        task, processor = subtask or self._predictor().task, self.image_processor
         if "found" in model_outputs:
             found = model_outputs["found"]
             segmentation, segments = found["segmentation"], found["segments_info"]
@@ -79,10 +83,10 @@ class SegmentationPipeline(ImageSegmentationPipeline):
         # Which says that outputs come from a pipeline that does not know what its user gave.
         model_outputs = ModelOutput({name: value for name, value in model_outputs.items() if name != "target_size"})
         if task == "semantic":
-            (class_map,) = self.image_processor.post_process_semantic_segmentation(model_outputs, sizes)
+            (class_map,) = processor.post_process_semantic_segmentation(model_outputs, sizes)  # type: ignore[union-attr]
             labels = [label for label in class_map.unique().tolist() if label != NO_CLASS]
             return [self._record(class_map, label, label, None) for label in labels]
-        post_process = getattr(self.image_processor, f"post_process_{task}_segmentation", None)
+        post_process = getattr(processor, f"post_process_{task}_segmentation", None)
         if post_process is None:
             raise ValueError(f"subtask must be semantic, panoptic or instance, got {task!r}.")
         (found,) = post_process(model_outputs, target_sizes=sizes, **given)
@@ -93,4 +97,5 @@ class SegmentationPipeline(ImageSegmentationPipeline):
 
     def _record(self, segmentation: Tensor, number: int, label: int, score: float | None) -> dict[str, Any]:
         mask = Image.fromarray((segmentation == number).numpy().astype(np.uint8) * 255, mode="L")
-        return {"score": score, "label": self.model.config.id2label[label], "mask": mask}
+        names: Any = self.model.config.id2label
+        return {"score": score, "label": names[label], "mask": mask}

@@ -368,7 +368,7 @@ class InstanceStitch:
         numbers = [self.pieces.add(info, mask.area) for info, mask in zip(found["segments_info"], owned, strict=True)]
         self.masks += owned
         self.tiles += [(tile.row, tile.column)] * len(owned)
-        is_whole = ~_cut_off(masks, self.grid, tile).any(-1)
+        is_whole: NDArray[np.bool_] = np.logical_not(_cut_off(masks, self.grid, tile).any(axis=-1))
         crosses = [place for place, mask in enumerate(owned) if mask.area < masks[place].sum() and is_whole[place]]
         wholes = MaskRuns.of_masks(masks[crosses], self.grid.size, window[0].start, window[1].start)
         self.pieces.wholes |= zip([numbers[place] for place in crosses], wholes, strict=True)

@@ -1,7 +1,8 @@
 """What people expect of segments beyond the paper: no object twice, no small holes, no specks.
 
 Holes and fragments are found on run lengths, which are far fewer than pixels. A fragment is a part of a segment that
-touches no other part of it, not even at a corner; a hole is a part of no segment that touches one segment alone.
+touches no other part of it, not even at a corner; a hole is a part of no thing that touches
+one thing alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -90,8 +91,8 @@ class RowRuns(NamedTuple):
             begin = (rows + first_row) * stride
             parts.append((begin + columns, begin + ends, found, border))
             first_row += height + 1
-        joined = [np.concatenate(part) for part in zip(*parts, strict=True)]
-        return cls(*joined, stride)
+        starts, stops, found, border = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return cls(starts, stops, found, border, stride)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -149,24 +150,27 @@ class Parts:
         values = self.runs.values
         ones, others = np.concatenate(self.contacts), np.concatenate(self.contacts[::-1])
         touch = (values[ones] == 0) & (values[others] > 0)
-        around, neighbors = self.of_run[ones[touch]], values[others[touch]]
+        places, neighbors = self.of_run[ones[touch]], values[others[touch]]
         lowest, highest = np.full(len(values), np.iinfo(np.int64).max), np.zeros(len(values), dtype=np.int64)
-        np.minimum.at(lowest, around, neighbors)
-        np.maximum.at(highest, around, neighbors)
+        np.minimum.at(lowest, places, neighbors)
+        np.maximum.at(highest, places, neighbors)
         is_hole = lowest == highest
         is_hole[self.of_run[self.runs.at_border & (values == 0)]] = False
         is_hole &= self.areas <= max_share * self.totals[np.where(is_hole, highest, 0)]
         return is_hole[self.of_run], highest[self.of_run]
 
 
-def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, kept: NDArray[np.bool_]) -> RowRuns:
-    """Without small fragments, then without small holes."""
-    parts = Parts(runs)
-    if min_fragment_share > 0 and (is_fragment := parts.fragments(min_fragment_share, kept)).any():
+def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> RowRuns:
+    """Without small fragments, then without small holes.
+
+    Args:
+        stuff: (V,) of the values, those that stay as they are, but in the holes of others.
+    """
+    if min_fragment_share > 0 and (is_fragment := Parts(runs).fragments(min_fragment_share, stuff)).any():
         runs = runs._replace(values=np.where(is_fragment, 0, runs.values))
-        parts = Parts(runs)
     if max_hole_share > 0:
-        is_hole, around = parts.holes(max_hole_share)
+        things = runs._replace(values=np.where(stuff[runs.values], 0, runs.values))
+        is_hole, around = Parts(things).holes(max_hole_share)
         runs = runs._replace(values=np.where(is_hole, around, runs.values))
     return runs
 
@@ -174,8 +178,9 @@ def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, 
 def clean_map(
     segmentation: Tensor, segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. What is fused, stuff,
-    keeps its fragments: it may lie anywhere."""
+    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. Stuff, what is fused,
+    keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may be a thing that was
+    missed. In the holes of things it counts as nothing."""
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()

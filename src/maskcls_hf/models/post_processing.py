@@ -256,7 +256,8 @@ def panoptic_segments(
         overlap_mask_area_threshold: a query that gets fewer pixels than this part of its own mask is dropped,
             and its pixels are left without a segment.
         label_ids_to_fuse: classes (stuff) whose queries make one segment together.
-        max_hole_share: parts of no segment inside of one that have at most this part of its area become its own.
+        max_hole_share: parts of no segment, or of stuff, inside of a thing that have at most this part of its area
+            become its own.
         min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped.
 
     Returns:
@@ -501,7 +502,7 @@ class OutputMapsMixin:
             segmentation: Any
             _check_labels(stuff, logits[0])
             segmentation, segments_info = instance_segments(
-                *logits, **sizes, **options, as_map=as_map, label_ids_to_fuse=stuff
+                logits[0], logits[1], **sizes, **options, as_map=as_map, label_ids_to_fuse=stuff
             )
             segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
             if as_map:
@@ -531,8 +532,8 @@ class OutputMapsMixin:
             overlap_mask_area_threshold: part of its own area that a segment must win.
             label_ids_to_fuse: classes of which one segment is made; None: `self.label_ids_to_fuse`; an empty set
                 fuses nothing.
-            max_hole_share: parts of no segment inside of one that have at most this part of its area become its own;
-                0: none.
+            max_hole_share: parts of no segment, or of stuff, inside of a thing that have at most this part of its area
+                become its own; 0: none.
             min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped; 0:
                 none.
 
@@ -557,7 +558,9 @@ class OutputMapsMixin:
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
             _check_labels(fuse, logits[0])
-            segmentation, segments_info = panoptic_segments(*logits, **sizes, **options, label_ids_to_fuse=fuse)
+            segmentation, segments_info = panoptic_segments(
+                logits[0], logits[1], **sizes, **options, label_ids_to_fuse=fuse
+            )
             results.append({"segmentation": segmentation, "segments_info": segments_info})
         return results
 
