@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsImageProcessor
 from maskcls_hf.cli.main import app
-from maskcls_hf.convert.maskformer import processor_to_transformers
+from maskcls_hf.convert import processor_to_transformers
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, Segments
 from maskcls_hf.models.inference_defaults import BUILT_IN, merged_defaults

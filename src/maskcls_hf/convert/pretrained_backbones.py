@@ -110,7 +110,7 @@ def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | 
             f"The backbone {name} could not be loaded. Give the folder of a saved model, or connect to the Hub once. "
             f"({first_line(error)})"
         ) from error
-    if "architecture" in fields:
+    if "architecture" in fields and fields.get("model_type") not in KIND_OF_TYPE:
         return saved_by_timm(name, fields)
     if "model_type" not in fields:
         raise FileNotFoundError(f"{name} has no config.json that names a model.")

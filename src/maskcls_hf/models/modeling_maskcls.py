@@ -610,8 +610,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         want_hidden = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         all_layers = want_auxiliary or (mask_labels is not None and self.config.deep_supervision)
 
+        def predict(*arguments: Any) -> SegmentLogits:  # no module: accelerate would move what a decoder is given
+            return self.segmentation_module(*arguments)
+
         feature_maps, features, decoded = self.model.embed(
-            pixel_values, pixel_mask, output_attentions, self.segmentation_module, all_layers
+            pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
         embeddings = supervised_layers(decoded, all_layers)
         features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)

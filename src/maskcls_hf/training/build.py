@@ -159,16 +159,17 @@ def enable_gradient_checkpointing(model: MaskClsPreTrainedModel) -> None:
 def build_image_processor(
     recipe: Recipe,
     model_path: str | Path | None = None,
-    pretrained: bool = True,
     task: str | None = None,
+    *,
+    pretrained: bool = True,
     **fields: Any,
 ) -> MaskClsImageProcessor:
     """Image processor of the recipe.
 
     Args:
         model_path: folder of a saved model, whose options hold where the recipe says nothing.
-        pretrained: without a saved model, those of the backbone's checkpoint hold there, if the recipe names one.
         task: of the data; the model's from then on, unless the recipe says another.
+        pretrained: without a saved model, those of the backbone's checkpoint hold there, if the recipe names one.
         fields: what the data set's `processor_fields()` gives; they hold above all else.
     """
     per_pixel = recipe.model.kind == "per_pixel"

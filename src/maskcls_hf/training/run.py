@@ -141,7 +141,7 @@ def prepare(
     train_set, eval_set = open_splits(recipe, data, held_out)
     saved = None if isinstance(model, PreTrainedModel) else model
     image_processor = build_image_processor(
-        recipe, saved, model is None, train_set.kind, **train_set.processor_fields()
+        recipe, saved, train_set.kind, pretrained=model is None, **train_set.processor_fields()
     )
     network = prepare_model(recipe, train_set.id2label, model)
     settings, crop = recipe.training, recipe.evaluation.crop
