@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from maskcls_hf.models.losses import MaskClsCriterion
 from maskcls_hf.models.transformer_decoders import SegmentLogits
 
@@ -59,7 +60,7 @@ def make_map(task: str, case: Case) -> Callable[[], Any]:
     for name, value in vars(results).items():
         setattr(results, name, value.expand(case.batch, *value.shape[1:]))
     fuse = {"label_ids_to_fuse": set(range(case.labels // 2, case.labels))} if task == "panoptic" else {}
-    post_process = getattr(MaskClsImageProcessor(), f"post_process_{task}_segmentation")
+    post_process = getattr(MaskClsImageProcessor(inference_defaults=NO_CLEAN_UP), f"post_process_{task}_segmentation")
     return lambda: post_process(results, target_sizes=[case.size] * case.batch, **fuse)
 
 

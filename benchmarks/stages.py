@@ -38,6 +38,7 @@ from transformers import (
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.inference import Predictor
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from maskcls_hf.models.transformer_decoders import SegmentLogits
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -73,7 +74,8 @@ class Stage:
 
 def processors() -> tuple[MaskFormerImageProcessor, MaskClsImageProcessor]:
     size = {"shortest_edge": 512, "longest_edge": 2048}
-    return MaskFormerImageProcessor(size=size), MaskClsImageProcessor(size=size, label_ids_to_fuse=[])
+    ours = MaskClsImageProcessor(size=size, label_ids_to_fuse=[], inference_defaults=NO_CLEAN_UP)  # the same work
+    return MaskFormerImageProcessor(size=size), ours
 
 
 def maps(task: str, pair: tuple[torch.Tensor, torch.Tensor], size: tuple[int, int], **options: Any) -> Contenders:

@@ -416,7 +416,7 @@ class TestInputsFirst:
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--threshold", "1.5"], "--threshold", 2),
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--threshold", "nan"], "--threshold", 2),
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--mask-threshold", "nan"], "--mask-thresho", 2),
-            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--tile", "0"], "--tile", 2),
+            (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--tile", "8"], "--tile", 2),
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--batch-size", "0"], "--batch-size", 2),
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--task", "depth"], "--task", 2),
             (["segment", "{images}", "-m", "{maskcls}", "-o", "{out}", "--device", "nonsense"], "nonsense", 1),

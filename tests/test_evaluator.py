@@ -25,6 +25,7 @@ from maskcls_hf.data.sample import VOID
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import Evaluator, MeanIoU, Segments
 from maskcls_hf.metrics.metric import METRICS
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from maskcls_hf.training import MaskClsTrainer
 from maskcls_hf.training.recipe import load_recipe
 from maskcls_hf.training.run import build_evaluator
@@ -132,7 +133,7 @@ class TestAgainstOtherCode:
                     annotations.append(record | dict(id=len(annotations) + 1, iscrowd=int(i == CROWD)))
             outputs = samples.model(**image_processor()(sample["image"], return_tensors="pt"))
             found = image_processor().post_process_instance_segmentation(
-                outputs, threshold=0.0, return_coco_annotation=True
+                outputs, threshold=0.0, return_coco_annotation=True, label_ids_to_fuse=(), **NO_CLEAN_UP["instance"]
             )[0]
             for code, info in zip(found["segmentation"], found["segments_info"], strict=True):
                 record = dict(image_id=number, category_id=info["label_id"], segmentation=code, score=info["score"])

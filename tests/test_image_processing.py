@@ -1077,7 +1077,7 @@ def test_numbers_of_numpy_in_post_processing():
     [
         ({"label_ids_to_fuse": [2]}, r"the model has classes 0 to 1, not \[2\]"),
         ({"label_ids_to_fuse": ["sky"]}, "must be a list of class ids"),
-        ({"threshold": None}, r"threshold must lie in \[0, 1\], got None"),
+        ({"threshold": 1.5}, r"threshold must lie in \[0, 1\], got 1.5"),
         ({"mask_threshold": "0.5"}, r"mask_threshold must lie in \[0, 1\], got '0.5'"),
     ],
 )

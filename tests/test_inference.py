@@ -24,7 +24,7 @@ from maskcls_hf.hub.speed import measure_speed
 from maskcls_hf.inference import PAPER_SCALES, MaskRuns, Predictor, evaluate, faster
 from maskcls_hf.inference.eval_mode import in_eval_mode
 from maskcls_hf.inference.predictor import options_of
-from maskcls_hf.inference.stitching import InstanceStitch, PanopticStitch, SemanticBlend
+from maskcls_hf.inference.stitching import InstanceStitch, PanopticStitch, SemanticBlend, common_pixels
 from maskcls_hf.inference.test_time_augmentation import scaled_size
 from maskcls_hf.inference.tiling import Tile, TileAxis, TileGrid
 from tiny import maskcls_config
@@ -506,6 +506,27 @@ def as_found(ids: np.ndarray, labels: dict[int, int], stuff=()) -> dict:
     return {"segmentation": torch.from_numpy(local.astype(np.int32)), "segments_info": records}
 
 
+def stitched(kind, masks: list[list[np.ndarray]], scores=(0.9, 0.9)) -> tuple[list[np.ndarray], list[dict]]:
+    """Of things of one class in two tiles of 32 pixels, side by side: masks of the image, and records."""
+    grid = TileGrid((32, 56), 32, 0.25)
+    stitch = kind(grid)
+    for column, (of_tile, score) in enumerate(zip(masks, scores, strict=True)):
+        infos = [
+            dict(id=n, label_id=3, was_fused=False, score=score, area=int(mask.sum()))
+            for n, mask in enumerate(of_tile, start=1)
+        ]
+        if kind is PanopticStitch:
+            found = sum((n * mask for n, mask in enumerate(of_tile, start=1)), np.zeros((32, 32))).astype(np.int32)
+        else:
+            found = np.array(of_tile).reshape(-1, 32, 32).astype(bool)
+        stitch.add(Tile(0, column), {"segmentation": torch.from_numpy(found), "segments_info": infos})
+    result = stitch.result()
+    infos = result["segments_info"]
+    if kind is InstanceStitch:
+        return [mask.dense() for mask in result["segmentation"]], infos
+    return [result["segmentation"].numpy() == info["id"] for info in infos], infos
+
+
 class TestStitching:
     """Tiles cut from a known answer give that answer back."""
 
@@ -566,17 +587,66 @@ class TestStitching:
             (info,) = stitch.result()["segments_info"]
             assert info["score"] == pytest.approx(expected) and info["area"] == 32 * 56
 
-    def test_what_a_seam_cuts_in_halves_and_one_tile_alone_finds_is_dropped(self):
-        """The seam of both tiles is at column 28."""
+    @pytest.mark.parametrize("kind", [PanopticStitch, InstanceStitch])
+    def test_a_thing_that_one_tile_alone_finds_is_whole_where_the_tile_sees_all_of_it(self, kind):
+        """Both tiles see columns 24 to 31, the seam is at column 28."""
+        for columns, expected in (
+            (slice(22, 31), slice(22, 31)),  # whole, beyond the seam
+            (slice(27, 31), slice(27, 31)),
+            (slice(22, 32), slice(22, 28)),  # the tile ends before it may: up to the seam
+            (slice(27, 32), None),  # nothing but an end
+        ):
+            mask = np.zeros((32, 32), dtype=bool)
+            mask[4:12, columns] = True
+            found, infos = stitched(kind, [[mask], []])
+            if expected is None:
+                assert found == infos == []
+                continue
+            whole = np.zeros((32, 56), dtype=bool)
+            whole[4:12, expected] = True
+            np.testing.assert_array_equal(found, [whole])
+            assert infos[0]["area"] == whole.sum() and infos[0]["score"] == pytest.approx(0.9)
+
+    @pytest.mark.parametrize("kind", [PanopticStitch, InstanceStitch])
+    def test_no_thing_is_there_twice(self, kind):
+        """Seen by two tiles with an IoU of 0.5 in what both see, too little to be joined."""
+        left, right = np.zeros((2, 32, 32), dtype=bool)
+        left[4:12, 22:29], right[4:12, 0:6] = True, True  # columns 22 to 28, and 24 to 29: cut off at the left
+        left[4:12, 25:27] = False
+        for scores in ((0.9, 0.6), (0.6, 0.9)):
+            found, infos = stitched(kind, [[left], [right]], scores)
+            assert len(found) == len(infos) == 1 and infos[0]["score"] == pytest.approx(scores[0])
+            np.testing.assert_array_equal(found[0][:, :32], left)
+        left[4:12, 26], right[4:12, 0] = True, False  # both whole: the better stays
+        for scores, better in (((0.9, 0.6), 0), ((0.6, 0.9), 1)):
+            found, infos = stitched(kind, [[left], [right]], scores)
+            assert len(found) == 1 and infos[0]["score"] == pytest.approx(0.9)
+            expected = np.zeros((32, 56), dtype=bool)
+            expected[:, 24 * better : 24 * better + 32] = (left, right)[better]
+            np.testing.assert_array_equal(found[0], expected)
+
+    def test_a_whole_thing_takes_pixels_from_stuff_and_from_no_other_thing(self):
+        left, right = np.zeros((2, 32, 32), dtype=np.int32)
+        left[4:12, 22:31] = 1
+        right[:] = 1  # stuff
+        right[4:6, 5:9] = 2  # a thing in the way, columns 29 to 32
         grid = TileGrid((32, 56), 32, 0.25)
-        for columns, number in ((slice(22, 31), 1), (slice(27, 31), 0)):
-            ids = np.zeros((32, 32), dtype=np.int32)
-            ids[4:12, columns] = 1
-            stitch = PanopticStitch(grid)
-            stitch.add(Tile(0, 0), as_found(ids, {1: 0}))
-            stitch.add(Tile(0, 1), as_found(np.zeros_like(ids), {}))
-            result = stitch.result()
-            assert len(result["segments_info"]) == number == int(result["segmentation"].max())
+        stitch = PanopticStitch(grid)
+        stitch.add(Tile(0, 0), as_found(left, {1: 3}))
+        stitch.add(Tile(0, 1), as_found(right, {1: 0, 2: 3}, stuff=[0]))
+        result = stitch.result()
+        segmentation, infos = result["segmentation"].numpy(), result["segments_info"]
+        assert [info["label_id"] for info in infos] == [3, 0, 3]
+        assert [info["area"] for info in infos] == [int((segmentation == n).sum()) for n in (1, 2, 3)]
+        assert (segmentation[4:6, 28] == 1).all() and (segmentation[4:6, 29:33] == 3).all()
+        assert (segmentation[6:12, 22:31] == 1).all() and (segmentation[6:12, 31:] == 2).all()
+
+    def test_common_pixels_of_runs(self):
+        rng = np.random.default_rng(0)
+        masks = rng.random((6, 13, 17)) > rng.random((6, 1, 1))
+        runs = MaskRuns.of_masks(masks)
+        for one, of_one in zip(runs, masks, strict=True):
+            assert [common_pixels(one, other) for other in runs] == (masks & of_one).sum((1, 2)).tolist()
 
     @pytest.mark.parametrize("columns_at_once", [None, 1, 2])
     @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5])

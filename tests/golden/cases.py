@@ -10,6 +10,7 @@ import math
 import tempfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,7 @@ from maskcls_hf import (
 )
 from maskcls_hf.data import MaskClsCollator, open_dataset
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 from tiny import MAX_DEEPLAB, maskcls_config, perpixel_config, pixel_mask
 
 HEIGHT, WIDTH = 64, 96
@@ -262,8 +264,12 @@ def semantic_map() -> Callable[..., Tensor]:
     raise ImportError("post_processing.py is not where it is looked for.")
 
 
+# How maps were made before image processors could say it.
+BEFORE = NO_CLEAN_UP | {"panoptic": NO_CLEAN_UP["panoptic"] | {"threshold": 0.8}}
+
+
 def maps(jitter: float = 0.0) -> dict[str, Any]:
-    processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1])
+    processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1], inference_defaults=BEFORE)
     batch, alone, of_pixels = pairs(jitter), one_image(pairs(jitter)), pixels(jitter)
     result: dict[str, Any] = {}
     for name, outputs, sizes in (
@@ -276,7 +282,7 @@ def maps(jitter: float = 0.0) -> dict[str, Any]:
         scored = processor.post_process_semantic_segmentation(outputs, sizes, return_segmentation_scores=True)
         panoptic, instance = (
             processor.post_process_panoptic_segmentation,
-            processor.post_process_instance_segmentation,
+            partial(processor.post_process_instance_segmentation, label_ids_to_fuse=()),
         )
         binary = instance(outputs, 0.02, target_sizes=sizes, return_binary_maps=True)
         coco = instance(outputs, 0.3, target_sizes=sizes, return_coco_annotation=True)
@@ -432,7 +438,7 @@ def scores(jitter: float = 0.0) -> dict[str, Any]:
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         outputs = guesses(write_panoptic(Path(folder)), jitter)
-        processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1])
+        processor = MaskClsImageProcessor(label_ids_to_fuse=[0, 1], inference_defaults=BEFORE)
         data = open_dataset(folder, "val", layout="coco_panoptic")
         truths = [MaskClsCollator(processor, keep_ground_truth=True)([sample])["ground_truth"] for sample in data]
         for name, options in {

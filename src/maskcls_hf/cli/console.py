@@ -61,6 +61,13 @@ def finite(value: Any) -> Any:
     return value
 
 
+def tile_size(pixels: int | None) -> int | None:
+    """Of an option."""
+    if pixels is not None and 0 < pixels < 16:
+        raise typer.BadParameter(f"{pixels} is no size of tiles: at least 16 pixels, or 0 for none.")
+    return pixels
+
+
 def place_of_model(name: str) -> str:
     """Of an option; said before the imports of seconds, as all that a callback says."""
     try:
@@ -90,22 +97,44 @@ LayoutOption = Annotated[
     str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto: an accelerator if there is one.")]
+# What is not given is as the model has it saved, see models/inference_defaults.py, or else as said in brackets.
 MaskThresholdOption = Annotated[
-    float, typer.Option(min=0, max=1, callback=finite, help="Probability from which a pixel is in a mask.")
+    float | None,
+    typer.Option(min=0, max=1, callback=finite, help="Probability from which a pixel is in a mask [the model's, 0.5]."),
 ]
 OverlapThresholdOption = Annotated[
-    float,
+    float | None,
     typer.Option(
-        min=0, max=1, callback=finite, help="Part of its area that a panoptic segment must keep from the others."
+        min=0,
+        max=1,
+        callback=finite,
+        help="Part of its area that a panoptic segment must keep from the others [the model's, 0.8].",
     ),
 ]
 TileOption = Annotated[
-    int | None, typer.Option(min=16, help="Cut larger images into tiles of so many pixels. Default: never.")
+    int | None,
+    typer.Option(
+        min=0,
+        callback=tile_size,
+        help="Cut larger images into tiles of so many pixels; 0: never [the model's, 0].",
+    ),
 ]
 TileOverlapOption = Annotated[
-    float,
-    typer.Option(min=0, max=0.5, callback=finite, help="Part of a tile that it shares with the next one, at least."),
+    float | None,
+    typer.Option(
+        min=0,
+        max=0.5,
+        callback=finite,
+        help="Part of a tile that it shares with the next one, at least [the model's, 0.25].",
+    ),
 ]
+EnlargeOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0, callback=finite,
+        help="Network pixels an image pixel; 0: as the image processor resizes [the model's, 0].",
+    ),
+]  # fmt: skip
 ImportOption = Annotated[
     list[Path] | None,
     typer.Option(

@@ -17,6 +17,7 @@ from ..utils.writing import without_nan, write_json
 from .console import (
     DataOption,
     DeviceOption,
+    EnlargeOption,
     LayoutOption,
     MaskThresholdOption,
     ModelOption,
@@ -26,6 +27,7 @@ from .console import (
     check_new_file,
     choose_device,
     complain,
+    console,
     ends_in_a_line,
     finite,
     progress_bar,
@@ -66,7 +68,10 @@ JsonOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")]
 ThresholdOption = Annotated[
-    float, typer.Option(min=0, max=1, callback=finite, help="Lowest class probability of a panoptic segment.")
+    float | None,
+    typer.Option(
+        min=0, max=1, callback=finite, help="Lowest class probability of a panoptic segment [the model's, 0.5]."
+    ),
 ]
 ScalesOption = Annotated[
     list[float] | None,
@@ -83,12 +88,6 @@ CropOption = Annotated[
     int | None, typer.Option(min=1, help="Score crops of so many pixels, side by side, as images of their own.")
 ]
 MiddleOption = Annotated[bool, typer.Option("--middle", help="With --crop: the middle crop of each image alone.")]
-EnlargeOption = Annotated[
-    float | None,
-    typer.Option(
-        min=0, callback=finite, help="Network pixels an image pixel. Default: as the image processor resizes."
-    ),
-]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images, crops or tiles that the model sees at once.")]
 
 
@@ -105,11 +104,11 @@ def evaluate(
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
     limit: LimitOption = None,
-    threshold: ThresholdOption = 0.8,
-    mask_threshold: MaskThresholdOption = 0.5,
-    overlap_threshold: OverlapThresholdOption = 0.8,
+    threshold: ThresholdOption = None,
+    mask_threshold: MaskThresholdOption = None,
+    overlap_threshold: OverlapThresholdOption = None,
     tile: TileOption = None,
-    overlap: TileOverlapOption = 0.25,
+    overlap: TileOverlapOption = None,
     scale: ScalesOption = None,
     flip: FlipOption = False,
     multi_scale: MultiScaleOption = False,
@@ -125,7 +124,8 @@ def evaluate(
     - panoptic: PQ, SQ and RQ of all classes, things and stuff.
     - instance: mask AP of things; F1, precision and recall at IoU 0.5 of the things in the panoptic map.
 
-    Classes of model and data are matched by their names.
+    Classes of model and data are matched by their names. What is not given is as the model has it saved
+    (`inference_defaults` of its `preprocessor_config.json`); the settings are printed.
 
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
@@ -139,17 +139,27 @@ def evaluate(
         evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
         scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
+    used = evaluator.settings | dict(tile=predictor.tile, overlap=predictor.overlap, enlarge=predictor.enlarge)
     if json_file is not None:
         settings = dict(
-            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **thresholds, tile=tile,
-            overlap=overlap, scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, enlarge=enlarge,
-            bootstrap=bootstrap,
+            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **used,
+            scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, bootstrap=bootstrap,
+            options=evaluator.options,
         )  # fmt: skip
         of_classes = evaluator.per_class()
         write_json(json_file, without_nan(dict(settings=settings, scores=scores, per_class=of_classes)), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
+    console.print(f"Settings: {in_words(used)}.", soft_wrap=True)
     if per_class:
         show_classes(evaluator)
+
+
+def in_words(settings: dict[str, Any]) -> str:
+    """Names and values; without an overlap where there are no tiles, and other values that mean nothing."""
+    shown = {name: value for name, value in settings.items() if value is not None}
+    if "tile" not in shown:
+        del shown["overlap"]
+    return ", ".join(f"{name} {value:g}" for name, value in shown.items()) or "none"
 
 
 def paper_scales() -> Sequence[float]:

@@ -232,8 +232,8 @@ def draw_failures(
     options = {}
     if task != "semantic":
         options = {
-            "threshold": evaluation.get("threshold", 0.8),
-            "overlap_mask_area_threshold": evaluation.get("overlap_threshold", 0.8),
+            "threshold": evaluation.get("threshold"),
+            "overlap_mask_area_threshold": evaluation.get("overlap_threshold"),
         }
     predictor = Predictor.from_pretrained(saved.folder, device)
     with progress_bar("Looking for failures") as progress:

@@ -14,6 +14,7 @@ from ..utils.plain_text import printable
 from ..utils.tasks import Task
 from .console import (
     DeviceOption,
+    EnlargeOption,
     MaskThresholdOption,
     ModelOption,
     OverlapThresholdOption,
@@ -41,14 +42,16 @@ SourcesArgument = Annotated[
     list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
 ]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results; made if need be.")]
-TaskOption = Annotated[Task, typer.Option("--task", "-t", help="What to find.")]
+TaskOption = Annotated[
+    Task | None, typer.Option("--task", "-t", help="What to find [the model's; panoptic, or semantic].")
+]
 BatchSizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Images, or tiles, that the model sees at once. Default: 8 on a GPU, else 1."),
 ]
 ThresholdOption = Annotated[
     float | None,
-    typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment; panoptic 0.8, instance 0.5."),
+    typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment [the model's, 0.5]."),
 ]
 
 
@@ -56,14 +59,15 @@ def segment(
     sources: SourcesArgument,
     model: ModelOption,
     out: OutOption,
-    task: TaskOption = "panoptic",
+    task: TaskOption = None,
     batch_size: BatchSizeOption = None,
     device: DeviceOption = "auto",
     threshold: ThresholdOption = None,
-    mask_threshold: MaskThresholdOption = 0.5,
-    overlap_threshold: OverlapThresholdOption = 0.8,
+    mask_threshold: MaskThresholdOption = None,
+    overlap_threshold: OverlapThresholdOption = None,
     tile: TileOption = None,
-    overlap: TileOverlapOption = 0.25,
+    overlap: TileOverlapOption = None,
+    enlarge: EnlargeOption = None,
 ) -> None:
     """Segment images and write what was found.
 
@@ -73,6 +77,8 @@ def segment(
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
 
+    What is not given is as the model has it saved (`inference_defaults` of its `preprocessor_config.json`).
+
     A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
     neighboring tiles that overlap become one.
 
@@ -80,18 +86,19 @@ def segment(
     those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones
     and draw the last ones.
 
-    Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --task instance --out found`
+    Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --out found`
     """
-    from .segmenter import Segmenter
+    from .segmenter import Segmenter, saved_task
 
     with ends_in_a_line("", RuntimeError):
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
+        task = task or saved_task(model)
         results = Results(out, task)
         paths = [path for path in found if is_file(path)]
         options = thresholds(task, threshold, mask_threshold, overlap_threshold)
-        ways = dict(tile=tile, overlap=overlap, batch_size=batch_size)
+        ways = dict(tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size)
         segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
     if segmenter is None:
         raise typer.Exit(1)
@@ -110,13 +117,15 @@ def segment(
 
 
 def thresholds(
-    task: Task, threshold: float | None, mask_threshold: float, overlap_threshold: float
+    task: Task, threshold: float | None, mask_threshold: float | None, overlap_threshold: float | None
 ) -> dict[str, float]:
-    """Arguments of the task's post-processing."""
+    """Arguments of the task's post-processing: those that are given."""
     if task == "semantic":
         return {}
-    options = {"mask_threshold": mask_threshold} | ({} if threshold is None else {"threshold": threshold})
-    return options | ({"overlap_mask_area_threshold": overlap_threshold} if task == "panoptic" else {})
+    options = {"threshold": threshold, "mask_threshold": mask_threshold}
+    if task == "panoptic":
+        options["overlap_mask_area_threshold"] = overlap_threshold
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def segment_each(paths: list[Path], segmenter: Segmenter, results: Results, done: set[str]) -> None:

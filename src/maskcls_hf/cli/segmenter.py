@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..inference.loading import class_of_saved
+from ..inference.loading import class_of_saved, load_image_processor
 from ..inference.predictor import Predictor, same_size_together
+from ..models import inference_defaults
 from ..models.image_reading import image_to_tensor, open_image
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
 from ..models.segments import Segments
@@ -20,6 +21,18 @@ from ..utils.tasks import Task
 from ..visual.drawing import draw_overlay, segment_colors
 from .coco import CocoRecords, map_image
 from .results import Results, png
+
+
+def saved_task(name: str) -> Task:
+    """What a saved model predicts where nobody says.
+
+    Raises:
+        ValueError: no model, or another kind of model.
+        OSError: it has no image processor.
+    """
+    if class_of_saved(name) is PerPixelForSemanticSegmentation:
+        return "semantic"
+    return inference_defaults.saved_task(load_image_processor(name))
 
 
 class Segmenter:

@@ -112,6 +112,11 @@ def processor_to_transformers(processor: MaskClsImageProcessor) -> MaskFormerIma
             "MaskFormerImageProcessor does not keep label_ids_to_fuse: pass "
             f"label_ids_to_fuse={processor.label_ids_to_fuse} to its post_process_panoptic_segmentation."
         )
+    if processor.inference_defaults:
+        logger.warning(
+            "MaskFormerImageProcessor does not keep inference_defaults: give these options where you use it: "
+            f"{processor.inference_defaults}."
+        )
     if processor.do_resize and processor.size_divisor:
         logger.warning(
             "MaskFormerImageProcessor resizes images to multiples of size_divisor, where ours keeps their aspect "

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.inference_defaults import WITHOUT_DEFAULTS
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
@@ -57,12 +58,14 @@ def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
     The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
-    the paper's ADE20K setting). Edit its `size`, `label_offset` and `label_ids_to_fuse` for other data sets.
+    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8. Edit its `size`, `label_offset` and
+    `label_ids_to_fuse` for other data sets.
     """
     model = from_original(checkpoint, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
     model.save_pretrained(out)
-    MaskClsImageProcessor(num_labels=model.config.num_labels, label_format=label_format).save_pretrained(out)
+    fields: dict[str, Any] = dict(num_labels=model.config.num_labels, label_format=label_format)
+    MaskClsImageProcessor(**fields, inference_defaults=WITHOUT_DEFAULTS).save_pretrained(out)
 
 
 def is_counter(name: str) -> bool:

@@ -27,7 +27,7 @@ from ..utils.quiet import quiet
 
 logger = logging.get_logger(__name__)
 
-CLASS_PROBABILITY = 0.9  # of the class that a query starts with; above the threshold of panoptic maps, 0.8
+CLASS_PROBABILITY = 0.9  # of the class that a query starts with; above all panoptic thresholds, the paper's 0.8 too
 EMPTY_MASK_PROBABILITY = 0.01  # of the other queries' masks; the usual start of a focal loss (RetinaNet, Section 4.1)
 PROCESSOR_OPTIONS = (
     "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",

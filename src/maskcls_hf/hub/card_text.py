@@ -122,9 +122,10 @@ def use(card: Card) -> str:
     name, model = literal(card.name), word(card.name)
     if task == "panoptic":
         section = card.section("evaluation")
-        values = section.get("threshold", 0.8), section.get("overlap_threshold", 0.8)
-        options = ", threshold={}, overlap_mask_area_threshold={}".format(*map(literal, values))
-        arguments = " --threshold {} --overlap-threshold {}".format(*map(word, values))
+        for key, option in (("threshold", "threshold"), ("overlap_threshold", "overlap_mask_area_threshold")):
+            if section.get(key) is not None:
+                options += f", {option}={literal(section[key])}"
+                arguments += f" --{key.replace('_', '-')} {word(section[key])}"
     return f"""Without this package, by the code that comes with the weights:
 
 ```python
@@ -246,10 +247,9 @@ def evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
     if settings.get("flip"):
         said.append("and over mirror images")
     if card.model.task == "panoptic" and settings.get("threshold") is not None:
-        said.append(
-            f"segments from a class probability of {markdown(settings['threshold'])} that keep "
-            f"{markdown(settings.get('overlap_threshold'))} of their mask"
-        )
+        kept = settings.get("overlap_threshold")
+        that_keep = "" if kept is None else f" that keep {markdown(kept)} of their mask"
+        said.append(f"segments from a class probability of {markdown(settings['threshold'])}{that_keep}")
     if settings.get("step") is not None:
         said.append(f"after step {markdown(settings['step'])}")
     return ", ".join(said) + "; in per cent."

@@ -5,6 +5,7 @@ from importlib import import_module
 import transformers
 from transformers import AutoConfig, AutoImageProcessor, ImageSegmentationPipeline
 from transformers.models.auto import modeling_auto
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..convert import register_readers
 from ..models.image_processing_maskcls import MaskClsImageProcessor
@@ -27,9 +28,14 @@ def register() -> None:
 
 
 def patch_pipeline() -> None:
-    """Two corners of transformers 5.23 that `pipeline("image-segmentation")` would trip over."""
+    """Our pipeline in the place of transformers', and two corners of transformers 5.23 that it would trip over."""
     # It logs an error about model classes whose names are not in these tables.
     modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["maskcls"] = "MaskClsForUniversalSegmentation"
     modeling_auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES["maskcls_perpixel"] = "PerPixelForSemanticSegmentation"
     # It looks for a video processor too, takes the image processor's code for one, and asks whether to trust it.
     ImageSegmentationPipeline._load_video_processor = False  # type: ignore[assignment]
+    task = PIPELINE_REGISTRY.supported_tasks["image-segmentation"]
+    if isinstance(task["impl"], str):  # imported when it is needed; classes before transformers 5.2x
+        task["impl"] = f"{__package__}.pipeline.SegmentationPipeline"
+    else:
+        task["impl"] = import_module(".pipeline", __package__).SegmentationPipeline

@@ -17,7 +17,10 @@ from transformers import BatchFeature, PreTrainedModel
 
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.image_reading import image_list
+from ..models.inference_defaults import defaults_of, saved_task, task_options
+from ..models.mask_cleanup import clean_map, clean_masks
 from ..models.options import naming, plain, require_range, unused
+from ..models.post_processing import NO_CLASS, least_score, map_of_scores
 from ..models.run_lengths import MaskRuns
 from ..utils.tasks import TASKS, Task
 from .eval_mode import in_eval_mode
@@ -38,7 +41,10 @@ OWN_OPTIONS = {
     "return_coco_annotation": "each of its masks is MaskRuns, whose rle() is COCO's encoding",
     "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
 }
+OVERLAP = 0.25  # of tiles
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
+# Holes and fragments are those of whole segments, not of their parts in a tile.
+NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
 WINDOW = 4  # batches among whose images those of one size are looked for
 BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
@@ -64,16 +70,22 @@ class Predictor:
             later. "float32": such a copy of a model in half precision. "auto": as the model is.
         compile: by `torch.compile`: the first images of a kind of size take minutes, the others less time. Where it
             fails, a warning says why, and the model predicts as it is.
+        task: what is predicted where a call does not say. None: the task that the image processor has saved, else
+            panoptic; semantic for per-pixel models and with scales or flip.
         tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
-            image processor and the model: N queries then are N segments a tile. None: never.
-        overlap: part of a tile that it shares with the next one at least, 0 to 0.5.
+            image processor and the model: N queries then are N segments a tile. None: as saved, else never; 0: never.
+        overlap: part of a tile that it shares with the next one at least, 0 to 0.5. None: as saved, else 0.25.
         scales, flip: average class scores over these scales and mirrored copies; for semantic segmentation.
         batch_size: images, or tiles of an image, that the model sees at once, those of one size together where there
             are enough. None: 8 on a GPU, else 1.
-        enlarge: network pixels an image pixel, instead of the resizing of the image processor.
+        enlarge: network pixels an image pixel, instead of the resizing of the image processor. None: as saved, else
+            that; 0: that.
+
+    What is saved are the `inference_defaults` of the image processor; see models/inference_defaults.py.
 
     Raises:
-        ValueError: a tile, an overlap or a scale outside its range; a dtype that the device does not compute with.
+        ValueError: an unknown task; a tile, an overlap or a scale outside its range; a dtype that the device does not
+            compute with.
     """
 
     def __init__(
@@ -84,25 +96,33 @@ class Predictor:
         device: str | torch.device | None = None,
         dtype: Dtype = "auto",
         compile: bool = False,
+        task: Task | None = None,
         tile: int | None = None,
-        overlap: float = 0.25,
+        overlap: float | None = None,
         scales: Sequence[float] | None = None,
         flip: bool = False,
         batch_size: int | None = None,
         enlarge: float | None = None,
     ):
-        tile, batch_size = plain(tile), plain(batch_size)
+        saved = defaults_of(image_processor)
+        tile = plain(saved.get("tile") if tile is None else tile) or None
+        overlap = saved.get("overlap", OVERLAP) if overlap is None else overlap
+        enlarge = (saved.get("enlarge") if enlarge is None else enlarge) or None
+        batch_size = plain(batch_size)
         for name, value in (("tile", tile), ("batch_size", batch_size)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a positive integer.")
         if tile is not None:
             check_tile(tile, overlap)
-        if any(not 0 < scale < math.inf for scale in (*(scales or ()), 1.0 if enlarge is None else enlarge)):
+        if any(not 0 < scale < math.inf for scale in (*(scales or ()), enlarge or 1.0)):
             raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
+        if task is not None:
+            check_task(task)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         self.tile, self.overlap = tile, overlap
         self.scales, self.flip, self.enlarge = tuple(scales or (1.0,)), flip, enlarge
+        self._task = task
         self.dtype, self._batch_size = dtype, batch_size
         self.image_processor = image_processor
         self.model: Any = model if device is None or model is None else model.to(device)  # type: ignore[arg-type]
@@ -141,18 +161,31 @@ class Predictor:
         """False for models that classify pixels: they do semantic segmentation only."""
         return self.model.config.model_type != "maskcls_perpixel"
 
-    def __call__(self, images: Any, task: Task = "panoptic", **options: Any) -> Result | list[Result]:
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        return defaults_of(self.image_processor)
+
+    @property
+    def task(self) -> Task:
+        """What is predicted where a call does not say."""
+        if self._task is None and (not self.finds_segments or self._augments):
+            return "semantic"
+        return self._task or saved_task(self.image_processor)
+
+    def __call__(self, images: Any, task: Task | None = None, **options: Any) -> Result | list[Result]:
         """The segments of an image, or of each image of a list.
 
         Args:
             images: PIL image, array, tensor or path; or a list of them.
-            task: "semantic", "panoptic" or "instance".
-            options: arguments of the image processor's `post_process_<task>_segmentation`, such as `threshold`.
+            task: "semantic", "panoptic" or "instance"; None: `self.task`.
+            options: arguments of the image processor's `post_process_<task>_segmentation`, such as `threshold`. What is
+                not given is as saved with the model.
 
         Returns:
             For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`:
 
-            - semantic: classes, int64; a record (id, label_id, area) a class that is there.
+            - semantic: classes, int64, -1 for none (see `score_threshold`); a record (id, label_id, area) a class that
+              is there.
             - panoptic: as `post_process_panoptic_segmentation`.
             - instance: as `post_process_instance_segmentation`, and `masks`, the whole `MaskRuns` of each instance.
 
@@ -161,6 +194,7 @@ class Predictor:
                 or the image by its file or its place.
             TypeError: an option that there is not.
         """
+        task = task or self.task
         several = isinstance(images, (list, tuple)) or getattr(images, "ndim", 0) == 4
         results = [result[task] for result in self.predict(images, {task: options})]
         return results if several else results[0]
@@ -202,17 +236,23 @@ class Predictor:
         """Of one image (3, H, W), larger than a tile."""
         assert self.tile is not None
         grid = TileGrid((image.shape[-2], image.shape[-1]), self.tile, self.overlap)
-        stitchers = {task: STITCHERS[task](grid) for task in tasks}
+        options = {task: task_options(self._defaults, task, tasks[task]) for task in tasks}
+        of_tiles = {task: options[task] | NO_SHARES.get(task, {}) for task in tasks}
+        stitchers: dict[Task, Any] = {task: STITCHERS[task](grid) for task in tasks if task != "semantic"}
         columns = None
         if "semantic" in tasks:
+            stitchers["semantic"] = SemanticBlend(grid, self._least_score(tasks["semantic"]))
             columns = max(2, BLEND_MEMORY // (4 * len(self.id2label) * math.ceil(self.tile**2 * self.overlap) + 1))
         visits = grid.visits(columns)
         while batch := list(islice(visits, self.batch_size)):
             crops = [grid.crop(image, tile) for tile in batch]
-            for task, found in self._batch(crops, tasks, scores=True).items():
+            for task, found in self._batch(crops, of_tiles, scores=True).items():
                 for tile, of_tile in zip(batch, found, strict=True):
                     stitchers[task].add(tile, of_tile)
-        return {task: RESULTS[task](stitcher.result()) for task, stitcher in stitchers.items()}
+        return {
+            task: RESULTS[task](clean_stitched(task, stitcher.result(), options[task]))
+            for task, stitcher in stitchers.items()
+        }
 
     def _batch(
         self, images: Sequence[Tensor], tasks: Mapping[Task, dict[str, Any]], scores: bool = False
@@ -220,7 +260,8 @@ class Predictor:
         """What the image processor makes of a batch; for semantic segmentation the class scores, if `scores`."""
         if self._augments:
             of_classes = mean_scores(images, self._scores_at, self.scales, self.flip)
-            return {"semantic": of_classes if scores else [found.argmax(0) for found in of_classes]}
+            least = self._least_score(tasks["semantic"])
+            return {"semantic": of_classes if scores else [map_of_scores(found, least) for found in of_classes]}
         outputs = self._outputs(images)
         found: dict[Task, list[Any]] = {}
         for task, options in tasks.items():
@@ -232,6 +273,13 @@ class Predictor:
             else:
                 found[task] = post_process(outputs, **options)
         return found
+
+    def _least_score(self, options: Mapping[str, Any]) -> float:
+        """That the class of a pixel must have more than; 0: each pixel has a class."""
+        if not self.finds_segments:
+            return 0.0
+        threshold = task_options(self._defaults, "semantic", options)["score_threshold"]
+        return least_score(threshold, len(self.id2label))
 
     def _scores(self, outputs: Any) -> list[Tensor]:
         """Class scores (K, H, W) of each image."""
@@ -288,8 +336,7 @@ class Predictor:
             ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
         """
         for task, options in tasks.items():
-            if task not in TASKS:
-                raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
+            check_task(task)
             if task != "semantic" and not self.finds_segments:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
@@ -303,8 +350,13 @@ class Predictor:
                 if name not in allowed:
                     raise TypeError(unused(name, allowed, f"post_process_{task}_segmentation"))
             for name, value in options.items():
-                if name.endswith("threshold"):
+                if value is not None and name.endswith(("threshold", "_share", "_iou")):
                     require_range(name, value, "[0, 1]")
+
+
+def check_task(task: Any) -> None:
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
 
 
 def options_of(task: Task) -> list[str]:
@@ -347,13 +399,26 @@ def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], nu
 
 def semantic_result(class_map: Tensor) -> Result:
     """Map (H, W) -> map and records of its classes."""
-    areas = class_map.flatten().bincount().tolist()
+    classes = class_map.flatten()
+    areas = (classes if classes.min() >= 0 else classes[classes != NO_CLASS]).bincount().tolist()
     records = [dict(id=label, label_id=label, area=area) for label, area in enumerate(areas) if area]
     return {"segmentation": class_map.cpu(), "segments_info": records}
 
 
 def panoptic_result(found: Result) -> Result:
     return found | {"segmentation": found["segmentation"].cpu()}
+
+
+def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
+    """Without the small holes and fragments of whole segments."""
+    shares = {name: options[name] for name in NO_SHARES.get(task, ())}
+    if task == "panoptic":
+        segmentation, segments_info = clean_map(found["segmentation"], found["segments_info"], **shares)
+        return {"segmentation": segmentation, "segments_info": segments_info}
+    if task == "instance":
+        masks, segments_info = clean_masks(found["segmentation"], found["segments_info"], **shares)
+        return found | {"segmentation": masks, "segments_info": segments_info}
+    return found
 
 
 def instance_result(found: Result) -> Result:
@@ -367,5 +432,5 @@ def instance_result(found: Result) -> Result:
     return {"segmentation": torch.from_numpy(ids), "segments_info": found["segments_info"], "masks": masks}
 
 
-STITCHERS: dict[Task, Any] = {"semantic": SemanticBlend, "panoptic": PanopticStitch, "instance": InstanceStitch}
+STITCHERS: dict[Task, Any] = {"panoptic": PanopticStitch, "instance": InstanceStitch}
 RESULTS: dict[Task, Any] = {"semantic": semantic_result, "panoptic": panoptic_result, "instance": instance_result}

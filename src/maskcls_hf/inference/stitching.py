@@ -5,12 +5,17 @@ it holds besides the result are the strips that tiles share with neighbors still
 
 Segments of neighboring tiles are parts of one thing if they have one class and their masks inside the strip that both
 tiles see have an IoU above 0.5. Each pixel takes its segment from the tile that answers for it: seams run in the middle
-of the strips, so that what a tile sees only in part, at its border, does not count. A segment that one tile alone finds
-is dropped if seams take more than half of it.
+of the strips, so that what a tile sees only in part, at its border, does not count.
+
+A thing that one tile alone finds is not cut at the seam: it stays whole where the tile sees all of it, that is, where
+it does not touch the border of the tile. If it does, it ends at the seam, and is dropped if the seam takes more than
+half of it. Of two things that different tiles found and that share more than half of the smaller one, one stays: what
+several tiles found before what one saw whole, that before what was cut, then the one of the higher score.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,21 +23,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.post_processing import map_of_scores
 from ..models.run_lengths import MaskRuns
 from .tiling import Tile, TileAxis, TileGrid, relative
 
 MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves
-MIN_PART = 0.5  # of a segment that one tile alone finds, the least part where that tile answers
+MIN_PART = 0.5  # of a segment that one tile alone finds and sees in part, the least part where that tile answers
+MAX_SHARED = 0.5  # of the smaller of two things, the largest part that both may have
 
 
 class SemanticBlend:
-    """Class scores, blended with weights that sum to one, and the class with the highest score.
+    """Class scores, blended with weights that sum to one, and the class with the highest score; none where it is not
+    above a `score_threshold` other than 0.
 
     Holds scores of the strips of one row of a band, (K, strip, band); see `TileGrid.visits`.
     """
 
-    def __init__(self, grid: TileGrid):
-        self.grid = grid
+    def __init__(self, grid: TileGrid, score_threshold: float = 0.0):
+        self.grid, self.score_threshold = grid, score_threshold
         self.segmentation = torch.empty(grid.size, dtype=torch.int64, device="cpu")
         self.beside: Tensor | None = None  # weighted scores of the left neighbor, (K, reach, ramp)
         self.above: dict[int, Tensor] = {}  # of the upper neighbors, by column, (K, ramp, w)
@@ -56,7 +64,9 @@ class SemanticBlend:
             above = self.above.pop(tile.column)
             scores[:, : above.shape[1]] += above
         height = finished_rows.stop - finished_rows.start
-        self.segmentation[finished_rows, finished_columns] = scores[:, :height].argmax(0).cpu()
+        self.segmentation[finished_rows, finished_columns] = map_of_scores(
+            scores[:, :height], self.score_threshold
+        ).cpu()
         self.above[tile.column] = scores[:, height:].clone()
 
     @staticmethod
@@ -86,13 +96,15 @@ class Pieces:
     """Segments of single tiles, and which of them are one segment of the image (union-find).
 
     Pieces count from 1; 0 is no segment. `infos` are the records of the tiles, whose areas are those in the tile;
-    `areas` are the pixels that a piece contributes.
+    `areas` are the pixels that a piece contributes; `wholes` are the masks of things that reach over a seam and that
+    their tile sees whole.
     """
 
     def __init__(self) -> None:
         self.parents = [0]
         self.infos: list[dict[str, Any]] = [{}]
         self.areas = [0]
+        self.wholes: dict[int, MaskRuns] = {}
 
     def add(self, info: dict[str, Any], area: int) -> int:
         self.parents.append(len(self.parents))
@@ -126,26 +138,62 @@ class Pieces:
                 joined |= {one, other}
                 self.join(one, other)
 
-    def segments(self) -> list[tuple[list[int], dict[str, Any]]]:
-        """Pieces and record of each segment that stays, in the order of their first pieces, with ids from 1.
-
-        The score is the mean of the scores of the pieces, weighted with their pixels; the highest of fused ones, as
-        within one tile.
-        """
+    def segments(self) -> list[Stitched]:
+        """Those that stay, in the order of their first pieces."""
         members: dict[int, list[int]] = {}
         for piece in range(1, len(self.parents)):
             members.setdefault(self.root(piece), []).append(piece)
-        segments: list[tuple[list[int], dict[str, Any]]] = []
+        segments: list[Stitched] = []
         for pieces in members.values():
             info = self.infos[pieces[0]]
             area = sum(self.areas[piece] for piece in pieces)
-            if area == 0 or (len(pieces) == 1 and not info["was_fused"] and area < MIN_PART * info["area"]):
+            alone = len(pieces) == 1 and not info["was_fused"]
+            whole = self.wholes.get(pieces[0]) if alone else None
+            if area == 0 or (alone and whole is None and area < MIN_PART * info["area"]):
                 continue
             score = max(self.infos[piece]["score"] for piece in pieces)
             if not info["was_fused"]:
                 score = sum(self.infos[piece]["score"] * self.areas[piece] for piece in pieces) / area
-            segments.append((pieces, info | {"id": len(segments) + 1, "score": score, "area": area}))
+            rank = 0 if alone and area < info["area"] else 2
+            segments.append(Stitched(pieces, info | {"score": score, "area": area}, whole, 1 if whole else rank))
         return segments
+
+
+@dataclass
+class Stitched:
+    """A segment of the image.
+
+    Args:
+        pieces: what it is made of.
+        info: its record. The score is the mean of the scores of the pieces, weighted with their pixels; the highest of
+            fused ones, as within one tile.
+        whole: its mask, where one tile alone finds it and sees all of it beyond the seam.
+        rank: 2: found by several tiles or within the seams of one; 1: `whole`; 0: cut at a seam.
+    """
+
+    pieces: list[int]
+    info: dict[str, Any]
+    whole: MaskRuns | None
+    rank: int
+    dropped: bool = False
+
+    @property
+    def merit(self) -> tuple[int, float]:
+        return self.rank, self.info["score"]
+
+
+def _cut_off(found: NDArray, grid: TileGrid, tile: Tile) -> NDArray:
+    """Pixels (..., P) at those borders of a tile (..., h, w) that are not borders of the image."""
+    borders = []
+    if tile.row:
+        borders.append(found[..., 0, :])
+    if tile.row + 1 < len(grid.rows):
+        borders.append(found[..., -1, :])
+    if tile.column:
+        borders.append(found[..., :, 0])
+    if tile.column + 1 < len(grid.columns):
+        borders.append(found[..., :, -1])
+    return np.concatenate([found[..., 0, :0], *borders], axis=-1)
 
 
 class PanopticStitch:
@@ -169,6 +217,7 @@ class PanopticStitch:
         own = local[relative(cell_y, y), relative(cell_x, x)]
         areas = own.flatten().bincount(minlength=len(infos) + 1).tolist()  # ids are 1, 2, ...
         numbers = [self._add_piece(info, areas[info["id"]]) for info in infos]
+        self._keep_wholes(tile, local.numpy(), infos, areas, numbers)
         local = torch.tensor([0, *numbers], dtype=torch.int32, device="cpu")[local]
         if tile.column:
             before = self.beside.pop(tile.row)
@@ -188,6 +237,16 @@ class PanopticStitch:
             self.pieces.join(self.fused.setdefault(info["label_id"], piece), piece)
         return piece
 
+    def _keep_wholes(
+        self, tile: Tile, local: NDArray, infos: list[dict[str, Any]], areas: list[int], numbers: list[int]
+    ) -> None:
+        cut_off = set(np.unique(_cut_off(local, self.grid, tile)).tolist())
+        for info, number in zip(infos, numbers, strict=True):
+            if areas[info["id"]] < info["area"] and not info["was_fused"] and info["id"] not in cut_off:
+                top, left = self.grid.rows.starts[tile.row], self.grid.columns.starts[tile.column]
+                mask = (local == info["id"])[None]
+                (self.pieces.wholes[number],) = MaskRuns.of_masks(mask, self.grid.size, top, left)
+
     def _match(self, before: Tensor, now: Tensor) -> None:
         """Join the pieces of two tiles by their pixels where both see, (h, w) each."""
         ones, first = np.unique(before.numpy(), return_inverse=True)
@@ -202,12 +261,83 @@ class PanopticStitch:
     def result(self) -> dict[str, Any]:
         """`segmentation` (H, W) int32 and `segments_info`, as `post_process_panoptic_segmentation` returns them."""
         segments = self.pieces.segments()
-        numbers = torch.zeros(len(self.pieces.parents), dtype=torch.int32, device="cpu")
-        for pieces, info in segments:
-            numbers[pieces] = info["id"]
+        self._number([segment.pieces for segment in segments], len(self.pieces.parents))
+        for place in sorted(range(len(segments)), key=lambda place: segments[place].merit, reverse=True):
+            if segments[place].whole is not None and not segments[place].dropped:
+                self._make_whole(place, segments)
+        kept = [place for place, segment in enumerate(segments) if segment.info["area"] and not segment.dropped]
+        if len(kept) < len(segments):
+            self._number([[place + 1] for place in kept], len(segments) + 1)
+        infos = [segments[place].info | {"id": number} for number, place in enumerate(kept, start=1)]
+        return {"segmentation": self.segmentation, "segments_info": infos}
+
+    def _number(self, members: list[list[int]], count: int) -> None:
+        """The numbers of the map, below `count`, become the places, from 1, of the lists that they are in, else 0."""
+        numbers = torch.zeros(count, dtype=torch.int32, device="cpu")
+        for number, of_segment in enumerate(members, start=1):
+            numbers[of_segment] = number
         for row in self.segmentation:  # in place: the map may be large
             row.copy_(numbers[row])
-        return {"segmentation": self.segmentation, "segments_info": [info for _, info in segments]}
+
+    def _make_whole(self, place: int, segments: list[Stitched]) -> None:
+        """Give a thing its pixels beyond the seam, from nothing and from stuff, or drop it or what is there instead."""
+        segment, number = segments[place], place + 1
+        assert segment.whole is not None
+        box, inside = segment.whole.window()
+        view = self.segmentation.numpy()[box]
+        shared = 0
+        for other, common in zip(*np.unique(view[inside], return_counts=True), strict=True):
+            rival = segments[other - 1]
+            if other in (0, number) or rival.info["was_fused"]:
+                continue
+            area, common = rival.info["area"], int(common)
+            if rival.whole is not None:
+                area, common = rival.whole.area, common_pixels(segment.whole, rival.whole)
+            if common > MAX_SHARED * min(area, segment.whole.area):
+                loser = min(segment, rival, key=lambda one: one.merit)
+                self._drop(loser, number if loser is segment else int(other))
+                if loser is segment:
+                    return
+            else:
+                shared += common
+        if shared > MAX_SHARED * segment.whole.area:
+            self._drop(segment, number)
+            return
+        is_free = np.array([True, *(s.info["was_fused"] for s in segments)])
+        is_free[number] = True
+        taken = inside & is_free[view]
+        before, counts = np.unique(view[taken], return_counts=True)
+        for other, pixels in zip(before.tolist(), counts.tolist(), strict=True):
+            if other:
+                segments[other - 1].info["area"] -= pixels
+        view[taken] = number
+        segment.info["area"] += int(counts.sum())
+
+    def _drop(self, segment: Stitched, number: int) -> None:
+        segment.dropped = True
+        y, x = self._extent(segment)
+        view = self.segmentation[y, x]
+        view[view == number] = 0
+
+    def _extent(self, segment: Stitched) -> tuple[slice, slice]:
+        if segment.whole is None:
+            return slice(None), slice(None)
+        return segment.whole.window()[0]
+
+
+def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
+    """Of two masks of one image."""
+    left, top, width, height = one.box
+    of_left, of_top, of_width, of_height = other.box
+    if left >= of_left + of_width or of_left >= left + width or top >= of_top + of_height or of_top >= top + height:
+        return 0
+    first = np.searchsorted(other.stops, one.starts, side="right")
+    end = np.searchsorted(other.starts, one.stops, side="left")
+    counts = np.maximum(end - first, 0)
+    ones = np.repeat(np.arange(len(counts)), counts)
+    others = np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)
+    starts, stops = np.maximum(one.starts[ones], other.starts[others]), np.minimum(one.stops[ones], other.stops[others])
+    return int((stops - starts).sum())
 
 
 def _width(axis: TileAxis, index: int) -> int:
@@ -222,6 +352,7 @@ class InstanceStitch:
         self.grid = grid
         self.pieces = Pieces()
         self.masks: list[MaskRuns] = []  # of pieces 1, 2, ...: where their tiles answer
+        self.tiles: list[tuple[int, int]] = []  # of pieces 1, 2, ...: row and column
         self.strips: dict[tuple[int, int, str], tuple[list[int], list[MaskRuns]]] = {}
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
@@ -236,6 +367,11 @@ class InstanceStitch:
         owned = MaskRuns.of_masks(masks[:, inner[0], inner[1]], self.grid.size, cell[0].start, cell[1].start)
         numbers = [self.pieces.add(info, mask.area) for info, mask in zip(found["segments_info"], owned, strict=True)]
         self.masks += owned
+        self.tiles += [(tile.row, tile.column)] * len(owned)
+        is_whole = ~_cut_off(masks, self.grid, tile).any(-1)
+        crosses = [place for place, mask in enumerate(owned) if mask.area < masks[place].sum() and is_whole[place]]
+        wholes = MaskRuns.of_masks(masks[crosses], self.grid.size, window[0].start, window[1].start)
+        self.pieces.wholes |= zip([numbers[place] for place in crosses], wholes, strict=True)
         if tile.column:
             shared = masks[:, :, : _width(columns, tile.column)]
             self._match(self.strips.pop((tile.row, tile.column, "left")), _present(numbers, shared))
@@ -258,10 +394,40 @@ class InstanceStitch:
 
     def result(self) -> dict[str, Any]:
         """`segmentation`, the runs of the masks, and `segments_info`: best score first, ids from 0."""
-        segments = sorted(self.pieces.segments(), key=lambda segment: -segment[1]["score"])
-        masks = [MaskRuns.union([self.masks[piece - 1] for piece in pieces]) for pieces, _ in segments]
-        infos = [info | {"id": index, "area": masks[index].area} for index, (_, info) in enumerate(segments)]
+        segments = sorted(self.pieces.segments(), key=lambda segment: -segment.info["score"])
+        masks = [
+            segment.whole or MaskRuns.union([self.masks[piece - 1] for piece in segment.pieces]) for segment in segments
+        ]
+        self._drop_doubles(segments, masks)
+        kept = [place for place, segment in enumerate(segments) if not segment.dropped]
+        masks = [masks[place] for place in kept]
+        infos = [
+            segments[place].info | {"id": index, "area": mask.area}
+            for index, (place, mask) in enumerate(zip(kept, masks, strict=True))
+        ]
         return {"segmentation": masks, "segments_info": infos, "size": self.grid.size}
+
+    def _drop_doubles(self, segments: list[Stitched], masks: list[MaskRuns]) -> None:
+        """Of what a tile found beyond its seams and what another found there, one stays."""
+        of_tile: dict[tuple[int, int], list[int]] = {}
+        for place, segment in enumerate(segments):
+            for piece in segment.pieces:
+                of_tile.setdefault(self.tiles[piece - 1], []).append(place)
+        for place in sorted(range(len(segments)), key=lambda place: segments[place].merit, reverse=True):
+            segment = segments[place]
+            if segment.whole is None:
+                continue
+            row, column = self.tiles[segment.pieces[0] - 1]
+            around = [(row + y, column + x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+            for other in sorted({other for tile in around for other in of_tile.get(tile, ())}):
+                rival = segments[other]
+                if segment.dropped:
+                    break
+                if rival.dropped or rival.info["label_id"] != segment.info["label_id"]:
+                    continue
+                smaller = min(masks[place].area, masks[other].area)
+                if common_pixels(masks[place], masks[other]) > MAX_SHARED * smaller:
+                    min(segment, rival, key=lambda one: one.merit).dropped = True
 
 
 def _present(numbers: list[int], masks: NDArray[np.bool_]) -> tuple[list[int], list[MaskRuns]]:

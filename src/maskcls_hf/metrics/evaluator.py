@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.inference_defaults import (
+    NO_CLEAN_UP,
+    checked_inference_defaults,
+    defaults_of,
+    merged_defaults,
+    task_options,
+)
 from ..models.options import require_range
 from ..models.post_processing import classifies_pixels
 from ..models.segments import Segments
@@ -40,7 +47,11 @@ class Evaluator:
         tasks: what is scored.
         metrics: further metrics: registered names, classes, or ready ones.
         bootstrap: replicates for 95 % intervals over images; 0: no intervals.
-        threshold, mask_threshold, overlap_threshold: of panoptic maps.
+        threshold, mask_threshold, overlap_threshold: of panoptic maps; the second of instances too. None: as saved with
+            the image processor, else 0.5, 0.5 and 0.8.
+        post_processing: further options of the maps, as `inference_defaults` has them, such as {"panoptic":
+            {"max_hole_share": 0.05}}. What neither this nor the image processor says about duplicates, holes and
+            fragments is off, as in the paper's code.
         options: of the metrics that take them: `boundary=True` for boundary IoU, `max_detections`, most instances of a
             class in an image that count for AP (100), or those of your own metrics.
 
@@ -59,16 +70,18 @@ class Evaluator:
         *,
         metrics: Sequence[Any] = (),
         bootstrap: int = 0,
-        threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap_threshold: float = 0.8,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_threshold: float | None = None,
+        post_processing: Mapping[str, Mapping[str, Any]] | None = None,
         **options: Any,
     ):
         if not (tasks or metrics) or not set(tasks) <= set(TASKS):
             raise ValueError(f"tasks must be some of {', '.join(TASKS)}, got {', '.join(tasks) or 'none'}.")
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
         for name, value in thresholds.items():
-            require_range(name, value, "[0, 1]")
+            if value is not None:
+                require_range(name, value, "[0, 1]")
         require_range("bootstrap", bootstrap, "[0, inf)", integer=True)
         self.image_processor, self.tasks = image_processor, tuple(tasks)
         self.metrics: dict[str, Any] = {}
@@ -77,20 +90,36 @@ class Evaluator:
                 taken = {key: options[key] for key in _options_of(metric) if key in options}
                 metric = metric(dict(id2label), stuff_ids=stuff_ids, **taken)
             self.metrics[name] = metric
-        panoptic = {
-            "threshold": threshold,
-            "mask_threshold": mask_threshold,
-            "overlap_mask_area_threshold": overlap_threshold,
-            "label_ids_to_fuse": sorted(stuff_ids),
+        given = {
+            "panoptic": dict(
+                threshold=threshold, mask_threshold=mask_threshold, overlap_mask_area_threshold=overlap_threshold
+            ),
+            "instance": {"mask_threshold": mask_threshold},
         }
-        # AP ranks all instances by their scores
-        instance = {"threshold": 0.0, "mask_threshold": mask_threshold}
-        of_maps: dict[Any, dict[str, Any]] = {"semantic": {}, "panoptic": panoptic, "instance": instance}
+        further = checked_inference_defaults(post_processing or {}, "post_processing")
+        defaults = merged_defaults(defaults_of(image_processor), further)
+        of_maps: dict[Any, dict[str, Any]] = {}
+        for task in MAPS:
+            used = task_options(defaults, task, given.get(task, {}), NO_CLEAN_UP[task])
+            of_maps[task] = {name: value for name, value in used.items() if value is not None}
+        of_maps["panoptic"] |= {"label_ids_to_fuse": sorted(stuff_ids)}
+        # AP ranks all instances by their scores, and leaves those of stuff out by itself.
+        of_maps["instance"] |= {"threshold": 0.0, "label_ids_to_fuse": []}
         self.options: dict[Any, dict[str, Any]] = {
             read: of_maps[read] for read in MAPS if any(m.reads == read for m in self.metrics.values())
         }
         """The maps that are scored, and the arguments of `post_process_<map>_segmentation` that make them."""
         self._bootstraps = {name: Bootstrap(metric, bootstrap) for name, metric in self.metrics.items() if bootstrap}
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The thresholds that the scored maps are made with, by the names of the arguments."""
+        panoptic = self.options.get("panoptic", {})
+        settings = {"mask_threshold": self.options.get("instance", panoptic).get("mask_threshold")}
+        if panoptic:
+            settings |= {name: panoptic[name] for name in ("threshold", "mask_threshold")}
+            settings["overlap_threshold"] = panoptic["overlap_mask_area_threshold"]
+        return {name: value for name, value in settings.items() if value is not None}
 
     def measure(self, outputs: Any, ground_truth: Sequence[Segments]) -> dict[str, Tensor]:
         """Measurements of a batch.

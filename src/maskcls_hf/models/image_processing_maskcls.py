@@ -22,6 +22,7 @@ from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
+from .inference_defaults import WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size
@@ -64,6 +65,9 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Stretch each channel of each image to the full range first; for microscopes and other dim images.
     do_flip_channel_order (`bool`, *optional*, defaults to `False`):
         Networks that were trained on BGR: red and blue change places.
+    inference_defaults (`dict`, *optional*):
+        How the model is run well where a caller does not say: `task`, `tile`, `overlap` and `enlarge` of `Predictor`,
+        and under `semantic`, `panoptic` and `instance` options of `post_process_<task>_segmentation`.
     ignore_index (`int`, *optional*):
         transformers' name of `void_id`; where given, it sets `void_id`.
     do_reduce_labels (`bool`, *optional*):
@@ -78,6 +82,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
     do_flip_channel_order: bool
+    inference_defaults: dict[str, Any] | None
     ignore_index: int | None
     do_reduce_labels: bool | None
 
@@ -111,6 +116,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
+    inference_defaults: dict[str, Any] = {}  # always saved: a file without it is of before, or of others
 
     @classmethod
     def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -126,11 +132,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers; `kwargs` count more than the dict, by whichever name an option is given."""
+        """As in transformers; `kwargs` count more than the dict, by whichever name an option is given.
+
+        What was saved without `inference_defaults` keeps the panoptic threshold that it was saved with, 0.8.
+        """
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
-        return super().from_dict(own_names(image_processor_dict), **options)
+        saved = {"inference_defaults": WITHOUT_DEFAULTS, **own_names(image_processor_dict)}
+        return super().from_dict(saved, **options)
 
     @property
     def ignore_index(self) -> int | None:
@@ -215,6 +225,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"label_ids_to_fuse={kwargs['label_ids_to_fuse']} must be class ids below num_labels="
                     f"{kwargs['num_labels']}."
                 )
+        kwargs["inference_defaults"] = checked_inference_defaults(kwargs.get("inference_defaults") or {})
         if kwargs.get("label_format") not in LABEL_FORMATS:
             raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:

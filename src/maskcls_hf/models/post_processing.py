@@ -22,7 +22,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -30,6 +30,8 @@ import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
+from .inference_defaults import defaults_of, task_options
+from .mask_cleanup import clean_instances, clean_map
 from .options import checked_label_ids, plain
 from .resampling import interpolate
 from .run_lengths import mask_to_coco_rle
@@ -41,6 +43,9 @@ TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 
 GROWTH = 128 << 20  # bytes, from which on freed memory is given back
 STATM = Path("/proc/self/statm")
+NO_CLASS = -1  # in semantic maps
+# What transformers' ImageSegmentationPipeline passes where its user gives nothing.
+PIPELINE_OPTIONS = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
 
 
 @dataclass(frozen=True)
@@ -156,11 +161,14 @@ def semantic_map(
     target_size: Size,
     return_scores: bool = False,
     resize: Literal["scores", "logits"] = "scores",
+    score_threshold: float | None = 0.0,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the highest score: the sum over the queries of class probability times mask probability.
 
     Args:
         return_scores: also return the scores, (K, H, W) float32. As sums over queries they can exceed 1.
+        score_threshold: a pixel whose highest score is not above this is of no class, -1. 0: each pixel has a class,
+            as in the paper. None: 0.5 for one class, which would fill the map, else 0.
         resize: what is resized to `target_size`: class scores made at the padded size ("scores": the paper's
             semantic configurations) or mask logits ("logits": its panoptic configurations).
 
@@ -171,10 +179,28 @@ def semantic_map(
         raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
-    if return_scores:
+    score_threshold = least_score(score_threshold, class_probs.shape[1] - 1)
+    if return_scores or score_threshold:
         scores = maps.semantic_scores(class_probs[:, :-1], mask_logits, resize)
-        return scores.argmax(0), scores
+        class_map = map_of_scores(scores, score_threshold)
+        return (class_map, scores) if return_scores else class_map
     return maps.semantic_map(class_probs[:, :-1], mask_logits, resize)
+
+
+def least_score(score_threshold: float | None, num_labels: int) -> float:
+    """None: 0.5 for one class, else 0."""
+    if score_threshold is None:
+        return 0.5 if num_labels == 1 else 0.0
+    _check_fractions(score_threshold=score_threshold)
+    return score_threshold
+
+
+def map_of_scores(scores: Tensor, score_threshold: float = 0.0) -> Tensor:
+    """(K, H, W) -> the class of the highest score (H, W) int64, -1 where it is not above a threshold other than 0."""
+    if not score_threshold:
+        return scores.argmax(0)
+    highest, class_map = scores.max(0)
+    return class_map.masked_fill_(~(highest > score_threshold), NO_CLASS)
 
 
 @in_float32
@@ -219,6 +245,8 @@ def panoptic_segments(
     mask_threshold: float = 0.5,
     overlap_mask_area_threshold: float = 0.8,
     label_ids_to_fuse: Collection[int] | None = None,
+    max_hole_share: float = 0.0,
+    min_fragment_share: float = 0.0,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
 
@@ -228,6 +256,8 @@ def panoptic_segments(
         overlap_mask_area_threshold: a query that gets fewer pixels than this part of its own mask is dropped,
             and its pixels are left without a segment.
         label_ids_to_fuse: classes (stuff) whose queries make one segment together.
+        max_hole_share: parts of no segment inside of one that have at most this part of its area become its own.
+        min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped.
 
     Returns:
         segmentation: (H, W) int32, 0 for no segment.
@@ -237,6 +267,7 @@ def panoptic_segments(
     """
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
+    _check_fractions(max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
@@ -264,7 +295,7 @@ def panoptic_segments(
         segment_ids.append(segment["id"])
     ids = torch.tensor(segment_ids, dtype=torch.int32, device=winners.device)
     segmentation = ids.index_select(0, winners.flatten()).view(winners.shape)
-    return segmentation, list(segments.values())
+    return clean_map(segmentation, list(segments.values()), max_hole_share, min_fragment_share)
 
 
 def class_segments(class_map: Tensor) -> dict[str, Any]:
@@ -293,6 +324,10 @@ def instance_segments(
     threshold: float = 0.5,
     mask_threshold: float = 0.5,
     as_map: bool = False,
+    label_ids_to_fuse: Collection[int] | None = None,
+    max_mask_iou: float = 1.0,
+    max_hole_share: float = 0.0,
+    min_fragment_share: float = 0.0,
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
 
@@ -301,6 +336,9 @@ def instance_segments(
         threshold: lowest score that is kept; never a score of 0.
         mask_threshold: a mask is where its probability is above this.
         as_map: return a map instead of the masks.
+        label_ids_to_fuse: classes (stuff) that have no instances. None: none.
+        max_mask_iou: of two masks of one class with an IoU above this the better stays. 1: all stay.
+        max_hole_share, min_fragment_share: as for [`panoptic_segments`]; scores stay those of the masks before.
 
     Returns:
         masks: (n, H, W) bool, best score first, none empty; or a map (H, W) int32 of the `id` of the best instance at
@@ -311,12 +349,18 @@ def instance_segments(
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
+    clean_up = dict(max_mask_iou=max_mask_iou, max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
+    _check_fractions(**clean_up)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     maps = maps_of(mask_logits, padded_size, valid_size, target_size)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
-    pair_scores, pairs = class_probs[:, :-1].flatten().sort(descending=True, stable=True)
+    stuff = checked_label_ids(label_ids_to_fuse or ())
+    class_probs = class_probs[:, :-1].index_fill(
+        1, torch.tensor(stuff, dtype=torch.int64, device=class_probs.device), 0.0
+    )
+    pair_scores, pairs = class_probs.flatten().sort(descending=True, stable=True)
     pair_scores, pairs = pair_scores[:top_k].cpu(), pairs[:top_k].cpu()
     # The mask's factor can only lower a score. What has no probability at all is no instance, whatever the threshold.
     possible = (pair_scores >= threshold) & (pair_scores > 0)
@@ -330,13 +374,21 @@ def instance_segments(
     found = (scores >= threshold) & (areas[mask_of_pair[order]] > 0)
     scores, order = scores[found], order[found]
     best = mask_of_pair[order]
-    records = zip((pairs[order] % num_labels).tolist(), scores.tolist(), areas[best].tolist(), strict=True)
+    labels, of_masks = (pairs[order] % num_labels).tolist(), areas[best].tolist()
+    mask_logits = mask_logits[best.to(mask_logits.device)]
+    kept = list(range(len(best)))
+    if kept and clean_up != {"max_mask_iou": 1, "max_hole_share": 0, "min_fragment_share": 0}:
+        found_masks, kept, of_masks = clean_instances(
+            maps, mask_logits, mask_logit, labels, of_masks, **clean_up, as_map=as_map
+        )
+    else:
+        found_masks = (maps.instance_map if as_map else maps.masks)(mask_logits, mask_logit)
+    records = zip([labels[place] for place in kept], scores[kept].tolist(), of_masks, strict=True)
     segments = [
         dict(id=index, label_id=label, was_fused=False, score=score, area=area)
         for index, (label, score, area) in enumerate(records, start=1)
     ]
-    draw = maps.instance_map if as_map else maps.masks
-    return draw(mask_logits[best.to(mask_logits.device)], mask_logit), segments
+    return found_masks, segments
 
 
 class OutputMapsMixin:
@@ -345,9 +397,29 @@ class OutputMapsMixin:
     """
 
     label_ids_to_fuse: Collection[int] | None
+    inference_defaults: dict[str, Any]
+
+    def task_options(self, task: str, outputs: Any = None, **given: Any) -> dict[str, Any]:
+        """The options of a task's post-processing: those given, else saved, else built in.
+
+        transformers' pipeline gives its own defaults where its user gives nothing, and then `outputs` hold its
+        `target_size`: from there, these values count as not given. (Where the package is installed, its pipeline knows
+        what was given; see hub/pipeline.py.)
+        """
+        if getattr(outputs, "target_size", None) is not None:
+            given = {name: value for name, value in given.items() if value != PIPELINE_OPTIONS.get(name)}
+        return task_options(defaults_of(self), task, given)
+
+    def _stuff(self, given: Collection[int] | None) -> list[int]:
+        stuff = self.label_ids_to_fuse if given is None else given
+        return [] if stuff is None else checked_label_ids(stuff)
 
     def post_process_semantic_segmentation(
-        self, outputs: Any, target_sizes: TargetSizes = None, return_segmentation_scores: bool = False
+        self,
+        outputs: Any,
+        target_sizes: TargetSizes = None,
+        return_segmentation_scores: bool = False,
+        score_threshold: float | None = None,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class of each pixel.
 
@@ -355,13 +427,18 @@ class OutputMapsMixin:
             outputs: of a mask-classification model, or of a per-pixel model (`logits`).
             target_sizes: one (height, width) for each image.
             return_segmentation_scores: also return the scores behind the map.
+            score_threshold: a pixel whose highest class score is not above this is of no class, -1. None: as saved,
+                else 0.5 for a model with one class, which would fill the map, and 0 for others: each pixel has a class.
+                Without effect on per-pixel models.
 
         Returns:
             One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
             `segmentation_scores` (K, H, W).
         """
         pairs = not classifies_pixels(outputs)
-        to_map = semantic_map if pairs else per_pixel_map
+        to_map: Any = per_pixel_map
+        if pairs:
+            to_map = partial(semantic_map, **self.task_options("semantic", outputs, score_threshold=score_threshold))
         maps: list[Any] = []
         for *logits, sizes in _images(outputs, target_sizes, pairs):
             result = to_map(*logits, **sizes, return_scores=return_segmentation_scores)
@@ -375,21 +452,31 @@ class OutputMapsMixin:
     def post_process_instance_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
         target_sizes: TargetSizes = None,
         return_coco_annotation: bool | None = False,
         return_binary_maps: bool | None = False,
+        label_ids_to_fuse: Collection[int] | None = None,
+        max_mask_iou: float | None = None,
+        max_hole_share: float | None = None,
+        min_fragment_share: float | None = None,
     ) -> list[dict[str, Any]]:
         """Scored instances, which may overlap.
 
         Args:
-            threshold: lowest score that is kept.
+            threshold: lowest score that is kept. None, for all options: as saved in `inference_defaults`, else 0.5.
             mask_threshold: mask probability from which a pixel belongs to a mask.
             overlap_mask_area_threshold: part of transformers' signature; instances overlap, so it has no use.
             return_coco_annotation: masks as COCO run-length encodings, which pycocotools reads.
             return_binary_maps: masks as one tensor.
+            label_ids_to_fuse: classes that have no instances: stuff and background. None: `self.label_ids_to_fuse`; an
+                empty set: none, as in the paper's code.
+            max_mask_iou: of two masks of one class with an IoU above this, which are one object, the better stays. 1:
+                all stay, as in the paper's code.
+            max_hole_share: holes of a mask of at most this part of its area are filled; 0: none.
+            min_fragment_share: parts of a mask with less than this part of its area are dropped; 0: none.
 
         Returns:
             For each image `segments_info` (id from 0, label_id, was_fused, score, area; best score first) and
@@ -398,12 +485,23 @@ class OutputMapsMixin:
         """
         if return_coco_annotation and return_binary_maps:
             raise ValueError("return_coco_annotation and return_binary_maps exclude each other.")
+        options = self.task_options(
+            "instance",
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            max_mask_iou=max_mask_iou,
+            max_hole_share=max_hole_share,
+            min_fragment_share=min_fragment_share,
+        )
+        stuff = self._stuff(label_ids_to_fuse)
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
             as_map = not (return_coco_annotation or return_binary_maps)
             segmentation: Any
+            _check_labels(stuff, logits[0])
             segmentation, segments_info = instance_segments(
-                *logits, **sizes, threshold=threshold, mask_threshold=mask_threshold, as_map=as_map
+                *logits, **sizes, **options, as_map=as_map, label_ids_to_fuse=stuff
             )
             segments_info = [info | {"id": i} for i, info in enumerate(segments_info)]
             if as_map:
@@ -416,20 +514,27 @@ class OutputMapsMixin:
     def post_process_panoptic_segmentation(
         self,
         outputs: Any,
-        threshold: float = 0.8,
-        mask_threshold: float = 0.5,
-        overlap_mask_area_threshold: float = 0.8,
+        threshold: float | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
         label_ids_to_fuse: Collection[int] | None = None,
         target_sizes: TargetSizes = None,
+        max_hole_share: float | None = None,
+        min_fragment_share: float | None = None,
     ) -> list[dict[str, Any]]:
-        """Segments that do not overlap (paper, Section 3.4). Its `threshold` is the paper's, transformers' is 0.5.
+        """Segments that do not overlap (paper, Section 3.4).
 
         Args:
-            threshold: lowest class probability of a segment.
+            threshold: lowest class probability of a segment. None, for all thresholds: as saved in
+                `inference_defaults`, else as in transformers, 0.5, 0.5 and 0.8.
             mask_threshold: mask probability from which a pixel counts to a mask's own area.
             overlap_mask_area_threshold: part of its own area that a segment must win.
             label_ids_to_fuse: classes of which one segment is made; None: `self.label_ids_to_fuse`; an empty set
                 fuses nothing.
+            max_hole_share: parts of no segment inside of one that have at most this part of its area become its own;
+                0: none.
+            min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped; 0:
+                none.
 
         Returns:
             For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
@@ -439,22 +544,28 @@ class OutputMapsMixin:
         if classifies_pixels(outputs):
             maps: list[Any] = self.post_process_semantic_segmentation(outputs, target_sizes)
             return [class_segments(class_map) for class_map in maps]
-        fuse = self.label_ids_to_fuse if label_ids_to_fuse is None else label_ids_to_fuse
+        fuse = self._stuff(label_ids_to_fuse)
+        options = self.task_options(
+            "panoptic",
+            outputs,
+            threshold=threshold,
+            mask_threshold=mask_threshold,
+            overlap_mask_area_threshold=overlap_mask_area_threshold,
+            max_hole_share=max_hole_share,
+            min_fragment_share=min_fragment_share,
+        )
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
-            num_labels = logits[0].shape[-1] - 1
-            if outside := [label for label in checked_label_ids(() if fuse is None else fuse) if label >= num_labels]:
-                raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
-            segmentation, segments_info = panoptic_segments(
-                *logits,
-                **sizes,
-                threshold=threshold,
-                mask_threshold=mask_threshold,
-                overlap_mask_area_threshold=overlap_mask_area_threshold,
-                label_ids_to_fuse=fuse,
-            )
+            _check_labels(fuse, logits[0])
+            segmentation, segments_info = panoptic_segments(*logits, **sizes, **options, label_ids_to_fuse=fuse)
             results.append({"segmentation": segmentation, "segments_info": segments_info})
         return results
+
+
+def _check_labels(label_ids: Sequence[int], class_queries_logits: Tensor) -> None:
+    num_labels = class_queries_logits.shape[-1] - 1
+    if outside := [label for label in label_ids if label >= num_labels]:
+        raise ValueError(f"label_ids_to_fuse: the model has classes 0 to {num_labels - 1}, not {outside}.")
 
 
 def classifies_pixels(outputs: Any) -> bool:

@@ -35,7 +35,7 @@ class Runs(NamedTuple):
         flat = pixels.reshape(-1)  # (H * W,)
         is_first = np.ones(flat.size, dtype=np.bool_)
         np.not_equal(flat[1:], flat[:-1], out=is_first[1:])
-        starts = _sparse_nonzero(is_first)
+        starts = sparse_nonzero(is_first)
         return cls((height, width), starts, flat[starts])
 
     @property
@@ -87,7 +87,7 @@ def _lengths(starts: NDArray[np.int64], shape: tuple[int, int]) -> NDArray[np.in
     return lengths
 
 
-def _sparse_nonzero(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
+def sparse_nonzero(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
     """np.flatnonzero of few True flags: bytes of eight are looked at first. It saves an eighth of the mean IoU."""
     packed = np.packbits(flags)
     of_bytes = np.flatnonzero(packed != 0)

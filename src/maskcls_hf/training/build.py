@@ -19,6 +19,7 @@ from ..inference.loading import load_model as load_saved
 from ..inference.loading import saved_config, where_to_look
 from ..models.checkpoint_manifest import require_whole
 from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.inference_defaults import checked_inference_defaults, merged_defaults
 from ..models.kinds import KINDS
 from ..models.modeling_maskcls import MaskClsPreTrainedModel
 from ..utils.plain_text import printable
@@ -191,18 +192,31 @@ def enable_gradient_checkpointing(model: MaskClsPreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
-def build_image_processor(recipe: Recipe, model_path: str | Path | None = None, **fields: Any) -> MaskClsImageProcessor:
+def build_image_processor(
+    recipe: Recipe, model_path: str | Path | None = None, task: str | None = None, **fields: Any
+) -> MaskClsImageProcessor:
     """Image processor of the recipe.
 
     Args:
         model_path: folder of a saved model, whose options hold where the recipe says nothing.
+        task: of the data; the model's from then on, unless the recipe says another.
         fields: what the data set's `processor_fields()` gives; they hold above all else.
     """
     per_pixel = recipe.model.kind == "per_pixel"
-    options = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor, **fields}
+    options: dict[str, Any] = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor}
+    said = options.pop("inference_defaults", None) or {}
+    options |= fields
     try:
         if model_path is not None and (Path(model_path) / "preprocessor_config.json").is_file():
-            return MaskClsImageProcessor.from_pretrained(model_path, **options)
-        return MaskClsImageProcessor(**options)
+            processor = MaskClsImageProcessor.from_pretrained(model_path, **options)
+        else:
+            processor = MaskClsImageProcessor(**options)
+        thresholds = {
+            "threshold": recipe.evaluation.threshold,
+            "overlap_mask_area_threshold": recipe.evaluation.overlap_threshold,
+        }
+        layers = (processor.inference_defaults, {"task": task, "panoptic": thresholds}, said)
+        processor.inference_defaults = checked_inference_defaults(merged_defaults(*layers))
+        return processor
     except (TypeError, ValueError) as error:
         raise ValueError(f"Recipe {recipe.name}, section image_processor: {error}") from error

@@ -158,7 +158,8 @@ class EvaluationSection:
         metrics: names of further metrics, such as those of `register_metric`.
         every_steps: steps between evaluations; None: only the one at the end.
         batch_size: images of a forward pass; None: as in training.
-        threshold, overlap_threshold: of the panoptic map.
+        threshold, overlap_threshold: of the panoptic map, and saved with the model, which is then run with them. None:
+            0.5 and 0.8.
         crop: evaluate the middle of images, of this side in pixels; None: whole images.
         bootstrap: replicates for 95 % intervals; 0: none.
         boundary: boundary IoU too.
@@ -169,8 +170,8 @@ class EvaluationSection:
     metrics: list[str] = field(default_factory=list)
     every_steps: Count | None = 5000
     batch_size: Count | None = None
-    threshold: Share = 0.8
-    overlap_threshold: Share = 0.8
+    threshold: Share | None = None
+    overlap_threshold: Share | None = None
     crop: Count | None = None
     bootstrap: Annotated[int, "[0, inf)"] = 0
     boundary: bool = False

@@ -128,7 +128,7 @@ def prepare(
     check_settings(recipe, processes, accumulate)
     train_set, eval_set = open_splits(recipe, data)
     saved = None if isinstance(model, PreTrainedModel) else model
-    image_processor = build_image_processor(recipe, saved, **train_set.processor_fields())
+    image_processor = build_image_processor(recipe, saved, task=train_set.kind, **train_set.processor_fields())
     network = prepare_model(recipe, train_set.id2label, model)
     settings, max_steps, crop = recipe.training, recipe.schedule.max_steps, recipe.evaluation.crop
     batch_size = settings.batch_size // (processes * accumulate)
