@@ -1,10 +1,12 @@
 """`maskcls`: the files that it writes, what it says, its exit codes."""
 
+import csv
 import errno
 import io
 import json
 import logging
 import os
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -22,6 +24,7 @@ from checkpoints import CLASSES, STUFF, image_processor, maskcls_model, picture,
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.coco import map_image
 from maskcls_hf.cli.console import Terminated, TextFormatter, terminable
+from maskcls_hf.cli.counts import csv_text, segments_of
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
 from maskcls_hf.cli.segment import find_images
@@ -54,6 +57,16 @@ def segment(folders, out: Path, task: str, *options, sources=None, model=None, c
     options = ("--model", model or folders.maskcls, "--task", task, "--out", out, "--device", "cpu", *options)
     result = run("segment", *(sources or [folders.images]), *options, code=code)
     return json.loads((out / f"{task}.json").read_text()), result
+
+
+def fingerprints(content: dict) -> set[str]:
+    return {image["fingerprint"] for image in content["images"]}
+
+
+def without_fingerprints(content: dict) -> dict:
+    """What an image is left alone by with --skip-existing: settings and file."""
+    images = [{key: value for key, value in image.items() if key != "fingerprint"} for image in content["images"]]
+    return content | {"images": images}
 
 
 def outputs_for(name: str):
@@ -121,10 +134,12 @@ def test_instances_are_coco_results(folders, tmp_path, capsys):
 def test_tiles(folders, tmp_path, task):
     """A tile as large as the images changes nothing; smaller ones do, and the files fit together."""
     plain, _ = segment(folders, tmp_path / "plain", task)
+    plain_content = without_fingerprints(plain)
     large, _ = segment(folders, tmp_path / "large", task, "--tile", "80")
-    assert large == plain
+    assert fingerprints(large).isdisjoint(fingerprints(plain)) and without_fingerprints(large) == plain_content
     content, _ = segment(folders, tmp_path / "tiled", task, "--tile", "48", "--overlap", "0.4", "--batch-size", "2")
-    assert content["images"] == plain["images"] and content["annotations"] != plain["annotations"]
+    content = without_fingerprints(content)
+    assert content["images"] == plain_content["images"] and content["annotations"] != plain["annotations"]
     if task == "instance":
         assert len(content["annotations"]) > 3
         for record in content["annotations"]:
@@ -260,6 +275,105 @@ def test_overlay():
     assert draw_overlay(image, ids, [], [], CLASSES).size == (640, 640)
 
 
+def test_overlay_shows_what_the_model_sees(folders, tmp_path):
+    """A dark image of 16 bits is stretched where the model stretches it, else not."""
+    dark = np.asarray(picture().convert("L")).astype(np.uint16)
+    Image.fromarray(dark).save(tmp_path / "dark.png")  # of 65535: black
+    shutil.copytree(folders.maskcls, tmp_path / "stretching")
+    processor = image_processor()
+    processor.do_autocontrast = True
+    processor.save_pretrained(tmp_path / "stretching")
+    brightest = []
+    for model in (folders.maskcls, tmp_path / "stretching"):
+        options = ("--threshold", "1")  # finds nothing: the overlay is the image
+        segment(folders, tmp_path / model.name, "panoptic", *options, sources=[tmp_path / "dark.png"], model=model)
+        brightest.append(np.asarray(Image.open(tmp_path / model.name / "overlay" / "dark.png")).max())
+    assert brightest[0] < 5 and brightest[1] > 250
+
+
+# -- counts ----------------------------------------------------------------------------------------------------------
+
+
+class TestCounts:
+    @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+    def test_csv_has_a_row_a_segment(self, folders, tmp_path, task):
+        """In the order of the results, with the numbers of maps and masks."""
+        content, _ = segment(folders, tmp_path / "out", task, "--csv")
+        rows = read_csv(tmp_path / "out" / f"{task}.csv")
+        found = list(segments_of(content))
+        assert len(rows) == len(found) > 3
+        for row, (image, segment_) in zip(rows, found, strict=True):
+            assert row["image"] == image["source"] and row["class"] == CLASSES[segment_["category_id"]]
+            assert row["id"] == str(segment_.get("id", segment_["category_id"]))
+            y, x = np.nonzero(mask_of(tmp_path / "out", task, image, segment_))
+            assert int(row["area"]) == len(x)
+            box = [int(row[f"box_{name}"]) for name in ("left", "top", "width", "height")]
+            assert box == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+            centroid = [float(row[f"centroid_{name}"]) for name in "xy"]
+            assert centroid == pytest.approx([x.mean() + 0.5, y.mean() + 0.5], abs=0.006)
+            assert row["score"] == ("" if task == "semantic" else f"{segment_['score']:.4f}")
+
+    def test_csv_goes_on_as_the_json_does(self, folders, tmp_path):
+        out, images = tmp_path / "out", folders.images
+        segment(folders, out, "instance", "--csv", sources=[images / "wide.png"])
+        first = read_csv(out / "instance.csv")
+        content, _ = segment(folders, out, "instance", sources=[images / "tall.png"])  # kept up to date
+        rows = read_csv(out / "instance.csv")
+        assert rows[: len(first)] == first and len(rows) == len(content["annotations"]) > len(first)
+        again, _ = segment(folders, out, "instance", "--csv", sources=[images])
+        assert len(read_csv(out / "instance.csv")) == len(again["annotations"])
+        segment(folders, tmp_path / "none", "instance")
+        assert not (tmp_path / "none" / "instance.csv").exists()
+
+    def test_csv_is_quoted(self, tmp_path):
+        """RFC 4180: fields with commas, quotes or line breaks in quotes, which are doubled; lines end in CR LF."""
+        name = 'a "red", big\nbus'
+        content = dict(
+            images=[dict(id=1, file_name="x,y.png"), dict(id=2, file_name="\udcff.png")],
+            annotations=[dict(id=n, image_id=n, category_id=0, area=1, score=0.5) for n in (1, 2)],
+            categories=[dict(id=0, name=name)],
+        )
+        lines = csv_text(content).split("\r\n")
+        assert lines[1] == '"x,y.png",1,"a ""red"", big\nbus",1,,,,,,,0.5000' and lines[-1] == "" and len(lines) == 4
+        assert lines[2].startswith("\\udcff.png,2,")
+        assert [row["class"] for row in csv.DictReader(io.StringIO(csv_text(content)))] == [name, name]
+
+    @pytest.mark.parametrize("task", ["semantic", "panoptic", "instance"])
+    def test_table_has_a_line_a_class(self, folders, tmp_path, task):
+        content, result = segment(folders, tmp_path, task)
+        lines = [line.split() for line in result.stdout.splitlines()]
+        found = [(image["id"], segment_) for image, segment_ in segments_of(content)]
+        names = {CLASSES[segment_["category_id"]] for _, segment_ in found}
+        assert {line[0] for line in lines[1:]} == names and len(lines) == 1 + len(names) and len(names) > 1
+        pixels = sum(height * width for height, width in SIZES.values())
+        for name, images, *number, mean, share in lines[1:]:
+            areas = [segment_["area"] for _, segment_ in found if CLASSES[segment_["category_id"]] == name]
+            assert number == ([] if task == "semantic" else [str(len(areas))])
+            assert int(images) == len({image for image, segment_ in found if CLASSES[segment_["category_id"]] == name})
+            assert float(mean) == pytest.approx(np.mean(areas), abs=0.51)
+            assert float(share) == pytest.approx(100 * sum(areas) / pixels, abs=0.006)
+
+    def test_table_counts_the_images_of_the_run(self, folders, tmp_path):
+        _, first = segment(folders, tmp_path, "panoptic", sources=[folders.images / "wide.png"])
+        segment(folders, tmp_path, "panoptic", sources=[folders.images / "tall.png"])
+        _, again = segment(folders, tmp_path, "panoptic", "--skip-existing", sources=[folders.images / "wide.png"])
+        assert again.stdout == first.stdout != ""
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def mask_of(out: Path, task: str, image: dict, record: dict) -> np.ndarray:
+    if task == "instance":
+        return coco_mask.decode(record["segmentation"])
+    pixels = np.asarray(Image.open(out / "map" / image["map"])).astype(int)
+    if task == "semantic":
+        return pixels == record["category_id"]
+    return pixels @ [1, 256, 65536] == record["id"]
+
+
 # -- results that stay -----------------------------------------------------------------------------------------------
 
 
@@ -367,6 +481,65 @@ class TestResults:
         content, result = segment(folders, tmp_path / "out", "panoptic", sources=paths, code=code)
         assert len(content["images"]) == 1 and f"Stopped by {word}: 1 of 2 images" in " ".join(result.stderr.split())
         assert "Traceback" not in result.output
+
+    def test_existing_results_are_left_alone(self, folders, tmp_path):
+        """Only where record, pictures, image, model and options are the same."""
+        paths, out = self.images(tmp_path / "a", "1.png", "2.png", "3.png"), tmp_path / "out"
+
+        def again(*options, sources=paths, **others) -> int:
+            """How many were left alone."""
+            before = self.content(out)["annotations"]
+            content, result = segment(folders, out, "panoptic", "--skip-existing", *options, sources=sources, **others)
+            said = " ".join(result.stderr.split())
+            left = int(said.split("segmented into")[1].split(".", 1)[1].split()[0]) if "left alone" in said else 0
+            assert f"{len(sources) - left} of {len(sources)} images" in said
+            assert len(content["images"]) == 3 and (options or others or content["annotations"] == before)
+            return left
+
+        segment(folders, out, "panoptic", sources=paths)
+        times = {path: path.stat().st_mtime_ns for path in out.glob("*/*.png")}
+        assert again() == 3 and all(path.stat().st_mtime_ns == time for path, time in times.items())
+        (out / "map" / "1.png").unlink()
+        assert again() == 2 and again() == 3
+        os.utime(paths[1], (1, 1))
+        assert again() == 2 and again("--batch-size", "2") == 3
+        assert again("--threshold", "0.6") == 0 and again() == 0
+        (out / "overlay" / "3.png").unlink()
+        assert again("--no-overlay") == 3 and again() == 2
+        shutil.copytree(folders.maskcls, tmp_path / "model")
+        assert again(model=tmp_path / "model") == 3
+        model = MaskClsForUniversalSegmentation.from_pretrained(tmp_path / "model")
+        with torch.no_grad():
+            model.segmentation_module.class_predictor.bias[0] += 1e-3
+        model.save_pretrained(tmp_path / "model")
+        assert again(model=tmp_path / "model") == 0
+
+    def test_a_stopped_run_leaves_no_image_to_be_taken_for_whole(self, folders, tmp_path, monkeypatch):
+        """Its pictures may be those of other settings than its record."""
+        paths, out, text = self.images(tmp_path / "a", "1.png"), tmp_path / "out", Path.write_bytes
+        segment(folders, out, "panoptic", sources=paths)
+
+        def stopped(path, content):
+            text(path, content)
+            if path.parent.name == "map":
+                os.replace(path, out / "map" / "1.png")  # and then
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Path, "write_bytes", stopped)
+        segment(folders, out, "panoptic", "--threshold", "0.9", sources=paths, code=130)
+        monkeypatch.undo()
+        _, result = segment(folders, out, "panoptic", "--skip-existing", sources=paths)
+        assert "1 of 1 images" in result.stderr and "left alone" not in result.stderr
+
+    def test_without_overlays(self, folders, tmp_path, monkeypatch):
+        paths, out = self.images(tmp_path / "a", "1.png", "2.png"), tmp_path / "out"
+        segment(folders, out, "panoptic", sources=paths[:1])
+        monkeypatch.setattr("maskcls_hf.cli.segmenter.draw_overlay", lambda *_: pytest.fail("draws"))
+        segment(folders, out, "panoptic", "--no-overlay", "--threshold", "0.6", sources=paths)
+        assert {path.name for path in (out / "map").iterdir()} == {"1.png", "2.png"}
+        assert not list((out / "overlay").iterdir())  # the one that was there showed other segments
+        segment(folders, tmp_path / "none", "panoptic", "--no-overlay", sources=paths)
+        assert not (tmp_path / "none" / "overlay").exists()
 
     def test_a_signal_is_an_interruption(self):
         before = signal.getsignal(signal.SIGTERM)

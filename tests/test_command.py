@@ -16,7 +16,7 @@ from maskcls_hf.models.configuration_maskcls import REGISTRIES
 from recipes import write_recipe, write_squares
 
 ROOT = Path(maskcls_hf.__file__).parents[1]
-COMMANDS = ("segment", "evaluate", "convert", "validate", "train", "push")
+COMMANDS = ("segment", "evaluate", "tune", "convert", "validate", "train", "push")
 START = "import sys, maskcls_command; sys.argv[0] = 'maskcls'; maskcls_command.main()"
 SAYS = "import os; print(os.environ.get('OMP_WAIT_POLICY'), flush=True); raise KeyboardInterrupt"
 PARTS = """

@@ -51,7 +51,8 @@ class CocoRecords:
     """The records of images for the JSON of a run, and its `categories`. Category ids are the model's class ids.
 
     Panoptic: COCO's panoptic annotations, with scores. Instance: COCO's results, one RLE each, whose list
-    `annotations` is what `pycocotools`' `loadRes` takes. Semantic: areas in pixels of the classes in each image.
+    `annotations` is what `pycocotools`' `loadRes` takes. Semantic: areas in pixels of the classes in each image. All
+    have boxes, and centroids, which COCO has not.
     """
 
     def __init__(self, task: Task, names: dict[int, str], stuff: Collection[int]):
@@ -76,8 +77,8 @@ class CocoRecords:
     def areas(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
         pixels = math.prod(result.size)
         return [
-            dict(category_id=record["label_id"], area=record["area"], fraction=record["area"] / pixels)
-            for record in result.records
+            dict(category_id=record["label_id"], area=record["area"], fraction=record["area"] / pixels) | _place(mask)
+            for record, mask in zip(result.records, result.mask_runs, strict=True)
         ]
 
     @staticmethod
@@ -96,4 +97,10 @@ class CocoRecords:
 
 
 def _annotation(record: dict[str, Any], mask: MaskRuns) -> dict[str, Any]:
-    return dict(category_id=record["label_id"], score=record["score"], area=record["area"], bbox=mask.box, iscrowd=0)
+    return dict(category_id=record["label_id"], score=record["score"], area=record["area"], iscrowd=0) | _place(mask)
+
+
+def _place(mask: MaskRuns) -> dict[str, Any]:
+    """In pixels from the upper left corner of the image, x first: [left, top, width, height] and [x, y]."""
+    x, y = mask.centroid or (0.0, 0.0)
+    return dict(bbox=mask.box, centroid=[round(x, 2), round(y, 2)])

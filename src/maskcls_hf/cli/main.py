@@ -17,6 +17,7 @@ from .evaluate import evaluate
 from .push import push
 from .segment import segment
 from .train import train
+from .tune import tune
 from .validate import validate
 
 
@@ -66,7 +67,7 @@ app = App(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (segment, evaluate, convert, validate, train, push):
+for command in (segment, evaluate, tune, convert, validate, train, push):
     app.command(no_args_is_help=True)(guarded(command))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..utils.tasks import TASKS, Task
 from ..utils.writing import replacing, write_text, written
+from .counts import csv_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,14 +39,17 @@ class Results:
 
     Args:
         out: the folder; nothing is written before [`Results.open`].
+        csv: write `TASK.csv` too; where there is one already, it is kept up to date.
 
     Raises:
         ValueError: it holds results of another task, whose maps have the same names; or a JSON that is none of ours.
     """
 
-    def __init__(self, out: Path, task: Task):
+    def __init__(self, out: Path, task: Task, csv: bool = False):
         self.out, self.task = out, task
         self.json, self.journal = out / f"{task}.json", out / f".{task}.jsonl"
+        self.csv = out / f"{task}.csv"
+        self.writes_csv = csv or self.csv.exists()
         self.categories: list[dict[str, Any]] | None = None
         self._seconds, self._written = 0.0, 0.0
         for other in TASKS:
@@ -104,9 +108,8 @@ class Results:
         Raises:
             ValueError: another run does; or the folder holds results of a model with other classes.
         """
-        for folder in ("overlay", "map"):
-            with written(folder, self.out):
-                (self.out / folder).mkdir(parents=True, exist_ok=True)
+        with written("map", self.out):
+            (self.out / "map").mkdir(parents=True, exist_ok=True)
         with only_run(self.out):
             for leftover in self.out.glob("*/.writing-*"):  # of a run that was killed
                 leftover.unlink(missing_ok=True)
@@ -120,6 +123,8 @@ class Results:
                 yield
             finally:
                 self._write()
+                if self.writes_csv:
+                    write_text(self.csv, csv_text(self.content()))
                 self.journal.unlink(missing_ok=True)
 
     def names(self, paths: Sequence[Path]) -> list[str]:
@@ -131,16 +136,37 @@ class Results:
                 known[source_of(path)] = known.pop(path.name)
         return output_names(paths, known)
 
-    def add(self, path: Path, name: str, overlay: bytes, map_: bytes, record: dict[str, Any]) -> None:
+    def renew(self, paths: Sequence[Path]) -> None:
+        """Say of some images that their pictures may soon be those of other settings than their records."""
+        for path in paths:
+            self.records.get(source_of(path), {"image": {}})["image"].pop("fingerprint", None)
+        self._write()
+
+    def has(self, path: Path, fingerprint: str, overlay: bool) -> bool:
+        """Whether what this file gives is there already: its record, of this very file and these settings, and its
+        pictures."""
+        image = self.records.get(source_of(path), {"image": {}})["image"]
+        folders = ("overlay", "map") if overlay else ("map",)
+        return image.get("fingerprint") == fingerprint and all(
+            (self.out / folder / image["map"]).is_file() for folder in folders
+        )
+
+    def add(self, path: Path, name: str, overlay: bytes | None, map_: bytes, record: dict[str, Any]) -> None:
         """What was found in an image, its pictures as [`png`]; what was found in it before goes.
 
         Raises:
             CannotWrite: the disk is full, or refuses; nothing half-written is left.
         """
-        for folder, picture in (("overlay", overlay), ("map", map_)):
-            with replacing(self.out / folder / f"{name}.png") as temporary:
-                temporary.write_bytes(picture)
         source = source_of(path)
+        for folder, picture in (("overlay", overlay), ("map", map_)):
+            file = self.out / folder / f"{name}.png"
+            with written(folder, self.out):
+                if picture is None:
+                    file.unlink(missing_ok=True)  # of an earlier run
+                    continue
+                file.parent.mkdir(exist_ok=True)
+            with replacing(file) as temporary:
+                temporary.write_bytes(picture)
         record["image"] |= {"file_name": path.name, "map": f"{name}.png", "source": source}
         self.records[source] = record
         with written(self.journal.name, self.out), self.journal.open("a", encoding="utf-8") as file:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..utils.plain_text import printable
+from ..utils.plain_text import PlainConsole, printable
 from ..utils.tasks import Task
 from .console import (
     DeviceOption,
@@ -30,13 +30,13 @@ from .console import (
     progress_bar,
     stop,
 )
+from .counts import counts_table
 from .results import Results, source_of
 
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-
 
 SourcesArgument = Annotated[
     list[Path], typer.Argument(metavar="IMAGE_OR_FOLDER", help="Images, or folders whose images are taken.")
@@ -53,6 +53,17 @@ ThresholdOption = Annotated[
     float | None,
     typer.Option(min=0, max=1, callback=finite, help="Lowest score of a segment [the model's, 0.5]."),
 ]
+CsvOption = Annotated[
+    bool, typer.Option("--csv", help="Write OUT/TASK.csv too: a row a segment, of all results in OUT.")
+]
+NoOverlayOption = Annotated[bool, typer.Option("--no-overlay", help="Draw no overlays.")]
+SkipExistingOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing",
+        help="Leave images alone whose results are in OUT, whole and of the same file, model and options.",
+    ),
+]
 
 
 def segment(
@@ -68,14 +79,19 @@ def segment(
     tile: TileOption = None,
     overlap: TileOverlapOption = None,
     enlarge: EnlargeOption = None,
+    csv: CsvOption = False,
+    no_overlay: NoOverlayOption = False,
+    skip_existing: SkipExistingOption = False,
 ) -> None:
-    """Segment images and write what was found.
+    """Segment images, write what was found, and show the number and area of the segments of each class.
 
-    - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend.
+    - `OUT/overlay/NAME.png`: the segments drawn over the image, with a legend; dark images as the model sees them.
     - `OUT/map/NAME.png`: the map. Semantic: class ids. Panoptic, instance: one color a segment, whose R + 256 G +
       65536 B is its id, as in COCO; black for none.
     - `OUT/TASK.json`: one file for all images. COCO panoptic annotations, COCO instances with RLE masks, or the areas
       of the classes.
+    - `OUT/TASK.csv`: path of the image, id, class, area, box (left, top, width, height), centroid, score. In pixels, x
+      to the right and y down from the corner of the first pixel, whose center is (0.5, 0.5).
 
     What is not given is as the model has it saved (`inference_defaults` of its `preprocessor_config.json`).
 
@@ -90,28 +106,27 @@ def segment(
     """
     from .segmenter import Segmenter, saved_task
 
+    done: dict[str, bool] = {}
     with ends_in_a_line("", RuntimeError):
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
         task = task or saved_task(model)
-        results = Results(out, task)
+        results = Results(out, task, csv)
         paths = [path for path in found if is_file(path)]
         options = thresholds(task, threshold, mask_threshold, overlap_threshold)
-        ways = dict(tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size)
+        ways = dict(tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size, overlay=not no_overlay)
         segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
     if segmenter is None:
         raise typer.Exit(1)
     kept = len({*results.records} - {source_of(path) for path in paths})
-    done: set[str] = set()
     try:
-        segment_each(paths, segmenter, results, done)
+        segment_each(paths, segmenter, results, done, skip_existing)
     except KeyboardInterrupt as error:
-        stop(error, f"{len(done)} of {len(found)} images segmented into {out}")
+        stop(error, f"{sum(done.values())} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
         fail(error)
-    also = f" Earlier results of {kept} other images are kept." if kept else ""
-    console.print(f"{len(done)} of {len(found)} images segmented into {printable(out)}.{also}", soft_wrap=True)
+    report(results, done, len(found), kept)
     if len(done) < len(found):
         raise typer.Exit(1)
 
@@ -128,17 +143,34 @@ def thresholds(
     return {name: value for name, value in options.items() if value is not None}
 
 
-def segment_each(paths: list[Path], segmenter: Segmenter, results: Results, done: set[str]) -> None:
-    """Add each image to `done` when its results are written; say what is wrong with the others."""
+def report(results: Results, done: dict[str, bool], images: int, kept: int) -> None:
+    """What was found in the images that are `done`, of how many, and of how many others results are kept."""
+    table = counts_table(results.content(), {source_of(Path(path)) for path in done}, results.task == "semantic")
+    if table.row_count:
+        PlainConsole().print(table)
+    new = sum(done.values())
+    said = [f"{new} of {images} images segmented into {printable(results.out)}."]
+    if new < len(done):
+        said.append(f"{len(done) - new} have these results already and are left alone.")
+    if kept:
+        said.append(f"Earlier results of {kept} other images are kept.")
+    console.print(" ".join(said), soft_wrap=True)
+
+
+def segment_each(
+    paths: list[Path], segmenter: Segmenter, results: Results, done: dict[str, bool], skip_existing: bool
+) -> None:
+    """Add each image to `done`, and whether it is new, when its results are written; say what is wrong with others."""
     from .segmenter import segment_files
 
-    with progress_bar("Segmenting") as progress, closing(segment_files(paths, segmenter, results)) as segmented:
+    found = segment_files(paths, segmenter, results, skip_existing)
+    with progress_bar("Segmenting") as progress, closing(found) as segmented:
         bar = progress.add_task("", total=len(paths))
-        for path, wrong in segmented:
-            if wrong is None:
-                done.add(str(path))
+        for path, state in segmented:
+            if isinstance(state, Exception):
+                complain(f"{printable(path)}: {state}")
             else:
-                complain(f"{printable(path)}: {wrong}")
+                done[str(path)] = state
             progress.advance(bar)
 
 

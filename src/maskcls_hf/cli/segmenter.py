@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +17,7 @@ from torch import Tensor
 from ..inference.loading import class_of_saved, load_image_processor
 from ..inference.predictor import Predictor, same_size_together
 from ..models import inference_defaults
-from ..models.image_reading import image_to_tensor, open_image
+from ..models.image_reading import autocontrast, image_to_tensor, open_image
 from ..models.modeling_maskcls import PerPixelForSemanticSegmentation
 from ..models.segments import Segments
 from ..utils.ahead import ahead, cores, in_order
@@ -41,6 +45,7 @@ class Segmenter:
     Args:
         name: folder or name on the Hub, of this package or of transformers' MaskFormer.
         options: arguments of the processor's `post_process_<task>_segmentation`, such as `threshold`.
+        overlay: draw the segments over the images.
         inference: arguments of `Predictor`, such as `tile`.
 
     Raises:
@@ -48,13 +53,40 @@ class Segmenter:
     """
 
     def __init__(
-        self, name: str, task: Task, device: str | torch.device = "cpu", *, options: dict[str, Any], **inference: Any
+        self,
+        name: str,
+        task: Task,
+        device: str | torch.device = "cpu",
+        *,
+        options: dict[str, Any],
+        overlay: bool = True,
+        **inference: Any,
     ):
         if task != "semantic" and class_of_saved(name) is PerPixelForSemanticSegmentation:
             raise ValueError(f"{name} classifies pixels and knows no segments: use --task semantic.")
         self.predictor = Predictor.from_pretrained(name, device, **inference)
         self.predictor.check({task: options})
-        self.task, self.options = task, options
+        self.task, self.options, self.overlay = task, options, overlay
+
+    @cached_property
+    def settings(self) -> bytes:
+        """A digest of all that results depend on beside the image: weights, configurations, options, version."""
+        predictor = self.predictor
+        ways = {name: getattr(predictor, name) for name in ("tile", "overlap", "enlarge")}
+        config, processor = predictor.model.config.to_dict(), predictor.image_processor.to_dict()
+        config.pop("_name_or_path", None)
+        said = [version("maskcls-hf"), self.task, self.options, ways, config, processor]
+        digest = hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode())
+        for name, values in predictor.model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(values.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+        return digest.digest()
+
+    def fingerprint(self, path: Path) -> str:
+        """Of a file and the settings that its results are made with."""
+        stat = path.stat()
+        file = f"{stat.st_size} {stat.st_mtime_ns}".encode()
+        return hashlib.blake2b(self.settings + file, digest_size=12).hexdigest()
 
     @property
     def names(self) -> dict[int, str]:
@@ -76,13 +108,13 @@ class Segmenter:
 
 class Outcome(NamedTuple):
     """What became of a file: an `image` (3, H, W) on the 0..255 scale, its `result`, and the `drawn` content of its two
-    PNG files with its record; or an `error`."""
+    PNG files, overlay (or None) and map, with its record; or an `error`."""
 
     number: int
     path: Path
     image: Tensor | None = None
     result: Segments | None = None
-    drawn: tuple[bytes, bytes, dict[str, Any]] | None = None
+    drawn: tuple[bytes | None, bytes, dict[str, Any]] | None = None
     error: Exception | None = None
 
     @property
@@ -103,22 +135,29 @@ def draw(outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords
     if image is None or result is None:
         return outcome
     try:
+        fingerprint = segmenter.fingerprint(outcome.path)
         found, num_labels = result.records, len(segmenter.names)
         colors = segment_colors(found, num_labels, segmenter.classes_of_one_segment)
-        pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
         shown = result if result.is_map else result.drawn(reversed(range(len(result))))  # the best on top
-        overlay = draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names)
+        overlay = None
+        if segmenter.overlay:
+            if getattr(segmenter.predictor.image_processor, "do_autocontrast", False):
+                image = autocontrast(image)  # as the model sees it
+            pixels = image.clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+            overlay = png(draw_overlay(pixels, shown.index_map.numpy(), found, colors, segmenter.names))
         found_map = map_image(shown, segmenter.task, colors, num_labels)
         record = records.of(f"{name}.png", result, colors)
-        return Outcome(outcome.number, outcome.path, drawn=(png(overlay), png(found_map), record))
+        record["image"]["fingerprint"] = fingerprint
+        return Outcome(outcome.number, outcome.path, drawn=(overlay, png(found_map), record))
     except Exception as error:
         return Outcome(outcome.number, outcome.path, error=error)
 
 
 def segment_files(
-    paths: Sequence[Path], segmenter: Segmenter, results: Results
-) -> Generator[tuple[Path, Exception | None]]:
-    """Write the results of all files, in their order; of each comes what was wrong with it, if anything was.
+    paths: Sequence[Path], segmenter: Segmenter, results: Results, skip_existing: bool = False
+) -> Generator[tuple[Path, Exception | bool]]:
+    """Write the results of all files, in their order; of each comes True when they are written, or what was wrong with
+    it. `skip_existing`: of those that have the same results already, False comes, and first.
 
     Files are read, and results drawn, in threads; this one predicts, and writes. At any time as many images are held as
     a few batches have, and one more for each core.
@@ -134,6 +173,11 @@ def segment_files(
     drawers = max(1, cores() - readers)
     with results.open(records.categories):
         names |= zip(paths, results.names(paths), strict=True)
+        if skip_existing:
+            there = [path for path in paths if results.has(path, segmenter.fingerprint(path), segmenter.overlay)]
+            yield from ((path, False) for path in there)
+            paths = [path for path in paths if path not in {*there}]
+        results.renew(paths)
         with (
             closing(ahead(read, enumerate(paths), readers, batch_size + readers)) as images,
             closing(segmented(images, segmenter, batch_size)) as found,
@@ -142,7 +186,7 @@ def segment_files(
             for outcome in in_order(drawn, lambda outcome: outcome.number):
                 if outcome.drawn is not None:
                     results.add(outcome.path, names[outcome.path], *outcome.drawn)
-                yield outcome.path, outcome.error
+                yield outcome.path, outcome.error or True
 
 
 def segmented(images: Iterable[Outcome], segmenter: Any, batch_size: int) -> Generator[Outcome]:

@@ -57,6 +57,15 @@ class InstanceF1(SummedMetric):
         Raises:
             ValueError: the sizes differ.
         """
+        outcomes, true_labels = self.outcomes(found, true), as_array(true.class_labels)[~as_array(true.is_crowd)]
+        of_class = [outcomes[as_array(found.class_labels) == label] for label in self.label_ids]
+        hits, false_positives = (np.array([(of == wanted).sum() for of in of_class]) for wanted in (1, 0))
+        there = np.array([(true_labels == label).sum() for label in self.label_ids])
+        counts = np.stack([hits, false_positives, there - hits]).astype(np.float64)
+        return torch.from_numpy(counts.reshape(self.shape))
+
+    def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
+        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
         check_sizes(found, true)
         crowd = as_array(true.is_crowd)
         predicted_labels, true_labels = as_array(found.class_labels), as_array(true.class_labels)
@@ -66,11 +75,8 @@ class InstanceF1(SummedMetric):
         areas = np.array([found.mask_runs[place].area for place in is_thing], dtype=np.float64)
         overlaps = mask_overlaps(predicted, areas, true.run_lengths)
         true_areas = np.array([mask.area for mask in true.mask_runs], dtype=np.float64)
-        counts = np.zeros(self.shape)
-        there = {*predicted_labels.tolist(), *true_labels.tolist()}
-        for column, label in enumerate(self.label_ids):
-            if label not in there:
-                continue
+        outcomes = np.full(len(found), -1, dtype=np.int8)
+        for label in {*predicted_labels.tolist()}:
             rows = predicted_labels == label
             segments, crowds = (true_labels == label) & ~crowd, (true_labels == label) & crowd
             common = overlaps[np.ix_(rows, segments)]
@@ -79,9 +85,9 @@ class InstanceF1(SummedMetric):
             matched, partners = linear_sum_assignment(candidates, maximize=True)
             matched = matched[candidates[matched, partners]]
             spurious = overlaps[np.ix_(rows, crowds)].sum(1) <= areas[rows] / 2
-            spurious[matched] = False
-            counts[:, column] = len(matched), spurious.sum(), segments.sum() - len(matched)
-        return torch.from_numpy(counts)
+            outcomes[is_thing[rows][spurious]] = 0
+            outcomes[is_thing[rows][matched]] = 1
+        return outcomes
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
         return _f1(sums)

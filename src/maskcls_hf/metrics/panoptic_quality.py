@@ -51,6 +51,18 @@ class PanopticQuality(SummedMetric):
         Raises:
             ValueError: the sizes differ, segments overlap, a predicted one has no pixel, or a class is unknown.
         """
+        overlaps, *labels, crowd = self._compared(found, true)
+        return torch.from_numpy(_matches(overlaps, *labels, crowd, len(self.names)))
+
+    def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
+        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
+        rows, _, _, false_positive, _ = _matched(*self._compared(found, true))
+        outcomes = np.where(false_positive, 0, -1).astype(np.int8)
+        outcomes[rows] = 1
+        return outcomes
+
+    def _compared(self, found: Segments, true: Segments) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """Arguments of `_matched`."""
         if found.size != true.size:
             raise ValueError(
                 f"{true.name}: the prediction is {found.size}, the annotation {true.size} (height, width)."
@@ -68,8 +80,7 @@ class PanopticQuality(SummedMetric):
             ids = range(len(found)) if found.ids is None else found.ids
             missing = [ids[row] for row in empty[:5].tolist()]
             raise ValueError(f"{true.name}: segments_info has ids {missing} that the map lacks.")
-        crowd = as_array(true.is_crowd)
-        return torch.from_numpy(_matches(overlaps, predicted_labels, true_labels, crowd, len(self.names)))
+        return overlaps, predicted_labels, true_labels, as_array(true.is_crowd)
 
     def _check_labels(self, predicted: NDArray, true: NDArray, name: str) -> None:
         for kind, labels in (("predicted", predicted), ("true", true)):
@@ -101,7 +112,24 @@ def _matches(
     crowd: NDArray[np.bool_],
     num_labels: int,
 ) -> NDArray[np.float64]:
-    """Sum of IoUs, true positives, false positives, false negatives of each class (4, K).
+    """Sum of IoUs, true positives, false positives, false negatives of each class (4, K): see `_matched`."""
+    rows, columns, ious, false_positive, false_negative = _matched(overlaps, predicted_labels, true_labels, crowd)
+    result = np.empty((4, num_labels))
+    result[0] = np.bincount(true_labels[columns], ious, num_labels)
+    result[1] = np.bincount(true_labels[columns], minlength=num_labels)
+    result[2] = np.bincount(predicted_labels[false_positive], minlength=num_labels)
+    result[3] = np.bincount(true_labels[false_negative], minlength=num_labels)
+    return result
+
+
+def _matched(
+    overlaps: NDArray[np.float64],
+    predicted_labels: NDArray[np.int64],
+    true_labels: NDArray[np.int64],
+    crowd: NDArray[np.bool_],
+) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """Places of predicted and true segments that match, with their IoUs (T,) each, and which are false positives (P,)
+    and false negatives (M,).
 
     Args:
         overlaps: pixels of each predicted segment (rows) in each true one (columns); the last two: in none, void.
@@ -122,9 +150,4 @@ def _matches(
     false_positive[rows] = False
     false_negative = ~crowd
     false_negative[columns] = False
-    result = np.empty((4, num_labels))
-    result[0] = np.bincount(true_labels[columns], common[rows, columns] / unions[rows, columns], num_labels)
-    result[1] = np.bincount(true_labels[columns], minlength=num_labels)
-    result[2] = np.bincount(predicted_labels[false_positive], minlength=num_labels)
-    result[3] = np.bincount(true_labels[false_negative], minlength=num_labels)
-    return result
+    return rows, columns, common[rows, columns] / unions[rows, columns], false_positive, false_negative

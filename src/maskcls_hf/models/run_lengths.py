@@ -198,6 +198,16 @@ class MaskRuns:
         top, bottom = int((self.starts % height).min()), int(((self.stops - 1) % height).max())
         return [left, top, right - left + 1, bottom - top + 1]
 
+    @cached_property
+    def centroid(self) -> tuple[float, float] | None:
+        """Mean x and y of the pixels, whose centers lie at 0.5, 1.5, ...; of an empty mask None."""
+        if not self.area:
+            return None
+        lengths = self.stops - self.starts
+        x, top = np.divmod(self.starts, self.size[0])
+        y = top + lengths / 2  # the center of a run
+        return float(((x + 0.5) * lengths).sum() / self.area), float((y * lengths).sum() / self.area)
+
     def window(self) -> tuple[tuple[slice, slice], NDArray[np.bool_]]:
         """Where the box lies in a map (H, W), and the mask in it."""
         left, top, width, height = self.box

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
 
 def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
     if not path.is_dir():
@@ -26,6 +24,8 @@ def require_model_place(name: str | os.PathLike) -> None:
         return
     if os.path.exists(text):
         raise ValueError(f"{text} is a file: give the folder of a saved model, or a name on the Hub.")
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # 0.1 s, which help need not wait for
+
     try:
         validate_repo_id(text)
         is_path = not isinstance(name, str) or text.startswith((".", "~")) or os.path.isabs(text)
