@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from maskcls_hf.data import SegmentationDataset, open_dataset
-from maskcls_hf.data.sample import segments_of
 from maskcls_hf.inference import Predictor
 from maskcls_hf.inference.evaluation import model_classes
 from maskcls_hf.metrics import Segments
@@ -89,7 +88,7 @@ class Trial:
         self.images: list[tuple[Tensor, Segments]] = []
         for index in range(0, len(data), every):
             sample = data[index]
-            true = segments_of(sample, data.void_id)
+            true = sample["segments"]
             self.images.append((sample["image"].as_subclass(Tensor), true))
             true.class_labels[:] = of_model[true.class_labels]
 
