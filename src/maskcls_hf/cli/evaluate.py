@@ -139,15 +139,12 @@ def evaluate(
         evaluator = new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
         scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
-    used = evaluator.settings | dict(tile=predictor.tile, overlap=predictor.overlap, enlarge=predictor.enlarge)
+    used = evaluator.settings | {name: getattr(predictor, name) for name in ("tile", "overlap", "enlarge")}
     if json_file is not None:
-        settings = dict(
-            model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks, **used,
-            scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, bootstrap=bootstrap,
-            options=evaluator.options,
-        )  # fmt: skip
-        of_classes = evaluator.per_class()
-        write_json(json_file, without_nan(dict(settings=settings, scores=scores, per_class=of_classes)), indent=2)
+        ways = dict(scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, bootstrap=bootstrap)
+        of_data = dict(model=model, data=str(data), split=split, images=images, tasks=evaluator.tasks)
+        content = dict(settings=of_data | used | ways | dict(options=evaluator.options), scores=scores)
+        write_json(json_file, without_nan(content | dict(per_class=evaluator.per_class())), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
     console.print(f"Settings: {in_words(used)}.", soft_wrap=True)
     if per_class:

@@ -95,12 +95,10 @@ def segment(
 
     What is not given is as the model has it saved (`inference_defaults` of its `preprocessor_config.json`).
 
-    A model finds at most N segments, its queries, in an image. With `--tile` it finds as many in each tile; segments of
-    neighboring tiles that overlap become one.
+    A model finds at most N segments, its queries, in an image; with `--tile` in each tile.
 
     A file that cannot be read is reported and left out, and the exit code is 1. Results in OUT of other images stay;
-    those of a run that is stopped or killed are kept. While the model sees one image, other threads read the next ones
-    and draw the last ones.
+    those of a run that is stopped or killed are kept.
 
     Example: `maskcls segment photos/ --model model_cards/maskcls-nuclei-tiny --out found`
     """
