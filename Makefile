@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## segment a photograph with the checkpoint of this repository, into demo/
+demo: $(STAMP)  ## segment an image with the checkpoint of this repository, into demo/
 	$(PY) examples/demo.py
 
 test: $(STAMP)  ## the tests, then transformers' own tests on our classes

@@ -163,6 +163,7 @@ def search(trial: Trial, task: str, given: Mapping[str, Any]) -> tuple[dict[str,
     return ways | {"task": task, task: options}, best["f1"]
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("clean-up", "search"))
@@ -177,7 +178,6 @@ def main() -> None:
     )
     parser.add_argument("--save", action="store_true", help="what the search finds, into the model's folder")
     arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
     trial = Trial(arguments.model, open_dataset(arguments.data, arguments.split, arguments.layout), arguments.every)
     print(f"{len(trial.images)} images of {Path(arguments.data).name}, {arguments.split}; {arguments.model}\n")
     given = {key: json.loads(value) for key, value in (option.split("=") for option in arguments.option)}

@@ -1,4 +1,4 @@
-"""The examples run; the demo with its real photograph and a tiny random checkpoint."""
+"""The examples run; the demo with its real image and a tiny random checkpoint."""
 
 import ast
 import importlib
@@ -58,7 +58,6 @@ def test_trainings_use_what_the_package_exports(name):
 
 
 def test_demo(checkpoint, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("mahotas")
     run("demo.py", monkeypatch, checkpoint, tmp_path / "demo")
     assert "Segments" in capsys.readouterr().out
     content = json.loads((tmp_path / "demo" / "segments.json").read_text())
@@ -69,7 +68,6 @@ def test_demo(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_demo_without_checkpoint(tmp_path, monkeypatch):
-    pytest.importorskip("mahotas")
     with pytest.raises(SystemExit, match="No checkpoint"):
         run("demo.py", monkeypatch, tmp_path, tmp_path / "demo")
 

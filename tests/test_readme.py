@@ -4,17 +4,19 @@ import io
 import json
 import pkgutil
 import re
+import shutil
 import tokenize
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from checkpoints import picture, save_maskcls
+from checkpoints import picture
 from maskcls_hf.cli.parts import ENTRY_POINTS
 from test_pretrained_backbones import make_package
 
 README = Path(__file__).parents[1] / "README.md"
+NUCLEI = Path("model_cards/maskcls-nuclei-tiny")
 
 
 def snippets(text: str) -> list[str]:
@@ -22,9 +24,9 @@ def snippets(text: str) -> list[str]:
 
 
 def make_folder(root: Path) -> None:
-    """Two images a split, with labels and void."""
-    save_maskcls(root / "model_cards" / "maskcls-nuclei-tiny")
-    picture().save(root / "nuclei.png")
+    """The model and the image of the repository, and data: two images a split, with labels and void."""
+    shutil.copytree(README.parent / NUCLEI, root / NUCLEI)
+    shutil.copy(README.parent / "nuclei.png", root)
     data = root / "my_data"
     for split in ("train", "val"):
         for folder in ("images", "labels"):
@@ -45,9 +47,12 @@ def test_snippets_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     code = snippets(README.read_text())
-    assert len(code) == 8
+    assert len(code) == 9
     for number, snippet in enumerate(code, start=1):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
+        if number == 1:
+            of_classes = [info["label_id"] for info in names["found"]["segments_info"]]
+            assert f"finds {of_classes.count(1)} of the 102 nuclei" in README.read_text()
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}
     assert (tmp_path / "runs" / "mine" / "final" / "modeling_maskcls.py").is_file()
     assert names["fresh"].config.num_labels == 2
