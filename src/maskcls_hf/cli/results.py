@@ -159,13 +159,13 @@ class Results:
         """
         source = source_of(path)
         for folder, picture in (("overlay", overlay), ("map", map_)):
-            file = self.out / folder / f"{name}.png"
+            target = self.out / folder / f"{name}.png"
             with written(folder, self.out):
                 if picture is None:
-                    file.unlink(missing_ok=True)  # of an earlier run
+                    target.unlink(missing_ok=True)  # of an earlier run
                     continue
-                file.parent.mkdir(exist_ok=True)
-            with replacing(file) as temporary:
+                target.parent.mkdir(exist_ok=True)
+            with replacing(target) as temporary:
                 temporary.write_bytes(picture)
         record["image"] |= {"file_name": path.name, "map": f"{name}.png", "source": source}
         self.records[source] = record

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -113,7 +113,9 @@ def segment(
         results = Results(out, task, csv)
         paths = [path for path in found if is_file(path)]
         options = thresholds(task, threshold, mask_threshold, overlap_threshold)
-        ways = dict(tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size, overlay=not no_overlay)
+        ways: dict[str, Any] = dict(
+            tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size, overlay=not no_overlay
+        )
         segmenter = Segmenter(model, task, place, options=options, **ways) if paths else None
     if segmenter is None:
         raise typer.Exit(1)

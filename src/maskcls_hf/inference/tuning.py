@@ -173,7 +173,7 @@ class OutputCache:
             outputs.append(self._needed(found))
             return found
 
-        self.predictor._outputs = recorded  # type: ignore[method-assign]
+        self.predictor._outputs = recorded  # type: ignore[method-assign, assignment]
         for index in range(images):
             sample = data[index]
             truth = sample["segments"]

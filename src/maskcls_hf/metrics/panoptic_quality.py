@@ -51,8 +51,7 @@ class PanopticQuality(SummedMetric):
         Raises:
             ValueError: the sizes differ, segments overlap, a predicted one has no pixel, or a class is unknown.
         """
-        overlaps, *labels, crowd = self._compared(found, true)
-        return torch.from_numpy(_matches(overlaps, *labels, crowd, len(self.names)))
+        return torch.from_numpy(_matches(*self._compared(found, true), num_labels=len(self.names)))
 
     def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
         """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
