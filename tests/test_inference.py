@@ -608,6 +608,28 @@ class TestStitching:
             assert infos[0]["area"] == whole.sum() and infos[0]["score"] == pytest.approx(0.9)
 
     @pytest.mark.parametrize("kind", [PanopticStitch, InstanceStitch])
+    def test_what_tiles_above_each_other_find_is_whole_where_those_beside_find_nothing(self, kind):
+        """Four tiles of 32 pixels, seams at row and column 28: the two on the left see all of it, joined; it reaches
+        over the other seam too."""
+        whole = np.zeros((56, 56), dtype=bool)
+        whole[25:31, 24:31] = True
+        grid = TileGrid(whole.shape, 32, 0.25)
+        stitch = kind(grid)
+        for tile in grid.visits():
+            local = grid.crop(torch.from_numpy(whole), tile).numpy() & (tile.column == 0)
+            if kind is PanopticStitch:
+                stitch.add(tile, as_found(local.astype(np.int32), {1: 0} if local.any() else {}))
+            else:
+                local = torch.from_numpy(local[None][: int(local.any())])
+                infos = [dict(id=0, label_id=0, was_fused=False, score=0.9, area=int(m.sum())) for m in local]
+                stitch.add(tile, {"segmentation": local, "segments_info": infos})
+        result = stitch.result()
+        (info,) = result["segments_info"]
+        found = result["segmentation"].numpy() > 0 if kind is PanopticStitch else result["segmentation"][0].dense()
+        np.testing.assert_array_equal(found, whole)
+        assert info["area"] == whole.sum()
+
+    @pytest.mark.parametrize("kind", [PanopticStitch, InstanceStitch])
     def test_no_thing_is_there_twice(self, kind):
         """Seen by two tiles with an IoU of 0.5 in what both see, too little to be joined."""
         left, right = np.zeros((2, 32, 32), dtype=bool)

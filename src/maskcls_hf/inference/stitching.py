@@ -7,10 +7,11 @@ Segments of neighboring tiles are parts of one thing if they have one class and 
 tiles see have an IoU above 0.5. Each pixel takes its segment from the tile that answers for it: seams run in the middle
 of the strips, so that what a tile sees only in part, at its border, does not count.
 
-A thing that one tile alone finds is not cut at the seam: it stays whole where the tile sees all of it, that is, where
-it does not touch the border of the tile. If it does, it ends at the seam, and is dropped if the seam takes more than
-half of it. Of two things that different tiles found and that share more than half of the smaller one, one stays: what
-several tiles found before what one saw whole, that before what was cut, then the one of the higher score.
+A thing that a tile finds and its neighbor does not is not cut at the seam: it stays whole where the tile sees all of
+it, that is, where it does not touch the border of the tile. If it does, it ends at the seam, and is dropped if the seam
+takes more than half of it. Of two things that different tiles found and that share more than half of the smaller one,
+one stays: what several tiles found before what one saw whole, that before what was cut, then the one of the higher
+score.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .tiling import Tile, TileAxis, TileGrid, relative
 
 MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves
 MIN_PART = 0.5  # of a segment that one tile alone finds and sees in part, the least part where that tile answers
+MIN_JOINED = 0.95  # of what one tile sees whole, the least part that makes do without the rest
 MAX_SHARED = 0.5  # of the smaller of two things, the largest part that both may have
 
 
@@ -148,14 +150,17 @@ class Pieces:
             info = self.infos[pieces[0]]
             area = sum(self.areas[piece] for piece in pieces)
             alone = len(pieces) == 1 and not info["was_fused"]
-            whole = self.wholes.get(pieces[0]) if alone else None
+            wholes = [] if info["was_fused"] else [self.wholes[piece] for piece in pieces if piece in self.wholes]
+            whole = max(wholes, key=lambda mask: mask.area, default=None)
+            if whole is not None and not alone and area >= MIN_JOINED * whole.area:
+                whole = None
             if area == 0 or (alone and whole is None and area < MIN_PART * info["area"]):
                 continue
             score = max(self.infos[piece]["score"] for piece in pieces)
             if not info["was_fused"]:
                 score = sum(self.infos[piece]["score"] * self.areas[piece] for piece in pieces) / area
-            rank = 0 if alone and area < info["area"] else 2
-            segments.append(Stitched(pieces, info | {"score": score, "area": area}, whole, 1 if whole else rank))
+            rank = 2 if not alone or area == info["area"] else 0 if whole is None else 1
+            segments.append(Stitched(pieces, info | {"score": score, "area": area}, whole, rank))
         return segments
 
 
@@ -167,8 +172,9 @@ class Stitched:
         pieces: what it is made of.
         info: its record. The score is the mean of the scores of the pieces, weighted with their pixels; the highest of
             fused ones, as within one tile.
-        whole: its mask, where one tile alone finds it and sees all of it beyond the seam.
-        rank: 2: found by several tiles or within the seams of one; 1: `whole`; 0: cut at a seam.
+        whole: its mask, where a tile sees all of it, and beyond the seam another does not find it.
+        rank: 2: found by several tiles or within the seams of one; 1: by one alone that sees it whole; 0: cut at a
+            seam.
     """
 
     pieces: list[int]
@@ -396,7 +402,8 @@ class InstanceStitch:
         """`segmentation`, the runs of the masks, and `segments_info`: best score first, ids from 0."""
         segments = sorted(self.pieces.segments(), key=lambda segment: -segment.info["score"])
         masks = [
-            segment.whole or MaskRuns.union([self.masks[piece - 1] for piece in segment.pieces]) for segment in segments
+            MaskRuns.union([self.masks[piece - 1] for piece in segment.pieces] + [segment.whole] * bool(segment.whole))
+            for segment in segments
         ]
         self._drop_doubles(segments, masks)
         kept = [place for place, segment in enumerate(segments) if not segment.dropped]
@@ -423,7 +430,7 @@ class InstanceStitch:
                 rival = segments[other]
                 if segment.dropped:
                     break
-                if rival.dropped or rival.info["label_id"] != segment.info["label_id"]:
+                if rival is segment or rival.dropped or rival.info["label_id"] != segment.info["label_id"]:
                     continue
                 smaller = min(masks[place].area, masks[other].area)
                 if common_pixels(masks[place], masks[other]) > MAX_SHARED * smaller:
