@@ -4,14 +4,17 @@ import io
 import json
 import pkgutil
 import re
+import shlex
 import shutil
 import tokenize
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
 from checkpoints import picture
+from maskcls_hf.cli.main import app
 from maskcls_hf.cli.parts import ENTRY_POINTS
 from test_pretrained_backbones import make_package
 
@@ -58,6 +61,20 @@ def test_snippets_run(tmp_path, monkeypatch):
     assert names["fresh"].config.num_labels == 2
     assert names["started"].config.num_queries == 50 and names["its_images"].image_mean == (127 / 255,) * 3
     assert names["one_query_a_class"].config.num_queries == 2
+
+
+def test_the_first_command_gives_the_picture_beside_it(tmp_path, monkeypatch):
+    make_folder(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = README.read_text()
+    (command,) = re.findall(r"^    maskcls (segment nuclei\.png .*)$", text, flags=re.MULTILINE)
+    (picture,) = re.findall(r"!\[The overlay that this command writes\]\((.*)\)", text)
+    result = CliRunner().invoke(app, shlex.split(command))
+    assert result.exit_code == 0, result.output
+    written, shown = (
+        np.asarray(Image.open(path)) for path in (tmp_path / "found/overlay/nuclei.png", README.parent / picture)
+    )
+    assert written.shape == shown.shape and (written == shown).mean() > 0.995  # processors round in ways of their own
 
 
 def test_files_that_are_named_exist():
