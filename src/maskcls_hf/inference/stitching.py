@@ -401,10 +401,10 @@ class InstanceStitch:
     def result(self) -> dict[str, Any]:
         """`segmentation`, the runs of the masks, and `segments_info`: best score first, ids from 0."""
         segments = sorted(self.pieces.segments(), key=lambda segment: -segment.info["score"])
-        masks = [
-            MaskRuns.union([self.masks[piece - 1] for piece in segment.pieces] + [segment.whole] * bool(segment.whole))
-            for segment in segments
-        ]
+        masks = []
+        for segment in segments:
+            beyond = [] if segment.whole is None else [segment.whole]
+            masks.append(MaskRuns.union([self.masks[piece - 1] for piece in segment.pieces] + beyond))
         self._drop_doubles(segments, masks)
         kept = [place for place, segment in enumerate(segments) if not segment.dropped]
         masks = [masks[place] for place in kept]
