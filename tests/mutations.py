@@ -106,7 +106,9 @@ MUTATIONS = {
     ),
     # The pixel decoder goes from coarse to fine.
     "order of the pixel decoder": Mutation(
-        "for level in reversed(range(len(self.laterals))):", "for level in range(len(self.laterals)):", (LOSSES,)
+        "pyramid = [features]\n        for level in reversed(range(len(self.laterals))):",
+        "pyramid = [features]\n        for level in range(len(self.laterals)):",
+        (LOSSES,),
     ),
     # Class logits that a query has from the start.
     "query priors": Mutation(
