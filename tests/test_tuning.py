@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from checkpoints import CLASSES, image_processor, maskcls_model, picture, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.main import app
+from maskcls_hf.cli.tune import check_target
 from maskcls_hf.data import SegmentationFolder
 from maskcls_hf.inference import Predictor, evaluate, tune
 from maskcls_hf.inference.tuning import GRIDS
@@ -250,3 +251,10 @@ def test_scores_without_segments_are_no_best():
     from maskcls_hf.inference.tuning import _rank
 
     assert max([math.nan, 0.0, 0.2, math.nan], key=_rank) == 0.2
+
+
+@pytest.mark.parametrize("model_type", ["maskformer", "mask2former", "eomt", "eomt_dinov3"])
+def test_models_of_transformers_keep_no_thresholds(model_type, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match="is a model of transformers, which keeps no thresholds"):
+        check_target(str(tmp_path), None)

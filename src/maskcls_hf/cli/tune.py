@@ -85,9 +85,11 @@ def check_target(model: str, out: Path | None) -> None:
     """ValueError where the thresholds could not be saved."""
     from ..inference.loading import saved_config
     from ..models.checkpoint_manifest import MANIFEST
+    from ..models.kinds import KIND_OF_TYPE
 
-    kind = saved_config(model)["model_type"]
-    if kind == "maskformer":
+    model_type = saved_config(model)["model_type"]
+    kind = KIND_OF_TYPE.get(model_type)
+    if kind is not None and model_type != kind.config_class.model_type:  # read, but not ours
         raise ValueError(f"{model} is a model of transformers, which keeps no thresholds: maskcls convert it first.")
     if not Path(model).is_dir():
         raise ValueError(f"{model} is no folder: download the model first.")

@@ -1,6 +1,15 @@
 """Checkpoints of other implementations -> ours, and back; outputs of other models -> probability-mask pairs."""
 
-from transformers import EomtConfig, EomtDinov3Config, Mask2FormerConfig, MaskFormerConfig
+from functools import partial
+
+from transformers import (
+    EomtConfig,
+    EomtDinov3Config,
+    EomtDinov3ForUniversalSegmentation,
+    EomtForUniversalSegmentation,
+    Mask2FormerConfig,
+    MaskFormerConfig,
+)
 
 from ..models.configuration_maskcls import CHECKPOINT_READERS, CONFIG_READERS
 from ..models.options import BACKBONE_READERS
@@ -37,7 +46,10 @@ def register_readers() -> None:
     CHECKPOINT_READERS[MaskFormerConfig.model_type] = load_maskformer
     CONFIG_READERS[Mask2FormerConfig.model_type] = config_from_mask2former
     CHECKPOINT_READERS[Mask2FormerConfig.model_type] = load_mask2former
-    for config_class in (EomtConfig, EomtDinov3Config):
+    for config_class, model_class in (
+        (EomtConfig, EomtForUniversalSegmentation),
+        (EomtDinov3Config, EomtDinov3ForUniversalSegmentation),
+    ):
         CONFIG_READERS[config_class.model_type] = config_from_eomt
-        CHECKPOINT_READERS[config_class.model_type] = load_eomt
+        CHECKPOINT_READERS[config_class.model_type] = partial(load_eomt, model_class)
     BACKBONE_READERS[:] = [open_backbone]

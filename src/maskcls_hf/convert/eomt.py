@@ -11,29 +11,16 @@ from transformers import (
     EomtConfig,
     EomtDinov3Config,
     EomtDinov3ForUniversalSegmentation,
-    EomtForUniversalSegmentation,
     PreTrainedModel,
 )
 
-from ..models.options import DOWNLOAD_OPTIONS, chosen
-from .maskformer import FILE_OPTIONS
+from ..models.configuration_maskcls import MaskClsConfig
+from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
+from .mask2former import LOSS_FIELDS
+from .maskformer import read_theirs
 
 # Fields of our configuration -> fields of theirs.
-CONFIG_FIELDS = {
-    "num_queries": "num_queries",
-    "query_blocks": "num_blocks",
-    "upscale_blocks": "num_upscale_blocks",
-    "cross_entropy_weight": "class_weight",
-    "mask_weight": "mask_weight",
-    "dice_weight": "dice_weight",
-    "no_object_weight": "no_object_weight",
-    "loss_points": "train_num_points",
-    "loss_oversampling": "oversample_ratio",
-    "loss_importance": "importance_sample_ratio",
-    "id2label": "id2label",
-    "label2id": "label2id",
-    "dtype": "dtype",
-}
+CONFIG_FIELDS = LOSS_FIELDS | {"query_blocks": "num_blocks", "upscale_blocks": "num_upscale_blocks"}
 SHARED_FIELDS = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "initializer_range", "layer_norm_eps",
     "image_size", "patch_size", "num_channels", "layerscale_value", "drop_path_rate", "num_register_tokens",
@@ -105,7 +92,7 @@ def state_from_eomt(model: PreTrainedModel, leave_out: Collection[str] = ()) -> 
         for pattern, ours in NAMES:
             name = re.sub(pattern, ours, name)
         name = re.sub(r"^layers\.", f"{layers}.", re.sub(r"^layernorm\.", f"{norm}.", name))
-        if ".mlp.gate_proj." in name and not is_dinov3 or ".mlp.up_proj." in name and not is_dinov3:
+        if not is_dinov3 and (".mlp.gate_proj." in name or ".mlp.up_proj." in name):
             gated[name] = value
             continue
         if not is_dinov3:
@@ -119,9 +106,6 @@ def state_from_eomt(model: PreTrainedModel, leave_out: Collection[str] = ()) -> 
 
 
 def _vit_names(config: Any) -> set[str]:
-    from ..models.configuration_maskcls import MaskClsConfig
-    from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
-
     return set(MaskClsForUniversalSegmentation(MaskClsConfig(**config_from_eomt(config.to_dict()))).state_dict())
 
 
@@ -138,16 +122,9 @@ def has_no_counterpart(name: str) -> bool:
     return name.startswith("criterion.") or name == "attn_mask_probs" or name.endswith(".inv_freq")
 
 
-def load_eomt(path: Any, options: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """Parameters of a checkpoint of transformers' EoMT by our names, and names that it has no place for; as
-    `maskformer.load_maskformer`. The probabilities of its masks become a field of the configuration: they are added to
-    the options."""
-    is_dinov3 = EomtDinov3Config.get_config_dict(path)[0]["model_type"] == EomtDinov3Config.model_type
-    model_class: Any = EomtDinov3ForUniversalSegmentation if is_dinov3 else EomtForUniversalSegmentation
-    theirs, report = model_class.from_pretrained(
-        path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
-    )
+def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
+    """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`. The probabilities
+    of its masks become a field of the configuration: they are added to the options."""
+    theirs, absent, unknown = read_theirs(model_class, path, options, has_no_counterpart)
     options.setdefault("mask_probabilities", theirs.attn_mask_probs.float().tolist())
-    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
     return state_from_eomt(theirs, leave_out=absent), unknown

@@ -12,22 +12,13 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
 from ..models.backbones import is_plain_vit
-from ..models.options import DOWNLOAD_OPTIONS, chosen
-from .maskformer import FILE_OPTIONS, OWN_HEADS, rename
+from .maskformer import OWN_HEADS, read_theirs, rename
 
 NAME = "Mask2Former"
 
-# Fields of our configuration -> fields of theirs.
-CONFIG_FIELDS = {
-    "fpn_feature_size": "feature_size",
-    "mask_feature_size": "mask_feature_size",
-    "hidden_size": "hidden_dim",
-    "encoder_layers": "encoder_layers",
-    "encoder_ffn_dim": "encoder_feedforward_dim",
-    "decoder_ffn_dim": "dim_feedforward",
-    "num_attention_heads": "num_attention_heads",
+# Fields of our configuration -> fields of theirs, and of EoMT's.
+LOSS_FIELDS = {
     "num_queries": "num_queries",
-    "dropout": "dropout",
     "cross_entropy_weight": "class_weight",
     "mask_weight": "mask_weight",
     "dice_weight": "dice_weight",
@@ -35,12 +26,22 @@ CONFIG_FIELDS = {
     "loss_points": "train_num_points",
     "loss_oversampling": "oversample_ratio",
     "loss_importance": "importance_sample_ratio",
-    "deep_supervision": "use_auxiliary_loss",
-    "init_xavier_std": "init_xavier_std",
-    "output_auxiliary_logits": "output_auxiliary_logits",
     "id2label": "id2label",
     "label2id": "label2id",
     "dtype": "dtype",
+}
+CONFIG_FIELDS = LOSS_FIELDS | {
+    "fpn_feature_size": "feature_size",
+    "mask_feature_size": "mask_feature_size",
+    "hidden_size": "hidden_dim",
+    "encoder_layers": "encoder_layers",
+    "encoder_ffn_dim": "encoder_feedforward_dim",
+    "decoder_ffn_dim": "dim_feedforward",
+    "num_attention_heads": "num_attention_heads",
+    "dropout": "dropout",
+    "deep_supervision": "use_auxiliary_loss",
+    "init_xavier_std": "init_xavier_std",
+    "output_auxiliary_logits": "output_auxiliary_logits",
 }
 # What makes a network of ours theirs.
 PARTS = {
@@ -130,8 +131,8 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
         yield "training changes its batch norms (here freeze_batch_norm=True)."
 
 
-def mask2former_modules(config: PreTrainedConfig) -> dict[str, str]:
-    """Prefixes of parameter names: ours -> theirs, for `rename`. `config` is ours."""
+def mask2former_modules(encoder_layers: int, decoder_layers: int) -> dict[str, str]:
+    """Prefixes of parameter names: ours -> theirs, for `rename`. `decoder_layers` are counted as ours."""
     modules = {
         "model.backbone": "model.pixel_level_module.encoder",
         OUR_PIXEL_DECODER: PIXEL_DECODER,
@@ -152,21 +153,23 @@ def mask2former_modules(config: PreTrainedConfig) -> dict[str, str]:
         modules[f"{OUR_PIXEL_DECODER}.laterals.0.{name}"] = f"{PIXEL_DECODER}.adapter_1.{index}"
         modules[f"{OUR_PIXEL_DECODER}.outputs.0.{name}"] = f"{PIXEL_DECODER}.layer_1.{index}"
     for ours, theirs, layers in (
-        (f"{OUR_PIXEL_DECODER}.layers", f"{PIXEL_DECODER}.encoder.layers", config.encoder_layers),
-        (f"{OUR_DECODER}.layers", f"{DECODER}.decoder.layers", config.decoder_layers),
+        (f"{OUR_PIXEL_DECODER}.layers", f"{PIXEL_DECODER}.encoder.layers", encoder_layers),
+        (f"{OUR_DECODER}.layers", f"{DECODER}.decoder.layers", decoder_layers),
     ):
         for layer in range(layers):
             modules |= {f"{ours}.{layer}.mlp.{name}": f"{theirs}.{layer}.{name}" for name in ("fc1", "fc2")}
-    for layer in range(config.decoder_layers):
+    for layer in range(decoder_layers):
         for attention in ("self_attn", "cross_attn"):
             ours, theirs = f"{OUR_DECODER}.layers.{layer}", f"{DECODER}.decoder.layers.{layer}"
             modules[f"{ours}.{attention}.o_proj"] = f"{theirs}.{attention}.out_proj"
     return modules
 
 
-def state_from_mask2former(model: PreTrainedModel, config: Any, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
-    """Parameters of transformers' Mask2Former by our names, without those it calls `leave_out`. `config` is ours."""
-    ours = {theirs: name for name, theirs in mask2former_modules(config).items()}
+def state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Parameters of transformers' Mask2Former by our names, without those it calls `leave_out`."""
+    config: Any = model.config
+    modules = mask2former_modules(config.encoder_layers, config.decoder_layers - 1)
+    ours = {theirs: name for name, theirs in modules.items()}
     state = {}
     for name, value in model.state_dict().items():
         if name in leave_out or has_no_counterpart(name):
@@ -184,7 +187,7 @@ def state_from_mask2former(model: PreTrainedModel, config: Any, leave_out: Colle
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' Mask2Former, without those of
     heads that it lacks."""
-    modules = mask2former_modules(model.config)
+    modules = mask2former_modules(model.config.encoder_layers, model.config.decoder_layers)
     state, parts = {}, {}
     for name, value in model.state_dict().items():
         if name.startswith(OWN_HEADS):
@@ -202,14 +205,6 @@ def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def load_mask2former(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """Parameters of a checkpoint of transformers' Mask2Former by our names, and names that it has no place for; as
-    `maskformer.load_maskformer`."""
-    loaded: Any = Mask2FormerForUniversalSegmentation.from_pretrained(
-        path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
-    )
-    theirs, report = loaded
-    absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
-    counts: Any = PreTrainedConfig()
-    counts.encoder_layers, counts.decoder_layers = theirs.config.encoder_layers, theirs.config.decoder_layers - 1
-    return state_from_mask2former(theirs, counts, leave_out=absent), unknown
+    """A checkpoint of transformers' Mask2Former, as `maskformer.load_maskformer`."""
+    theirs, absent, unknown = read_theirs(Mask2FormerForUniversalSegmentation, path, options, has_no_counterpart)
+    return state_from_mask2former(theirs, leave_out=absent), unknown

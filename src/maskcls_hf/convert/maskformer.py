@@ -3,7 +3,7 @@
 The two networks compute the same, under other names.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -238,19 +238,28 @@ def has_no_counterpart(name: str) -> bool:
 
 
 def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """Parameters of a checkpoint of transformers' MaskFormer by our names, and names that it has no place for.
+    """A checkpoint of transformers' MaskFormer, see [`read_theirs`]: its parameters by our names, and names that our
+    model has no place for."""
+    theirs, absent, unknown = read_theirs(MaskFormerForInstanceSegmentation, path, options, has_no_counterpart)
+    return state_from_maskformer(theirs, leave_out=absent), unknown
 
-    What the files lack, or have in another shape, is absent. transformers itself reads the files, whatever their
-    format, shards and older names.
+
+def read_theirs(
+    model_class: Any, path: Any, options: Mapping[str, Any], has_no_counterpart: Callable[[str], bool]
+) -> tuple[Any, set[str], set[str]]:
+    """A checkpoint of a model of transformers, which itself reads the files, whatever their format, shards and older
+    names.
 
     Args:
         path: folder or name on the Hub.
         options: of `from_pretrained`.
+        has_no_counterpart: of names of theirs that we need not.
+
+    Returns:
+        The model, names that the files lack or have in another shape, and names that it has no place for.
     """
-    loaded: Any = MaskFormerForInstanceSegmentation.from_pretrained(
+    theirs, report = model_class.from_pretrained(
         path, output_loading_info=True, **chosen(options, DOWNLOAD_OPTIONS + FILE_OPTIONS)
     )
-    theirs, report = loaded
     absent = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
-    unknown = {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}
-    return state_from_maskformer(theirs, leave_out=absent), unknown
+    return theirs, absent, {name for name in report["unexpected_keys"] if not has_no_counterpart(name)}

@@ -25,8 +25,8 @@ PROCESSOR_OPTIONS = (
     "do_resize", "size", "resample", "size_divisor", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_pad", "num_labels",
 )  # fmt: skip
-# Heads of ours and what they share out, which neither has.
-REQUIRED_VALUES = {"query_priors": False, "exclusive_masks": False}
+# Of ours, what neither has.
+REQUIRED_VALUES = {"architecture": "encoder_decoder", "query_priors": False, "exclusive_masks": False}
 
 
 def to_transformers(

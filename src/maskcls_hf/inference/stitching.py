@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..models.post_processing import map_of_scores
-from ..models.run_lengths import MaskRuns
+from ..models.run_lengths import MaskRuns, pairs_in_ranges
 from .tiling import Tile, TileAxis, TileGrid, relative
 
 MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves
@@ -339,9 +339,7 @@ def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
         return 0
     first = np.searchsorted(other.stops, one.starts, side="right")
     end = np.searchsorted(other.starts, one.stops, side="left")
-    counts = np.maximum(end - first, 0)
-    ones = np.repeat(np.arange(len(counts)), counts)
-    others = np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)
+    ones, others = pairs_in_ranges(first, end)
     starts, stops = np.maximum(one.starts[ones], other.starts[others]), np.minimum(one.stops[ones], other.stops[others])
     return int((stops - starts).sum())
 

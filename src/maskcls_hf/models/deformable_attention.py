@@ -126,12 +126,13 @@ def attend_by_gathering(values: Tensor, sizes: Sizes, places: Tensor, weights: T
 def corners(sizes: Sizes, places: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The four cells around each place, as indices into all cells, and their shares: (B, Q, G, 4 R J) each."""
     index, shares = [], []
+    of_levels = weights.unflatten(3, (len(sizes), -1))  # (B, Q, G, R, J)
     start = 0
     for level, (height, width) in enumerate(sizes):
         place = places[:, :, :, level] - 0.5  # (B, Q, G, J, 2)
         first = place.floor()
         fraction = place - first
-        weight = weights.unflatten(3, (len(sizes), -1))[:, :, :, level]  # (B, Q, G, J)
+        weight = of_levels[:, :, :, level]  # (B, Q, G, J)
         column, row = first.long().unbind(-1)
         right, down = fraction.unbind(-1)
         for below, share_of_row in ((0, 1 - down), (1, down)):

@@ -95,7 +95,6 @@ class EncoderOnly(nn.Module):
         self.vit: Any = AutoBackbone.from_config(vit_config, trust_remote_code=False)
         self.vit.embeddings.register_parameter("mask_token", None)  # of its pretraining
         self.access = access
-        self.layers = list(self.vit.get_submodule(access.layers))  # a list: they stay parameters of the ViT
         if not 0 < config.query_blocks <= len(self.layers):
             raise ValueError(f"query_blocks={config.query_blocks} of {len(self.layers)} blocks of the ViT.")
         self.config = config
@@ -103,6 +102,11 @@ class EncoderOnly(nn.Module):
         self.patch_size = patch_size_of(self.vit)
         self.queries_embedder = nn.Embedding(config.num_queries, size)
         self.upscale = nn.ModuleList(UpscaleBlock(size) for _ in range(config.upscale_blocks))
+
+    @property
+    def layers(self) -> Any:
+        """Blocks of the ViT."""
+        return self.vit.get_submodule(self.access.layers)
 
     def forward(self, pixel_values: Tensor, predict: Callable[..., SegmentLogits], every_block: bool) -> DecoderOutput:
         """Segment embeddings (B, N, C) and pixel features of each supervised block, deepest last.

@@ -1,8 +1,7 @@
 """What people expect of segments beyond the paper: no object twice, no small holes, no specks.
 
 Holes and fragments are found on run lengths, which are far fewer than pixels. A fragment is a part of a segment that
-touches no other part of it, not even at a corner; a hole is a part of no thing that touches
-one thing alone.
+touches no other part of it, not even at a corner; a hole is a part of no thing that touches one thing alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .run_lengths import MaskRuns, sparse_nonzero
+from .run_lengths import MaskRuns, pairs_in_ranges, sparse_nonzero
 
 CHUNK = 8  # masks of the whole image at once
 Box = tuple[int, int, int, int]  # top, left, bottom, right; the last two are outside
@@ -103,9 +102,7 @@ class RowRuns(NamedTuple):
         corner = self.values > 0
         first = np.searchsorted(self.stops, self.starts + self.stride - corner, side="right")
         end = np.searchsorted(self.starts, self.stops + self.stride + corner, side="left")
-        counts = np.maximum(end - first, 0)
-        ones = np.repeat(np.arange(len(counts)), counts)
-        others = np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)
+        ones, others = pairs_in_ranges(first, end)
         beside = np.flatnonzero(self.starts[1:] == self.stops[:-1])
         return np.concatenate([ones, beside]), np.concatenate([others, beside + 1])
 

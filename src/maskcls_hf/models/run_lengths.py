@@ -105,6 +105,14 @@ def places_in(ids: Ids, known: Sequence[int]) -> NDArray[np.int64]:
     return places
 
 
+def pairs_in_ranges(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of ranges (R,), `end` outside, the number of the range and each place in it: (P,) each. One that ends before it
+    begins is empty."""
+    counts = np.maximum(end - first, 0)
+    ones = np.repeat(np.arange(len(counts)), counts)
+    return ones, np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)
+
+
 def count(keys: Ids, pixels: NDArray[np.int64], number: int) -> NDArray[np.float64]:
     """Pixels of each key 0..number-1 (number,); float64, which is exact below 2^53."""
     return np.bincount(keys, weights=pixels, minlength=number).astype(np.float64, copy=False)
