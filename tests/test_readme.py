@@ -14,8 +14,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from checkpoints import picture
+from conftest import SHARED, needs_shared
+from maskcls_hf import Segments
 from maskcls_hf.cli.main import app
 from maskcls_hf.cli.parts import ENTRY_POINTS
+from maskcls_hf.data import open_dataset
+from maskcls_hf.inference import Predictor
+from maskcls_hf.metrics import InstanceF1
 from test_pretrained_backbones import make_package
 
 README = Path(__file__).parents[1] / "README.md"
@@ -55,7 +60,7 @@ def test_snippets_run(tmp_path, monkeypatch):
         exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
         if number == 1:
             of_classes = [info["label_id"] for info in names["found"]["segments_info"]]
-            assert f"finds {of_classes.count(1)} of the 102 nuclei" in README.read_text()
+            assert f"That gives {of_classes.count(1)} nuclei" in README.read_text()
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}
     assert (tmp_path / "runs" / "mine" / "final" / "modeling_maskcls.py").is_file()
     assert names["fresh"].config.num_labels == 2
@@ -75,6 +80,22 @@ def test_the_first_command_gives_the_picture_beside_it(tmp_path, monkeypatch):
         np.asarray(Image.open(path)) for path in (tmp_path / "found/overlay/nuclei.png", README.parent / picture)
     )
     assert written.shape == shown.shape and (written == shown).mean() > 0.995  # processors round in ways of their own
+
+
+@needs_shared
+def test_so_many_of_the_marked_nuclei_are_among_them():
+    """Against the annotation of the image, which is beside the repository."""
+    data = open_dataset(SHARED / "data" / "dsb2018_nuclei", "val")
+    pixels = np.asarray(Image.open(README.parent / "nuclei.png").convert("RGB"))
+    (true,) = (
+        sample["segments"] for sample in data if np.array_equal(sample["image"].permute(1, 2, 0).numpy(), pixels)
+    )
+    metric = InstanceF1(data.id2label, data.stuff_ids)
+    found = Segments.from_output(Predictor.from_pretrained(README.parent / NUCLEI)(README.parent / "nuclei.png"))
+    metric.add(metric.measure(found, true)[None])
+    marked = sum(label not in data.stuff_ids for label in true.class_labels.tolist())
+    matched = round(metric.compute()["recall"] * marked)
+    assert f"which hold {matched} of the {marked} that people marked" in README.read_text()
 
 
 def test_files_that_are_named_exist():
