@@ -174,9 +174,9 @@ def segment_files(
     with results.open(records.categories):
         names |= zip(paths, results.names(paths), strict=True)
         if skip_existing:
-            there = [path for path in paths if results.has(path, segmenter.fingerprint(path), segmenter.overlay)]
-            yield from ((path, False) for path in there)
-            paths = [path for path in paths if path not in {*there}]
+            there = {path for path in paths if results.has(path, segmenter.fingerprint(path), segmenter.overlay)}
+            yield from ((path, False) for path in paths if path in there)
+            paths = [path for path in paths if path not in there]
         results.renew(paths)
         with (
             closing(ahead(read, enumerate(paths), readers, batch_size + readers)) as images,
