@@ -1,7 +1,7 @@
 """Training: recipes, optimizers, schedules, averaged weights, a Trainer, and the parts of a loop with Accelerate."""
 
 from .build import build_config, build_image_processor, build_model
-from .callbacks import ExponentialMovingAverage, TimeBudget
+from .callbacks import CollapseGuard, ExponentialMovingAverage, MaskAnnealing, TimeBudget, annealing_intervals
 from .checkpoints import (
     CheckpointNotFound,
     CorruptCheckpoint,
@@ -33,11 +33,13 @@ __all__ = [
     "SCHEDULES",
     "TRAINING_ERRORS",
     "AccelerateLoop",
+    "CollapseGuard",
     "CheckpointNotFound",
     "CorruptCheckpoint",
     "DivergenceError",
     "ExponentialMovingAverage",
     "LossMeans",
+    "MaskAnnealing",
     "MaskClsTrainer",
     "Recipe",
     "Run",
@@ -49,6 +51,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingStopped",
     "accelerator_options",
+    "annealing_intervals",
     "as_script",
     "batches_of_steps",
     "build_config",

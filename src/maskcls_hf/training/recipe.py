@@ -95,11 +95,14 @@ class SamplingSection:
 
 @dataclass
 class OptimizerSection:
-    """AdamW, see `build_optimizer`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
+    """AdamW, see `parameter_groups`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
 
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 1e-4
     backbone_multiplier: NotNegative = 1.0
+    layer_decay: Annotated[float, "(0, 1]"] = 1.0
+    decay_query_blocks: bool = True
+    decay_norms: bool = False
     clip_norm: NotNegative | None = 0.01
     betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
 
@@ -117,6 +120,8 @@ class ScheduleSection:
         epochs: passes over the training images, instead of `max_steps`. One has as many whole steps as the images make
             (as often as `sampling` repeats them); the images that are left over are others in each.
         warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
+        backbone_warmup_steps: above 0 the backbone waits at 0 for the `warmup_steps` of the rest, then warms up for so
+            many; poly and cosine begin after the warm-up.
         power: of poly, (1 - step / max_steps) ** power.
         milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
     """
@@ -126,6 +131,7 @@ class ScheduleSection:
     epochs: Positive | None = None
     warmup_steps: Annotated[int, "[0, inf)"] = 0
     warmup_factor: Share | None = None
+    backbone_warmup_steps: Annotated[int, "[0, inf)"] = 0
     power: NotNegative = 0.9
     milestones: list[Count] = field(default_factory=list)
     gamma: NotNegative = 0.1
@@ -135,6 +141,10 @@ class ScheduleSection:
             self.max_steps = DEFAULT_STEPS if self.max_steps is None else self.max_steps
         elif self.max_steps is not None:
             raise ValueError(f"schedule.max_steps={self.max_steps} or schedule.epochs={self.epochs}: give one of them.")
+
+    @property
+    def all_warmup_steps(self) -> int:
+        return self.warmup_steps + self.backbone_warmup_steps
 
     def steps(self, steps_an_epoch: int) -> int:
         """Of the whole training."""
@@ -152,6 +162,8 @@ class TrainingSection:
     """
     Args:
         batch_size: images of an optimizer step, over all processes and accumulated batches.
+        mask_annealing: of an EoMT's masked attention, from 1 to 0; or start and end for each of its blocks with
+            queries, in shares of the training. None: true for a new model; a saved one keeps its probabilities.
         ema_decay: of the averaged weights that are evaluated and saved; None: no average.
         max_minutes: end on time; the schedule then follows the clock too.
         workers: loader processes for each training process.
@@ -161,6 +173,7 @@ class TrainingSection:
     """
 
     batch_size: Count = 16
+    mask_annealing: bool | list[list[Share]] | None = None
     ema_decay: Annotated[float, "(0, 1)"] | None = None
     seed: Annotated[int, "[0, 4294967295]"] = 0
     precision: Literal["float32", "bf16", "fp16"] = "float32"

@@ -147,10 +147,10 @@ def prepare(
     settings, crop = recipe.training, recipe.evaluation.crop
     sampler = build_sampler(recipe, train_set)
     max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
-    if recipe.schedule.warmup_steps >= max_steps:
+    if recipe.schedule.all_warmup_steps >= max_steps:
         logger.warning(
-            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {max_steps} steps none has the full learning "
-            "rate."
+            f"schedule.warmup_steps={recipe.schedule.all_warmup_steps}: of {max_steps} steps none has the full "
+            "learning rate."
         )
     batch_size = settings.batch_size // (processes * accumulate)
     train_collator, eval_collator = build_collators(recipe, image_processor)
