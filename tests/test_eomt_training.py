@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
-from transformers import Dinov2Config, TrainerCallback, TrainingArguments
+from transformers import (
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.modeling_outputs import ModelOutput
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
@@ -404,3 +410,28 @@ def test_the_trainer_warns(tmp_path, processor, caplog):
 
 def test_configurations_of_other_kinds_have_no_annealing():
     assert choose_annealing(SimpleNamespace(config=MaskClsConfig()), None) is None
+
+
+# -- from weights of other patches -------------------------------------------------------------------------------------
+
+
+def test_patches_and_positions_are_resampled_as_timm_does(tmp_path, caplog):
+    """EoMT has patches of 16 pixels, made of DINOv2's of 14; the class token's position stays."""
+    from timm.layers import resample_abs_pos_embed, resample_patch_embed
+
+    fields = dict(hidden_size=32, num_hidden_layers=4, num_attention_heads=4)
+    source = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(image_size=70, patch_size=14, **fields))
+    torch.nn.init.normal_(source.embeddings.position_embeddings)
+    source.save_pretrained(tmp_path)
+    vit = Dinov2WithRegistersConfig(image_size=128, patch_size=16, **fields)
+    model = MaskClsForUniversalSegmentation.from_backbone(
+        tmp_path, architecture="encoder_only", query_blocks=2, backbone_config=vit
+    )
+    found, given = model.model.encoder.vit.state_dict(), source.state_dict()
+    kernels, positions = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
+    expected = resample_patch_embed(given[kernels], [16, 16])
+    torch.testing.assert_close(found[kernels], expected, rtol=0, atol=1e-5)
+    expected = resample_abs_pos_embed(given[positions], new_size=[8, 8], num_prefix_tokens=1)
+    torch.testing.assert_close(found[positions], expected, rtol=0, atol=1e-5)
+    assert all(torch.equal(value, given[n]) for n, value in found.items() if n not in (kernels, positions))
+    assert caplog.text.count("is resampled") == 2

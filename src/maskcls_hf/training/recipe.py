@@ -173,7 +173,7 @@ class TrainingSection:
     """
 
     batch_size: Count = 16
-    mask_annealing: bool | list[list[Share]] | None = None
+    mask_annealing: bool | list[list[float]] | None = None
     ema_decay: Annotated[float, "(0, 1)"] | None = None
     seed: Annotated[int, "[0, 4294967295]"] = 0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -290,7 +290,7 @@ def require_ranges(owner: str, section: Any) -> None:
 def _require_in_range(name: str, value: Any, hint: Any) -> None:
     if hasattr(hint, "__metadata__"):
         require_range(name, value, hint.__metadata__[0], integer=hint.__origin__ is int)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and get_origin(hint) in (list, tuple):
         arguments = get_args(hint)
         for i, item in enumerate(value):
             _require_in_range(f"{name}[{i}]", item, arguments[min(i, len(arguments) - 1)])
