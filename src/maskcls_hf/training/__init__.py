@@ -12,6 +12,7 @@ from .checkpoints import (
 )
 from .divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
 from .loop import AccelerateLoop, batches_of_steps, clip_gradients, evaluate, save_training
+from .lora import add_lora, merge_adapter
 from .optim import SCHEDULES, build_optimizer, build_scheduler, learning_rate_factor, parameter_groups
 from .processes import items_of_step
 from .progress import LossMeans, ShowProgress, TrainingLog, TrainingProgress
@@ -51,6 +52,7 @@ __all__ = [
     "TrainingProgress",
     "TrainingStopped",
     "accelerator_options",
+    "add_lora",
     "annealing_intervals",
     "as_script",
     "batches_of_steps",
@@ -71,6 +73,7 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "load_state",
+    "merge_adapter",
     "parameter_groups",
     "prepare",
     "prepared_run",

@@ -17,6 +17,7 @@ from ..utils.writing import saving_model
 from .callbacks import CollapseGuard, choose_annealing
 from .checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
 from .divergence import check_weights, evaluation_after, reraise_as_divergence
+from .lora import save_base
 from .output import save_results
 from .processes import (
     filled_up,
@@ -231,6 +232,7 @@ def save_training(
         if accelerator.is_main_process:
             with own_class(network), saving_model(out) as folder:
                 network.save_pretrained(folder, state_dict=weights)
+                save_base(network, folder)
                 run.image_processor.save_pretrained(folder)
     if accelerator.is_main_process:
         log.save(out)

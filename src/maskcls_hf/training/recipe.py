@@ -107,6 +107,17 @@ class OptimizerSection:
     betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
 
 
+@dataclass
+class LoraSection:
+    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: it does not."""
+
+    rank: Count | None = None
+    targets: list[str] | None = None
+    alpha: Positive | None = None
+    dropout: Annotated[float, "[0, 1)"] = 0.0
+    modules_to_save: list[str] | None = None
+
+
 DEFAULT_STEPS = 160000
 LENGTHS = ("max_steps", "epochs")  # of a training: one says it
 
@@ -237,6 +248,7 @@ class Recipe:
     image_processor: dict[str, Value] = field(default_factory=dict)
     augmentation: dict[str, Value] = field(default_factory=dict)
     sampling: SamplingSection = field(default_factory=SamplingSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     training: TrainingSection = field(default_factory=TrainingSection)

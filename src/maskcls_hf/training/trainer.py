@@ -46,6 +46,7 @@ from .checkpoints import (
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
 from .loop import LossMeans
+from .lora import network_of, save_base
 from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
 from .stopping import EvaluationStopped, shield_workers
 
@@ -137,7 +138,7 @@ class MaskClsTrainer(Trainer):
         self.eval_collator = eval_collator or self.data_collator
         if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
             raise ValueError(NO_TRUTH)
-        forward = self.accelerator.unwrap_model(self.model).forward
+        forward = network_of(self.accelerator.unwrap_model(self.model)).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._evaluated: Any = None  # ground truth of the batch
         self._losses: dict[str, Tensor] = {}  # of the step that is under way
@@ -438,6 +439,8 @@ class MaskClsTrainer(Trainer):
             nullcontext(folder) if is_direct else saving_model(Path(folder)) as out,
         ):
             super().save_model(str(out), _internal_call=True)
+            if self.args.should_save:
+                save_base(network, out)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
