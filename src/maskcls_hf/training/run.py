@@ -250,15 +250,15 @@ def base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[
         return {"model": given.name_or_path}
     if given is None and section.backbone_checkpoint is None:
         raise ValueError(
-            f"Recipe {recipe.name}: lora.rank={recipe.lora.rank} keeps the weights of the backbone, which are random: give "
-            "a saved model (--model FOLDER) or a backbone's (--set model.backbone_checkpoint=NAME)."
+            f"Recipe {recipe.name}: lora.rank={recipe.lora.rank} keeps the weights of the backbone, which are random: "
+            "give a saved model (--model FOLDER) or a backbone's (--set model.backbone_checkpoint=NAME)."
         )
     if given is not None:
         return {"model": str(given)}
     if recipe.lora.modules_to_save is not None:
         raise ValueError(
-            f"Recipe {recipe.name}: lora.modules_to_save leaves the rest of a new model random: leave it out, or give a "
-            "saved model (--model FOLDER)."
+            f"Recipe {recipe.name}: lora.modules_to_save leaves the rest of a new model random: leave it out, or give "
+            "a saved model (--model FOLDER)."
         )
     return {"backbone": section.backbone_checkpoint, "backbone_weights": section.backbone_weights}
 
