@@ -223,7 +223,8 @@ class MaskClsTrainer(Trainer):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
             self._guard.watch(outputs, inputs.get("class_labels"))
-            for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
+            terms = outputs.get("loss_dict") if hasattr(outputs, "get") else None  # with return_dict=False a tuple
+            for name, term in {**(terms or {}), "loss": loss}.items():
                 self._losses[name] = self._losses.get(name, 0) + term.detach()
         return (loss, outputs) if return_outputs else loss
 
