@@ -225,15 +225,15 @@ def try_evaluation(run: Run) -> None:
 
 def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
     model: Any = given
-    if not isinstance(given, PreTrainedModel):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(recipe.training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.training.seed)
+        if not isinstance(given, PreTrainedModel):
             model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
+        if recipe.lora.rank is not None:
+            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=base_of(recipe, given))
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
-    if recipe.lora.rank is not None:
-        model = add_lora(model, **dataclasses.asdict(recipe.lora), base=base_of(recipe, given))
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
