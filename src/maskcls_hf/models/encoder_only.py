@@ -40,8 +40,7 @@ def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> 
     heads = getattr(inner, "num_attention_heads", None) or inner.num_heads
     normed = block.norm1(tokens)
     queries, keys, values = (project(normed).unflatten(2, (heads, -1)).transpose(1, 2) for project in projections[:3])
-    dropout = getattr(inner, "attention_dropout", None) or getattr(inner, "dropout_prob", 0.0)
-    dropout = dropout if block.training else 0.0
+    dropout = getattr(inner, "attention_dropout", getattr(inner, "dropout_prob", 0.0)) if block.training else 0.0
     attended = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)  # (B, heads, T, C / heads)
     tokens = tokens + block.drop_path(block.layer_scale1(projections[3](attended.transpose(1, 2).flatten(2))))
     return tokens + block.drop_path(block.layer_scale2(block.mlp(block.norm2(tokens))))

@@ -181,11 +181,11 @@ class MaskAnnealing(TrainerCallback):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         intervals: Sequence[Sequence[float]] | None = None,
         progress: Callable[[int, int], float] | None = None,
     ):
-        self.config: Any = model.config
+        self.config = model.config
         if not has_attention_masks(model):
             raise ValueError("mask_annealing: only an EoMT (architecture='encoder_only') has masks to anneal.")
         blocks = self.config.query_blocks
@@ -225,12 +225,12 @@ def annealing_intervals(blocks: int) -> list[tuple[float, float]]:
     return [(start, start + 1 / 6) for start in starts]
 
 
-def has_attention_masks(model: nn.Module) -> bool:
+def has_attention_masks(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "architecture", None) == "encoder_only"
 
 
 def choose_annealing(
-    model: nn.Module,
+    model: Any,
     choice: bool | Sequence[Sequence[float]] | None,
     progress: Callable[[int, int], float] | None = None,
 ) -> MaskAnnealing | None:
@@ -251,7 +251,7 @@ def choose_annealing(
         choice = not loaded_from
     if choice is False:
         logger.warning(
-            f"The attention of the EoMT is masked with the probabilities {model.config.mask_probabilities} throughout "  # type: ignore[union-attr]
+            f"The attention of the EoMT is masked with the probabilities {model.config.mask_probabilities} throughout "
             "the training. mask_annealing=true anneals them from 1 to 0."
         )
         return None

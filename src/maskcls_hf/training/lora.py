@@ -66,8 +66,9 @@ def add_lora(
     else:
         modules = matching(modules_to_save, [name for name, _ in model.named_modules()], "modules_to_save")
     model.config.freeze_batch_norm = True
+    scale: Any = rank if alpha is None else alpha
     settings = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, lora_dropout=dropout, target_modules=own_targets,
+        r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=own_targets,
         modules_to_save=modules,
     )  # fmt: skip
     adapted: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
