@@ -18,7 +18,7 @@ from distributed import run_in_processes
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.cli.main import app
 from maskcls_hf.inference.loading import load_model
-from maskcls_hf.training import MaskClsTrainer, add_lora, load_recipe, prepare
+from maskcls_hf.training import CollapseGuard, MaskClsTrainer, add_lora, load_recipe, prepare
 from recipes import write_recipe, write_squares
 from test_eomt import ours
 from test_eomt_training import trainer_of
@@ -69,6 +69,26 @@ def test_both_scripts_anneal_alike_and_resume(tmp_path, squares):
     assert all(torch.equal(value, weights["loop"][n]) for n, value in weights["trainer"].items())
     same(logged(tmp_path / "trainer"), logged(tmp_path / "loop"))
     assert probabilities(tmp_path / "trainer/checkpoint-4") == [0, 1]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_both_scripts_watch_for_empty_masks(tmp_path, squares, name, monkeypatch):
+    """Each batch of the training, none of an evaluation; asked where losses are logged."""
+    seen = []
+
+    class Guard(CollapseGuard):
+        def watch(self, outputs, class_labels):
+            super().watch(outputs, class_labels)
+            seen.append("watched" if self.found is not None else "nothing to say")
+
+        def check(self, step, max_steps, warmup_steps):
+            super().check(step, max_steps, warmup_steps)
+            seen.append((step, max_steps, warmup_steps))
+
+    monkeypatch.setattr(f"maskcls_hf.training.{name}.CollapseGuard", Guard)
+    changes = ["--set=schedule.max_steps=4", "--set=training.log_steps=2", "--accumulate=2"]
+    SCRIPTS[name].main(arguments(recipe_of(tmp_path), squares, tmp_path / "out", *changes))
+    assert seen == [*["watched"] * 4, (2, 4, 2), *["watched"] * 4, (4, 4, 2)]
 
 
 def test_probabilities_of_a_fine_tuned_model(tmp_path, squares, caplog):

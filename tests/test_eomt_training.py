@@ -435,3 +435,4 @@ def test_patches_and_positions_are_resampled_as_timm_does(tmp_path, caplog):
     torch.testing.assert_close(found[positions], expected, rtol=0, atol=1e-5)
     assert all(torch.equal(value, given[n]) for n, value in found.items() if n not in (kernels, positions))
     assert caplog.text.count("is resampled") == 2
+    assert choose_annealing(model, None) is not None  # as it is new
