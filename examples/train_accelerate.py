@@ -35,6 +35,7 @@ def train(loop: AccelerateLoop) -> dict[str, float]:
             with nullcontext() if number == len(batches) else accelerator.no_sync(model):
                 with reraise_as_divergence(loop.step + 1, loop.out):
                     outputs = model(**batch, num_items_in_batch=items)
+                loop.watch(outputs, batch)
                 accelerator.backward(outputs.loss * accelerator.num_processes)  # gradients are averaged over processes
             for name, term in {"loss": outputs.loss, **outputs.loss_dict}.items():
                 losses[name] = losses.get(name, 0) + term.detach() * accelerator.num_processes

@@ -16,6 +16,7 @@ from conftest import SHARED, needs_shared
 from maskcls_hf.data import open_dataset
 from maskcls_hf.data.sample import Sample
 from maskcls_hf.data.transforms import TrainTransform
+from maskcls_hf.training import MaskAnnealing, annealing_intervals
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
 from original_checkpoints import KEYS
@@ -68,7 +69,31 @@ OF_MASK2FORMER = {
     for data, (metric, scores) in MASK2FORMER.items()
     for model, score in scores.items()
 }
+# Of EoMT's configurations and model zoo: metric, score, classes, epochs, blocks with queries, side of images; millions
+# of parameters, 316 in its paper (Table 1).
+EOMT = {
+    "coco_panoptic_small": ("pq", 46.7, 133, 24, 3, 640, 24),
+    "coco_panoptic_base": ("pq", 51.6, 133, 24, 3, 640, 93),
+    "coco_panoptic_large": ("pq", 56.0, 133, 12, 4, 640, 316),
+    "coco_panoptic_small_dinov3": ("pq", 47.2, 133, 24, 3, 640, 23),
+    "coco_panoptic_base_dinov3": ("pq", 53.1, 133, 24, 3, 640, 92),
+    "coco_panoptic_large_dinov3": ("pq", 56.8, 133, 12, 4, 640, 315),
+    "coco_instance_large": ("ap", 45.2, 80, 12, 4, 640, 316),
+    "coco_instance_large_dinov3": ("ap", 45.9, 80, 12, 4, 640, 315),
+    "ade20k_large": ("mean_iou", 58.4, 150, 31, 4, 512, 316),
+    "ade20k_large_dinov3": ("mean_iou", 59.5, 150, 16, 4, 512, 315),
+    "ade20k_panoptic_large": ("pq", 50.6, 150, 31, 4, 640, 316),
+    "cityscapes_large": ("mean_iou", 84.2, 19, 107, 4, 1024, 316),
+}
+# First steps of the annealing of each block with queries, where it is not one after the other; steps in all.
+ANNEALING = {
+    "coco_panoptic_small_dinov3": ([0, 73910, 118256], [3000, 103474, 147820], 177384),
+    "coco_panoptic_base_dinov3": ([0, 73910, 118256], [3000, 103474, 147820], 177384),
+    "coco_panoptic_large_dinov3": ([0, 29564, 44346, 59128], [3000, 44346, 59128, 73910], 88692),
+    "ade20k_large_dinov3": ([0, 6520, 9780, 13040], [3000, 9780, 13040, 16300], 19560),
+}
 LARGER_IMAGES = {"ade20k_swin_base", "ade20k_swin_large"}  # 640 instead of 512
+OF_EOMT = [f"eomt_{name}" for name in EOMT]
 OWN = ["camvid", "car_parts", "clothing_parsing_ccp", "coco_panoptic_sample", "coco_stuff_panoptic", "dsb2018_nuclei"]
 
 
@@ -104,7 +129,7 @@ def header(name: str) -> list[str]:
 
 
 def test_these_are_all_recipes():
-    assert sorted(list_recipes()) == sorted([*OFFICIAL, *OWN, *OF_MASK2FORMER, "finetune"])
+    assert sorted(list_recipes()) == sorted([*OFFICIAL, *OWN, *OF_MASK2FORMER, *OF_EOMT, "finetune"])
 
 
 class TestFinetune:
@@ -232,6 +257,64 @@ def test_recipes_of_mask2former(name):
     of_segments = model == "swin_large" and metric != "mean_iou"
     assert config.num_queries == (200 if of_segments else 100)
     assert sum(p.numel() for p in network.parameters()) / 1e6 == pytest.approx(MILLIONS[model], abs=0.6)
+
+
+@pytest.mark.parametrize("name", EOMT)
+def test_recipes_of_eomt(name, tmp_path):
+    metric, score, classes_, epochs, query_blocks, side, millions = EOMT[name]
+    is_dinov3, is_semantic = name.endswith("dinov3"), metric == "mean_iou"
+    recipe, lines = load_recipe(f"eomt_{name}"), header(f"eomt_{name}")
+    recipe.save(tmp_path / f"eomt_{name}.yaml")
+    assert load_recipe(tmp_path / f"eomt_{name}.yaml") == recipe
+    unit = {"mean_iou": "mIoU", "pq": "PQ", "ap": "mask AP"}[metric]
+    assert recipe.paper == {metric: score, "source": "model zoo of EoMT's code"}
+    assert f": {score} {unit} (model zoo of EoMT's code)." in lines[0]
+    words = shlex.split(lines[1])
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert words[:2] == ["maskcls", "train"] and options["--recipe"] == f"eomt_{name}"
+    assert ("--model" in options) == (not recipe.model.from_scratch)
+    assert (recipe.training.batch_size, recipe.training.precision, recipe.schedule.epochs) == (16, "fp16", epochs)
+    # Rates by layer and warm-up.
+    optimizer, schedule = recipe.optimizer, recipe.schedule
+    assert (optimizer.weight_decay, optimizer.clip_norm, optimizer.decay_norms) == (0.05, 0.01, True)
+    assert optimizer.learning_rate == (2e-4 if is_dinov3 else 1e-4)
+    assert optimizer.layer_decay == (1.0 if name == "ade20k_large_dinov3" else 0.8)
+    assert optimizer.layer_decay == 1 or optimizer.decay_query_blocks == (not is_dinov3)
+    assert (schedule.kind, schedule.power, schedule.warmup_factor) == ("poly", 0.9, 0.0)
+    warmup = (2000, 3000) if is_dinov3 else (500, 1000)
+    assert (schedule.warmup_steps, schedule.backbone_warmup_steps) == warmup
+    # The images.
+    augmentation = recipe.augmentation
+    assert (augmentation["resize"], augmentation["crop_size"]) == ("large_scale_jitter", side)
+    assert augmentation["scale"] == ([0.5, 2.0] if is_semantic else [0.1, 2.0])
+    assert augmentation["color"] == (None if name.startswith("coco") else "ssd")
+    assert recipe.image_processor["size"]["shortest_edge"] == side
+    assert recipe.evaluation.tasks == [{"mean_iou": "semantic", "pq": "panoptic", "ap": "instance"}[metric]]
+    assert (recipe.evaluation.threshold, recipe.evaluation.overlap_threshold) == (0.8, 0.8)
+    assert build_image_processor(recipe, pretrained=False, num_labels=classes_).label_format == "segments"
+    assert transform_of(recipe).options
+    # The network.
+    network = meta_model(recipe, classes_)
+    config = network.config
+    assert config.architecture == "encoder_only" and config.attend_to_padding
+    assert (config.num_queries, config.query_blocks) == (100 if is_semantic else 200, query_blocks)
+    assert config.backbone_config.patch_size == 16
+    weights = (config.cross_entropy_weight, config.mask_weight, config.dice_weight, config.no_object_weight)
+    assert weights == (2.0, 5.0, 5.0, 0.1) and (config.mask_loss, config.loss_points) == ("cross_entropy", 12544)
+    positions = 0 if is_dinov3 else network.model.encoder.vit.embeddings.position_embeddings.numel()
+    counted = sum(p.numel() for p in network.parameters()) - positions
+    of_grid = 0 if is_dinov3 else 40**2 * config.hidden_size  # of 640 pixels
+    assert (counted + of_grid) / 1e6 == pytest.approx(millions, abs=0.75)
+    # Annealing of the masks.
+    annealing = MaskAnnealing(
+        network, None if recipe.training.mask_annealing is True else recipe.training.mask_annealing
+    )
+    if name in ANNEALING:
+        starts, ends, max_steps = ANNEALING[name]
+        found = [[share * max_steps for share in pair] for pair in annealing.intervals]
+        assert found == [pytest.approx(pair, abs=8) for pair in zip(starts, ends, strict=True)]
+    else:
+        assert annealing.intervals == annealing_intervals(query_blocks)
 
 
 @needs_shared

@@ -19,6 +19,9 @@ def convert(
     to_transformers: Annotated[
         bool, typer.Option("--to-transformers", help="From this package to transformers' MaskFormer.")
     ] = False,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Of a LoRA training: its adapter merged into the weights of its model.")
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(help='Names of the classes, as JSON {"0": "name", ...}; for files of the paper\'s code.'),
@@ -32,7 +35,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a checkpoint: the paper's code, transformers' MaskFormer or a per-pixel model to this package, or this to
-    MaskFormer.
+    MaskFormer; or merge the adapter of a LoRA training.
 
     What the other side cannot represent is said; what would change the outputs is refused. A per-pixel model
     (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that
@@ -42,11 +45,24 @@ def convert(
     """
     with ends_in_a_line("nothing was written"):
         check_new_folder(out)
-        check_source(source, to_transformers, labels, num_queries, matching)
+        if merge:
+            merge_only(to_transformers, labels, num_queries, matching)
+        else:
+            check_source(source, to_transformers, labels, num_queries, matching)
         names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
-            write(source, folder, to_transformers, names, num_queries, matching)
+            if merge:
+                from ..training.lora import merge_adapter
+
+                merge_adapter(source, folder)
+            else:
+                write(source, folder, to_transformers, names, num_queries, matching)
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
+
+
+def merge_only(*others: Any) -> None:
+    if any(others):
+        raise ValueError("--merge stands alone: convert the model that it writes.")
 
 
 def check_source(

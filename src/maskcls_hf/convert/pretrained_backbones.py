@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import copy
 import difflib
+import math
 import os
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_BACKBONE_MAPPING,
@@ -254,12 +256,21 @@ class TransformersCheckpoint(BackboneCheckpoint):
                 f"{self.name} holds a {self.model_type}, backbone_config a {config.model_type}. {WITHOUT_CONFIG}"
             )
 
+    def at_its_size(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """A copy, of a plain ViT with the images and patches that its weights are for."""
+        copied = copy.deepcopy(config)
+        if is_plain_vit(config):
+            for name in ("image_size", "patch_size"):
+                if name in self.fields:
+                    setattr(copied, name, self.fields[name])
+        return copied
+
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
         try:
             with quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
                 loaded, report = type(backbone).from_pretrained(
                     self.name,
-                    config=copy.deepcopy(backbone.config),
+                    config=self.at_its_size(backbone.config),
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,
                     **where_to_look(self.name),
@@ -270,6 +281,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
                 f"Hub once. ({first_line(error)})"
             ) from error
         own = backbone.state_dict()
+        resample_patches(self.name, loaded, own)
         misfits: dict[str, tuple[int, ...] | None] = {n: tuple(shape) for n, shape, _ in report["mismatched_keys"]}
         stored = shapes_of_files(self.name)
         unknown = [name for name in sorted(report["unexpected_keys"]) if any(layer in name for layer in LAYERS)]
@@ -278,6 +290,38 @@ class TransformersCheckpoint(BackboneCheckpoint):
         unused = ("swin.layernorm.", "embeddings.mask_token")
         state = {n: t for n, t in loaded.state_dict().items() if n in own or not n.startswith(unused)}
         return {n: t for n, t in state.items() if n not in report["missing_keys"] and n not in misfits}, misfits
+
+
+PATCHES, POSITIONS = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
+
+
+def resample_patches(name: str, loaded: Any, own: Mapping[str, Tensor]) -> None:
+    """Fit the patches and positions of a ViT to those that its `own` network has, as timm does, and so EoMT's code."""
+    parameters = dict(loaded.named_parameters())
+    for key, resample in ((PATCHES, resampled_kernels), (POSITIONS, resampled_positions)):
+        if key in parameters and key in own and (before := parameters[key].shape) != (shape := own[key].shape):
+            parameters[key].data = resample(parameters[key].data, shape)
+            logger.warning(f"{name}: {key} is resampled, {tuple(before)} -> {tuple(parameters[key].shape)}.")
+
+
+def resampled_kernels(kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """Kernels (C, 3, h, w) of another size that say of an enlarged patch what these say of it (FlexiViT, Section 3.4).
+
+    Of all patches it is the least squares solution: the pseudoinverse of how patches are resized.
+    """
+    size, new = tuple(kernels.shape[2:]), tuple(shape[2:])
+    pixels = torch.eye(math.prod(size)).view(-1, 1, *size)
+    resize = F.interpolate(pixels, new, mode="bicubic", antialias=True).flatten(1)  # (h w, H W)
+    return (kernels.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new).to(kernels.dtype)
+
+
+def resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
+    """(1, prefix + h^2, C) -> (1, prefix + H^2, C); those of the class and other tokens before the patches stay."""
+    side, new = math.isqrt(positions.shape[1]), math.isqrt(shape[1])
+    prefix, grid = positions.split([positions.shape[1] - side**2, side**2], 1)
+    grid = grid.transpose(1, 2).unflatten(2, (side, side)).float()
+    grid = F.interpolate(grid, (new, new), mode="bicubic", antialias=True).flatten(2).transpose(1, 2)
+    return torch.cat([prefix, grid.to(positions.dtype)], 1)
 
 
 def shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:

@@ -41,6 +41,8 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
     """
     options = where_to_look(name)
     require_whole(name, CONFIG_FILES)
+    if os.path.isfile(Path(name, "adapter_config.json")) and not os.path.isfile(Path(name, "config.json")):
+        raise ValueError(f"{name} holds an adapter alone: `maskcls convert --merge {name} OUT` makes a model of it.")
     try:
         with quiet():
             config = PreTrainedConfig.get_config_dict(name, **options)[0]

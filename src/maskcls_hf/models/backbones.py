@@ -151,6 +151,12 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
             module.requires_grad_(False)
 
 
+def freeze(backbone: Any) -> None:
+    """Make a backbone keep all weights and statistics as loaded, without dropout; of a plain ViT all but the pyramid
+    over it, which is new."""
+    getattr(backbone, "vit", backbone).eval().requires_grad_(False)
+
+
 CELLS = (8, 4, 2, 1)  # of the levels along two patches
 
 

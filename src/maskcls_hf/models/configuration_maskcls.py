@@ -139,6 +139,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             seen by attention and normalization, padded and void pixels are negatives in the loss.
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
+        freeze_backbone (`bool`, defaults to `False`):
+            Keep all of the backbone as loaded, without its dropout: what is new over it learns alone. Of a plain ViT
+            the pyramid over it learns, with `"encoder_only"` the queries, the upscaling blocks and the heads.
         init_xavier_std (`float`, defaults to 1.0): gain of the Xavier initialization of the transformer (as DETR).
         pixel_decoder_options, transformer_decoder_options (`dict`, *optional*): further arguments of parts of
             somebody's own (`maskcls_hf.register_pixel_decoder`, `register_transformer_decoder`); ours have none.
@@ -169,6 +172,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     deep_supervision: bool = True
     attend_to_padding: bool = False
     freeze_batch_norm: bool = False
+    freeze_backbone: bool = False
     init_xavier_std: float | int = 1.0
     pixel_decoder_options: Any = None  # these three are dicts
     transformer_decoder_options: Any = None
@@ -241,7 +245,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             check_number(self, name, integer=True, minimum=1, maximum=most)
         check_number(self, "init_xavier_std", minimum=0)
         check_number(self, "dropout", minimum=0, maximum=1)
-        for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm"):
+        for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm", "freeze_backbone"):
             check_choice(self, name, (True, False))
         if self.mask_kernel_size % 2 == 0:
             raise ValueError(f"{type(self).__name__}: mask_kernel_size={self.mask_kernel_size} must be odd.")

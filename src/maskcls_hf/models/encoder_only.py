@@ -40,14 +40,16 @@ def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> 
     heads = getattr(inner, "num_attention_heads", None) or inner.num_heads
     normed = block.norm1(tokens)
     queries, keys, values = (project(normed).unflatten(2, (heads, -1)).transpose(1, 2) for project in projections[:3])
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)  # (B, heads, T, C / heads)
+    dropout = getattr(inner, "attention_dropout", getattr(inner, "dropout_prob", 0.0)) if block.training else 0.0
+    attended = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)  # (B, heads, T, C / heads)
     tokens = tokens + block.drop_path(block.layer_scale1(projections[3](attended.transpose(1, 2).flatten(2))))
     return tokens + block.drop_path(block.layer_scale2(block.mlp(block.norm2(tokens))))
 
 
 def run_dinov3(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """It turns the last tokens only, those of patches."""
-    return block(tokens, attention_mask=mask, position_embeddings=rotary)
+    # Not its own call, which checkpoints activations: `EncoderOnly` does, for all families.
+    return nn.Module.__call__(block, tokens, attention_mask=mask, position_embeddings=rotary)
 
 
 ACCESS = {
@@ -74,7 +76,8 @@ class EncoderOnly(nn.Module):
     after the last.
 
     In training a query sees the patches of the mask that it has predicted last, with a probability a block
-    (`mask_probabilities`) that is annealed to 0; so inference needs no masks.
+    (`mask_probabilities`) that is annealed to 0; so inference needs no masks. With `freeze_backbone` the ViT does not
+    learn, but its queries, upscaling and heads do.
 
     Args:
         config: `backbone_config` of a family in `ACCESS`, `num_queries`, `query_blocks`, `upscale_blocks`.
@@ -102,6 +105,8 @@ class EncoderOnly(nn.Module):
         self.patch_size = patch_size_of(self.vit)
         self.queries_embedder = nn.Embedding(config.num_queries, size)
         self.upscale = nn.ModuleList(UpscaleBlock(size) for _ in range(config.upscale_blocks))
+        self.gradient_checkpointing = False  # set by transformers, with the function that checkpoints
+        self._gradient_checkpointing_func: Any = None
 
     @property
     def layers(self) -> Any:
@@ -138,7 +143,10 @@ class EncoderOnly(nn.Module):
                 if probability > 0:
                     seen = self.foreground(output, predict, grid, probability)
                     mask = self.attention_mask(seen, tokens)
-            tokens = self.access.run(block, tokens, mask, rotary)
+            if self.gradient_checkpointing and self.training:
+                tokens = self._gradient_checkpointing_func(self.access.run, block, tokens, mask, rotary)
+            else:
+                tokens = self.access.run(block, tokens, mask, rotary)
         self.add_prediction(output, tokens, grid)
         return output
 
@@ -160,9 +168,8 @@ class EncoderOnly(nn.Module):
         with torch.no_grad():
             masks = predict(output.segment_embeddings[-1], output.features[-1], grid).mask_logits
         seen = masks.flatten(2) > 0
-        if probability < 1:
-            seen |= torch.rand(seen.shape[:2], device=seen.device)[..., None] > probability
-        return seen
+        # Drawn for 1 too: a compiled program, which has probabilities as symbols, is then the same for 1 and below.
+        return seen | (torch.rand(seen.shape[:2], device=seen.device)[..., None] > probability)
 
     def attention_mask(self, seen: Tensor, tokens: Tensor) -> Tensor:
         """(B, 1, T, T), to be added to the scores."""

@@ -24,6 +24,7 @@ from .backbones import (
     check_maps,
     checkpoint_with_batch,
     dry_run,
+    freeze,
     freeze_batch_norm,
     freeze_unused,
     largest_stride,
@@ -341,8 +342,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         if tried is not None:
             check_maps(self.backbone, tried[0])
             freeze_unused(self.backbone, *tried)
-        if config.freeze_batch_norm:
-            freeze_batch_norm(self.backbone)
+        self.freeze_parts()
         self.padding_masks = PaddingMaskHooks(self.backbone, attend_to_filling=is_converted)
         seeing = sees_padding(self.backbone)
         if seeing is not None and not config.attend_to_padding:
@@ -355,9 +355,14 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
 
     def train(self, mode: bool = True):
         super().train(mode)
+        self.freeze_parts()
+        return self
+
+    def freeze_parts(self) -> None:
         if self.config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
-        return self
+        if self.config.freeze_backbone:
+            freeze(self.backbone)
 
     def encode(self, pixel_values: Tensor, pixel_mask: Tensor | None) -> tuple[list[Tensor], PixelFeatures]:
         """Feature maps of the backbone, and what the pixel decoder makes of them."""
@@ -530,7 +535,14 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
     def __init__(self, config):
         super().__init__(config)
         self.encoder = EncoderOnly(config)
+        self.train(self.training)
         self.post_init()
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.config.freeze_backbone:
+            freeze(self.encoder)
+        return self
 
     def embed(
         self,

@@ -1,7 +1,7 @@
 """Training: recipes, optimizers, schedules, averaged weights, a Trainer, and the parts of a loop with Accelerate."""
 
 from .build import build_config, build_image_processor, build_model
-from .callbacks import ExponentialMovingAverage, TimeBudget
+from .callbacks import CollapseGuard, ExponentialMovingAverage, MaskAnnealing, TimeBudget, annealing_intervals
 from .checkpoints import (
     CheckpointNotFound,
     CorruptCheckpoint,
@@ -12,6 +12,7 @@ from .checkpoints import (
 )
 from .divergence import DivergenceError, check_finite, check_weights, reraise_as_divergence
 from .loop import AccelerateLoop, batches_of_steps, clip_gradients, evaluate, save_training
+from .lora import add_lora, merge_adapter
 from .optim import SCHEDULES, build_optimizer, build_scheduler, learning_rate_factor, parameter_groups
 from .processes import items_of_step
 from .progress import LossMeans, ShowProgress, TrainingLog, TrainingProgress
@@ -33,11 +34,13 @@ __all__ = [
     "SCHEDULES",
     "TRAINING_ERRORS",
     "AccelerateLoop",
+    "CollapseGuard",
     "CheckpointNotFound",
     "CorruptCheckpoint",
     "DivergenceError",
     "ExponentialMovingAverage",
     "LossMeans",
+    "MaskAnnealing",
     "MaskClsTrainer",
     "Recipe",
     "Run",
@@ -49,6 +52,8 @@ __all__ = [
     "TrainingProgress",
     "TrainingStopped",
     "accelerator_options",
+    "add_lora",
+    "annealing_intervals",
     "as_script",
     "batches_of_steps",
     "build_config",
@@ -68,6 +73,7 @@ __all__ = [
     "list_recipes",
     "load_recipe",
     "load_state",
+    "merge_adapter",
     "parameter_groups",
     "prepare",
     "prepared_run",

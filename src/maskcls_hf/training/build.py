@@ -28,9 +28,9 @@ from .recipe import Recipe, hints_of_section
 logger = logging.get_logger(__name__)
 
 TRAINING_FIELDS = (
-    "freeze_batch_norm", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight", "mask_weight",
-    "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight", "instance_discrimination_weight",
-    "mask_id_weight", "semantic_weight",
+    "freeze_batch_norm", "freeze_backbone", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight",
+    "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
+    "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
 )  # fmt: skip
 
 # Of values that no configuration checks: those of backbones are read by transformers, timm and torch.

@@ -1,11 +1,14 @@
-"""Averaged weights and a budget of time, for the Trainer and for loops of one's own."""
+"""Averaged weights, a budget of time, annealed masks and a guard against empty ones, for the Trainer and for loops of
+one's own."""
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +16,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from ..models.options import require_range
+
+logger = logging.get_logger(__name__)
 
 
 class ExponentialMovingAverage:
@@ -152,3 +158,142 @@ class TimeBudget(TrainerCallback):
         self.tick(args.device)
         if self.spent:
             control.should_training_stop = control.should_save = control.should_evaluate = True
+
+
+class MaskAnnealing(TrainerCallback):
+    """Anneals the masked attention of an EoMT (Kerssies et al., CVPR 2025, Section 3.3): each block that sees the
+    queries masks with a probability that is 1 before its part of the training, 0 after it and (1 - progress) ** 0.9
+    inside; so inference needs no masks.
+
+    The probabilities are numbers in the model's configuration, which wrappers and adapters share: a checkpoint has
+    those of its step. `torch.compile(dynamic=True)` takes them as symbols, and compiles anew only where one becomes 0.
+    In a loop of one's own: `set(step, max_steps)` before the first step and after each.
+
+    Args:
+        model: an EoMT, without wrappers.
+        intervals: (start, end) of each block in shares of the training, 0 to 1; None: [`annealing_intervals`].
+        progress: share of the training that is done, of a step and the number of all, such as `TimeBudget.progress`;
+            None: the share of steps.
+
+    Raises:
+        ValueError: another model, or intervals that are not one for each block, within the training.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        intervals: Sequence[Sequence[float]] | None = None,
+        progress: Callable[[int, int], float] | None = None,
+    ):
+        self.config = model.config
+        if not has_attention_masks(model):
+            raise ValueError("mask_annealing: only an EoMT (architecture='encoder_only') has masks to anneal.")
+        blocks = self.config.query_blocks
+        self.intervals = annealing_intervals(blocks) if intervals is None else [tuple(pair) for pair in intervals]
+        if len(self.intervals) != blocks or not all(
+            len(pair) == 2 and 0 <= pair[0] < pair[1] <= 1 for pair in self.intervals
+        ):
+            raise ValueError(
+                f"mask_annealing={self.intervals} must have start and end, in shares of the training from 0 to 1, for "
+                f"each of the query_blocks={blocks}."
+            )
+        self.progress = progress or (lambda step, max_steps: step / max_steps)
+
+    def set(self, step: int, max_steps: int) -> None:
+        """The probabilities after so many steps."""
+        done = self.progress(step, max_steps)
+        shares = [(done - start) / (end - start) for start, end in self.intervals]
+        self.config.mask_probabilities = [(1 - min(max(share, 0.0), 1.0)) ** 0.9 for share in shares]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.set(state.global_step, state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.set(state.global_step, state.max_steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The weights of the best checkpoint were trained with its probabilities."""
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is not None and (file := Path(best) / "config.json").is_file():
+            self.config.mask_probabilities = json.loads(file.read_text(encoding="utf-8"))["mask_probabilities"]
+
+
+def annealing_intervals(blocks: int) -> list[tuple[float, float]]:
+    """Start and end of each block in shares of the training, as in the published trainings: a sixth each, the first
+    from 1/6 on, the last from 4/6 on."""
+    starts = [(1 + 3 * block / max(1, blocks - 1)) / 6 for block in range(blocks)]
+    return [(start, start + 1 / 6) for start in starts]
+
+
+def has_attention_masks(model: Any) -> bool:
+    return getattr(getattr(model, "config", None), "architecture", None) == "encoder_only"
+
+
+def choose_annealing(
+    model: Any,
+    choice: bool | Sequence[Sequence[float]] | None,
+    progress: Callable[[int, int], float] | None = None,
+) -> MaskAnnealing | None:
+    """The annealing of a training, if it has one; what happens to an EoMT's masks is logged.
+
+    Args:
+        choice: True, False, or the intervals of `MaskAnnealing`; None: anneal the masks of an EoMT that was not loaded
+            from a checkpoint, whose own probabilities would stay.
+        progress: as in `MaskAnnealing`.
+
+    Raises:
+        ValueError: as in `MaskAnnealing`.
+    """
+    if not has_attention_masks(model) and not choice:
+        return None
+    loaded_from = getattr(model.config, "name_or_path", None)
+    if choice is None:
+        choice = not loaded_from
+    if choice is False:
+        logger.warning(
+            f"The attention of the EoMT is masked with the probabilities {model.config.mask_probabilities} throughout "
+            "the training. mask_annealing=true anneals them from 1 to 0."
+        )
+        return None
+    annealing = MaskAnnealing(model, None if choice is True else choice, progress)
+    parts = ", ".join(f"{start:.3g} to {end:.3g}" for start, end in annealing.intervals)
+    anew = f" anew, instead of the {annealing.config.mask_probabilities} of {loaded_from}," if loaded_from else ""
+    logger.warning(f"Masked attention is annealed{anew} from 1 to 0, by block at {parts} of the training.")
+    return annealing
+
+
+class CollapseGuard:
+    """Warns of a training that has collapsed to empty masks: no query has a class, and a pixel above 0.5, on the
+    training images since the last look.
+
+    One reduction a batch, on its device; the host looks where losses are logged. Nothing is said of images without
+    segments, of outputs without masks, and before the end of the warm-up or of the first tenth of the training.
+    """
+
+    def __init__(self) -> None:
+        self.found: Tensor | None = None
+        self.has_collapsed = False
+
+    @torch.no_grad()
+    def watch(self, outputs: Any, class_labels: Sequence[Tensor] | None) -> None:
+        """Count a batch of the training."""
+        names = ("class_queries_logits", "masks_queries_logits")
+        classes, masks = (outputs.get(name) if hasattr(outputs, "get") else None for name in names)
+        if classes is None or masks is None or not any(map(len, class_labels or ())):
+            return
+        has_class = classes.argmax(-1) != classes.shape[-1] - 1  # (B, N)
+        found = (has_class & (masks.flatten(2).amax(-1) > 0)).any()
+        self.found = found if self.found is None else self.found | found
+
+    def check(self, step: int, max_steps: int, warmup_steps: int = 0) -> None:
+        """Look, and warn once a collapse."""
+        found, self.found = self.found, None
+        if found is None or step <= max(warmup_steps, max_steps / 10):
+            return
+        has_collapsed = not bool(found)
+        if has_collapsed and not self.has_collapsed:
+            logger.warning(
+                f"Step {step}: no query has a class and a mask above 0.5 on the training images any more. The training "
+                "has collapsed to empty masks: lower the learning rate, clip gradients, or warm up for longer."
+            )
+        self.has_collapsed = has_collapsed

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
 from ..utils.writing import saving_model
+from .callbacks import CollapseGuard, choose_annealing
 from .checkpoints import checkpoint_to_resume, load_state, rng_free, save_state
 from .divergence import check_weights, evaluation_after, reraise_as_divergence
+from .lora import save_base
 from .output import save_results
 from .processes import (
     filled_up,
@@ -57,7 +59,8 @@ class AccelerateLoop:
         )
         self.model, self.optimizer = accelerator.prepare(run.model, run.optimizer)
         self.network = accelerator.unwrap_model(self.model)
-        self.log, self.means = TrainingLog(run.max_steps), LossMeans()
+        self.log, self.means, self.guard = TrainingLog(run.max_steps), LossMeans(), CollapseGuard()
+        self.annealing = choose_annealing(self.network, settings.mask_annealing, run.budget.progress)
         accelerator.register_for_checkpointing(run.scheduler, run.budget, self.log, *([run.ema] if run.ema else []))
         self.progress = TrainingProgress(
             run.max_steps, settings.batch_size, run.budget, show=accelerator.is_main_process
@@ -69,7 +72,16 @@ class AccelerateLoop:
             load_state(accelerator, checkpoint)
             self.step = stop.step = int(checkpoint.name.removeprefix("checkpoint-"))
         run.budget.start()
+        self.anneal()
         self.progress.start(self.step)
+
+    def anneal(self) -> None:
+        if self.annealing is not None:
+            self.annealing.set(self.step, self.run.max_steps)
+
+    def watch(self, outputs: Any, batch: Mapping[str, Any]) -> None:
+        """Of a batch of the training, for a warning of empty masks."""
+        self.guard.watch(outputs, batch.get("class_labels"))
 
     def stopped(self) -> bool:
         """A signal has come; the same in all processes, which all call this."""
@@ -96,6 +108,7 @@ class AccelerateLoop:
         self.step = self.stop.step = step
         self.scores = {}
         self.run.budget.tick(self.accelerator.device)
+        self.anneal()
         self.progress.advance(step)
         self.means.add(losses)
         rest = {"grad_norm": float(grad_norm), "learning_rate": learning_rate}
@@ -103,6 +116,7 @@ class AccelerateLoop:
         saves = saves or step % settings.save_steps == 0
         if saves or step % settings.log_steps == 0:
             self.report({**self.means.pop(self.accelerator), **rest})
+            self.guard.check(step, self.run.max_steps, self.run.recipe.schedule.all_warmup_steps)
         if self.every is not None and step % self.every == 0 and not self.stopped():
             self.evaluate()
         if saves or self.stopped():
@@ -218,6 +232,7 @@ def save_training(
         if accelerator.is_main_process:
             with own_class(network), saving_model(out) as folder:
                 network.save_pretrained(folder, state_dict=weights)
+                save_base(network, folder)
                 run.image_processor.save_pretrained(folder)
     if accelerator.is_main_process:
         log.save(out)

@@ -95,13 +95,27 @@ class SamplingSection:
 
 @dataclass
 class OptimizerSection:
-    """AdamW, see `build_optimizer`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
+    """AdamW, see `parameter_groups`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
 
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 1e-4
     backbone_multiplier: NotNegative = 1.0
+    layer_decay: Annotated[float, "(0, 1]"] = 1.0
+    decay_query_blocks: bool = True
+    decay_norms: bool = False
     clip_norm: NotNegative | None = 0.01
     betas: tuple[Annotated[float, "[0, 1)"], Annotated[float, "[0, 1)"]] = (0.9, 0.999)
+
+
+@dataclass
+class LoraSection:
+    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: by these."""
+
+    rank: Count | None = None
+    targets: list[str] | None = None
+    alpha: Positive | None = None
+    dropout: Annotated[float, "[0, 1)"] = 0.0
+    modules_to_save: list[str] | None = None
 
 
 DEFAULT_STEPS = 160000
@@ -117,6 +131,8 @@ class ScheduleSection:
         epochs: passes over the training images, instead of `max_steps`. One has as many whole steps as the images make
             (as often as `sampling` repeats them); the images that are left over are others in each.
         warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
+        backbone_warmup_steps: above 0 the backbone waits at 0 for the `warmup_steps` of the rest, then warms up for so
+            many; poly and cosine begin after the warm-up.
         power: of poly, (1 - step / max_steps) ** power.
         milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
     """
@@ -126,6 +142,7 @@ class ScheduleSection:
     epochs: Positive | None = None
     warmup_steps: Annotated[int, "[0, inf)"] = 0
     warmup_factor: Share | None = None
+    backbone_warmup_steps: Annotated[int, "[0, inf)"] = 0
     power: NotNegative = 0.9
     milestones: list[Count] = field(default_factory=list)
     gamma: NotNegative = 0.1
@@ -135,6 +152,10 @@ class ScheduleSection:
             self.max_steps = DEFAULT_STEPS if self.max_steps is None else self.max_steps
         elif self.max_steps is not None:
             raise ValueError(f"schedule.max_steps={self.max_steps} or schedule.epochs={self.epochs}: give one of them.")
+
+    @property
+    def all_warmup_steps(self) -> int:
+        return self.warmup_steps + self.backbone_warmup_steps
 
     def steps(self, steps_an_epoch: int) -> int:
         """Of the whole training."""
@@ -152,6 +173,8 @@ class TrainingSection:
     """
     Args:
         batch_size: images of an optimizer step, over all processes and accumulated batches.
+        mask_annealing: of an EoMT's masked attention, from 1 to 0; or start and end for each of its blocks with
+            queries, in shares of the training. None: true for a new model; a saved one keeps its probabilities.
         ema_decay: of the averaged weights that are evaluated and saved; None: no average.
         max_minutes: end on time; the schedule then follows the clock too.
         workers: loader processes for each training process.
@@ -161,6 +184,7 @@ class TrainingSection:
     """
 
     batch_size: Count = 16
+    mask_annealing: bool | list[list[float]] | None = None
     ema_decay: Annotated[float, "(0, 1)"] | None = None
     seed: Annotated[int, "[0, 4294967295]"] = 0
     precision: Literal["float32", "bf16", "fp16"] = "float32"
@@ -224,6 +248,7 @@ class Recipe:
     image_processor: dict[str, Value] = field(default_factory=dict)
     augmentation: dict[str, Value] = field(default_factory=dict)
     sampling: SamplingSection = field(default_factory=SamplingSection)
+    lora: LoraSection = field(default_factory=LoraSection)
     optimizer: OptimizerSection = field(default_factory=OptimizerSection)
     schedule: ScheduleSection = field(default_factory=ScheduleSection)
     training: TrainingSection = field(default_factory=TrainingSection)
@@ -277,7 +302,7 @@ def require_ranges(owner: str, section: Any) -> None:
 def _require_in_range(name: str, value: Any, hint: Any) -> None:
     if hasattr(hint, "__metadata__"):
         require_range(name, value, hint.__metadata__[0], integer=hint.__origin__ is int)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple)) and get_origin(hint) in (list, tuple):
         arguments = get_args(hint)
         for i, item in enumerate(value):
             _require_in_range(f"{name}[{i}]", item, arguments[min(i, len(arguments) - 1)])

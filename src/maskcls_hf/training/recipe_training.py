@@ -166,6 +166,7 @@ def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = 
         eval_collator=run.eval_collator,
         evaluator=run.evaluator,
         ema=run.ema,
+        mask_annealing=run.recipe.training.mask_annealing,
         processing_class=run.image_processor,
         callbacks=callbacks,
     )
@@ -198,6 +199,7 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
         per_device_train_batch_size=run.batch_size,
         per_device_eval_batch_size=run.eval_batch_size,
         gradient_accumulation_steps=run.accumulate,
+        warmup_steps=run.recipe.schedule.all_warmup_steps,
         max_grad_norm=run.recipe.optimizer.clip_norm or 0.0,
         bf16=settings.precision == "bf16",
         fp16=settings.precision == "fp16",

@@ -45,6 +45,7 @@ from ..models.modeling_maskcls import (
 from ..models.options import require_range
 from .build import build_image_processor, build_model, enable_gradient_checkpointing, load_model, upsets_onednn
 from .callbacks import ExponentialMovingAverage, TimeBudget
+from .lora import add_lora
 from .optim import build_optimizer, build_scheduler
 from .processes import is_fsdp_wanted
 from .recipe import Recipe
@@ -147,10 +148,10 @@ def prepare(
     settings, crop = recipe.training, recipe.evaluation.crop
     sampler = build_sampler(recipe, train_set)
     max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
-    if recipe.schedule.warmup_steps >= max_steps:
+    if recipe.schedule.all_warmup_steps >= max_steps:
         logger.warning(
-            f"schedule.warmup_steps={recipe.schedule.warmup_steps}: of {max_steps} steps none has the full learning "
-            "rate."
+            f"schedule.warmup_steps={recipe.schedule.all_warmup_steps}: of {max_steps} steps none has the full "
+            "learning rate."
         )
     batch_size = settings.batch_size // (processes * accumulate)
     train_collator, eval_collator = build_collators(recipe, image_processor)
@@ -224,16 +225,42 @@ def try_evaluation(run: Run) -> None:
 
 def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
     model: Any = given
-    if not isinstance(given, PreTrainedModel):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(recipe.training.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.training.seed)
+        if not isinstance(given, PreTrainedModel):
             model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
+        if recipe.lora.rank is not None:
+            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=base_of(recipe, given))
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
+
+
+def base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[str, Any]:
+    """Where the weights come from that LoRA leaves as they are.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    section = recipe.model
+    if isinstance(given, PreTrainedModel):
+        return {"model": given.name_or_path}
+    if given is None and section.backbone_checkpoint is None:
+        raise ValueError(
+            f"Recipe {recipe.name}: lora.rank={recipe.lora.rank} keeps the weights of the backbone, which are random: "
+            "give a saved model (--model FOLDER) or a backbone's (--set model.backbone_checkpoint=NAME)."
+        )
+    if given is not None:
+        return {"model": str(given)}
+    if recipe.lora.modules_to_save is not None:
+        raise ValueError(
+            f"Recipe {recipe.name}: lora.modules_to_save leaves the rest of a new model random: leave it out, or give "
+            "a saved model (--model FOLDER)."
+        )
+    return {"backbone": section.backbone_checkpoint, "backbone_weights": section.backbone_weights}
 
 
 def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> tuple[MaskClsCollator, MaskClsCollator]:

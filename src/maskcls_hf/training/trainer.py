@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -34,6 +34,7 @@ from ..hub.push import push
 from ..models.options import require_range
 from ..models.post_processing import give_back_memory
 from ..utils.writing import replacing, saving_model
+from .callbacks import CollapseGuard, TimeBudget, choose_annealing
 from .checkpoints import (
     CheckpointLoads,
     CorruptCheckpoint,
@@ -45,6 +46,7 @@ from .checkpoints import (
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
 from .loop import LossMeans
+from .lora import network_of, save_base
 from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
 from .stopping import EvaluationStopped, shield_workers
 
@@ -66,6 +68,7 @@ class MaskClsTrainer(Trainer):
     - Evaluation reduces each image to measurements on the spot; masks of many sizes are never gathered.
     - Samples reach the collator whole (`remove_unused_columns=False`).
     - A loss, gradient or weight that is NaN or infinite ends the training with a `DivergenceError`.
+    - The masked attention of a new EoMT is annealed; a collapse to empty masks is warned of.
     - The log has the terms of the loss (of the deepest decoder layer, unweighted) beside their sum.
     - A checkpoint is whole or absent; a damaged one is named and skipped. It also has the averaged weights, and the
       state of callbacks with `state_dict()` and `load_state_dict()`.
@@ -83,6 +86,8 @@ class MaskClsTrainer(Trainer):
             `ground_truth`.
         ema: running average of the weights, such as `ExponentialMovingAverage`, updated after each step; evaluation
             and the final `save_model()` use it.
+        mask_annealing: of an EoMT's masked attention: True, False, or its intervals, see `MaskAnnealing`; None: True
+            for an EoMT that was not loaded from a checkpoint. A `TimeBudget` among the callbacks counts for it.
         kwargs: as for `Trainer`, without `compute_metrics` and `preprocess_logits_for_metrics`, which `evaluator`
             replaces.
 
@@ -103,6 +108,7 @@ class MaskClsTrainer(Trainer):
         evaluator: Any = None,
         eval_collator: Callable[..., Any] | None = None,
         ema: Any = None,
+        mask_annealing: bool | Sequence[Sequence[float]] | None = None,
         **kwargs: Any,
     ):
         train_dataset = kwargs.get("train_dataset")
@@ -117,7 +123,10 @@ class MaskClsTrainer(Trainer):
             if evaluator is not None and eval_collator is None:
                 eval_collator = _collator_of(kwargs.get("processing_class"), keep_ground_truth=True)
         self._loads = CheckpointLoads(None)
-        kwargs["callbacks"] = [_Follow(self), *(kwargs.get("callbacks") or ())]
+        callbacks = [_Follow(self), *(kwargs.get("callbacks") or ())]
+        budget = next((callback for callback in callbacks if isinstance(callback, TimeBudget)), None)
+        annealing = choose_annealing(model, mask_annealing, None if budget is None else budget.progress)
+        kwargs["callbacks"] = callbacks if annealing is None else [*callbacks, annealing]
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=evaluator, **kwargs)
         if ema is not None and self.is_fsdp_enabled:
             raise ValueError("FSDP shares out the weights, but their average needs them whole: leave out ema.")
@@ -129,11 +138,12 @@ class MaskClsTrainer(Trainer):
         self.eval_collator = eval_collator or self.data_collator
         if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
             raise ValueError(NO_TRUTH)
-        forward = self.accelerator.unwrap_model(self.model).forward
+        forward = network_of(self.accelerator.unwrap_model(self.model)).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._evaluated: Any = None  # ground truth of the batch
         self._losses: dict[str, Tensor] = {}  # of the step that is under way
         self._means = LossMeans()
+        self._guard = CollapseGuard()
 
     def add_callback(self, callback: Any) -> None:
         """As `Trainer.add_callback`."""
@@ -212,7 +222,9 @@ class MaskClsTrainer(Trainer):
         with reraise_as_divergence(moment, self.args.output_dir):
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if model.training:
-            for name, term in {**(outputs.get("loss_dict") or {}), "loss": loss}.items():
+            self._guard.watch(outputs, inputs.get("class_labels"))
+            terms = outputs.get("loss_dict") if hasattr(outputs, "get") else None  # with return_dict=False a tuple
+            for name, term in {**(terms or {}), "loss": loss}.items():
                 self._losses[name] = self._losses.get(name, 0) + term.detach()
         return (loss, outputs) if return_outputs else loss
 
@@ -233,6 +245,9 @@ class MaskClsTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and self._means:  # as the loss; none of models that tell their loss alone
             logs |= self._means.pop(self.accelerator, "sum" if self._shares_the_loss else "mean")
+        if "loss" in logs:
+            max_steps = self.state.max_steps
+            self._guard.check(self.state.global_step, max_steps, self.args.get_warmup_steps(max_steps))
         super().log(logs, start_time)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
@@ -416,14 +431,17 @@ class MaskClsTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, whole or not at all, with averaged weights if there are any; inside a checkpoint
         (`_internal_call`) with its own. With `TrainingArguments(push_to_hub=True)` [`push_to_hub`] follows."""
-        folder = str(output_dir or self.args.output_dir)
+        folder, network = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
         is_direct = _internal_call or not self.args.should_save  # into a checkpoint; or it writes nothing
         with (
             nullcontext() if _internal_call else self.averaged_weights(),
-            own_class(self.accelerator.unwrap_model(self.model)),
+            own_class(network),
+            _own_names(network) if _internal_call else nullcontext(),
             nullcontext(folder) if is_direct else saving_model(Path(folder)) as out,
         ):
             super().save_model(str(out), _internal_call=True)
+            if self.args.should_save:
+                save_base(network, out)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
@@ -525,6 +543,20 @@ def _set(args: TrainingArguments, **values: Any) -> Iterator[None]:
         yield
     finally:
         vars(args).update(kept)
+
+
+@contextmanager
+def _own_names(network: nn.Module) -> Iterator[None]:
+    """Inside, weights are saved by their names of this version of transformers. By default it saves those of some ViTs
+    by older names, which a Trainer that resumes does not find: it would go on with its new weights."""
+    if not isinstance(network, PreTrainedModel):
+        yield
+        return
+    network.save_pretrained = partial(network.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del network.save_pretrained
 
 
 def _protected(loader: DataLoader, seed: int) -> DataLoader:
