@@ -102,10 +102,12 @@ class Run:
 
     def describe(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        some = "" if learning > parameters / 2 else f", of which {learning / 1e6:.2f} learn"
         images = len(self.train_data), len(self.eval_data)  # type: ignore[arg-type]
         return (
             f"{self.recipe.name}: {images[0]} images for training, {images[1]} for evaluation, "
-            f"{len(self.model.config.id2label)} classes; {parameters / 1e6:.2f} million parameters; "
+            f"{len(self.model.config.id2label)} classes; {parameters / 1e6:.2f} million parameters{some}; "
             f"{self.max_steps} steps of {self.recipe.training.batch_size} images"
         )
 
