@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,10 +114,11 @@ def test_probabilities_of_a_fine_tuned_model(tmp_path, squares, caplog):
         caplog.clear()
 
 
-def test_a_frozen_encoder_of_a_recipe(tmp_path, squares):
+def test_a_frozen_encoder_of_a_recipe(tmp_path, squares, capsys):
     vit = vit_of(tmp_path / "vit")
     model = MODEL | {"backbone_checkpoint": str(vit), "freeze_backbone": True}
     train_trainer.main(arguments(recipe_of(tmp_path, model=model), squares, tmp_path / "out"))
+    assert re.search(r"0\.0\d million parameters, of which 0\.0\d learn;", capsys.readouterr().out)
     trained = MaskClsForUniversalSegmentation.from_pretrained(tmp_path / "out")
     source = Dinov2Model.from_pretrained(vit).state_dict()
     assert all(torch.equal(value, source[name]) for name, value in trained.model.encoder.vit.state_dict().items())
@@ -211,3 +215,22 @@ def test_two_processes(tmp_path):
         assert first[name][1].keys() == second[name][1].keys() and first[name][1]
         assert all(torch.equal(value, second[name][1][n]) for n, value in first[name][1].items())
         assert (tmp_path / name / "checkpoint-3").is_dir()
+
+
+@pytest.mark.slow
+def test_sharded_weights(tmp_path, squares):
+    """FSDP2 that wraps the blocks of the ViT, which are run by their own forward: the losses of one process."""
+    settings = {"ema_decay": None, "mask_annealing": [[0.0, 0.01], [0.5, 0.51]]}  # 1 or 0: nothing is random
+    recipe = recipe_of(tmp_path, training=settings, model=MODEL | {"loss_points": None})
+    here, examples = Path(__file__).parent, Path(train_trainer.__file__)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", here / "fsdp_on_cpu.py",
+        examples, *arguments(recipe, squares, tmp_path / "sharded"),
+    ]  # fmt: skip
+    environment = os.environ | {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Dinov2Layer", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    train_trainer.main(arguments(recipe, squares, tmp_path / "whole"))
+    assert probabilities(tmp_path / "sharded") == probabilities(tmp_path / "whole") == [0, 0]
+    sharded, whole = ([e["loss"] for e in logged(tmp_path / out) if "loss" in e] for out in ("sharded", "whole"))
+    assert len(whole) == 6 and sharded == pytest.approx(whole, rel=1e-3)

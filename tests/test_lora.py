@@ -153,6 +153,12 @@ def test_what_cannot_be_merged(tmp_path, processor):
     file = tmp_path / "run" / "lora_base.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"model": str(tmp_path / "model")}))
     merge_adapter(tmp_path / "run", tmp_path / "out")
+    whole = file.read_text()
+    for broken in ("{", "[]", '{"config": {}}', '{"config": {"model_type": "bert"}}'):
+        file.write_text(broken)
+        with pytest.raises(ValueError):
+            merge_adapter(tmp_path / "run", tmp_path / "out")
+    file.write_text(whole)
     adapter = tmp_path / "run" / "adapter_config.json"
     adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"modules_to_save": ["segmentation_module"]}))
     saved(ours(num_queries=7), tmp_path / "model")

@@ -4,6 +4,7 @@ Secretly an Image Segmentation Model, CVPR 2025).
 Shape legend: B images, N queries, C channels of the ViT, (h, w) its grid of patches, T = N + prefix tokens + h * w.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,16 +47,17 @@ def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> 
     return tokens + block.drop_path(block.layer_scale2(block.mlp(block.norm2(tokens))))
 
 
-def run_dinov3(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
-    """It turns the last tokens only, those of patches."""
+def run_block(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+    """By its own forward; DINOv3 turns the last tokens only, those of patches."""
+    options = {} if rotary is None else {"position_embeddings": rotary}
     # Not its own call, which checkpoints activations: `EncoderOnly` does, for all families.
-    return nn.Module.__call__(block, tokens, attention_mask=mask, position_embeddings=rotary)
+    return nn.Module.__call__(block, tokens, attention_mask=mask, **options)
 
 
 ACCESS = {
     "dinov2": Access("encoder.layer", "layernorm", run_dinov2),
     "dinov2_with_registers": Access("encoder.layer", "layernorm", run_dinov2),
-    "dinov3_vit": Access("model.layer", "norm", run_dinov3, "rope_embeddings"),
+    "dinov3_vit": Access("model.layer", "norm", run_block, "rope_embeddings"),
 }
 
 
@@ -98,6 +100,8 @@ class EncoderOnly(nn.Module):
         self.vit: Any = AutoBackbone.from_config(vit_config, trust_remote_code=False)
         self.vit.embeddings.register_parameter("mask_token", None)  # of its pretraining
         self.access = access
+        takes_mask = "attention_mask" in inspect.signature(type(self.layers[0]).forward).parameters
+        self.run_block = run_block if takes_mask else access.run
         if not 0 < config.query_blocks <= len(self.layers):
             raise ValueError(f"query_blocks={config.query_blocks} of {len(self.layers)} blocks of the ViT.")
         self.config = config
@@ -144,9 +148,9 @@ class EncoderOnly(nn.Module):
                     seen = self.foreground(output, predict, grid, probability)
                     mask = self.attention_mask(seen, tokens)
             if self.gradient_checkpointing and self.training:
-                tokens = self._gradient_checkpointing_func(self.access.run, block, tokens, mask, rotary)
+                tokens = self._gradient_checkpointing_func(self.run_block, block, tokens, mask, rotary)
             else:
-                tokens = self.access.run(block, tokens, mask, rotary)
+                tokens = self.run_block(block, tokens, mask, rotary)
         self.add_prediction(output, tokens, grid)
         return output
 

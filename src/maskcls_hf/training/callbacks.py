@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..models.options import require_range
+from .processes import is_main_process
 
 logger = logging.get_logger(__name__)
 
@@ -234,7 +235,7 @@ def choose_annealing(
     choice: bool | Sequence[Sequence[float]] | None,
     progress: Callable[[int, int], float] | None = None,
 ) -> MaskAnnealing | None:
-    """The annealing of a training, if it has one; what happens to an EoMT's masks is logged.
+    """The annealing of a training, if it has one; what happens to an EoMT's masks is logged by the main process.
 
     Args:
         choice: True, False, or the intervals of `MaskAnnealing`; None: anneal the masks of an EoMT that was not loaded
@@ -249,8 +250,9 @@ def choose_annealing(
     loaded_from = getattr(model.config, "name_or_path", None)
     if choice is None:
         choice = not loaded_from
+    log = logger.warning if is_main_process() else logger.debug
     if choice is False:
-        logger.warning(
+        log(
             f"The attention of the EoMT is masked with the probabilities {model.config.mask_probabilities} throughout "
             "the training. mask_annealing=true anneals them from 1 to 0."
         )
@@ -258,7 +260,7 @@ def choose_annealing(
     annealing = MaskAnnealing(model, None if choice is True else choice, progress)
     parts = ", ".join(f"{start:.3g} to {end:.3g}" for start, end in annealing.intervals)
     anew = f" anew, instead of the {annealing.config.mask_probabilities} of {loaded_from}," if loaded_from else ""
-    logger.warning(f"Masked attention is annealed{anew} from 1 to 0, by block at {parts} of the training.")
+    log(f"Masked attention is annealed{anew} from 1 to 0, by block at {parts} of the training.")
     return annealing
 
 

@@ -160,8 +160,11 @@ def load_merged(source: str | Path) -> Any:
         )
     require_whole(source)
     base = json.loads(Path(source, BASE).read_text(encoding="utf-8"))
-    kind = KIND_OF_TYPE[base["config"]["model_type"]]
-    model = kind.model_class(kind.config_class.from_dict(base["config"])).eval()
+    try:
+        kind = KIND_OF_TYPE[base["config"]["model_type"]]
+        model = kind.model_class(kind.config_class.from_dict(base["config"])).eval()
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{Path(source, BASE)} does not hold the configuration of a network.") from error
     own = model.state_dict()
     if base.get("model"):
         weights = load_model(base["model"]).state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -99,6 +100,10 @@ def share_buffers(model: nn.Module) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def is_fsdp_wanted() -> bool:

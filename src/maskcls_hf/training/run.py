@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ from .build import build_image_processor, build_model, enable_gradient_checkpoin
 from .callbacks import ExponentialMovingAverage, TimeBudget
 from .lora import add_lora
 from .optim import build_optimizer, build_scheduler
-from .processes import is_fsdp_wanted
+from .processes import is_fsdp_wanted, is_main_process
 from .recipe import Recipe
 from .stopping import shield_workers
 
@@ -102,10 +101,12 @@ class Run:
 
     def describe(self) -> str:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        some = "" if learning > parameters / 2 else f", of which {learning / 1e6:.2f} learn"
         images = len(self.train_data), len(self.eval_data)  # type: ignore[arg-type]
         return (
             f"{self.recipe.name}: {images[0]} images for training, {images[1]} for evaluation, "
-            f"{len(self.model.config.id2label)} classes; {parameters / 1e6:.2f} million parameters; "
+            f"{len(self.model.config.id2label)} classes; {parameters / 1e6:.2f} million parameters{some}; "
             f"{self.max_steps} steps of {self.recipe.training.batch_size} images"
         )
 
@@ -396,10 +397,6 @@ def hold_out(
             "are trained on."
         )
     return train, evaluation
-
-
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _check_tasks(recipe: Recipe, data: SegmentationDataset) -> None:

@@ -125,7 +125,9 @@ class MaskClsTrainer(Trainer):
         self._loads = CheckpointLoads(None)
         callbacks = [_Follow(self), *(kwargs.get("callbacks") or ())]
         budget = next((callback for callback in callbacks if isinstance(callback, TimeBudget)), None)
-        annealing = choose_annealing(model, mask_annealing, None if budget is None else budget.progress)
+        annealing = None
+        if train_dataset is not None:
+            annealing = choose_annealing(model, mask_annealing, None if budget is None else budget.progress)
         kwargs["callbacks"] = callbacks if annealing is None else [*callbacks, annealing]
         super().__init__(model=model, args=args, data_collator=data_collator, compute_metrics=evaluator, **kwargs)
         if ema is not None and self.is_fsdp_enabled:
