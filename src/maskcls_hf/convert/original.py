@@ -38,7 +38,8 @@ def from_original(
 
     Returns:
         the model, in evaluation mode. Its configuration has the behavior of the paper's code:
-        `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
+        `compatibility="paper"` (per-pixel models: `attend_to_padding=True`) and, with ResNets,
+        `freeze_batch_norm=True`.
 
     Raises:
         `ValueError`: not such a checkpoint; names in it that the model has no place for, parameters of the model
@@ -117,7 +118,6 @@ class Original:
     def config(self, **overrides: Any) -> PreTrainedConfig:
         is_mask2former = f"{PREDICTOR}.query_feat.weight" in self.state
         fields = self.mask2former_fields() if is_mask2former else self.pixel_decoder_fields()
-        fields["attend_to_padding"] = True
         if "backbone.patch_embed.proj.weight" in self.state:
             fields["backbone_config"] = self.swin_config()
         else:
@@ -127,9 +127,9 @@ class Original:
             fields |= self.transformer_fields()
         if f"{PREDICTOR}.class_embed.weight" in self.state:
             fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
-            return MaskClsConfig(**(fields | overrides))
+            return MaskClsConfig(**(fields | {"compatibility": "paper"} | overrides))
         name = f"{PREDICTOR}.query_embed.weight" if has_transformer else f"{PREDICTOR}.weight"
-        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer}
+        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer, "attend_to_padding": True}
         return PerPixelConfig(**(fields | overrides))
 
     def transformer_fields(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
+from .configuration_maskcls import COMPATIBILITIES
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .inference_defaults import WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
@@ -30,6 +31,7 @@ from .segments import LabelRules, Segments, read_segments
 
 logger = logging.get_logger(__name__)
 
+OF_TRANSFORMERS = ("Mask2Former", "Eomt")  # whose files are read as theirs
 LABEL_FORMATS = ("segments", "segment_map", "semantic")
 INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
@@ -47,6 +49,9 @@ PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of 
 
 class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    compatibility (`str`, *optional*, defaults to `"exact"`):
+        Whose images and maps these are where implementations differ: `"exact"`, `"transformers"` or `"paper"`. The file
+        of transformers' Mask2Former or EoMT is read as `"transformers"`; its MaskFormer's as `"exact"`, as ever.
     size_divisor (`int`, *optional*, defaults to 32):
         Images are padded to a multiple of it, at the bottom and right; never distorted. `None`: no multiple.
     pad_size (`dict[str, int]`, *optional*):
@@ -75,6 +80,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         transformers' name of `label_offset=1`; where given, it sets `label_offset`.
     """
 
+    compatibility: str
     size_divisor: int | None
     void_id: int | None
     label_offset: int
@@ -98,6 +104,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
     valid_kwargs = MaskClsImageProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values", "pixel_mask"]
+    compatibility = "exact"
     do_convert_rgb = True
     do_resize = True
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -144,6 +151,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
         saved = {"inference_defaults": WITHOUT_DEFAULTS, **own_names(image_processor_dict)}
+        if str(saved.get("image_processor_type")).startswith(OF_TRANSFORMERS):
+            saved = {"compatibility": "transformers", **saved}
         found = super().from_dict(saved, **options)
         processor = found[0] if isinstance(found, tuple) else found
         processor._binary_maps = None if "void_id" in options else 0
@@ -247,8 +256,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"{kwargs['num_labels']}."
                 )
         kwargs["inference_defaults"] = checked_inference_defaults(kwargs.get("inference_defaults") or {})
-        if kwargs.get("label_format") not in LABEL_FORMATS:
-            raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
+        for name, choices in (("label_format", LABEL_FORMATS), ("compatibility", COMPATIBILITIES)):
+            if kwargs.get(name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {kwargs.get(name)!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
             raise ValueError(f"size_divisor must be positive or None, got {kwargs['size_divisor']}.")
         if kwargs.get("do_center_crop"):
