@@ -61,6 +61,11 @@ PIXEL_DECODER, OUR_PIXEL_DECODER = "model.pixel_level_module.decoder", "model.pi
 DECODER, OUR_DECODER = "model.transformer_module", "model.transformer_decoder"
 
 
+def is_mask2former(config: PreTrainedConfig) -> bool:
+    """Whether a configuration of ours has the decoders of Mask2Former."""
+    return (config.pixel_decoder, config.transformer_decoder) == ("deformable", "masked_attention")
+
+
 def config_from_mask2former(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `MaskClsConfig` for the configuration of transformers' Mask2Former.
 

@@ -15,7 +15,7 @@ from ..models.inference_defaults import WITHOUT_DEFAULTS
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
-from .mask2former import PARTS
+from .mask2former import PARTS, is_mask2former
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
 MASK2FORMER = PARTS | dict(
@@ -63,14 +63,19 @@ def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
     The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
-    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8. Edit its `size`, `label_offset` and
-    `label_ids_to_fuse` for other data sets.
+    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8; of a Mask2Former with `compatibility=
+    "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
+    other data sets.
     """
     model = from_original(checkpoint, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
     model.save_pretrained(out)
     fields: dict[str, Any] = dict(num_labels=model.config.num_labels, label_format=label_format)
-    MaskClsImageProcessor(**fields, inference_defaults=WITHOUT_DEFAULTS).save_pretrained(out)
+    if is_mask2former(model.config):
+        fields["compatibility"] = "paper"
+    else:
+        fields["inference_defaults"] = WITHOUT_DEFAULTS
+    MaskClsImageProcessor(**fields).save_pretrained(out)
 
 
 def is_counter(name: str) -> bool:
