@@ -38,7 +38,7 @@ OF_ORIGIN: dict[str, dict[str, Any]] = {
 }
 FITS = ("pad", "stretch")
 LABEL_FORMATS = ("segments", "segment_map", "semantic")
-INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor")
+INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor", "pad_value")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
 # model's options to the image processor too) hand on.
 IN_FILES = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
@@ -65,6 +65,11 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Images are padded to a multiple of it, at the bottom and right (see `image_fit`). `None`: no multiple.
     pad_size (`dict[str, int]`, *optional*):
         Pad to this height and width instead of those of the largest image of the batch.
+    pad_value (`int`, *optional*):
+        Of the padding, on the scale of the images: 0 is black. `None`: 0 after normalization, the mean color.
+    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
+        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
+        Mask2Former's code; else they are left out.
     void_id (`int`, *optional*, defaults to 255):
         Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
@@ -92,6 +97,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     compatibility: str
     image_fit: str | None
     size_divisor: int | None
+    pad_value: int | None
+    keep_emptied_targets: bool
     void_id: int | None
     label_offset: int
     num_labels: int | None
@@ -128,6 +135,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     image_std = IMAGENET_DEFAULT_STD
     do_pad = True
     size_divisor = 32
+    pad_value = None
+    keep_emptied_targets = False
     void_id = 255
     label_offset = 0
     num_labels = None
@@ -230,7 +239,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out. `return_tensors=None`: lists of tensors.
+            resizing are left out, unless `keep_emptied_targets`. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
@@ -363,7 +372,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 targets = {"labels": of_image.semantic_targets(padded[i], *known, resized[i].device)}
             else:
                 as_map = options["label_format"] == "segment_map"
-                targets = of_image.targets(padded[i], as_map, resized[i].device)
+                keep_emptied = options["keep_emptied_targets"]
+                targets = of_image.targets(padded[i], as_map, resized[i].device, keep_emptied)
             for name, target in targets.items():
                 data.setdefault(name, []).append(target)
         return _batch_feature(data, return_tensors)
@@ -422,11 +432,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
+        pad_value: int | None,
         **options: Any,
     ) -> Tensor:
-        """(C, h, w) -> rescaled, normalized, padded with 0: (C, *padded_size) float32."""
-        padded, inside = padding(image.shape, padded_size, dtype=torch.float32, device=image.device)
+        """(C, h, w) -> rescaled, normalized, padded: (C, *padded_size) float32."""
+        shape, fill = image.shape, pad_value or 0
+        padded, inside = padding(shape, padded_size, fill, dtype=torch.float32, device=image.device)
         inside.copy_(image)
+        inside = inside if pad_value is None else padded
         if do_normalize:
             scale = 1.0 / rescale_factor if do_rescale else 1.0
             mean, std = (
