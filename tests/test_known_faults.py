@@ -1,24 +1,22 @@
 """What went wrong elsewhere with Mask2Former and EoMT, in labels, losses, maps and loading: the right values."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.nn import functional as F
+from torchvision import tv_tensors
 from transformers import Dinov2Config, Dinov2Model, Mask2FormerImageProcessor, ResNetModel
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
-from maskcls_hf.cli.main import main
-from maskcls_hf.data import MaskClsCollator
+from maskcls_hf.cli.coco import color_id, map_image
+from maskcls_hf.data import MaskClsCollator, Sample
 from maskcls_hf.metrics import Segments
 from maskcls_hf.models.losses import MaskClsCriterion
 from maskcls_hf.models.matching import CostsNotFinite, Predictions, prepare_targets
 from maskcls_hf.models.modeling_maskcls import MaskClsForUniversalSegmentationOutput
 from maskcls_hf.models.transformer_decoders import SegmentLogits
 from maskcls_hf.training import DivergenceError, reraise_as_divergence
-from samples import sample_of
+from maskcls_hf.visual.drawing import segment_colors
 from test_eomt import ours as eomt
 from test_point_losses import LABELS, SEGMENTS, config, index_maps, layers
 from tiny import maskcls_config, resnet
@@ -58,7 +56,7 @@ class TestLabels:
 
     def emptied(self, overlap: bool) -> Segments:
         """Three segments, the second of which a crop has emptied."""
-        index_map = torch.full((32, 32), 2)
+        index_map = torch.full((64, 64), 2)
         index_map[:8] = 0
         stack = index_map == torch.arange(3).view(-1, 1, 1)
         stack[0, :16] = overlap or stack[0, :16]
@@ -68,7 +66,8 @@ class TestLabels:
     @pytest.mark.parametrize("label_format", ["segments", "segment_map"])
     def test_masks_that_a_crop_emptied_are_no_targets(self, overlap, label_format):
         """They do not count in the normalizer; the panoptic mapper of Mask2Former's code keeps them: an option."""
-        sample = sample_of(torch.zeros(3, 32, 32, dtype=torch.uint8), self.emptied(overlap))
+        image = tv_tensors.Image(torch.zeros(3, 64, 64, dtype=torch.uint8))
+        sample = Sample(image=image, segments=self.emptied(overlap))
         model = MaskClsForUniversalSegmentation(maskcls_config(num_labels=3, loss_points=50)).eval()
         losses = []
         for keep in (False, True):
@@ -82,11 +81,11 @@ class TestLabels:
         assert losses[0].isfinite() and losses[1].isfinite() and losses[0] != losses[1]
 
     def test_overlapping_annotations_train(self):
-        stack = torch.zeros(2, 32, 32, dtype=torch.bool)
+        stack = torch.zeros(2, 64, 64, dtype=torch.bool)
         stack[0, :20], stack[1, 10:] = True, True
         processor = MaskClsImageProcessor(do_resize=False)
         batch = processor(
-            torch.zeros(3, 32, 32, dtype=torch.uint8), [stack], class_labels=[[0, 2]], return_tensors="pt"
+            torch.zeros(3, 64, 64, dtype=torch.uint8), [stack], class_labels=[[0, 2]], return_tensors="pt"
         )
         assert torch.equal(batch.mask_labels[0], stack)
         model = MaskClsForUniversalSegmentation(maskcls_config(num_labels=3)).train()
@@ -129,7 +128,7 @@ class TestLosses:
             matcher(Predictions.of_layers(made), targets)
 
     def test_no_object_is_a_weight_inside_the_cross_entropy(self):
-        """Which as a whole is weighted 2 then; costs and losses have the same weights, and the same number of points."""
+        """Which as a whole is weighted 2 then; costs and losses have the same weights and the same number of points."""
         criterion, made = MaskClsCriterion(config(no_object_weight=0.1)), layers(1)
         torch.manual_seed(0)
         terms = criterion(made, index_maps(SEGMENTS), LABELS)
@@ -211,22 +210,17 @@ class TestMaps:
 
 
 @pytest.mark.parametrize("task", ["panoptic", "instance"])
-def test_ids_in_written_pictures_begin_at_1(task, tmp_path):
+def test_ids_in_written_pictures_begin_at_1(task):
     """0 is void in a PNG."""
-    torch.manual_seed(0)
-    model = MaskClsForUniversalSegmentation(maskcls_config(num_labels=3))
-    with torch.no_grad():
-        model.segmentation_module.class_predictor.bias[1] = 20.0
-    model.save_pretrained(tmp_path / "model")
-    MaskClsImageProcessor(num_labels=3, do_resize=False).save_pretrained(tmp_path / "model")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    arguments = [str(tmp_path / "model"), str(tmp_path / "a.png"), "--out", str(tmp_path / "out"), "--task", task]
-    assert main(["segment", *arguments]) in (0, None)
-    pixels = np.asarray(Image.open(next((tmp_path / "out/map").glob("*.png"))).convert("RGB")).astype(int)
-    found = set(np.unique(pixels @ [1, 256, 65536]).tolist())
-    records = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
-    ids = {info["id"] for of_image in records["annotations"] for info in of_image.get("segments_info", [of_image])}
-    assert ids and min(ids) >= 1 and found - {0} <= ids
+    outputs = output([1, 2], columns((0, 8), (10, 20)))
+    processor = MaskClsImageProcessor(compatibility="paper")
+    (found,) = getattr(processor, f"post_process_{task}_segmentation")(outputs, threshold=0.5)
+    result = Segments.from_output(found)
+    colors = segment_colors(result.records, 3, [])
+    pixels = np.asarray(map_image(result, task, colors, 3)).astype(int) @ [1, 256, 65536]
+    ids = [color_id(color) for color in colors]
+    assert min(ids) >= 1 and len(set(ids)) == 2
+    assert np.unique(pixels[:, :20]).tolist() == sorted({0, *ids}) and (pixels[:, 20:] == 0).all()
 
 
 @pytest.mark.parametrize("family", ["MaskFormer", "Mask2Former", "EoMT"])
