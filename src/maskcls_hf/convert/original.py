@@ -15,11 +15,11 @@ from ..models.inference_defaults import WITHOUT_DEFAULTS
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
-from .mask2former import PARTS
+from .mask2former import PARTS, is_mask2former
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
 MASK2FORMER = PARTS | dict(
-    cross_entropy_weight=2.0, mask_weight=5.0, dice_weight=5.0, loss_points=12544, dropout=0.0
+    cross_entropy_weight=2.0, mask_weight=5.0, dice_weight=5.0, loss_points=12544
 )  # fmt: skip
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
@@ -38,7 +38,8 @@ def from_original(
 
     Returns:
         the model, in evaluation mode. Its configuration has the behavior of the paper's code:
-        `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
+        `compatibility="paper"` (per-pixel models: `attend_to_padding=True`) and, with ResNets,
+        `freeze_batch_norm=True`.
 
     Raises:
         `ValueError`: not such a checkpoint; names in it that the model has no place for, parameters of the model
@@ -62,14 +63,19 @@ def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
     The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
-    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8. Edit its `size`, `label_offset` and
-    `label_ids_to_fuse` for other data sets.
+    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8; of a Mask2Former with `compatibility=
+    "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
+    other data sets.
     """
     model = from_original(checkpoint, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
     model.save_pretrained(out)
     fields: dict[str, Any] = dict(num_labels=model.config.num_labels, label_format=label_format)
-    MaskClsImageProcessor(**fields, inference_defaults=WITHOUT_DEFAULTS).save_pretrained(out)
+    if is_mask2former(model.config):
+        fields["compatibility"] = "paper"
+    else:
+        fields["inference_defaults"] = WITHOUT_DEFAULTS
+    MaskClsImageProcessor(**fields).save_pretrained(out)
 
 
 def is_counter(name: str) -> bool:
@@ -117,7 +123,6 @@ class Original:
     def config(self, **overrides: Any) -> PreTrainedConfig:
         is_mask2former = f"{PREDICTOR}.query_feat.weight" in self.state
         fields = self.mask2former_fields() if is_mask2former else self.pixel_decoder_fields()
-        fields["attend_to_padding"] = True
         if "backbone.patch_embed.proj.weight" in self.state:
             fields["backbone_config"] = self.swin_config()
         else:
@@ -127,9 +132,9 @@ class Original:
             fields |= self.transformer_fields()
         if f"{PREDICTOR}.class_embed.weight" in self.state:
             fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
-            return MaskClsConfig(**(fields | overrides))
+            return MaskClsConfig(**(fields | {"compatibility": "paper"} | overrides))
         name = f"{PREDICTOR}.query_embed.weight" if has_transformer else f"{PREDICTOR}.weight"
-        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer}
+        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer, "attend_to_padding": True}
         return PerPixelConfig(**(fields | overrides))
 
     def transformer_fields(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..inference.loading import load_image_processor, load_model, saved_config
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from . import mask2former, maskformer
+from .mask2former import is_mask2former
 
 logger = logging.get_logger(__name__)
 
@@ -52,11 +53,6 @@ def to_transformers(
     if wrong:
         raise ValueError(f"transformers' {family.NAME} and this model differ in the parameters {', '.join(wrong)}.")
     return theirs.to(model.device, model.dtype).train(model.training)
-
-
-def is_mask2former(config: PreTrainedConfig) -> bool:
-    """Whether a configuration of ours has the decoders of Mask2Former."""
-    return (config.pixel_decoder, config.transformer_decoder) == ("deformable", "masked_attention")
 
 
 def obstacles(config: PreTrainedConfig) -> Iterator[str]:

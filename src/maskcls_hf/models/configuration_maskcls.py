@@ -92,6 +92,9 @@ def custom_file(config: PreTrainedConfig, kind: str, name: str) -> str | None:
     return None if reference is None else f"{reference.split('.')[0]}.py"
 
 
+COMPATIBILITIES = ("exact", "transformers", "paper")
+OF_COMPATIBILITY = ("attend_to_padding",)  # fields that follow from it where they are not given
+
 # Terms of the matching cost and the fields of their weights.
 MATCHING_COSTS = {
     "bipartite": {"class": "cross_entropy_weight", "mask": "mask_weight", "dice": "dice_weight"},
@@ -128,15 +131,17 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         encoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
         decoder_layers (`int`, defaults to 6): transformer decoder layers (Section 4.1).
         decoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
-        dropout (`float`, defaults to 0.1): dropout of the transformer layers (as DETR).
+        dropout (`float`, *optional*): dropout of the transformer layers. None: 0.1 (as DETR), or 0 with the
+            `compatibility` `"paper"` and `"masked_attention"`, as in Mask2Former's code.
         fpn_feature_size (`int`, defaults to 256): channels of the pixel decoder (Section 4.1).
         mask_feature_size (`int`, defaults to 256): C_E, channels of per-pixel and mask embeddings (Section 4.1).
         mask_kernel_size (`int`, defaults to 3): kernel of the convolution that makes the per-pixel embeddings; odd.
         mask_upsampling (`int`, defaults to 1): factor by which `"per_pixel"` upsamples its mask logits.
         deep_supervision (`bool`, defaults to `True`): the loss counts every decoder layer (Appendix A).
-        attend_to_padding (`bool`, defaults to `False`):
+        attend_to_padding (`bool`, *optional*):
             `True` gives the behavior of the paper's code, which imported checkpoints were trained with: padding is
-            seen by attention and normalization, padded and void pixels are negatives in the loss.
+            seen by attention and normalization, padded and void pixels are negatives in the loss. None: `False`, or
+            `True` with a `compatibility` other than `"exact"`.
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
         freeze_backbone (`bool`, defaults to `False`):
@@ -164,13 +169,13 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     encoder_ffn_dim: int = 2048
     decoder_layers: int = 6
     decoder_ffn_dim: int = 2048
-    dropout: float | int = 0.1
+    dropout: float | int | None = None
     fpn_feature_size: int = 256
     mask_feature_size: int = 256
     mask_kernel_size: int = 3
     mask_upsampling: int = 1
     deep_supervision: bool = True
-    attend_to_padding: bool = False
+    attend_to_padding: bool | None = None
     freeze_batch_norm: bool = False
     freeze_backbone: bool = False
     init_xavier_std: float | int = 1.0
@@ -221,6 +226,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         refuse_fields_of_maskformer(kwargs, cls.__name__)
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
+        if "compatibility" in own:  # sets anew what follows from it
+            config_dict = {key: value for key, value in config_dict.items() if key not in OF_COMPATIBILITY}
         if "id2label" in own or kwargs.get("num_labels") is not None:  # in place of the saved ones
             config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         if not kwargs.get("return_unused_kwargs"):
@@ -239,6 +246,11 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         # Any name, as a card must be able to read any configuration: who builds the part knows whether it is there.
         check_names(self, "pixel_decoder", "transformer_decoder")
         check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
+        if self.attend_to_padding is None:
+            self.attend_to_padding = getattr(self, "compatibility", "exact") != "exact"
+        if self.dropout is None:
+            of_mask2former = (getattr(self, "compatibility", ""), self.transformer_decoder)
+            self.dropout = 0.0 if of_mask2former == ("paper", "masked_attention") else 0.1
         check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
@@ -266,6 +278,11 @@ class MaskClsConfig(SegmentationNetworkConfig):
     All fields of `SegmentationNetworkConfig`, and:
 
     Args:
+        compatibility (`str`, defaults to `"exact"`): whose behavior the model has where implementations differ:
+            `"exact"`, padding and void have no influence; or `"transformers"` or `"paper"`, what a checkpoint of
+            transformers or of the papers' code was trained with, which is set where one is imported. What follows from
+            it is a field of its own, `attend_to_padding`, and counts more where it is given. Given to `from_pretrained`
+            it sets these anew.
         architecture (`str`, defaults to `"encoder_decoder"`): backbone, pixel decoder and transformer decoder; or
             `"encoder_only"`, a plain ViT that sees the queries in its last blocks (EoMT, Kerssies et al., CVPR 2025),
             whose `hidden_size` and `mask_feature_size` are those of the ViT.
@@ -273,6 +290,8 @@ class MaskClsConfig(SegmentationNetworkConfig):
         upscale_blocks (`int`, defaults to 2): each doubles the patches before masks are made of them.
         mask_probabilities (`list[float]`, *optional*): for each of the `query_blocks` the probability that a query sees
             the patches of its mask only; annealed from 1 to 0 in training. None: 0.
+        masks_in_evaluation (`bool`, defaults to `True`): whether they hold in evaluation too, as in transformers and in
+            EoMT's code during training; `False`: no masks there, whatever the probabilities.
         matching (`str`, defaults to `"bipartite"`):
             How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
             k and `num_queries == num_labels` (paper Section 3.2); `"box"`, by predicted boxes as DETR, for which the
@@ -327,10 +346,12 @@ class MaskClsConfig(SegmentationNetworkConfig):
         "AutoModelForImageSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
     }
 
+    compatibility: str = "exact"
     architecture: str = "encoder_decoder"
     query_blocks: int = 4
     upscale_blocks: int = 2
     mask_probabilities: Any = None
+    masks_in_evaluation: bool = True
     matching: str = "bipartite"
     cross_entropy_weight: float | int = 1.0
     mask_weight: float | int = 20.0
@@ -361,6 +382,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
+        check_choice(self, "compatibility", COMPATIBILITIES)
         check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
         for name in ("query_blocks", "upscale_blocks"):
             check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
@@ -389,7 +411,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
             check_number(self, "loss_points", integer=True, minimum=1)
         check_number(self, "loss_oversampling", minimum=1)
         check_number(self, "loss_importance", minimum=0, maximum=1)
-        for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
+        for name in ("masks_in_evaluation", "query_priors", "output_auxiliary_logits", "exclusive_masks"):
             check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(

@@ -268,8 +268,11 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     """For training, and for evaluation."""
     compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
     resize = recipe.evaluation.crop is None and bool(image_processor.do_resize)
+    gray: dict[str, Any] = {}
+    if image_processor.compatibility == "paper" and image_processor.pad_value is None:
+        gray["pad_value"] = 128  # of training alone
     return (
-        MaskClsCollator(image_processor, do_resize=False, **compact),
+        MaskClsCollator(image_processor, do_resize=False, **compact, **gray),
         MaskClsCollator(image_processor, keep_ground_truth=True, do_resize=resize, **compact),
     )
 
