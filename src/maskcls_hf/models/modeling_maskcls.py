@@ -91,6 +91,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
         padded_sizes: (B, 2) height and width of the batch.
         original_sizes: (B, 2) as given to `forward`; with the two above, all that post-processing needs to know.
         pred_boxes: (B, N, 4) center, width and height in 0..1 of the image without its padding, with a box head.
+        patch_offsets: as given to `forward`, where the batch is of windows of images.
     """
 
     loss: Tensor | None = None
@@ -111,6 +112,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
     padded_sizes: Tensor | None = None
     original_sizes: Tensor | None = None
     pred_boxes: Tensor | None = None
+    patch_offsets: Tensor | None = None
 
 
 @dataclass
@@ -588,6 +590,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        patch_offsets: Tensor | None = None,
     ) -> MaskClsForUniversalSegmentationOutput:
         """
         Args:
@@ -601,6 +604,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
             num_items_in_batch: counts of the whole optimizer step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
+            patch_offsets (`torch.Tensor` of shape `(B, 3)`, *optional*): of windows of images, see `do_split_image` of
+                the image processor; handed through to the output.
         """
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels and class_labels belong together: give both or neither.")
@@ -649,6 +654,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             **fields,
             **sizes,
             original_sizes=original_sizes,
+            patch_offsets=patch_offsets,
         )
 
     def valid_mask(self, pixel_mask: Tensor | None, void_mask: Tensor | None) -> Tensor | None:
