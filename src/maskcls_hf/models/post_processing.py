@@ -655,7 +655,7 @@ class Window:
     in the image."""
 
     logits: tuple[Tensor, Tensor]
-    sizes: dict[str, tuple[int, int]]
+    sizes: dict[str, Any]
     place: tuple[slice, slice]
 
     def pasted(self, size: Size) -> Tensor:
@@ -673,6 +673,8 @@ def _windowed_images(outputs: Any, target_sizes: TargetSizes) -> Iterator[tuple[
     offsets = [tuple(offset) for offset in plain(outputs.patch_offsets)]
     sizes: Any = {n: _size_list(getattr(outputs, f"{n}s", None)) for n in ("padded_size", "valid_size")}
     target, original = _size_list(target_sizes), _size_list(getattr(outputs, "original_sizes", None))
+    shapes: Any = original or target  # which side is longer
+    targets: Any = target or original
     count = 1 + max(image for image, *_ in offsets)
     if len(offsets) != len(outputs.class_queries_logits) or any(s and len(s) != count for s in (target, original)):
         raise ValueError(
@@ -687,14 +689,12 @@ def _windowed_images(outputs: Any, target_sizes: TargetSizes) -> Iterator[tuple[
             square = (end - start, end - start)  # of a window of other models, which do not say
             seen = {name: square if known is None else known[place] for name, known in sizes.items()}
             height, width = seen["valid_size"]
-            shape = (target if original is None else original)[i] if (target or original) else (height, width)
-            tall = shape[0] > shape[1]
-            rows = slice(start, end) if tall else slice(0, height)
-            columns = slice(0, width) if tall else slice(start, end)
+            tall = bool(shapes) and shapes[i][0] > shapes[i][1]
+            rows, columns = (slice(start, end), slice(width)) if tall else (slice(height), slice(start, end))
             size = (max(size[0], rows.stop), max(size[1], columns.stop))
             logits = (outputs.class_queries_logits[place], outputs.masks_queries_logits[place])
             windows.append(Window(logits, {**seen, "target_size": seen["valid_size"]}, (rows, columns)))
-        yield windows, {"size": size, "target_size": next((t[i] for t in (target, original) if t), size)}
+        yield windows, {"size": size, "target_size": targets[i] if targets else size}
 
 
 def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int, int]:
