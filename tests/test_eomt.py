@@ -13,10 +13,12 @@ from transformers import (
     EomtDinov3Config,
     EomtDinov3ForUniversalSegmentation,
     EomtForUniversalSegmentation,
+    EomtImageProcessor,
     TimmBackboneConfig,
 )
 
-from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsModel
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
+from maskcls_hf.convert import processor_to_transformers, save_as_transformers, to_transformers
 from tiny import resnet
 
 CLASSES = {0: "sky", 1: "road", 2: "car"}
@@ -260,3 +262,116 @@ def test_wrong_settings(fields, message):
 def test_the_base_class_says_what_it_is_not():
     with pytest.raises(ValueError, match="architecture='encoder_only' has not"):
         MaskClsModel(ours().config)
+
+
+# ---- ours as theirs ----
+
+
+@torch.no_grad()
+def ours_of(vit_config, **fields) -> MaskClsForUniversalSegmentation:
+    """With every weight changed."""
+    model = ours(backbone_config=vit_config, **fields).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+VITS = {
+    "dinov2": Dinov2Config,
+    "dinov2 with swiglu": lambda **fields: Dinov2WithRegistersConfig(use_swiglu_ffn=True, **fields),
+    "dinov2 with registers": Dinov2WithRegistersConfig,
+    "dinov3": lambda **fields: DINOv3ViTConfig(intermediate_size=48, num_register_tokens=2, rope_theta=50.0, **fields),
+}
+
+
+@pytest.mark.parametrize("family", VITS)
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+@torch.no_grad()
+def test_a_model_becomes_theirs(family, probability, tmp_path):
+    """Its logits, and its file loads again as ours. The position of a class token is part of the token there."""
+    vit = VITS[family](hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
+    model = ours_of(vit, mask_probabilities=[probability] * 2, no_object_weight=0.2)
+    back = to_transformers(model)
+    assert type(back) is (EomtDinov3ForUniversalSegmentation if family == "dinov3" else EomtForUniversalSegmentation)
+    assert back.attn_mask_probs.tolist() == [probability] * 2 and back.config.no_object_weight == 0.2
+    pixel_values = torch.randn(2, 3, 64, 64)
+    expected, found = model(pixel_values), back(pixel_values)
+    back.save_pretrained(tmp_path)
+    again = MaskClsForUniversalSegmentation.from_pretrained(tmp_path)(pixel_values)
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        assert expected[name].std() > 0.1
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(again[name], expected[name], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_there_and_back(family, tmp_path):
+    """The same weights, and the same configuration."""
+    theirs = theirs_of(family)
+    theirs.save_pretrained(tmp_path)
+    back = to_transformers(MaskClsForUniversalSegmentation.from_pretrained(tmp_path))
+    assert back.state_dict().keys() == theirs.state_dict().keys()
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in back.state_dict().items())
+    ignored = ("_name_or_path", "architectures", "transformers_version", "label2id")
+    for name, value in theirs.config.to_dict().items():
+        assert name in ignored or back.config.to_dict()[name] == value, name
+
+
+@pytest.mark.parametrize(
+    ("processor", "side"),
+    [
+        (dict(size={"shortest_edge": 64, "longest_edge": 64}, pad_size={"height": 64, "width": 64}, pad_value=0), 64),
+        (dict(size={"shortest_edge": 96, "longest_edge": 96}, pad_size={"height": 96, "width": 96}, pad_value=0), 96),
+        (dict(size={"shortest_edge": 96}, do_split_image=True, label_offset=1), 96),
+    ],
+)
+@torch.no_grad()
+def test_a_folder_becomes_theirs(processor, side, tmp_path):
+    """For the size that its image processor gives, which is converted too."""
+    vit = Dinov2WithRegistersConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8
+    )
+    model = ours_of(vit)
+    model.save_pretrained(tmp_path / "ours")
+    MaskClsImageProcessor(**processor).save_pretrained(tmp_path / "ours")
+    save_as_transformers(tmp_path / "ours", tmp_path / "theirs")
+    theirs = EomtForUniversalSegmentation.from_pretrained(tmp_path / "theirs")
+    their_processor = EomtImageProcessor.from_pretrained(tmp_path / "theirs")
+    image = torch.randint(0, 256, (3, 60, 100), dtype=torch.uint8)
+    inputs = their_processor(image, return_tensors="pt")
+    our_inputs = MaskClsImageProcessor.from_pretrained(tmp_path / "ours")(image, return_tensors="pt")
+    assert inputs.pixel_values.shape[-2:] == (side, side) == (theirs.config.image_size,) * 2
+    torch.testing.assert_close(our_inputs.pixel_values, inputs.pixel_values, rtol=0, atol=1e-5)
+    found, expected = theirs(**inputs), model(**our_inputs)
+    torch.testing.assert_close(found.masks_queries_logits, expected.masks_queries_logits, rtol=0, atol=1e-4)
+    assert their_processor.ignore_index == (255 if processor.get("label_offset") else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"query_priors": True}, "query_priors=True"),
+        ({"exclusive_masks": True}, "exclusive_masks=True"),
+        ({"backbone_config": Dinov2Config(hidden_act="relu")}, "backbone_config.hidden_act='relu'"),
+        ({"backbone_config": Dinov2Config(qkv_bias=False)}, "backbone_config.qkv_bias=False"),
+        ({"backbone_config": TimmBackboneConfig(backbone="vit_tiny_patch16_224")}, "model_type='timm_backbone'"),
+    ],
+)
+def test_what_eomt_of_transformers_lacks(fields, message):
+    with torch.device("meta"), pytest.raises(ValueError, match=f"EoMT cannot represent.*\n- .*{message}"):
+        to_transformers(ours(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "size={.*512.*}, pad_size=None"),
+        ({"size": {"height": 64, "width": 64}}, "size="),
+        ({"size": {"shortest_edge": 64}, "do_split_image": True, "do_autocontrast": True}, "do_autocontrast=True"),
+        ({"size": {"shortest_edge": 64, "longest_edge": 99}, "do_split_image": True}, "with do_split_image=True"),
+        ({"label_offset": 2}, "label_offset=2"),
+    ],
+)
+def test_images_that_eomt_of_transformers_cannot_make(fields, message):
+    with pytest.raises(ValueError, match=message):
+        processor_to_transformers(MaskClsImageProcessor(**fields), EomtImageProcessor)
