@@ -94,7 +94,7 @@ def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
 
 
 def model_of_config(config: PreTrainedConfig) -> EomtForUniversalSegmentation | EomtDinov3ForUniversalSegmentation:
-    theirs = config_to_eomt(config)
+    theirs: Any = config_to_eomt(config)
     is_dinov3 = isinstance(theirs, EomtDinov3Config)
     return EomtDinov3ForUniversalSegmentation(theirs) if is_dinov3 else EomtForUniversalSegmentation(theirs)
 
@@ -266,7 +266,8 @@ def with_base(
         return state
     model = MaskClsForUniversalSegmentation(config)
     open_backbone(base).load_into(model)
-    pretrained = model.state_dict()
+    pretrained = {name: value for name, value in model.state_dict().items() if name in vit}
+    vit = {name: vit[name] for name in pretrained}  # what else there is has no place in the model
     apart, alone = (
         sum((value.float() - other).square().sum() for value, other in pairs)
         for pairs in (

@@ -116,7 +116,8 @@ def options_of_eomt(processor: MaskClsImageProcessor, options: dict[str, Any]) -
     Raises:
         `ValueError`: ours does something else; the message names the options.
     """
-    size, pad_size = processor.size, processor.pad_size
+    size: Any = processor.size
+    pad_size: Any = getattr(processor, "pad_size", None)
     side = size.shortest_edge
     square = pad_size is not None and {size.longest_edge, pad_size.height, pad_size.width} == {side}
     expected = {"do_resize": True, "do_autocontrast": False, "do_flip_channel_order": False, "size_rounding": "down"}

@@ -156,9 +156,10 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer.
+        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer, Mask2Former, EoMT.
 
-        Arguments and result are those of `PreTrainedModel.from_pretrained`.
+        Arguments and result are those of `PreTrainedModel.from_pretrained`, and `base`: of an EoMT whose weights are
+        differences to those of a pretrained ViT, that ViT, as for `from_backbone`.
 
         Raises:
             DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
@@ -172,6 +173,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         load_custom_parts(path, custom_parts, kwargs)
         read = CHECKPOINT_READERS.get(str(saved.get("model_type")))
         if read is None or cls.config_class.model_type != MaskClsConfig.model_type:
+            if kwargs.pop("base", None) is not None:
+                raise ValueError(f"{path} holds whole weights, to which nothing is added: leave base out.")
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         state, unknown = read(path, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
