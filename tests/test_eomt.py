@@ -19,6 +19,7 @@ from transformers import (
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
 from maskcls_hf.convert import processor_to_transformers, save_as_transformers, to_transformers
+from maskcls_hf.inference.loading import load_model
 from tiny import resnet
 
 CLASSES = {0: "sky", 1: "road", 2: "car"}
@@ -82,6 +83,29 @@ def test_checkpoints_of_transformers(family, probability, tmp_path):
 def saved(model, folder):
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_starts_anew_in_silence(family, tmp_path):
+    """What a file lacks, and what it has too much, is in the report by our name; `load_model` refuses it."""
+    theirs = theirs_of(family)
+    state = dict(theirs.state_dict())
+    gone = {"query.weight": "model.encoder.queries_embedder.weight", "layers.2.norm1.bias": None}
+    for name in gone:
+        del state[name]
+    theirs.save_pretrained(tmp_path, state_dict=state | {"layers.9.norm1.bias": torch.zeros(32)})
+    model, report = MaskClsForUniversalSegmentation.from_pretrained(tmp_path, output_loading_info=True)
+    own = model.state_dict()
+    assert len(report["missing_keys"]) == 2 and report["missing_keys"] <= own.keys()
+    assert gone["query.weight"] in report["missing_keys"]
+    assert any(name.endswith("layer.2.norm1.bias") for name in report["missing_keys"])
+    assert report["unexpected_keys"] == {"layers.9.norm1.bias"}
+    with pytest.raises(ValueError, match=r"lack 2 entries, such as model\.encoder\."):
+        load_model(tmp_path)
+    theirs.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    fresh = torch.equal(model.model.encoder.queries_embedder.weight, again.model.encoder.queries_embedder.weight)
+    assert not fresh and torch.equal(again.model.encoder.queries_embedder.weight, theirs.query.weight)
 
 
 @pytest.mark.parametrize("probabilities", [[1.0, 1.0], [1.0, 0.5], [0.0, 0.0]])

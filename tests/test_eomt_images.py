@@ -9,8 +9,13 @@ from transformers.image_utils import SizeDict
 from transformers.utils import ModelOutput
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
+from maskcls_hf.data.sample import as_sample
 from maskcls_hf.inference import Predictor
+from maskcls_hf.metrics import Evaluator
 from maskcls_hf.models.resampling import resized_size, windows_along
+from maskcls_hf.models.segments import Segments
+from maskcls_hf.training import load_recipe
+from maskcls_hf.training.run import build_collators
 from test_eomt import theirs_of
 
 SIDE = 64
@@ -224,3 +229,22 @@ def test_reduced_labels_and_void(ignored, tmp_path):
     processor.save_pretrained(tmp_path / "ours")
     again = MaskClsImageProcessor.from_pretrained(tmp_path / "ours")
     assert again.to_dict() == processor.to_dict()
+
+
+@pytest.mark.parametrize("name", ["windows", "square"])
+def test_batches_of_training(name, folders):
+    """Crops keep their size; the evaluation sees whole images as the image processor gives them."""
+    recipe = load_recipe("finetune", ["augmentation.crop_size=80"])
+    train, evaluation = build_collators(recipe, MaskClsImageProcessor.from_pretrained(folders[name]))
+    label_map = torch.zeros(80, 120, dtype=torch.int64)
+    sample = as_sample(torch.zeros(3, 80, 120, dtype=torch.uint8), Segments.from_class_map(label_map), "one")
+    assert train([sample])["pixel_values"].shape == (1, 3, 96, 128)
+    batch = evaluation([sample])
+    assert batch["pixel_values"].shape == ((2, 3, SIDE, SIDE) if name == "windows" else (1, 3, SIDE, SIDE))
+    assert len(batch["ground_truth"]) == 1
+    outputs = MaskClsForUniversalSegmentation.from_pretrained(folders[name])(
+        **{name: value for name, value in batch.items() if name != "ground_truth"}
+    )
+    evaluator = Evaluator(evaluation.image_processor, {0: "sky", 1: "road", 2: "car"}, tasks=("semantic",))
+    evaluator.add(evaluator.measure(outputs, batch["ground_truth"]))
+    assert 0 <= evaluator.compute()["pixel_accuracy"] <= 1

@@ -241,8 +241,11 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     """For training, and for evaluation."""
     compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
     resize = recipe.evaluation.crop is None and bool(image_processor.do_resize)
+    # Crops are of their own size: neither in windows nor, unless the recipe says so, padded as whole images are.
+    cropped: dict[str, Any] = {"do_resize": False, "do_split_image": False}
+    cropped |= {} if "pad_size" in recipe.image_processor else {"pad_size": None}
     return (
-        MaskClsCollator(image_processor, do_resize=False, do_split_image=False, **compact),
+        MaskClsCollator(image_processor, **cropped, **compact),
         MaskClsCollator(image_processor, keep_ground_truth=True, do_resize=resize, **compact),
     )
 
