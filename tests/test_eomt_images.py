@@ -157,22 +157,19 @@ def test_semantic_maps_of_padded_images(folders):
 def test_panoptic_and_instance_maps(folders):
     """Resized and padded to a square: the segments of transformers, of the same pixels."""
     their_processor, expected, processor, found = outputs_of(folders["square"])
-    plain = dict(max_hole_share=0.0, min_fragment_share=0.0)
-    theirs = their_processor.post_process_panoptic_segmentation(
-        expected, IMAGES, overlap_mask_area_threshold=0.3, threshold=0.5
-    )
-    ours = processor.post_process_panoptic_segmentation(found, overlap_mask_area_threshold=0.3, threshold=0.5, **plain)
+    given = dict(overlap_mask_area_threshold=0.3, threshold=0.5)
+    theirs = their_processor.post_process_panoptic_segmentation(expected, IMAGES, **given)
+    ours = processor.post_process_panoptic_segmentation(found, **given)
     assert sum(len(result["segments_info"]) for result in theirs) > 4
-    for one, other in zip(ours, theirs, strict=True):
-        for record in other["segments_info"]:
-            of_theirs = other["segmentation"] == record["id"]
-            ids = one["segmentation"][of_theirs].unique()
-            (info,) = [info for info in one["segments_info"] if info["id"] == ids]
-            assert info["label_id"] == record["label_id"] and abs(info["score"] - record["score"]) < 1e-4
+    for one, other in zip(ours, theirs, strict=True):  # ids from 1 here, and 0 for void; there from 0, and -1
+        assert (one["segmentation"] != other["segmentation"] + 1).float().mean() < 1e-3
+        assert [info["label_id"] for info in one["segments_info"]] == [
+            info["label_id"] for info in other["segments_info"]
+        ]
+        for info, record in zip(one["segments_info"], other["segments_info"], strict=True):
+            assert info["id"] == record["id"] + 1 and abs(info["score"] - record["score"]) < 1e-4
     theirs = their_processor.post_process_instance_segmentation(expected, IMAGES, threshold=0.6)
-    ours = processor.post_process_instance_segmentation(
-        found, threshold=0.6, max_mask_iou=1.0, return_binary_maps=True, **plain
-    )
+    ours = processor.post_process_instance_segmentation(found, threshold=0.6, return_binary_maps=True)
     assert sum(len(result["segments_info"]) for result in theirs) > 4
     for one, other in zip(ours, theirs, strict=True):
         painted = torch.full_like(other["segmentation"], -1)
@@ -197,8 +194,16 @@ def test_windows_cover_every_pixel():
     assert resized_size((480, 640), size) == (512, 682)
     assert resized_size((480, 640), size, "nearest") == (512, 683)
     assert resized_size((480, 640), SizeDict(shortest_edge=640, longest_edge=640), "nearest") == (480, 640)
-    processor = MaskClsImageProcessor(size={"shortest_edge": 48}, do_split_image=True, size_rounding="nearest")
-    assert processor(torch.zeros(3, 45, 60, dtype=torch.uint8)).patch_offsets[-1].tolist() == [0, 16, 64]
+    image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+    for options, end in (
+        ({}, 66),
+        ({"compatibility": "transformers", "image_fit": "pad"}, 66),
+        ({"compatibility": "paper"}, 67),
+        ({"compatibility": "paper", "size_rounding": "down"}, 66),
+        ({"size_rounding": "nearest"}, 67),
+    ):
+        processor = MaskClsImageProcessor(size={"shortest_edge": 50}, do_split_image=True, **options)
+        assert processor(image).patch_offsets[-1].tolist() == [0, end - 50, end], options
 
 
 def test_labels_of_windows(folders):

@@ -228,6 +228,7 @@ def test_published_files(dinov3, tmp_path):
     assert not any(report.values())
     assert_is_whole(model, dinov3)
     processor = MaskClsImageProcessor.from_pretrained(tmp_path / "out")
+    assert (model.config.compatibility, processor.compatibility) == ("paper", "paper")
     assert (processor.pad_value, dict(processor.pad_size)) == (0, {"height": 640, "width": 640})
     torch.save(
         papers_state(EomtDinov3ForUniversalSegmentation.from_pretrained(dinov3["whole"])), tmp_path / "whole.bin"

@@ -74,7 +74,7 @@ def config_from_eomt(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {
         "architecture": "encoder_only",
         "mask_loss": "cross_entropy",
-        "attend_to_padding": True,
+        "compatibility": "transformers",
         "backbone_config": vit,
     }
 

@@ -16,7 +16,7 @@ from ..models.inference_defaults import WITHOUT_DEFAULTS
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
-from .mask2former import PARTS
+from .mask2former import PARTS, is_mask2former
 from .original_eomt import from_original_eomt, is_eomt
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
@@ -44,7 +44,8 @@ def from_original(
 
     Returns:
         the model, in evaluation mode. Its configuration has the behavior of the paper's code:
-        `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
+        `compatibility="paper"` (per-pixel models: `attend_to_padding=True`) and, with ResNets,
+        `freeze_batch_norm=True`.
 
     Raises:
         `ValueError`: not such a checkpoint; names in it that the model has no place for, parameters of the model
@@ -77,9 +78,10 @@ def save_from_original(
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
     The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
-    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8. Edit its `size`, `label_offset` and
-    `label_ids_to_fuse` for other data sets. EoMT's resizes and pads to the square that the positions of its ViT are for
-    (of DINOv3, which has none, 640); its semantic models want `do_split_image`.
+    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8; of a Mask2Former with `compatibility=
+    "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
+    other data sets. EoMT's resizes and pads to the square that the positions of its ViT are for (of DINOv3, which has
+    none, 640); its semantic models want `do_split_image`.
     """
     model = from_original(checkpoint, base, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
@@ -88,9 +90,12 @@ def save_from_original(
     if getattr(model.config, "architecture", None) == "encoder_only":
         side = getattr(model.config.backbone_config, "image_size", 640)
         square = {"shortest_edge": side, "longest_edge": side}
-        fields |= fields_of_eomt({"image_processor_type": "EomtImageProcessor", "size": square, "do_pad": True})
-        del fields["image_processor_type"]
-    MaskClsImageProcessor(**fields, inference_defaults=WITHOUT_DEFAULTS).save_pretrained(out)
+        fields |= fields_of_eomt({"size": square, "do_pad": True}) | {"compatibility": "paper"}
+    elif is_mask2former(model.config):
+        fields["compatibility"] = "paper"
+    else:
+        fields["inference_defaults"] = WITHOUT_DEFAULTS
+    MaskClsImageProcessor(**fields).save_pretrained(out)
 
 
 def is_counter(name: str) -> bool:
@@ -138,7 +143,6 @@ class Original:
     def config(self, **overrides: Any) -> PreTrainedConfig:
         is_mask2former = f"{PREDICTOR}.query_feat.weight" in self.state
         fields = self.mask2former_fields() if is_mask2former else self.pixel_decoder_fields()
-        fields["attend_to_padding"] = True
         if "backbone.patch_embed.proj.weight" in self.state:
             fields["backbone_config"] = self.swin_config()
         else:
@@ -148,9 +152,9 @@ class Original:
             fields |= self.transformer_fields()
         if f"{PREDICTOR}.class_embed.weight" in self.state:
             fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
-            return MaskClsConfig(**(fields | overrides))
+            return MaskClsConfig(**(fields | {"compatibility": "paper"} | overrides))
         name = f"{PREDICTOR}.query_embed.weight" if has_transformer else f"{PREDICTOR}.weight"
-        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer}
+        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer, "attend_to_padding": True}
         return PerPixelConfig(**(fields | overrides))
 
     def transformer_fields(self) -> dict[str, Any]:

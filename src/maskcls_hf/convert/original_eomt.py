@@ -73,7 +73,10 @@ def from_original_eomt(
         theirs: Any = eomt_config(named, heads, base)
     except KeyError as error:
         raise ValueError(f"{where} is no checkpoint of EoMT's code: it has no {error}.") from error
-    fields = config_from_eomt(theirs.to_dict()) | {"mask_probabilities": probabilities.tolist()}
+    fields = config_from_eomt(theirs.to_dict()) | {
+        "mask_probabilities": probabilities.tolist(),
+        "compatibility": "paper",
+    }
     fields = {name: value for name, value in fields.items() if name not in ("dtype", "label2id")}
     fields["query_blocks"] = len(probabilities)
     if "id2label" in overrides:

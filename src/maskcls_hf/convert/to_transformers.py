@@ -19,6 +19,7 @@ from ..inference.loading import load_image_processor, load_model, saved_config
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from . import eomt, mask2former, maskformer
+from .mask2former import is_mask2former
 
 logger = logging.get_logger(__name__)
 
@@ -61,8 +62,7 @@ def family_of(config: PreTrainedConfig) -> Any:
     """The module of the model of transformers that has most of the parts of this configuration of ours."""
     if getattr(config, "architecture", None) == "encoder_only":
         return eomt
-    is_mask2former = (config.pixel_decoder, config.transformer_decoder) == ("deformable", "masked_attention")
-    return mask2former if is_mask2former else maskformer
+    return mask2former if is_mask2former(config) else maskformer
 
 
 def obstacles(config: PreTrainedConfig) -> Iterator[str]:
@@ -120,7 +120,7 @@ def options_of_eomt(processor: MaskClsImageProcessor, options: dict[str, Any]) -
     pad_size: Any = getattr(processor, "pad_size", None)
     side = size.shortest_edge
     square = pad_size is not None and {size.longest_edge, pad_size.height, pad_size.width} == {side}
-    expected = {"do_resize": True, "do_autocontrast": False, "do_flip_channel_order": False, "size_rounding": "down"}
+    expected = {"do_resize": True, "do_autocontrast": False, "do_flip_channel_order": False}
     wrong = [
         f"{name}={getattr(processor, name)!r}" for name, value in expected.items() if getattr(processor, name) != value
     ]
@@ -136,6 +136,8 @@ def options_of_eomt(processor: MaskClsImageProcessor, options: dict[str, Any]) -
             "longest_edge and pads them to that square with pad_value=0, or cuts windows of the shortest_edge "
             "(do_split_image)."
         )
+    if (processor.size_rounding or processor.compatibility) in ("nearest", "paper"):
+        logger.warning("EomtImageProcessor rounds sizes down, not to the nearest: images differ by a pixel.")
     if processor.label_offset == 0 and processor.void_id is not None:
         logger.warning(f"EomtImageProcessor has no void: it reads the label {processor.void_id} as a class.")
     kept = {name: value for name, value in options.items() if name not in ("size_divisor", "num_labels")}

@@ -21,8 +21,9 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
+from .configuration_maskcls import COMPATIBILITIES
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
-from .inference_defaults import WITHOUT_DEFAULTS, checked_inference_defaults
+from .inference_defaults import OF_EOMT, WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
 from .resampling import padded_sizes, padding, resized_size, windows_along
@@ -30,7 +31,17 @@ from .segments import LabelRules, Segments, read_segments
 
 logger = logging.get_logger(__name__)
 
-LABEL_FORMATS = ("segments", "segment_map", "semantic")
+# What the files of transformers' image processors do not say; its MaskFormer's are read as exact ones.
+OF_ORIGIN: dict[str, dict[str, Any]] = {
+    "Mask2Former": {"compatibility": "transformers", "inference_defaults": {}},
+    "Eomt": {"compatibility": "transformers", "inference_defaults": OF_EOMT, "image_fit": "pad"},
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "label_format": ("segments", "segment_map", "semantic"),
+    "compatibility": COMPATIBILITIES,
+    "image_fit": ("pad", "stretch"),
+    "size_rounding": ("down", "nearest"),
+}
 INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor", "pad_value")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
 # model's options to the image processor too) hand on.
@@ -47,8 +58,15 @@ PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of 
 
 class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    compatibility (`str`, *optional*, defaults to `"exact"`):
+        Whose images and maps these are where implementations differ: `"exact"`, `"transformers"` or `"paper"`. The file
+        of transformers' Mask2Former or EoMT is read as `"transformers"`; its MaskFormer's as `"exact"`, as ever. What
+        follows from it counts more where it is given: `image_fit`, and the `rule` of a task in `inference_defaults`.
+    image_fit (`str`, *optional*):
+        How images get a size that `size_divisor` divides: `"pad"`, or `"stretch"`, resized to it. `None`: `"stretch"`
+        with the compatibility `"transformers"`, else `"pad"`.
     size_divisor (`int`, *optional*, defaults to 32):
-        Images are padded to a multiple of it, at the bottom and right; never distorted. `None`: no multiple.
+        Images are padded to a multiple of it, at the bottom and right (see `image_fit`). `None`: no multiple.
     pad_size (`dict[str, int]`, *optional*):
         Pad to this height and width instead of those of the largest image of the batch.
     pad_value (`int`, *optional*):
@@ -71,8 +89,9 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     do_split_image (`bool`, *optional*, defaults to `False`):
         Cut each resized image into windows of `size["shortest_edge"]` along its longer side, each an image to the
         network (EoMT, semantic segmentation); maps are of whole images again, with averaged scores.
-    size_rounding (`str`, *optional*, defaults to `"down"`):
-        Of the edge that the aspect ratio gives: `"down"`, or `"nearest"` as in EoMT's own code.
+    size_rounding (`str`, *optional*):
+        Of the edge that the aspect ratio gives: `"down"`, or `"nearest"` as in the papers' code. `None`: `"nearest"`
+        with the compatibility `"paper"`, else `"down"`.
     inference_defaults (`dict`, *optional*):
         How the model is run well where a caller does not say: `task`, `tile`, `overlap` and `enlarge` of `Predictor`,
         and under `semantic`, `panoptic` and `instance` options of `post_process_<task>_segmentation`.
@@ -82,6 +101,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         transformers' name of `label_offset=1`; where given, it sets `label_offset`.
     """
 
+    compatibility: str
+    image_fit: str | None
     size_divisor: int | None
     pad_value: int | None
     void_id: int | None
@@ -92,7 +113,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     do_autocontrast: bool
     do_flip_channel_order: bool
     do_split_image: bool
-    size_rounding: str
+    size_rounding: str | None
     inference_defaults: dict[str, Any] | None
     ignore_index: int | None
     do_reduce_labels: bool | None
@@ -108,6 +129,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
     valid_kwargs = MaskClsImageProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values", "pixel_mask"]
+    compatibility = "exact"
+    image_fit = None
     do_convert_rgb = True
     do_resize = True
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -129,7 +152,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     do_autocontrast = False
     do_flip_channel_order = False
     do_split_image = False
-    size_rounding = "down"
+    size_rounding = None
     inference_defaults: dict[str, Any] = {}  # always saved: a file without it is of before, or of others
     _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
@@ -156,11 +179,13 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
-        saved = {"inference_defaults": WITHOUT_DEFAULTS, **own_names(fields_of_eomt(image_processor_dict))}
-        found = super().from_dict(saved, **options)
-        processor = found[0] if isinstance(found, tuple) else found
+        origin = str(image_processor_dict.get("image_processor_type"))
+        fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if origin.startswith(name)), {})
+        own = own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
+        result = super().from_dict({"inference_defaults": WITHOUT_DEFAULTS, **fields, **own}, **options)
+        processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
-        return found
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
@@ -261,8 +286,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"label_ids_to_fuse={kwargs['label_ids_to_fuse']} must be class ids below num_labels="
                     f"{kwargs['num_labels']}."
                 )
+        if kwargs.get("image_fit") is None:
+            kwargs["image_fit"] = "stretch" if kwargs["compatibility"] == "transformers" else "pad"
+        if kwargs.get("size_rounding") is None:
+            kwargs["size_rounding"] = "nearest" if kwargs["compatibility"] == "paper" else "down"
         kwargs["inference_defaults"] = checked_inference_defaults(kwargs.get("inference_defaults") or {})
-        for name, choices in (("label_format", LABEL_FORMATS), ("size_rounding", ("down", "nearest"))):
+        for name, choices in CHOICES.items():
             if kwargs.get(name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {kwargs.get(name)!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
@@ -311,8 +340,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if all(given is None for given in labels):
             return self._preprocess(tensors, **options)
         sizes = [_size(image) for image in tensors]
-        rounding = options["size_rounding"]
-        resized = [resized_size(s, options["size"], rounding) for s in sizes] if options["do_resize"] else sizes
+        resized = [fitted_size(size, **options) for size in sizes] if options["do_resize"] else sizes
         watch = None if self._binary_maps is None else self._refuse_binary_maps
         rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"], watch)
         return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
@@ -377,7 +405,6 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         *,
         do_resize: bool,
         size: SizeDict,
-        size_rounding: str,
         resample: Any,
         do_rescale: bool,
         rescale_factor: float,
@@ -410,7 +437,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if do_autocontrast:
             image = autocontrast(image)
         if do_resize:
-            height, width = resized_size(_size(image), size, size_rounding)
+            height, width = fitted_size(_size(image), size, **options)
             # Fastest as images lie in memory, channels last.
             image = self.resize(image, SizeDict(height=height, width=width), resample)
         return image.flip(0) if do_flip_channel_order else image
@@ -453,13 +480,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
 
 def fields_of_eomt(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file of transformers' EoMT image processor says, by our names; other files as they are.
+    """What a file of transformers' EoMT image processor says, by our names.
 
     It pads to the square that it resizes to, in black; `ignore_index` means that labels are reduced: 0 is ignored.
     """
     fields = dict(saved)
-    if not str(saved.get("image_processor_type", "")).startswith("Eomt"):
-        return fields
     size = {"shortest_edge": 640, "longest_edge": 640, **(fields.get("size") or {})}
     if fields.get("do_pad"):
         shortest = size["shortest_edge"]
@@ -486,6 +511,21 @@ def window_offsets(
 def window_of(pixels: Tensor, start: int, end: int) -> Tensor:
     """(..., H, W) -> a window of it, a view."""
     return pixels[..., start:end, :] if pixels.shape[-2] > pixels.shape[-1] else pixels[..., start:end]
+
+
+def fitted_size(
+    image_size: tuple[int, int],
+    size: SizeDict,
+    image_fit: str,
+    size_divisor: int | None,
+    size_rounding: str,
+    **options: Any,
+) -> tuple[int, int]:
+    """Height and width of an image after resizing."""
+    resized = resized_size(image_size, size, size_rounding)
+    if image_fit == "stretch":
+        return padded_sizes([resized], True, None, size_divisor)[0]
+    return resized
 
 
 def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
