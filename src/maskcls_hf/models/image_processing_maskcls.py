@@ -26,7 +26,7 @@ from .image_reading import autocontrast, image_list, image_to_tensor, open_image
 from .inference_defaults import OF_EOMT, WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
-from .resampling import padded_sizes, padding, resized_size
+from .resampling import padded_sizes, padding, resized_size, windows_along
 from .segments import LabelRules, Segments, read_segments
 
 logger = logging.get_logger(__name__)
@@ -36,8 +36,12 @@ OF_ORIGIN: dict[str, dict[str, Any]] = {
     "Mask2Former": {"compatibility": "transformers", "inference_defaults": {}},
     "Eomt": {"compatibility": "transformers", "inference_defaults": OF_EOMT, "image_fit": "pad"},
 }
-FITS = ("pad", "stretch")
-LABEL_FORMATS = ("segments", "segment_map", "semantic")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "label_format": ("segments", "segment_map", "semantic"),
+    "compatibility": COMPATIBILITIES,
+    "image_fit": ("pad", "stretch"),
+    "size_rounding": ("down", "nearest"),
+}
 INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor", "pad_value")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
 # model's options to the image processor too) hand on.
@@ -85,6 +89,12 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Stretch each channel of each image to the full range first; for microscopes and other dim images.
     do_flip_channel_order (`bool`, *optional*, defaults to `False`):
         Networks that were trained on BGR: red and blue change places.
+    do_split_image (`bool`, *optional*, defaults to `False`):
+        Cut each resized image into windows of `size["shortest_edge"]` along its longer side, each an image to the
+        network (EoMT, semantic segmentation); maps are of whole images again, with averaged scores.
+    size_rounding (`str`, *optional*):
+        Of the edge that the aspect ratio gives: `"down"`, or `"nearest"` as in the papers' code. `None`: `"nearest"`
+        with the compatibility `"paper"`, else `"down"`.
     inference_defaults (`dict`, *optional*):
         How the model is run well where a caller does not say: `task`, `tile`, `overlap` and `enlarge` of `Predictor`,
         and under `semantic`, `panoptic` and `instance` options of `post_process_<task>_segmentation`.
@@ -106,6 +116,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
     do_flip_channel_order: bool
+    do_split_image: bool
+    size_rounding: str | None
     inference_defaults: dict[str, Any] | None
     ignore_index: int | None
     do_reduce_labels: bool | None
@@ -144,6 +156,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
+    do_split_image = False
+    size_rounding = None
     inference_defaults: dict[str, Any] = {}  # always saved: a file without it is of before, or of others
     _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
@@ -170,10 +184,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
-        found = str(image_processor_dict.get("image_processor_type"))
-        fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if found.startswith(name)), {})
-        saved = {"inference_defaults": WITHOUT_DEFAULTS, **fields, **own_names(image_processor_dict)}
-        result = super().from_dict(saved, **options)
+        origin = str(image_processor_dict.get("image_processor_type"))
+        fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if origin.startswith(name)), {})
+        own = own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
+        result = super().from_dict({"inference_defaults": WITHOUT_DEFAULTS, **fields, **own}, **options)
         processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
         return result
@@ -239,7 +253,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out, unless `keep_emptied_targets`. `return_tensors=None`: lists of tensors.
+            resizing are left out, unless `keep_emptied_targets`. With `do_split_image` B counts windows (but for `original_sizes`), and
+            `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along the longer side.
+            `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
@@ -249,7 +265,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         for name in options:
             if name not in self.valid_kwargs.__annotations__:
                 raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
+        if options.get("size") is not None and self._pads_to_size:
+            options.setdefault("pad_size", None)
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **options)
+
+    @property
+    def _pads_to_size(self) -> bool:
+        """Whether `pad_size` is the square that images are resized to, as EoMT's, and so goes with that size alone."""
+        size, pad_size = dict(self.size or {}), dict(getattr(self, "pad_size", None) or {})
+        return {*pad_size.values()} == {size.get("shortest_edge")} == {size.get("longest_edge")}
 
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
@@ -277,8 +301,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 )
         if kwargs.get("image_fit") is None:
             kwargs["image_fit"] = "stretch" if kwargs["compatibility"] == "transformers" else "pad"
+        if kwargs.get("size_rounding") is None:
+            kwargs["size_rounding"] = "nearest" if kwargs["compatibility"] == "paper" else "down"
         kwargs["inference_defaults"] = checked_inference_defaults(kwargs.get("inference_defaults") or {})
-        for name, choices in (("label_format", LABEL_FORMATS), ("compatibility", COMPATIBILITIES), ("image_fit", FITS)):
+        for name, choices in CHOICES.items():
             if kwargs.get(name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {kwargs.get(name)!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
@@ -359,6 +385,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         **options: Any,
     ) -> BatchFeature:
         resized = [self._resized(image, f"image {i}", **options) for i, image in enumerate(images)]
+        offsets: list[tuple[int, int, int]] = []
+        if options["do_split_image"]:
+            offsets = window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
+            if segments is not None:
+                segments = [segments[i].with_pixels(window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
+            resized = [window_of(resized[i], *ends) for i, *ends in offsets]
         sizes = [_size(image) for image in resized]
         padded = padded_sizes(sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
         data: dict[str, list[Tensor]] = {
@@ -366,6 +398,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             "pixel_mask": [pixel_mask(_size(i), size, i.device) for i, size in zip(resized, padded, strict=True)],
             "original_sizes": [torch.tensor(_size(image), device=image.device) for image in images],
         }
+        if offsets:
+            data["patch_offsets"] = [torch.tensor(offset, device=images[0].device) for offset in offsets]
         for i, of_image in enumerate(segments or []):
             if options["label_format"] == "semantic":
                 known = (options["void_id"], options["num_labels"])
@@ -459,11 +493,50 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return resized[: len(image)]
 
 
+def fields_of_eomt(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of transformers' EoMT image processor says, by our names.
+
+    It pads to the square that it resizes to, in black; `ignore_index` means that labels are reduced: 0 is ignored.
+    """
+    fields = dict(saved)
+    size = {"shortest_edge": 640, "longest_edge": 640, **(fields.get("size") or {})}
+    if fields.get("do_pad"):
+        shortest = size["shortest_edge"]
+        fields["pad_size"] = {"height": shortest, "width": size["longest_edge"] or shortest}
+    fields |= {"size": size, "do_pad": True, "pad_value": 0}  # without it, images of one size only make a batch
+    if fields.get("ignore_index") is not None:
+        fields["do_reduce_labels"] = True
+    return fields
+
+
+def window_offsets(
+    sizes: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]], options: Mapping[str, Any]
+) -> list[tuple[int, int, int]]:
+    """Of images (height, width), windows along their longer side after resizing: image, first pixel, end."""
+    offsets = []
+    for i, (before, after) in enumerate(zip(sizes, resized, strict=True)):
+        windows = windows_along(max(after), options["size"].shortest_edge or min(after))
+        if len(windows) > 1 and (before[0] > before[1]) != (after[0] > after[1]):
+            raise ValueError(f"image {i}: do_split_image cuts along the longer side; {before} became {after}.")
+        offsets += [(i, *ends) for ends in windows]
+    return offsets
+
+
+def window_of(pixels: Tensor, start: int, end: int) -> Tensor:
+    """(..., H, W) -> a window of it, a view."""
+    return pixels[..., start:end, :] if pixels.shape[-2] > pixels.shape[-1] else pixels[..., start:end]
+
+
 def fitted_size(
-    image_size: tuple[int, int], size: SizeDict, image_fit: str, size_divisor: int | None, **options: Any
+    image_size: tuple[int, int],
+    size: SizeDict,
+    image_fit: str,
+    size_divisor: int | None,
+    size_rounding: str,
+    **options: Any,
 ) -> tuple[int, int]:
     """Height and width of an image after resizing."""
-    resized = resized_size(image_size, size)
+    resized = resized_size(image_size, size, size_rounding)
     if image_fit == "stretch":
         return padded_sizes([resized], True, None, size_divisor)[0]
     return resized

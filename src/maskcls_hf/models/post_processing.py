@@ -54,6 +54,7 @@ TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 GROWTH = 128 << 20  # bytes, from which on freed memory is given back
 STATM = Path("/proc/self/statm")
 NO_CLASS = -1  # in semantic maps
+OUTSIDE = -100.0  # mask logits beyond a window
 SQUEEZED = (384, 384)  # what transformers' Mask2Former brings every mask to
 Rule = Literal["exact", "transformers", "paper"]
 # What transformers' ImageSegmentationPipeline passes where its user gives nothing.
@@ -292,6 +293,38 @@ def per_pixel_map(
     return maps.per_pixel_map(logits)
 
 
+def map_of_windows(
+    windows: Sequence["Window"],
+    *,
+    size: Size,
+    target_size: Size,
+    return_scores: bool = False,
+    score_threshold: float | None = 0.0,
+    rule: Rule = "exact",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As [`semantic_map`], of an image that the network saw in windows: the scores of windows are averaged.
+
+    Args:
+        size: of the image, as its windows were cut out of it.
+    """
+    height, width = size
+    total, count = torch.zeros(()), torch.zeros(height, width)
+    for window in windows:
+        scores: Any = semantic_map(*window.logits, **window.sizes, return_scores=True, rule=rule)[1]
+        if not total.ndim:
+            total = scores.new_zeros(len(scores), height, width)
+            count = count.to(scores)
+        total[(slice(None), *window.place)] += scores
+        count[window.place] += 1
+    sizes = {"padded_size": size, "valid_size": size, "target_size": target_size}
+    least = least_score(score_threshold, len(total))
+    if not (return_scores or least):
+        return per_pixel_map(total / count, **sizes)  # type: ignore[arg-type]
+    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]  # type: ignore[arg-type]
+    class_map = map_of_scores(scores, least)
+    return (class_map, scores) if return_scores else class_map
+
+
 @in_float32
 def panoptic_segments(
     class_queries_logits: Tensor,
@@ -519,7 +552,11 @@ class OutputMapsMixin:
             options = self.task_options("semantic", outputs, score_threshold=score_threshold, rule=rule)
             to_map = partial(semantic_map, **options)
         maps: list[Any] = []
-        for *logits, sizes in _images(outputs, target_sizes, pairs):
+        images: Any = _images(outputs, target_sizes, pairs)
+        if getattr(outputs, "patch_offsets", None) is not None:
+            images = _windowed_images(outputs, target_sizes)
+            to_map = partial(map_of_windows, **options)
+        for *logits, sizes in images:
             result = to_map(*logits, **sizes, return_scores=return_segmentation_scores)
             if return_segmentation_scores:
                 fields = zip(("segmentation", "segmentation_scores"), result, strict=True)
@@ -661,8 +698,18 @@ def classifies_pixels(outputs: Any) -> bool:
 
 
 def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
-    """For each image its logits, then the keyword arguments of all functions in post_processing.py."""
+    """For each image its logits, then the keyword arguments of all functions in post_processing.py.
+
+    Of an image in windows the pairs of all its windows, whose masks are empty beyond their window.
+    """
     give_back_memory()
+    if getattr(outputs, "patch_offsets", None) is not None:
+        for windows, sizes in _windowed_images(outputs, target_sizes):
+            size = sizes["size"]
+            masks = [window.pasted(size) for window in windows]
+            whole = {"padded_size": size, "valid_size": size, "target_size": sizes["target_size"]}
+            yield torch.cat([window.logits[0] for window in windows]), torch.cat(masks), whole
+        return
     names = ("class_queries_logits", "masks_queries_logits") if pairs else ("logits",)
     logits: list[Any] = [getattr(outputs, name, None) for name in names]
     if any(tensor is None for tensor in logits):
@@ -684,6 +731,54 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     for i in range(count):
         sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i]}
         yield *(tensor[i] for tensor in logits), sizes
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image that the network saw: its pairs, sizes as for [`semantic_map`], and its place (rows, columns)
+    in the image."""
+
+    logits: tuple[Tensor, Tensor]
+    sizes: dict[str, Any]
+    place: tuple[slice, slice]
+
+    def pasted(self, size: Size) -> Tensor:
+        """Mask logits (N, *size), far below 0 beyond the window."""
+        logits = self.logits[1].detach().float()
+        masks = logits.new_full((len(logits), *size), OUTSIDE)
+        maps = PlainMaps(ResizeGeometry.checked(logits, **self.sizes))
+        masks[(slice(None), *self.place)] = maps.to_padded_size(logits)
+        return masks
+
+
+def _windowed_images(outputs: Any, target_sizes: TargetSizes) -> Iterator[tuple[list[Window], dict[str, Any]]]:
+    """For each image its windows, its `size` as they were cut out of it, and its `target_size`."""
+    give_back_memory()
+    offsets = [tuple(offset) for offset in plain(outputs.patch_offsets)]
+    sizes: Any = {n: _size_list(getattr(outputs, f"{n}s", None)) for n in ("padded_size", "valid_size")}
+    target, original = _size_list(target_sizes), _size_list(getattr(outputs, "original_sizes", None))
+    shapes: Any = original or target  # which side is longer
+    targets: Any = target or original
+    count = 1 + max(image for image, *_ in offsets)
+    if len(offsets) != len(outputs.class_queries_logits) or any(s and len(s) != count for s in (target, original)):
+        raise ValueError(
+            f"{len(outputs.class_queries_logits)} outputs of {len(offsets)} windows (patch_offsets) of {count} images; "
+            "target_sizes and original_sizes are those of images."
+        )
+    for i in range(count):
+        windows, size = [], (0, 0)
+        for place, (image, start, end) in enumerate(offsets):
+            if image != i:
+                continue
+            square = (end - start, end - start)  # of a window of other models, which do not say
+            seen = {name: square if known is None else known[place] for name, known in sizes.items()}
+            height, width = seen["valid_size"]
+            tall = bool(shapes) and shapes[i][0] > shapes[i][1]
+            rows, columns = (slice(start, end), slice(width)) if tall else (slice(height), slice(start, end))
+            size = (max(size[0], rows.stop), max(size[1], columns.stop))
+            logits = (outputs.class_queries_logits[place], outputs.masks_queries_logits[place])
+            windows.append(Window(logits, {**seen, "target_size": seen["valid_size"]}, (rows, columns)))
+        yield windows, {"size": size, "target_size": targets[i] if targets else size}
 
 
 def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int, int]:
