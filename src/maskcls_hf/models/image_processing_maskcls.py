@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
+from .configuration_maskcls import CONFIG_READERS
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .inference_defaults import WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
@@ -139,7 +141,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         """As in transformers; `kwargs` count more than the dict, by whichever name an option is given.
 
         What was saved without `inference_defaults` keeps the panoptic threshold that it was saved with, 0.8.
+
+        Raises:
+            ValueError: the dict is of an image processor that does something else.
         """
+        cls.require_readable(image_processor_dict)
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
@@ -148,6 +154,29 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         processor = found[0] if isinstance(found, tuple) else found
         processor._binary_maps = None if "void_id" in options else 0
         return found
+
+    @classmethod
+    def require_readable(cls, image_processor_dict: Mapping[str, Any]) -> None:
+        """Raise `ValueError` for the options of a class whose images are not those of a segmentation network, a
+        classifier or a backbone: it does more with them than these options say."""
+        from transformers.models.auto import modeling_auto as auto
+
+        names = [image_processor_dict.get(key) for key in ("image_processor_type", "feature_extractor_type")]
+        name = next(filter(None, names), cls.__name__)
+        family = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name).lower()
+        read = {
+            *CONFIG_READERS,
+            *auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+            *auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+            *auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        }
+        own = {base.__name__ for base in cls.__mro__}
+        if name not in own and family not in {re.sub("[-_]", "", model_type) for model_type in read}:
+            raise ValueError(
+                f"{name} is no image processor that {cls.__name__} reads: of its own, of {', '.join(CONFIG_READERS)}, "
+                "and of classifiers, backbones and per-pixel models of transformers. AutoImageProcessor may read it; "
+                "of a universal segmentation model such as OneFormer, maskcls_hf.Predictor runs it with the model."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
