@@ -36,25 +36,25 @@ from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.inference import Predictor
 from maskcls_hf.models.inference_defaults import NO_CLEAN_UP
 
-SIDE = 640
+SIDE, TRAINED = 640, 512
 LABELS = 133
 PEAK = "--peak"  # of one contender in this process
 
 
-def mask2former(backbone: str) -> Any:
+def mask2former(backbone: str, side: int) -> Any:
     config = Mask2FormerConfig(backbone_config=BACKBONES[backbone](), num_labels=LABELS)
     return Mask2FormerForUniversalSegmentation(config)
 
 
-def eomt(hidden_size: int, heads: int) -> Any:
+def eomt(hidden_size: int, heads: int, side: int) -> Any:
     config = EomtConfig(
-        hidden_size=hidden_size, num_attention_heads=heads, num_hidden_layers=12, patch_size=16, image_size=SIDE,
+        hidden_size=hidden_size, num_attention_heads=heads, num_hidden_layers=12, patch_size=16, image_size=side,
         num_blocks=3, num_queries=200, num_labels=LABELS,
     )  # fmt: skip
     return EomtForUniversalSegmentation(config)
 
 
-NETWORKS: dict[str, Callable[[], Any]] = {
+NETWORKS: dict[str, Callable[..., Any]] = {
     "Mask2Former R50": partial(mask2former, "R50"),
     "Mask2Former Swin-T": partial(mask2former, "Swin-T"),
     "EoMT ViT-S": partial(eomt, 384, 6),
@@ -63,10 +63,10 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 
 
 @torch.no_grad()
-def models(name: str) -> dict[str, Any]:
+def models(name: str, side: int = SIDE) -> dict[str, Any]:
     """transformers' model with random weights, none of which has a special value, and ours with the same."""
     torch.manual_seed(0)
-    theirs = NETWORKS[name]()
+    theirs = NETWORKS[name](side=side)
     for weights, value in theirs.named_parameters():
         if "sampling_offsets" in weights or "attention_weights" in weights:
             value.add_(0.02 * torch.randn_like(value))
@@ -106,10 +106,10 @@ def training_calls(name: str, contenders: list[str]) -> dict[str, Callable[[], N
     """A step on two images of 16 segments, for each of the contenders."""
     rng = np.random.default_rng(0)
     batch = 2 if DEVICE == "cpu" else 8
-    annotations = [annotation((SIDE, SIDE), 16, LABELS, rng) for _ in range(batch)]
+    annotations = [annotation((TRAINED, TRAINED), 16, LABELS, rng) for _ in range(batch)]
     masks, labels = ([pair[part] for pair in annotations] for part in (0, 1))
-    images = torch.randn(batch, 3, SIDE, SIDE, device=DEVICE)
-    pair = models(name)
+    images = torch.randn(batch, 3, TRAINED, TRAINED, device=DEVICE)
+    pair = models(name, TRAINED)
 
     def step(model: Any, optimizer: torch.optim.Optimizer, masks: list[torch.Tensor]) -> None:
         optimizer.zero_grad()
@@ -138,7 +138,7 @@ def training_stages() -> Iterator[Stage]:
         calls = training_calls(name, ["transformers", "maskcls_hf"])
         batch, where = (2, "") if DEVICE == "cpu" else (8, ", bf16")
         yield Stage(
-            f"training step, {name}, {batch} x {SIDE} x {SIDE}{where}", calls, 1.5, 1 / 0.7, ratio_on_gpu=1.5,
+            f"training step, {name}, {batch} x {TRAINED} x {TRAINED}{where}", calls, 1.5, 1 / 0.7, ratio_on_gpu=1.5,
             memory_ratio_on_gpu=1 / 0.7, apart=partial(peak_in_own_process, name),
         )  # fmt: skip
 
