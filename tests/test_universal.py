@@ -18,10 +18,14 @@ from maskcls_hf import (
     MaskClsModel,
     PerPixelConfig,
     PerPixelForSemanticSegmentation,
+    load_recipe,
+    open_dataset,
 )
 from maskcls_hf.cli.main import app
-from maskcls_hf.inference import Predictor
+from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.inference.loading import class_of_saved
+from maskcls_hf.metrics import Evaluator
+from maskcls_hf.training import train
 from tiny import resnet
 from universal_models import BUILDERS, SIZE, oneformer, random_and_sure, write_coco
 
@@ -305,3 +309,47 @@ class TestCommands:
         message = " ".join(result.output.split())
         assert "'oneformer'" in message and "does not train" in message and "mask2former" in message
         assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+FEW = [
+    "schedule.max_steps=2", "schedule.warmup_steps=1", "training.workers=0", "training.batch_size=2",
+    "training.save_steps=2", "evaluation.every_steps=2", "augmentation.crop_size=64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BUILDERS)
+def saved_by_transformers(request, models, tmp_path_factory):
+    """A folder of one of the families whose checkpoints are read as ours."""
+    folder = tmp_path_factory.mktemp(request.param)
+    for part in models[request.param]:
+        part.save_pretrained(folder)
+    return folder
+
+
+class TestFoldersThatTransformersSaved:
+    """Maps, scores and a fine-tuning run, with one line each."""
+
+    def test_from_the_command_line(self, saved_by_transformers, coco, tmp_path):
+        model, out = saved_by_transformers, tmp_path / "out"
+        run("segment", coco / "val2017", "-m", model, "-o", tmp_path / "maps", "--device", "cpu")
+        assert len(json.loads((tmp_path / "maps" / "panoptic.json").read_text())["annotations"]) == 2
+        run("evaluate", "-m", model, "-d", coco, "--json", tmp_path / "scores.json", "--device", "cpu")
+        scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+        assert 0 <= scores["pq"] <= 1 and 0 <= scores["mean_iou"] <= 1
+        changes = [word for change in FEW for word in ("--set", change)]
+        run("train", "-r", "finetune", "--model", model, "-d", coco, "-o", out, *changes)
+        assert json.loads((out / "config.json").read_text())["model_type"] == "maskcls"
+        run("segment", coco / "val2017", "-m", out, "-o", tmp_path / "after", "--device", "cpu")
+
+    def test_from_python(self, saved_by_transformers, coco, tmp_path):
+        predict = Predictor.from_pretrained(saved_by_transformers)
+        found = predict(picture(), "panoptic", threshold=0.1, overlap_mask_area_threshold=0.0)
+        assert found["segments_info"] and found["segmentation"].shape == (48, 80)
+        data = open_dataset(coco, "val")
+        scores = evaluate(predict, data, Evaluator(predict.image_processor, CLASSES, STUFF, ["panoptic", "semantic"]))
+        assert 0 <= scores["pq"] <= 1 and 0 <= scores["mean_iou"] <= 1
+        train(load_recipe("finetune", FEW), coco, tmp_path / "out", model=saved_by_transformers)
+        before, after = predict.model, MaskClsForUniversalSegmentation.from_pretrained(tmp_path / "out")
+        moved = [(old - new).abs().max() for old, new in zip(before.parameters(), after.parameters(), strict=True)]
+        assert 0 < max(moved) < 0.05  # two steps at a rate of 1e-4 from the weights of the folder
+        assert Predictor.from_pretrained(tmp_path / "out")(picture())["segmentation"].shape == (48, 80)
