@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ ROUNDS_WHEN_BUSY = 3
 
 def measure(stage: Stage, rounds: int, busy: int) -> dict[str, Any]:
     seconds = medians(stage.contenders, rounds)  # before the memory: what is set up once for all is then there
-    memory = {name: peak_memory(call, stage.device) for name, call in stage.contenders.items()}
+    calls = stage.contenders.items()
+    memory = {name: stage.apart(name) if stage.apart else peak_memory(call, stage.device) for name, call in calls}
     ratio_wanted, memory_ratio_wanted = stage.wanted
     result = {
         "stage": stage.name,
@@ -107,11 +109,16 @@ def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def main() -> None:
-    name = "results" if DEVICE == "cpu" else "results_gpu"
-    parser = argument_parser(__doc__, rounds=7, name=name)
+def main(
+    description: str | None = __doc__,
+    groups: dict[str, Callable[[], Iterator[Stage]]] = GROUPS,
+    name: str = "results",
+    rounds: int = 7,
+) -> None:
+    name = name if DEVICE == "cpu" else f"{name}_gpu"
+    parser = argument_parser(description, rounds=rounds, name=name)
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="also time beside N busy processes")
-    arguments = read_arguments(parser, GROUPS)
+    arguments = read_arguments(parser, groups)
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -120,7 +127,7 @@ def main() -> None:
         for group in arguments.only:
             status.update(f"{group}: making inputs")
             try:
-                for stage in GROUPS[group]():
+                for stage in groups[group]():
                     status.update(stage.name)
                     results.append(measure(stage, arguments.rounds, arguments.busy))
                     console.print(f"{stage.name}: {results[-1]['ratio']:.2f}")

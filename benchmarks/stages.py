@@ -63,6 +63,7 @@ class Stage:
     ratio_on_gpu: float | None = None
     memory_ratio_on_gpu: float | None = 1
     device: str = DEVICE  # whose memory is measured
+    apart: Callable[[str], int | None] | None = None  # peak memory of a contender, in a process of its own
 
     @property
     def wanted(self) -> tuple[float | None, float | None]:

@@ -17,14 +17,17 @@ from urllib.parse import urlsplit
 import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..models.checkpoint_manifest import CONFIG_FILES, DamagedCheckpoint, require_whole
+from ..models.configuration_maskcls import what_reads
+from ..models.custom_parts import saved_fields
 from ..models.image_processing_maskcls import MaskClsImageProcessor
 from ..models.kinds import KIND_OF_TYPE
 from ..utils.places import require_model_place
 from ..utils.quiet import quiet
+from .universal import NOT_RUN, UniversalProcessor, universal_class
 
 logger = logging.get_logger(__name__)
 
@@ -91,15 +94,21 @@ def hub_answers() -> bool:
 
 
 def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
-    """Raise ValueError where there is no saved model, or one of another package."""
+    """Of this package, or the universal one of transformers that runs as it is. Raise ValueError where there is no
+    saved model, or one of another kind."""
     model_type = saved_config(name)["model_type"]
-    if model_type not in KIND_OF_TYPE:
-        raise ValueError(f"{name} has model_type {model_type!r}; this package runs {', '.join(KIND_OF_TYPE)}.")
-    return KIND_OF_TYPE[model_type].model_class
+    if model_type in KIND_OF_TYPE:
+        return KIND_OF_TYPE[model_type].model_class
+    if (theirs := universal_class(model_type)) is not None:
+        return theirs
+    raise ValueError(
+        f"{name} has model_type {model_type!r}; this package runs {', '.join(KIND_OF_TYPE)} and universal segmentation "
+        f"models of transformers such as oneformer. {NOT_RUN.get(model_type) or what_reads(model_type)}."
+    )
 
 
 def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any) -> Any:
-    """A saved model of this package or of transformers' MaskFormer, with all of its weights.
+    """A saved model of this package or a universal one of transformers, with all of its weights.
 
     `from_pretrained` alone replaces weights that are missing by random ones and says so in a warning.
 
@@ -204,13 +213,16 @@ def stored_types(file: Path) -> dict[str, str]:
         return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
-def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImageProcessor:
-    """The image processor beside a saved model.
+def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
+    """The image processor beside a saved model: a `MaskClsImageProcessor`, or what stands in its place.
 
     Raises:
         OSError: there is none.
         ValueError: it cannot be read.
     """
+    model_type = str(saved_fields(name, where_to_look(name)).get("model_type"))
+    if model_type not in KIND_OF_TYPE and universal_class(model_type) is not None:
+        return UniversalProcessor(load_their_processor(name))
     try:
         with quiet():
             return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
@@ -222,6 +234,27 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> MaskClsImag
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be read: it is damaged.") from error
     except Exception as error:  # fields of a wrong value or type
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
+
+
+def load_their_processor(name: str | os.PathLike) -> Any:
+    """The processor of a universal model of transformers. A file of its class metadata is looked for beside it first.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it cannot be loaded.
+    """
+    options = where_to_look(name)
+    with quiet():
+        fields = MaskClsImageProcessor.get_image_processor_dict(name, **options)[0]
+        metadata = fields.get("class_info_file")
+        if metadata and Path(name, metadata).is_file():
+            options["repo_path"] = os.fspath(name)
+        try:
+            return AutoProcessor.from_pretrained(name, trust_remote_code=False, **options)
+        except Exception as error:  # of tokenizers, of the Hub, of fields of a wrong type
+            places = f"beside it and in {fields.get('repo_path', 'shi-labs/oneformer_demo')}"
+            hint = f" Its class metadata, {metadata}, was looked for {places}." if metadata else ""
+            raise ValueError(f"The processor of {name} cannot be loaded: {_first_line(error)}{hint}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from .loading import class_of_saved, load_image_processor, load_model
 from .stitching import InstanceStitch, PanopticStitch, SemanticBlend
 from .test_time_augmentation import mean_scores, scaled_size
 from .tiling import TileGrid, check_tile
+from .universal import as_processor, pairs_of
 
 Result = dict[str, Any]
 Item = TypeVar("Item")
@@ -62,8 +63,10 @@ class Predictor:
         >>> result["segmentation"], result["segments_info"]
 
     Args:
-        model: a mask-classification or per-pixel model.
-        image_processor: its `MaskClsImageProcessor`.
+        model: a mask-classification or per-pixel model; or one of transformers as it is, such as OneFormer, whose
+            outputs have `class_queries_logits` and `masks_queries_logits`.
+        image_processor: its `MaskClsImageProcessor`, or the processor of transformers. OneFormer's is told the task:
+            several tasks are as many forward passes.
         device: where the model is moved to. None: it stays where it is.
         dtype: "bfloat16": products in half precision, the weights as they are; for GPUs, and processors with AMX or
             AVX512-BF16. "float16", for GPUs: a copy of the weights in half precision, without what the model learns
@@ -85,7 +88,7 @@ class Predictor:
 
     Raises:
         ValueError: an unknown task; a tile, an overlap or a scale outside its range; a dtype that the device does not
-            compute with.
+            compute with; a model or processor of transformers that cannot run as it is.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Predictor:
         batch_size: int | None = None,
         enlarge: float | None = None,
     ):
+        image_processor = as_processor(image_processor, model)
         saved = defaults_of(image_processor)
         tile = plain(saved.get("tile") if tile is None else tile) or None
         overlap = saved.get("overlap", OVERLAP) if overlap is None else overlap
@@ -133,7 +137,7 @@ class Predictor:
     def from_pretrained(
         cls, name: str | os.PathLike, device: str | torch.device | None = None, **options: Any
     ) -> Predictor:
-        """A saved model of this package or of transformers' MaskFormer: its folder, or its name on the Hub.
+        """A saved model of this package or a universal one of transformers: its folder, or its name on the Hub.
 
         Args:
             device: None: the CPU.
@@ -262,9 +266,11 @@ class Predictor:
             of_classes = mean_scores(images, self._scores_at, self.scales, self.flip)
             least = self._least_score(tasks["semantic"])
             return {"semantic": of_classes if scores else [map_of_scores(found, least) for found in of_classes]}
-        outputs = self._outputs(images)
+        outputs = None
         found: dict[Task, list[Any]] = {}
         for task, options in tasks.items():
+            if outputs is None or self._takes_task:
+                outputs = self._outputs(images, 1.0, task)
             post_process = getattr(self.image_processor, f"post_process_{task}_segmentation")
             if task == "instance":
                 options = options | {"return_binary_maps": True}
@@ -287,15 +293,15 @@ class Predictor:
         return [found["segmentation_scores"] for found in maps]
 
     def _scores_at(self, images: Sequence[Tensor], scale: float) -> list[Tensor]:
-        return self._scores(self._outputs(images, scale))
+        return self._scores(self._outputs(images, scale, "semantic"))
 
-    def _outputs(self, images: Sequence[Tensor], scale: float = 1.0) -> Any:
+    def _outputs(self, images: Sequence[Tensor], scale: float, task: Task) -> Any:
         """Outputs of the model for one batch of images."""
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"task": task} if self._takes_task else {}
         if scale != 1.0 or self.enlarge is not None:
             own_size = (images[0].shape[-2], images[0].shape[-1]) if self._sizes_by_image else None
             size = scaled_size(self.image_processor.size, own_size, scale * (self.enlarge or 1.0), max(self.scales))
-            options = {"do_resize": True, "size": size}
+            options |= {"do_resize": True, "size": size}
         inputs = self.image_processor(list(images), input_data_format="channels_first", return_tensors="pt", **options)
         mask = inputs["pixel_mask"]
         if mask.device.type == "cpu" and mask.all():  # a GPU, where the model cannot look, is spared what padding costs
@@ -308,7 +314,12 @@ class Predictor:
         network = in_eval_mode(self.model) if self.network is None else self.network
         device, dtype = self.model.device, next(network.parameters()).dtype
         with autocast(device, self.dtype):
-            return network(**inputs.to(device, dtype=dtype))
+            return pairs_of(network, self.model, inputs.to(device, dtype=dtype))
+
+    @property
+    def _takes_task(self) -> bool:
+        """Whether the model predicts something else for each task."""
+        return getattr(self.image_processor, "takes_task", False)
 
     @property
     def _augments(self) -> bool:

@@ -107,6 +107,24 @@ MATCHING_COSTS = {
 CONFIG_READERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 CHECKPOINT_READERS: dict[str, Callable[[Any, dict[str, Any]], tuple[dict[str, Any], set[str]]]] = {}
 
+
+def what_reads(model_type: str) -> str:
+    """What a user with a saved model of this type can load it with, as a sentence without its full stop."""
+    from transformers.models.auto import modeling_auto as auto
+
+    if model_type == PerPixelConfig.model_type:
+        return "PerPixelForSemanticSegmentation reads it"
+    if model_type == MaskClsConfig.model_type or model_type in CONFIG_READERS:
+        return "MaskClsForUniversalSegmentation reads it"
+    if model_type in auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES:
+        return "AutoModelForUniversalSegmentation of transformers reads it, and maskcls_hf.Predictor runs it as it is"
+    if model_type in auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES:
+        return "It classifies pixels: maskcls convert, or maskcls_hf.convert.from_per_pixel, makes one of ours of it"
+    if model_type in auto.MODEL_FOR_BACKBONE_MAPPING_NAMES:
+        return "It is a backbone: from_backbone makes a new model over it"
+    return "AutoModel of transformers may read it"
+
+
 # Files of checkpoints saved by earlier versions.
 FORMER_FILES = ("configuration_perpixel.", "modeling_perpixel.")
 
@@ -233,6 +251,25 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         if not kwargs.get("return_unused_kwargs"):
             warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS, *OF_LOADING}, cls.__name__)
         return super().from_dict({**config_dict, **own}, **kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, of models of this class alone."""
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        cls.require_readable(config_dict, pretrained_model_name_or_path)
+        return config_dict, kwargs
+
+    @classmethod
+    def require_readable(cls, config_dict: dict[str, Any], where: Any) -> None:
+        """Raise `ValueError` for a configuration of models of another kind, whose weights would find no place."""
+        model_type = config_dict.get("model_type") or cls.model_type
+        own = [base.model_type for base in cls.__mro__ if getattr(base, "model_type", "")]
+        known = [*dict.fromkeys(own), *(CONFIG_READERS if MaskClsConfig.model_type in own else ())]
+        if model_type not in known:
+            raise ValueError(
+                f"{where} has model_type {model_type!r}, {cls.__name__} and its models read {', '.join(known)}. "
+                f"{what_reads(model_type)}."
+            )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
-from .configuration_maskcls import COMPATIBILITIES
+from .configuration_maskcls import COMPATIBILITIES, CONFIG_READERS
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
 from .inference_defaults import OF_EOMT, WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
@@ -180,7 +181,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         """As in transformers; `kwargs` count more than the dict, by whichever name an option is given.
 
         What was saved without `inference_defaults` keeps the panoptic threshold that it was saved with, 0.8.
+
+        Raises:
+            ValueError: the dict is of an image processor that does something else.
         """
+        cls.require_readable(image_processor_dict)
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
@@ -191,6 +196,29 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
         return result
+
+    @classmethod
+    def require_readable(cls, image_processor_dict: Mapping[str, Any]) -> None:
+        """Raise `ValueError` for the options of a class whose images are not those of a segmentation network, a
+        classifier or a backbone: it does more with them than these options say."""
+        from transformers.models.auto import modeling_auto as auto
+
+        names = [image_processor_dict.get(key) for key in ("image_processor_type", "feature_extractor_type")]
+        name = next(filter(None, names), cls.__name__)
+        family = re.sub("(ImageProcessor|FeatureExtractor)(Fast|Pil)?$", "", name).lower()
+        read = {
+            *CONFIG_READERS,
+            *auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+            *auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+            *auto.MODEL_FOR_BACKBONE_MAPPING_NAMES,
+        }
+        own = {base.__name__ for base in cls.__mro__}
+        if name not in own and family not in {re.sub("[-_]", "", model_type) for model_type in read}:
+            raise ValueError(
+                f"{name} is no image processor that {cls.__name__} reads: of its own, of {', '.join(CONFIG_READERS)}, "
+                "and of classifiers, backbones and per-pixel models of transformers. AutoImageProcessor may read it; "
+                "of a universal segmentation model such as OneFormer, maskcls_hf.Predictor runs it with the model."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
@@ -253,9 +281,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out, unless `keep_emptied_targets`. With `do_split_image` B counts windows (but for `original_sizes`), and
-            `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along the longer side.
-            `return_tensors=None`: lists of tensors.
+            resizing are left out, unless `keep_emptied_targets`. With `do_split_image` B counts windows (but for
+            `original_sizes`), and `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along
+            the longer side. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,

@@ -164,12 +164,13 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
         Raises:
             DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
-            ValueError: the checkpoint names a part that is not known here; its own code is run only with
-                `trust_remote_code=True`.
+            ValueError: the checkpoint is of a `model_type` that this class does not read, or names a part that is not
+                known here; its own code is run only with `trust_remote_code=True`.
         """
         path = pretrained_model_name_or_path
         require_whole(path, subfolder=kwargs.get("subfolder") or "")
         saved = saved_fields(path, kwargs)
+        cls.config_class.require_readable(saved, path)  # type: ignore[attr-defined]
         custom_parts = saved.get("custom_parts") if config is None else getattr(config, "custom_parts", None)
         load_custom_parts(path, custom_parts, kwargs)
         read = CHECKPOINT_READERS.get(str(saved.get("model_type")))

@@ -121,7 +121,13 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
     if not (Path(folder) / "config.json").is_file():
         raise FileNotFoundError(f"No saved model in {folder}: config.json is missing.")
     model_type = saved_config(folder)["model_type"]
-    kind = next((name for name, kind in KINDS.items() if model_type in kind.model_types), "mask_classification")
+    kind = next((name for name, kind in KINDS.items() if model_type in kind.model_types), None)
+    if kind is None:
+        raise ValueError(
+            f"{folder} has model_type {model_type!r}, of transformers, which this package may predict with but does "
+            "not train: it has neither its losses nor a way to save it. Fine-tune one of "
+            f"{', '.join(KINDS[recipe.model.kind].model_types)}, or this one by transformers' own Trainer."
+        )
     if kind != recipe.model.kind:
         raise ValueError(
             f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "
