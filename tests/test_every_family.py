@@ -13,12 +13,11 @@ from transformers import pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from checkpoints import picture
-from families import CLASSES, FAMILIES, PADDED, STUFF, VARIANTS, Family
+from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.metrics import Evaluator
 from samples import sample_of
 from tiny import pad_labels, pixel_mask, segments
-from without_package import masks_of
 
 TRACED = [*FAMILIES, "maskformer_fpn_encoder", "maskformer_swin", "max_deeplab", "mask2former_swin"]
 SLOWLY_TRACED = {"eomt_dinov2", "mask2former_swin", "max_deeplab"}
