@@ -226,7 +226,8 @@ def test_compiles_without_graph_breaks(family):
     torch._dynamo.reset()  # else a limit of compilations may be reached, of all tests together
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
-        assert_same(compiled(**inputs), model(**inputs), family.outputs)
+        expected = model(**inputs)  # at first: transformers takes a lock in the first call of some models
+        assert_same(compiled(**inputs), expected, family.outputs)
 
 
 @traced
