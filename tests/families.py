@@ -156,6 +156,7 @@ VARIANTS = {
     "maskformer_box": Family(
         of_parts, {"matching": "box"}, outputs=("class_queries_logits", "masks_queries_logits", "pred_boxes")
     ),
+    "maskformer_pq": Family(of_parts, {"matching": "pq"}),
     "max_deeplab": Family(of_parts, MAX_DEEPLAB),
     "eomt_masked": Family(
         of_parts,

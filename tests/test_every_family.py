@@ -1,9 +1,15 @@
 """What every family of models does, from its network to its maps and its training: one table, see families.py."""
 
 import inspect
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,14 +19,16 @@ from transformers import pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from checkpoints import picture
-from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family
+from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family, converted
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.metrics import Evaluator
+from resumable import make_trainer
 from samples import sample_of
 from tiny import pad_labels, pixel_mask, segments
+from without_package import masks_of
 
 TRACED = [*FAMILIES, "maskformer_fpn_encoder", "maskformer_swin", "max_deeplab", "mask2former_swin"]
-SLOWLY_TRACED = {"eomt_dinov2", "mask2former_swin", "max_deeplab"}
+SLOWLY_TRACED = {*TRACED} - {"maskformer_fpn_encoder", "eomt_dinov3"}
 
 
 def each(names, slow=()):
@@ -247,7 +255,7 @@ def test_exports_with_dynamic_batch_and_size(family):
             assert_same(program.module()(**given), model(**given), family.outputs)
 
 
-@traced
+@each(TRACED, slow=SLOWLY_TRACED - {"mask2former"})
 def test_exports_one_shape(family):
     model, inputs = family.model().eval(), family.inputs()
     with torch.no_grad():
@@ -354,3 +362,72 @@ def test_evaluation(family, found):
             pixels = torch.stack([torch.from_numpy(runs.dense()) for runs in result["masks"]]).bool()
         scores = evaluate(predictor, Data([sample_of(pixels, classes, image=image)]), score)
         assert scores[name] == pytest.approx(1.0), task
+
+
+# ---- remote code ----
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> SimpleNamespace:
+    """What a process without the package makes of the folders of all families."""
+    root, tasks = tmp_path_factory.mktemp("remote"), {}
+    for name, family in FAMILIES.items():
+        model, processor, _ = found_in(name)
+        model.save_pretrained(root / name)
+        processor.save_pretrained(root / name)
+        tasks[str(root / name)] = list(family.tasks)
+    out = root / "out"
+    out.mkdir()
+    picture().save(out / "picture.png")
+    (out / "tasks.json").write_text(json.dumps(tasks))
+    env = os.environ | {"HF_MODULES_CACHE": str(root / "modules"), "HF_HUB_OFFLINE": "1"}
+    script = Path(__file__).with_name("without_package.py")
+    run = subprocess.run([sys.executable, script, out], env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return SimpleNamespace(root=root, out=out, **json.loads((out / "report.json").read_text()))
+
+
+def test_all_of_it_ran_without_the_package(elsewhere):
+    assert len(elsewhere.modules) == 2 * len(FAMILIES)
+    assert all(module.startswith("transformers_modules.") for module in elsewhere.modules.values())
+    assert elsewhere.bare == ["MaskClsModel", [1, 12, 32]]
+
+
+@every_family
+def test_a_checkpoint_brings_its_code(request, family, found, elsewhere):
+    """Saved by the package, and saved again where it is not installed."""
+    name = request.node.callspec.params["family"]
+    logits = torch.load(elsewhere.out / f"{name}_logits.pt")
+    assert_same(logits, found.outputs, [field for field in family.outputs if "logits" in field])
+    pipe = pipeline("image-segmentation", model=str(elsewhere.root / name), device="cpu")
+    for task in family.tasks:
+        here = masks_of(pipe, picture(), task)
+        assert len(here) > 1
+        for generation in ("first", "second"):
+            np.testing.assert_array_equal(np.load(elsewhere.out / f"{name}_{generation}_{task}.npy"), here)
+    first, second = elsewhere.root / name, elsewhere.out / f"{name}_again"
+    assert {path.name for path in first.glob("*")} == {path.name for path in second.glob("*")}
+    maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, second)]
+    assert maps[0] == maps[1]
+
+
+# ---- training ----
+
+
+@every_family
+def test_a_resumed_training_is_the_uninterrupted_one(family, tmp_path):
+    """Bit for bit, the optimizer's state and the points of the loss included."""
+    processor = family.processor(num_labels=2, do_resize=False, label_ids_to_fuse=None, void_id=255)
+
+    def trained(folder: Path, resume: Any = False) -> dict[str, torch.Tensor]:
+        model = family.model(**({} if family.make is converted else {"id2label": {0: "even", 1: "odd"}}))
+        options = {"model": model, "processor": processor, "eval_strategy": "no", "save_steps": 2}
+        trainer = make_trainer(folder, workers=0, batch=2, steps=4, **options)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    whole = trained(tmp_path / "whole")
+    resumed = trained(tmp_path / "resumed", str(tmp_path / "whole" / "checkpoint-2"))
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    losses = [(tmp_path / name / "losses.txt").read_text().splitlines() for name in ("whole", "resumed")]
+    assert len(losses[0]) == 4 and losses[1] == losses[0][2:]
