@@ -63,10 +63,11 @@ def noise(sample: Sample, seed: int | tuple[int, ...]) -> Sample:
     return {**sample, "image": tv_tensors.Image(sample["image"] + change)}
 
 
-def make_parts():
+def make_parts(model=None, processor=None):
     set_seed(SEED)
-    processor = MaskClsImageProcessor(num_labels=2, do_resize=False)
-    model = MaskClsForUniversalSegmentation(maskcls_config(dropout=0.3, id2label={0: "even", 1: "odd"}))
+    processor = processor or MaskClsImageProcessor(num_labels=2, do_resize=False)
+    if model is None:
+        model = MaskClsForUniversalSegmentation(maskcls_config(dropout=0.3, id2label={0: "even", 1: "odd"}))
     model.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, 1e-3, 1e-2, 0.5)
     scheduler = build_scheduler(optimizer, "poly", STEPS, warmup_steps=2)
@@ -87,8 +88,10 @@ class WriteLosses(TrainerCallback):
                 write_loss(Path(args.output_dir), step, logs[name])
 
 
-def make_trainer(output: Path, workers: int, batch: int, steps: int = STEPS, **options) -> MaskClsTrainer:
-    model, optimizer, scheduler, collator, ema = make_parts()
+def make_trainer(
+    output: Path, workers: int, batch: int, steps: int = STEPS, model=None, processor=None, **options
+) -> MaskClsTrainer:
+    model, optimizer, scheduler, collator, ema = make_parts(model, processor)
     fields = dict(
         output_dir=str(output), max_steps=steps, per_device_train_batch_size=batch, per_device_eval_batch_size=batch,
         gradient_accumulation_steps=ACCUMULATE, save_steps=SAVE_EVERY, logging_steps=1, eval_strategy="steps",

@@ -1,12 +1,12 @@
-"""What every model variant must do, written once and inherited; then what is special to each."""
+"""What is special to some models; what all of them do is in test_every_family.py."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from transformers.modeling_layers import GradientCheckpointingLayer
 
+from families import FAMILIES, PADDED, SIZES
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsModel, PerPixelForSemanticSegmentation
 from tiny import (
     MAX_DEEPLAB,
@@ -20,198 +20,6 @@ from tiny import (
     segments,
     swin,
 )
-
-PADDED = (64, 96)
-SIZES = [(64, 96), (50, 70)]
-
-
-class ModelContract:
-    """Inherit, give `model()` and `batch()`."""
-
-    logits: tuple[str, ...] = ("class_queries_logits", "masks_queries_logits")
-
-    def model(self, **fields):
-        torch.manual_seed(0)
-        return MaskClsForUniversalSegmentation(maskcls_config(**self.fields, **fields))
-
-    fields: dict = {}
-
-    def batch(self) -> dict:
-        torch.manual_seed(1)
-        masks, labels = segments(SIZES, [3, 0])
-        mask = pixel_mask(SIZES, PADDED)
-        return {
-            "pixel_values": torch.randn(2, 3, *PADDED) * mask[:, None],
-            "pixel_mask": mask,
-            "mask_labels": pad_labels(masks, PADDED),
-            "class_labels": labels,
-        }
-
-    def inputs(self) -> dict:
-        return {name: value for name, value in self.batch().items() if name.startswith("pixel")}
-
-    def test_every_parameter_learns(self):
-        model = self.model().train()
-        loss = model(**self.batch()).loss
-        loss.backward()
-        assert loss.isfinite()
-        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
-
-    def test_eval_returns_only_what_was_asked_for(self):
-        output = self.model().eval()(**self.inputs())
-        for name in ("loss", "loss_dict", "auxiliary_logits", "hidden_states", "attentions"):
-            assert output.get(name) is None
-
-    def test_save_and_load(self, tmp_path):
-        model = self.model().eval()
-        model.save_pretrained(tmp_path)
-        loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
-        assert not info["missing_keys"] and not info["unexpected_keys"]
-        for name in self.logits:
-            torch.testing.assert_close(loaded(**self.inputs())[name], model(**self.inputs())[name], atol=0, rtol=0)
-
-    def test_tuple_output_starts_with_the_loss(self):
-        model = self.model().eval()
-        batch = self.batch()
-        torch.testing.assert_close(model(**batch, return_dict=False)[0], model(**batch).loss)
-        torch.testing.assert_close(model(**self.inputs(), return_dict=False)[0], model(**self.inputs())[self.logits[0]])
-
-    def test_gradient_checkpointing_changes_nothing(self):
-        gradients = []
-        for checkpointing in (False, True):
-            model = self.model(dropout=0.0).train()
-            if checkpointing:
-                checkpointed = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-                assert checkpointed
-                model.gradient_checkpointing_enable()
-                assert all(layer.gradient_checkpointing for layer in checkpointed)
-            model(**self.batch()).loss.backward()
-            gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
-        for name, gradient in gradients[0].items():
-            torch.testing.assert_close(gradients[1][name], gradient, msg=name)
-
-    def test_eager_attention_equals_sdpa(self, tmp_path):
-        model = self.model().eval()
-        assert model.config._attn_implementation == "sdpa"
-        expected = model(**self.inputs())
-        model.save_pretrained(tmp_path)
-        loaded = type(model).from_pretrained(tmp_path, attn_implementation="sdpa")
-        model.set_attn_implementation("eager")
-        assert model.config._attn_implementation == "eager" and loaded.config._attn_implementation == "sdpa"
-        for name in self.logits:
-            torch.testing.assert_close(model(**self.inputs())[name], expected[name], atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(loaded(**self.inputs())[name], expected[name], atol=0, rtol=0)
-        model.set_attn_implementation("sdpa")
-        assert model.config._attn_implementation == "sdpa"
-
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-    def test_trains_in_low_precision(self, dtype):
-        model = self.model().train()
-        with torch.autocast("cpu", dtype=dtype):
-            loss = model(**self.batch()).loss
-        assert loss.dtype == torch.float32 and loss.isfinite()
-        (loss / 64).backward()  # float16 overflows in a Swin otherwise; GradScaler finds such a factor
-        assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-    def test_runs_in_bfloat16(self):
-        model = self.model().eval().to(torch.bfloat16)
-        inputs = self.inputs()
-        inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
-        output = model(**inputs)
-        assert all(output[name].dtype == torch.bfloat16 and output[name].isfinite().all() for name in self.logits)
-
-
-class TracedContract(ModelContract):
-    """The slow part, for variants whose graphs differ."""
-
-    def test_compiles_without_graph_breaks(self):
-        model = self.model().eval()
-        torch._dynamo.reset()  # else a limit of compilations may be reached, of all tests together
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        with torch.no_grad():
-            expected, output = model(**self.inputs()), compiled(**self.inputs())
-        for name in self.logits:
-            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
-
-    def test_exports_with_dynamic_batch_and_size(self):
-        model = self.model().eval()
-        batch, height, width = (torch.export.Dim.DYNAMIC,) * 3
-        shapes = {"pixel_values": {0: batch, 2: height, 3: width}, "pixel_mask": {0: batch, 1: height, 2: width}}
-        inputs = self.inputs()
-        with torch.no_grad():
-            program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
-            other = {
-                "pixel_values": torch.randn(3, 3, 96, 160),
-                "pixel_mask": pixel_mask([(96, 160), (90, 100), (64, 150)], (96, 160)),
-            }
-            expected, output = model(**other), program.module()(**other)
-        for name in self.logits:
-            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
-
-
-class TestMaskCls(ModelContract):
-    pass
-
-
-class TestMaskClsFPNEncoder(TracedContract):
-    fields = {"pixel_decoder": "fpn_encoder"}
-
-
-class TestMaskClsSwin(TracedContract):
-    def model(self, **fields):
-        torch.manual_seed(0)
-        return MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin(), **fields))
-
-    def test_exports_with_dynamic_batch_and_size(self):
-        """Only the batch is dynamic: transformers' Swin decides in Python how to pad each stage to its windows."""
-        model, inputs = self.model().eval(), self.inputs()
-        shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
-        other = {name: torch.cat([tensor, tensor[:1]]) for name, tensor in inputs.items()}
-        with torch.no_grad():
-            program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
-            expected, output = model(**other), program.module()(**other)
-        for name in self.logits:
-            torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=1e-4)
-
-
-class TestMaskClsFixedMatching(ModelContract):
-    fields = {"matching": "fixed", "num_queries": 5}
-
-    def batch(self) -> dict:
-        return {**super().batch(), "class_labels": [torch.tensor([0, 3, 4]), torch.tensor([], dtype=torch.int64)]}
-
-
-class TestMaskClsPaddingSeen(ModelContract):
-    fields = {"attend_to_padding": True}
-
-
-class TestMaskClsBox(ModelContract):
-    fields = {"matching": "box"}
-    logits = (*ModelContract.logits, "pred_boxes")
-
-
-class TestMaskClsMaxDeepLab(TracedContract):
-    fields = MAX_DEEPLAB
-
-
-class TestPerPixelBaseline(ModelContract):
-    logits = ("logits",)
-
-    def model(self, **fields):
-        torch.manual_seed(0)
-        return PerPixelForSemanticSegmentation(perpixel_config(**self.fields, **fields))
-
-    def batch(self) -> dict:
-        inputs = {name: value for name, value in super().batch().items() if name.startswith("pixel")}
-        labels = torch.randint(0, 5, (2, *PADDED))
-        return {**inputs, "labels": torch.where(inputs["pixel_mask"] == 0, 255, labels)}
-
-    test_gradient_checkpointing_changes_nothing = None  # a ResNet and an FPN: nothing to checkpoint
-
-
-class TestPerPixelBaselinePlus(TestPerPixelBaseline):
-    fields = {"transformer_module": True}
-    test_gradient_checkpointing_changes_nothing = ModelContract.test_gradient_checkpointing_changes_nothing
 
 
 def test_output_fields_come_in_the_order_of_transformers():
@@ -267,7 +75,7 @@ def test_predicting_gives_what_training_does():
 
 def test_loss_is_the_weighted_sum_of_its_terms_over_all_layers():
     model = MaskClsForUniversalSegmentation(maskcls_config())
-    output = model(**TestMaskCls().batch())
+    output = model(**FAMILIES["maskformer"].batch())
     assert sorted(output.loss_dict) == sorted(
         f"loss_{term}{layer}" for term in ("cross_entropy", "mask", "dice") for layer in ("", "_0", "_1")
     )
@@ -275,7 +83,7 @@ def test_loss_is_the_weighted_sum_of_its_terms_over_all_layers():
     expected = sum(weights[name.removeprefix("loss_").rstrip("_01")] * t for name, t in output.loss_dict.items())
     torch.testing.assert_close(output.loss, expected)
     model.config.deep_supervision = False
-    assert sorted(model(**TestMaskCls().batch()).loss_dict) == ["loss_cross_entropy", "loss_dice", "loss_mask"]
+    assert sorted(model(**FAMILIES["maskformer"].batch()).loss_dict) == ["loss_cross_entropy", "loss_dice", "loss_mask"]
 
 
 PLAIN_TERMS = ["loss_cross_entropy", "loss_mask", "loss_dice"]
@@ -295,9 +103,9 @@ def test_terms_of_the_loss(variant, training):
     fields, of_layers, of_pixels = VARIANTS[variant]
     model = MaskClsForUniversalSegmentation(maskcls_config(**fields)).train(training)
     with torch.set_grad_enabled(training):
-        output = model(**TestMaskCls().batch())
+        output = model(**FAMILIES["maskformer"].batch())
         model.config.deep_supervision = False
-        deepest = model(**TestMaskCls().batch())
+        deepest = model(**FAMILIES["maskformer"].batch())
     layered = [f"{name}{layer}" for name in of_layers for layer in ("", "_0", "_1")]
     assert sorted(output.loss_dict) == sorted(layered + of_pixels)
     assert sorted(deepest.loss_dict) == sorted(of_layers + of_pixels)
@@ -320,7 +128,7 @@ def test_heads_come_with_their_settings_only():
 
 def test_boxes_of_all_layers():
     model = MaskClsForUniversalSegmentation(maskcls_config(matching="box")).eval()
-    output = model(**TestMaskCls().inputs(), output_auxiliary_logits=True)
+    output = model(**FAMILIES["maskformer"].inputs(), output_auxiliary_logits=True)
     boxes = [output.pred_boxes, *(inner["pred_boxes"] for inner in output.auxiliary_logits)]
     assert len(boxes) == 3
     for of_layer in boxes:
@@ -331,7 +139,7 @@ def test_boxes_of_all_layers():
 def test_boxes_are_relative_to_the_image_without_padding(attend_to_padding):
     """A segment that fills the second image, 50 x 70 of 64 x 96, has the box of the whole image."""
     config = maskcls_config(matching="box", attend_to_padding=attend_to_padding, num_queries=1)
-    model, batch = MaskClsForUniversalSegmentation(config).eval(), TestMaskCls().batch()
+    model, batch = MaskClsForUniversalSegmentation(config).eval(), FAMILIES["maskformer"].batch()
     batch["mask_labels"] = [batch["mask_labels"][0][:0], batch["pixel_mask"][1:] != 0]
     batch["class_labels"] = [torch.zeros(0, dtype=torch.int64), torch.tensor([2])]
     output = model(**batch)
@@ -343,23 +151,9 @@ def test_exclusive_masks_share_out_each_pixel():
     model = MaskClsForUniversalSegmentation(maskcls_config(exclusive_masks=True)).eval()
     free = MaskClsForUniversalSegmentation(maskcls_config()).eval()
     free.load_state_dict(model.state_dict())
-    masks = model(**TestMaskCls().inputs()).masks_queries_logits.sigmoid()
-    torch.testing.assert_close(masks, free(**TestMaskCls().inputs()).masks_queries_logits.softmax(1))
+    masks = model(**FAMILIES["maskformer"].inputs()).masks_queries_logits.sigmoid()
+    torch.testing.assert_close(masks, free(**FAMILIES["maskformer"].inputs()).masks_queries_logits.softmax(1))
     torch.testing.assert_close(masks.sum(1), torch.ones(2, 16, 24))
-
-
-@pytest.mark.parametrize("fields", [{"matching": "box"}, {"matching": "pq"}, MAX_DEEPLAB])
-def test_training_lowers_the_loss(fields):
-    torch.manual_seed(0)
-    model = MaskClsForUniversalSegmentation(maskcls_config(dropout=0.0, **fields)).train()
-    optimizer, losses = torch.optim.AdamW(model.parameters(), lr=1e-3), []
-    for _ in range(8):
-        output = model(**TestMaskCls().batch())
-        optimizer.zero_grad()
-        output.loss.backward()
-        optimizer.step()
-        losses.append(output.loss.item())
-    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_inner_layers_are_normed_like_the_last():
@@ -407,7 +201,7 @@ def test_an_image_gives_the_same_alone_or_padded(fields, backbone, padded):
 
 def test_copies_of_a_model_do_not_share_what_is_padding():
     model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=swin())).eval()
-    inputs = TestMaskCls().inputs()
+    inputs = FAMILIES["maskformer"].inputs()
     expected = model(**inputs)
     twin = copy.deepcopy(model)
     model(torch.randn(1, 3, 32, 64))
@@ -425,7 +219,7 @@ def test_no_pixel_mask_means_no_padding(backbone):
 def test_attend_to_padding_sees_the_padding():
     config = maskcls_config(attend_to_padding=True)
     model = MaskClsForUniversalSegmentation(config).eval()
-    batch = TestMaskCls().batch()
+    batch = FAMILIES["maskformer"].batch()
     with_mask = model(**batch)
     batch.pop("pixel_mask")
     without = model(**batch)
@@ -435,7 +229,7 @@ def test_attend_to_padding_sees_the_padding():
 
 
 def test_void_is_left_out_of_the_loss():
-    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), FAMILIES["maskformer"].batch()
     void = torch.zeros(2, *PADDED, dtype=torch.bool)
     void[0, :20] = True
     terms = model(**batch, void_mask=void).loss_dict
@@ -447,7 +241,7 @@ def test_void_is_left_out_of_the_loss():
 @pytest.mark.parametrize("with_padding", [False, True])
 @pytest.mark.parametrize("convert", [torch.Tensor.int, torch.Tensor.float, torch.Tensor.byte, torch.Tensor.numpy])
 def test_void_counts_whatever_its_type(convert, with_padding):
-    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), FAMILIES["maskformer"].batch()
     if not with_padding:
         del batch["pixel_mask"]
     void = torch.zeros(2, *PADDED, dtype=torch.bool)
@@ -458,7 +252,7 @@ def test_void_counts_whatever_its_type(convert, with_padding):
 @pytest.mark.parametrize("map_of_places", [False, True])
 @pytest.mark.parametrize("size", [(32, 48), (96, 64), (64, 95), (50, 69)])
 def test_labels_of_another_size_are_refused(size, map_of_places):
-    model, batch = MaskClsForUniversalSegmentation(maskcls_config()), TestMaskCls().batch()
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()), FAMILIES["maskformer"].batch()
     masks = torch.zeros(size, dtype=torch.int32) if map_of_places else torch.ones(1, *size, dtype=torch.bool)
     batch |= {
         "mask_labels": [batch["mask_labels"][0], masks],
@@ -469,14 +263,14 @@ def test_labels_of_another_size_are_refused(size, map_of_places):
     ):
         model(**batch)
     with pytest.raises(ValueError, match=r"void_mask .* must be \(2, 64, 96\)"):
-        model(**{**TestMaskCls().batch(), "void_mask": torch.zeros(2, *size, dtype=torch.bool)})
+        model(**{**FAMILIES["maskformer"].batch(), "void_mask": torch.zeros(2, *size, dtype=torch.bool)})
     baseline = PerPixelForSemanticSegmentation(perpixel_config())
     with pytest.raises(ValueError, match=r"labels .* must be \(B, H, W\), \(2, 64, 96\) as pixel_values"):
         baseline(batch["pixel_values"], labels=torch.zeros(2, *size, dtype=torch.int64))
 
 
 def test_masks_of_the_images_without_padding_are_padded():
-    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), TestMaskCls().batch()
+    model, batch = MaskClsForUniversalSegmentation(maskcls_config()).eval(), FAMILIES["maskformer"].batch()
     own = [masks[:, :height, :width] for masks, (height, width) in zip(batch["mask_labels"], SIZES, strict=True)]
     assert model(**{**batch, "mask_labels": own}).loss == model(**batch).loss
     with pytest.raises(ValueError, match="Image 1: mask_labels .* are 50 x 70"):
@@ -517,7 +311,7 @@ def test_frozen_batch_norm_stays_as_loaded():
     model = MaskClsForUniversalSegmentation(maskcls_config(freeze_batch_norm=True)).train()
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     before = [norm.running_mean.clone() for norm in norms]
-    model(**TestMaskCls().batch()).loss.backward()
+    model(**FAMILIES["maskformer"].batch()).loss.backward()
     assert norms and all(not norm.training and norm.weight.grad is None for norm in norms)
     assert all(torch.equal(norm.running_mean, old) for norm, old in zip(norms, before, strict=True))
 
@@ -558,7 +352,7 @@ def test_reset_classes_keeps_what_has_the_same_name(fields, tmp_path):
         assert torch.equal(queries[[0, 2]], before["model.transformer_decoder.queries_embedder.weight"][[1, 4]])
     assert unchanged(before, model, changed)
     assert model.config.id2label == NEW and model.config.label2id["bus"] == 1 and model.config.num_labels == 3
-    batch = TestMaskCls().batch()
+    batch = FAMILIES["maskformer"].batch()
     batch["class_labels"][0] = torch.tensor([0, 1, 2])
     assert model(**batch).loss.isfinite()
     model.save_pretrained(tmp_path)
@@ -648,7 +442,7 @@ def test_initialization_follows_the_papers_code():
 
 def test_nothing_of_the_loss_is_saved():
     model = MaskClsForUniversalSegmentation(maskcls_config())
-    model(**TestMaskCls().batch())
+    model(**FAMILIES["maskformer"].batch())
     assert not [
         name for name in model.state_dict() if "criterion" in name or "matcher" in name or "weight_dict" in name
     ]

@@ -2,9 +2,6 @@
 
 import copy
 import importlib.util
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -176,28 +173,6 @@ def test_folder_to_folder_and_through_the_pipeline(tmp_path):
     for segment in segmenter(image, subtask="semantic"):
         found[np.asarray(segment["mask"]) > 0] = segmenter.model.config.label2id[segment["label"]]
     assert (found == wanted).mean() > 0.999
-
-
-REMOTE = """
-import json, sys, torch
-from without_package import Hidden
-sys.meta_path.insert(0, Hidden())
-from transformers import AutoModelForUniversalSegmentation
-model = AutoModelForUniversalSegmentation.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-print(json.dumps(model(torch.ones(1, 3, 64, 64)).masks_queries_logits.flatten().tolist()))
-"""
-
-
-def test_where_the_package_is_not_installed(tmp_path):
-    model = converted(segformer()).eval()
-    model.save_pretrained(tmp_path)
-    run = subprocess.run(
-        [sys.executable, "-c", REMOTE, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    with torch.no_grad():
-        wanted = model(torch.ones(1, 3, 64, 64)).masks_queries_logits.flatten()
-    torch.testing.assert_close(torch.tensor(json.loads(run.stdout.splitlines()[-1])), wanted)
 
 
 def random_image(height: int, width: int) -> Image.Image:

@@ -1,24 +1,19 @@
-"""A saved checkpoint brings its code: it loads where the package is not installed."""
+"""A saved checkpoint brings its code: here which, and that it can; test_every_family.py loads it elsewhere."""
 
 import ast
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, pipeline
+from transformers import AutoConfig, AutoImageProcessor
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 import maskcls_hf.models
-from checkpoints import image_processor, maskcls_model, picture, save_maskcls, save_perpixel
+from checkpoints import image_processor, maskcls_model, save_maskcls, save_perpixel
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, PerPixelConfig
-from without_package import masks_of
 
 PACKAGE = Path(maskcls_hf.models.__file__).parent
 THIRD_PARTY = {"PIL", "huggingface_hub", "numpy", "torch", "torchvision", "transformers"}
@@ -39,21 +34,6 @@ assert len(TRAVELING) > 10
 def folders(tmp_path_factory) -> SimpleNamespace:
     root = tmp_path_factory.mktemp("remote")
     return SimpleNamespace(root=root, maskcls=save_maskcls(root / "maskcls"), perpixel=save_perpixel(root / "perpixel"))
-
-
-@pytest.fixture(scope="module")
-def elsewhere(folders) -> SimpleNamespace:
-    """What a process without the package made of the folders."""
-    out = folders.root / "out"
-    out.mkdir()
-    picture().save(out / "picture.png")
-    script = Path(__file__).with_name("without_package.py")
-    env = os.environ | {"HF_MODULES_CACHE": str(folders.root / "modules"), "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [sys.executable, script, folders.maskcls, folders.perpixel, out], env=env, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return SimpleNamespace(out=out, **json.loads((out / "report.json").read_text()))
 
 
 @pytest.mark.parametrize("path", TRAVELING, ids=lambda path: path.stem)
@@ -118,34 +98,6 @@ def test_installed_package_comes_first(folders):
         assert type(model) is MaskClsForUniversalSegmentation
         processor = AutoImageProcessor.from_pretrained(folders.maskcls, trust_remote_code=trust)
         assert type(processor) is MaskClsImageProcessor
-
-
-def test_loads_without_the_package(folders, elsewhere):
-    assert all(module.startswith("transformers_modules.") for module in elsewhere.modules.values())
-    with torch.no_grad():
-        here = maskcls_model()(**image_processor()(picture(), return_tensors="pt")).class_queries_logits
-    torch.testing.assert_close(torch.tensor(elsewhere.class_logits), here)
-    assert elsewhere.bare == ["MaskClsModel", [1, 12, 32]]
-
-
-@pytest.mark.parametrize(
-    ("model", "task"),
-    [("maskcls", "semantic"), ("maskcls", "panoptic"), ("maskcls", "instance"), ("perpixel", "semantic")],
-)
-def test_pipeline_without_the_package(model: str, task: str, folders, elsewhere):
-    pipe = pipeline("image-segmentation", model=str(getattr(folders, model)), device="cpu")
-    here = masks_of(pipe, picture(), task)
-    assert len(here) > 1
-    for generation in ("first", "second"):
-        np.testing.assert_array_equal(np.load(elsewhere.out / f"{model}_{generation}_{task}.npy"), here)
-
-
-def test_code_travels_again(folders, elsewhere):
-    for name in ("maskcls", "perpixel"):
-        first, second = getattr(folders, name), elsewhere.out / f"{name}_again"
-        assert {path.name for path in first.glob("*")} == {path.name for path in second.glob("*")}
-        maps = [json.loads((folder / "config.json").read_text())["auto_map"] for folder in (first, second)]
-        assert maps[0] == maps[1]
 
 
 def test_push_to_hub_sends_the_code(monkeypatch):

@@ -1,7 +1,8 @@
-"""A process that cannot import maskcls_hf: loads folders, uses them, saves them again. See test_remote_code.py.
+"""A process that cannot import maskcls_hf: loads folders, uses them, saves them again. See test_every_family.py.
 
-Arguments: a folder of a mask-classification model, one of a per-pixel model, one to write to. Each model is used
-twice, as saved by the package and as saved here. Writes `report.json` and `<model>_<generation>_<task>.npy`.
+Argument: a folder with `picture.png` and `tasks.json`, folder of a model -> its tasks; the first has a transformer
+decoder. Each model is used twice, as saved by the package and as saved here. Writes `report.json`,
+`<model>_<generation>_<task>.npy` and `<model>_logits.pt`.
 """
 
 import json
@@ -23,42 +24,39 @@ class Hidden(MetaPathFinder):
 def masks_of(pipe, image, task: str) -> np.ndarray:
     """(n, H, W)"""
     options = {} if task == "semantic" else {"threshold": 0.5, "overlap_mask_area_threshold": 0.0}
-    segments = pipe(image, subtask=task, **options)
-    return np.stack([np.asarray(segment["mask"]) for segment in segments])
+    return np.stack([np.asarray(segment["mask"]) for segment in pipe(image, subtask=task, **options)])
 
 
-def main(maskcls: Path, perpixel: Path, out: Path) -> None:
+@torch.no_grad()
+def main(out: Path) -> None:
     from PIL import Image
-    from transformers import AutoImageProcessor, AutoModel, AutoModelForUniversalSegmentation, pipeline
+    from transformers import AutoModel, pipeline
 
     image = Image.open(out / "picture.png")
+    tasks_of = json.loads((out / "tasks.json").read_text())
     modules = {}
-    for name, folder, tasks in (
-        ("maskcls", maskcls, ("semantic", "panoptic", "instance")),
-        ("perpixel", perpixel, ("semantic",)),
-    ):
+    for folder, tasks in tasks_of.items():
+        name = Path(folder).name
         for generation in ("first", "second"):
-            pipe = pipeline("image-segmentation", model=str(folder), device="cpu", trust_remote_code=True)
+            pipe = pipeline("image-segmentation", model=folder, device="cpu", trust_remote_code=True)
             modules[f"{name}_{generation}"] = type(pipe.model).__module__
             for task in tasks:
                 np.save(out / f"{name}_{generation}_{task}.npy", masks_of(pipe, image, task))
-            folder = out / f"{name}_again"
+            inputs = pipe.image_processor(image, return_tensors="pt")
+            outputs = pipe.model(**inputs)
+            if generation == "first":
+                torch.save({field: outputs[field] for field in outputs if "logits" in field}, out / f"{name}_logits.pt")
+            folder = str(out / f"{name}_again")
             pipe.model.save_pretrained(folder)
             pipe.image_processor.save_pretrained(folder)
 
-    model = AutoModelForUniversalSegmentation.from_pretrained(maskcls, trust_remote_code=True)
-    inputs = AutoImageProcessor.from_pretrained(maskcls, trust_remote_code=True)(image, return_tensors="pt")
-    with torch.no_grad():
-        class_logits = model(**inputs).class_queries_logits
-    bare = AutoModel.from_pretrained(maskcls, trust_remote_code=True)
-    report = {
-        "modules": modules,
-        "class_logits": class_logits.tolist(),
-        "bare": [type(bare).__name__, list(bare(inputs["pixel_values"]).transformer_decoder_last_hidden_state.shape)],
-    }
+    first = next(iter(tasks_of))
+    bare = AutoModel.from_pretrained(first, trust_remote_code=True)
+    states = bare(**inputs).transformer_decoder_last_hidden_state
+    report = {"modules": modules, "bare": [type(bare).__name__, list(states.shape)]}
     (out / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":
     sys.meta_path.insert(0, Hidden())
-    main(*(Path(argument) for argument in sys.argv[1:]))
+    main(Path(sys.argv[1]))

@@ -175,7 +175,7 @@ class EncoderOnly(nn.Module):
         for number, block in enumerate(self.layers):
             mask = None
             if number == first:
-                queries = all_rows(self.queries_embedder, tokens.device).expand(len(tokens), -1, -1)
+                queries = all_rows(self.queries_embedder, tokens.device).expand(tokens.shape[0], -1, -1)
                 tokens = torch.cat([queries.to(tokens.dtype), tokens], 1)  # (B, T, C)
             if number >= first:
                 probability = self.config.mask_probabilities[number - first]
@@ -217,6 +217,6 @@ class EncoderOnly(nn.Module):
     def attention_mask(self, seen: Tensor, tokens: Tensor) -> Tensor:
         """(B, 1, T, T), to be added to the scores."""
         queries, patches = seen.shape[1:]
-        mask = tokens.new_zeros(len(tokens), 1, tokens.shape[1], tokens.shape[1])
+        mask = tokens.new_zeros(tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
         mask[:, 0, :queries, -patches:].masked_fill_(~seen, torch.finfo(tokens.dtype).min)
         return mask

@@ -34,7 +34,7 @@ class PixelFeatures:
     per_pixel_embeddings: Tensor | None = None  # E_pixel (B, C_E, h, w), once made
     upsampling: int = 1  # factor by which mask logits are upsampled, their corners aligned
     valid_sizes: Tensor | None = None  # (B, 2) height and width of the images without padding, in pixels
-    _resized: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _resized: list[tuple[tuple[int, int], Tensor]] = field(default_factory=list, repr=False)  # sizes can be symbols
 
     @classmethod
     def of(cls, features: Any, region: ValidRegion | None) -> "PixelFeatures":
@@ -73,9 +73,12 @@ class PixelFeatures:
 
     def resized(self, size: tuple[int, int]) -> Tensor:
         """Per-pixel embeddings (B, C_E, *size); resizing commutes with the product that makes masks of them."""
-        if size not in self._resized:
-            self._resized[size] = F.interpolate(self.project(), size=size, mode="bilinear", align_corners=False)
-        return self._resized[size]
+        for known, embeddings in self._resized:
+            if known == size:
+                return embeddings
+        embeddings = F.interpolate(self.project(), size=size, mode="bilinear", align_corners=False)
+        self._resized.append((size, embeddings))
+        return embeddings
 
     def _inside(self, projection: Callable[[Tensor], Tensor]) -> Tensor:
         """Of the finest features; what is not image has no part in it, and repeats the border of the image."""

@@ -139,7 +139,7 @@ class MaskedAttentionTransformerDecoder(nn.Module):
             )
         features.project()  # with gradients, before the masks of the attention ask for them
         levels = [self.level(number, features) for number in range(len(self.input_projections))]
-        device, batch = features.context.device, len(features.context)
+        device, batch = features.context.device, features.context.shape[0]
         positions = all_rows(self.queries_embedder, device).expand(batch, -1, -1)  # (B, N, C)
         segments = all_rows(self.queries_features, device).expand(batch, -1, -1)
         output = DecoderOutput([self.norm(segments)], [], [], predicts_input=True)
