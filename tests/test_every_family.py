@@ -19,12 +19,16 @@ from transformers import pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from checkpoints import picture
+from distributed import run_in_processes
 from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family, converted
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.losses import MaskClsCriterion
+from maskcls_hf.models.matching import Predictions, prepare_targets
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from resumable import make_trainer
 from samples import sample_of
-from tiny import pad_labels, pixel_mask, segments
+from tiny import maskcls_config, pad_labels, pixel_mask, segments
 from without_package import masks_of
 
 TRACED = [*FAMILIES, "maskformer_fpn_encoder", "maskformer_swin", "max_deeplab", "mask2former_swin"]
@@ -431,3 +435,116 @@ def test_a_resumed_training_is_the_uninterrupted_one(family, tmp_path):
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     losses = [(tmp_path / name / "losses.txt").read_text().splitlines() for name in ("whole", "resumed")]
     assert len(losses[0]) == 4 and losses[1] == losses[0][2:]
+
+
+NUMBERS = {"different": (3, 0, 5, 0), "none on one": (0, 0, 2, 1), "none at all": (0, 0, 0, 0)}  # segments of 4 images
+
+
+def rows(batch: dict[str, Any], images: slice) -> dict[str, Any]:
+    return {name: values[images] for name, values in batch.items()}
+
+
+def gradients_of(name: str, case: str, images: slice = slice(None), parallel: bool = False) -> dict[str, torch.Tensor]:
+    """Of a step on some of the images. Evaluation mode: nothing is random or couples images, but losses count over
+    the processes; losses of whole masks, for points are random."""
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = family.model(**({"loss_points": None} if family.finds_segments else {})).eval()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if parallel else model
+    loss = wrapped(**rows(family.batch(NUMBERS[case]), images)).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return gradients | {"loss": loss.detach()}
+
+
+def training_in_parallel(name: str, case: str, rank: int) -> float:
+    """The sum of all weights after two steps as they are trained, at points."""
+    family = FAMILIES[name]
+    model = family.model().train()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-3)
+    torch.manual_seed(rank)
+    for _ in range(2):  # DDP notices in the second step what had no gradient in the first
+        optimizer.zero_grad()
+        parallel(**rows(family.batch(NUMBERS[case]), slice(2 * rank, 2 * rank + 2))).loss.backward()
+        optimizer.step()
+    return torch.stack([parameter.detach().double().sum() for parameter in model.parameters()]).sum().item()
+
+
+def normalizer_of(points: int | None, rank: int) -> float:
+    """Of 3 segments on one process and 5 on the other."""
+    torch.manual_seed(0)
+    config = maskcls_config(num_queries=9, loss_points=points)
+    labels = [torch.zeros([3, 5][rank], dtype=torch.int64)]
+    targets = prepare_targets([torch.ones(len(labels[0]), 8, 8, dtype=torch.bool)], labels, 5, torch.device("cpu"))
+    layer = SegmentLogits(torch.randn(1, 9, 6), torch.randn(1, 9, 8, 8))
+    return float(MaskClsCriterion(config).normalizers(Predictions.of_layers([layer]), targets, None).segments)
+
+
+class Processes:
+    """All that the tests need of two processes, in one start of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, rank: int) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        images = slice(2 * rank, 2 * rank + 2)
+        cases = [(name, case) for name in FAMILIES for case in NUMBERS]
+        torch.save({c: gradients_of(*c, images, parallel=True) for c in cases}, self.folder / f"gradients-{rank}.pt")
+        return {
+            "trained": {name: training_in_parallel(name, "none on one", rank) for name in FAMILIES},
+            "normalizers": [normalizer_of(points, rank) for points in (None, 100)],
+        }
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("processes")
+    results = run_in_processes(Processes(folder), 2)
+    gradients = [torch.load(folder / f"gradients-{rank}.pt") for rank in range(2)]
+    return SimpleNamespace(results=results, gradients=gradients)
+
+
+def test_masks_of_two_processes_are_counted_once(processes):
+    """3 and 5 masks: the normalizer is 4 on each, of whole masks and at points."""
+    assert [result["normalizers"] for result in processes.results] == [[4.0, 4.0]] * 2
+
+
+@every_family
+@pytest.mark.parametrize("case", NUMBERS)
+def test_two_processes_make_the_step_of_one(request, family, case, processes):
+    """Whether images have segments or none, on one process or on both."""
+    key = (request.node.callspec.params["family"], case)
+    whole = gradients_of(*key)
+    parts = [of_rank[key] for of_rank in processes.gradients]
+    assert parts[0].keys() == whole.keys() and all(value is not None for value in whole.values())
+    norm = float(torch.stack([value.square().sum() for value in whole.values()]).sum().sqrt())
+    torch.testing.assert_close((parts[0]["loss"] + parts[1]["loss"]) / 2, whole.pop("loss"), rtol=1e-4, atol=1e-6)
+    for name, expected in whole.items():
+        for of_rank in parts:  # averaged
+            torch.testing.assert_close(of_rank[name], expected, rtol=1e-3, atol=1e-5 * norm, msg=name)
+
+
+@every_family
+def test_two_processes_keep_equal_weights(request, family, processes):
+    """Also where one of them has no segment to learn from."""
+    trained = [result["trained"][request.node.callspec.params["family"]] for result in processes.results]
+    assert trained[0] == trained[1] and np.isfinite(trained[0])
+
+
+@every_family
+@pytest.mark.parametrize("numbers", [(3, 2), (3, 0), (0, 0)])
+def test_images_without_segments(family, numbers):
+    """Of a batch none, one, or all: a finite loss, mask losses of 0 where nothing is, a gradient on every parameter."""
+    model = family.model().train()
+    output = model(**family.batch(numbers))
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    of_masks = [term.item() for name, term in output.loss_dict.items() if "mask" in name or "dice" in name]
+    assert bool(of_masks) == family.finds_segments
+    assert all((term > 0) == any(numbers) for term in of_masks)
+    if not family.finds_segments:
+        assert (output.loss > 0) == any(numbers)
