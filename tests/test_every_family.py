@@ -15,20 +15,23 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import pipeline
+from transformers import SwinConfig, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from checkpoints import picture
 from distributed import run_in_processes
 from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family, converted
+from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.deformable_attention import reference_points
+from maskcls_hf.models.layers import sine_positions
 from maskcls_hf.models.losses import MaskClsCriterion
 from maskcls_hf.models.matching import Predictions, prepare_targets
 from maskcls_hf.models.transformer_decoders import SegmentLogits
 from resumable import make_trainer
 from samples import sample_of
-from tiny import maskcls_config, pad_labels, pixel_mask, segments
+from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, segments
 from without_package import masks_of
 
 TRACED = [*FAMILIES, "maskformer_fpn_encoder", "maskformer_swin", "max_deeplab", "mask2former_swin"]
@@ -227,6 +230,72 @@ def test_padding_changes_no_loss(family, padded):
     maps = [F.interpolate(o[family.outputs[min(1, len(family.outputs) - 1)]], size=shape, mode="bilinear")
             for o, shape in ((one, (64, 96)), (other, padded))]  # fmt: skip
     torch.testing.assert_close(*(m[..., : size[0], : size[1]] for m in maps), atol=1e-5, rtol=1e-4)
+
+
+class TestPlacesStayInFloat32:
+    """bfloat16 cannot hold x.5 above 128."""
+
+    def test_reference_points_and_sine_positions(self):
+        family, seen = FAMILIES["mask2former"], []
+        model = family.model().eval().to(torch.bfloat16)
+        image = torch.randn(1, 3, 64, 96)
+        layer = model.model.pixel_decoder.layers[0]
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+        with torch.no_grad():
+            model(image.bfloat16())
+            expected = reference_points([(2, 3), (4, 6), (8, 12)], None, torch.empty(0))
+        assert seen[0].dtype == torch.float32
+        torch.testing.assert_close(seen[0], expected)
+        features = torch.zeros(1, 32, 300, 2)
+        half = sine_positions(features.bfloat16(), None)
+        torch.testing.assert_close(half, sine_positions(features, None).bfloat16(), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("convert", ["to", "bfloat16", "half"])
+    def test_rotary_frequencies(self, convert):
+        model = FAMILIES["eomt_dinov3"].model()
+        expected = model.model.encoder.vit.rope_embeddings.inv_freq.clone()
+        converted_to = {"to": lambda: model.to(torch.bfloat16), "bfloat16": model.bfloat16, "half": model.half}
+        assert converted_to[convert]() is model and model.dtype != torch.float32
+        assert torch.equal(model.model.encoder.vit.rope_embeddings.inv_freq, expected)
+
+    @pytest.mark.parametrize("name", ["mask2former", "mask2former_swin"])
+    def test_the_pixel_decoder_under_autocast(self, name):
+        """Of the same feature maps it makes the same, in float32."""
+        model = (FAMILIES | VARIANTS)[name].model().eval()
+        channels = model.model.backbone.channels
+        maps = [torch.randn(1, c, 2**n, 2**n) for c, n in zip(channels, (4, 3, 2, 1), strict=True)]
+        with torch.no_grad():
+            expected = model.model.pixel_decoder(maps)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = model.model.pixel_decoder(maps)
+        for one, other in zip(found.pyramid, expected.pyramid, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_windows_of_swin_as_large_as_the_map_are_shifted():
+    """At 384 pixels with windows of 12 the coarsest map is one window, which the paper's code shifts by 6: cells see
+    their quadrant alone. Small images change no window for later ones."""
+    backbone = SwinConfig(embed_dim=8, depths=[1, 1, 1, 2], num_heads=[1, 1, 1, 1], window_size=12, out_features=STAGES)
+    torch.manual_seed(0)
+    model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=backbone)).eval()
+    layers = [m for m in model.modules() if type(m).__name__ == "SwinLayer"]
+    cells = {}
+
+    def keep(_, inputs, output):
+        cells["in"], cells["out"] = inputs[0], output[0] if isinstance(output, tuple) else output
+
+    layers[-1].register_forward_hook(keep)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 96))
+    assert {layer.window_size for layer in layers} == {12} and layers[-1].shift_size == 6
+    model(torch.randn(1, 3, 384, 384))
+    assert cells["in"].shape == (1, 144, 64)
+    for row, column in ((0, 0), (5, 6), (11, 11), (6, 3)):
+        (seen,) = torch.autograd.grad(cells["out"][0, row * 12 + column].sum(), cells["in"], retain_graph=True)
+        quadrant = torch.zeros(12, 12, dtype=torch.bool)
+        quadrant[row // 6 * 6 : row // 6 * 6 + 6, column // 6 * 6 : column // 6 * 6 + 6] = True
+        assert torch.equal(seen[0].abs().sum(-1).view(12, 12) > 0, quadrant)
 
 
 # ---- traced ----
