@@ -15,16 +15,23 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import pipeline
+from transformers import SwinConfig, pipeline
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from checkpoints import picture
+from distributed import run_in_processes
 from families import CLASSES, FAMILIES, STUFF, VARIANTS, Family, converted
+from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.inference import Predictor, evaluate
 from maskcls_hf.metrics import Evaluator
+from maskcls_hf.models.deformable_attention import reference_points
+from maskcls_hf.models.layers import sine_positions
+from maskcls_hf.models.losses import MaskClsCriterion
+from maskcls_hf.models.matching import Predictions, prepare_targets
+from maskcls_hf.models.transformer_decoders import SegmentLogits
 from resumable import make_trainer
 from samples import sample_of
-from tiny import pad_labels, pixel_mask, segments
+from tiny import STAGES, maskcls_config, pad_labels, pixel_mask, segments
 from without_package import masks_of
 
 TRACED = [*FAMILIES, "maskformer_fpn_encoder", "maskformer_swin", "max_deeplab", "mask2former_swin"]
@@ -223,6 +230,72 @@ def test_padding_changes_no_loss(family, padded):
     maps = [F.interpolate(o[family.outputs[min(1, len(family.outputs) - 1)]], size=shape, mode="bilinear")
             for o, shape in ((one, (64, 96)), (other, padded))]  # fmt: skip
     torch.testing.assert_close(*(m[..., : size[0], : size[1]] for m in maps), atol=1e-5, rtol=1e-4)
+
+
+class TestPlacesStayInFloat32:
+    """bfloat16 cannot hold x.5 above 128."""
+
+    def test_reference_points_and_sine_positions(self):
+        family, seen = FAMILIES["mask2former"], []
+        model = family.model().eval().to(torch.bfloat16)
+        image = torch.randn(1, 3, 64, 96)
+        layer = model.model.pixel_decoder.layers[0]
+        layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2]))
+        with torch.no_grad():
+            model(image.bfloat16())
+            expected = reference_points([(2, 3), (4, 6), (8, 12)], None, torch.empty(0))
+        assert seen[0].dtype == torch.float32
+        torch.testing.assert_close(seen[0], expected)
+        features = torch.zeros(1, 32, 300, 2)
+        half = sine_positions(features.bfloat16(), None)
+        torch.testing.assert_close(half, sine_positions(features, None).bfloat16(), rtol=0, atol=0)
+
+    @pytest.mark.parametrize("convert", ["to", "bfloat16", "half"])
+    def test_rotary_frequencies(self, convert):
+        model = FAMILIES["eomt_dinov3"].model()
+        expected = model.model.encoder.vit.rope_embeddings.inv_freq.clone()
+        converted_to = {"to": lambda: model.to(torch.bfloat16), "bfloat16": model.bfloat16, "half": model.half}
+        assert converted_to[convert]() is model and model.dtype != torch.float32
+        assert torch.equal(model.model.encoder.vit.rope_embeddings.inv_freq, expected)
+
+    @pytest.mark.parametrize("name", ["mask2former", "mask2former_swin"])
+    def test_the_pixel_decoder_under_autocast(self, name):
+        """Of the same feature maps it makes the same, in float32."""
+        model = (FAMILIES | VARIANTS)[name].model().eval()
+        channels = model.model.backbone.channels
+        maps = [torch.randn(1, c, 2**n, 2**n) for c, n in zip(channels, (4, 3, 2, 1), strict=True)]
+        with torch.no_grad():
+            expected = model.model.pixel_decoder(maps)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = model.model.pixel_decoder(maps)
+        for one, other in zip(found.pyramid, expected.pyramid, strict=True):
+            assert one.dtype == torch.float32
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_windows_of_swin_as_large_as_the_map_are_shifted():
+    """At 384 pixels with windows of 12 the coarsest map is one window, which the paper's code shifts by 6: cells see
+    their quadrant alone. Small images change no window for later ones."""
+    backbone = SwinConfig(embed_dim=8, depths=[1, 1, 1, 2], num_heads=[1, 1, 1, 1], window_size=12, out_features=STAGES)
+    torch.manual_seed(0)
+    model = MaskClsForUniversalSegmentation(maskcls_config(backbone_config=backbone)).eval()
+    layers = [m for m in model.modules() if type(m).__name__ == "SwinLayer"]
+    cells = {}
+
+    def keep(_, inputs, output):
+        cells["in"], cells["out"] = inputs[0], output[0] if isinstance(output, tuple) else output
+
+    layers[-1].register_forward_hook(keep)
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 96))
+    assert {layer.window_size for layer in layers} == {12} and layers[-1].shift_size == 6
+    model(torch.randn(1, 3, 384, 384))
+    assert cells["in"].shape == (1, 144, 64)
+    for row, column in ((0, 0), (5, 6), (11, 11), (6, 3)):
+        (seen,) = torch.autograd.grad(cells["out"][0, row * 12 + column].sum(), cells["in"], retain_graph=True)
+        quadrant = torch.zeros(12, 12, dtype=torch.bool)
+        quadrant[row // 6 * 6 : row // 6 * 6 + 6, column // 6 * 6 : column // 6 * 6 + 6] = True
+        assert torch.equal(seen[0].abs().sum(-1).view(12, 12) > 0, quadrant)
 
 
 # ---- traced ----
@@ -431,3 +504,116 @@ def test_a_resumed_training_is_the_uninterrupted_one(family, tmp_path):
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
     losses = [(tmp_path / name / "losses.txt").read_text().splitlines() for name in ("whole", "resumed")]
     assert len(losses[0]) == 4 and losses[1] == losses[0][2:]
+
+
+NUMBERS = {"different": (3, 0, 5, 0), "none on one": (0, 0, 2, 1), "none at all": (0, 0, 0, 0)}  # segments of 4 images
+
+
+def rows(batch: dict[str, Any], images: slice) -> dict[str, Any]:
+    return {name: values[images] for name, values in batch.items()}
+
+
+def gradients_of(name: str, case: str, images: slice = slice(None), parallel: bool = False) -> dict[str, torch.Tensor]:
+    """Of a step on some of the images. Evaluation mode: nothing is random or couples images, but losses count over
+    the processes; losses of whole masks, for points are random."""
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    model = family.model(**({"loss_points": None} if family.finds_segments else {})).eval()
+    wrapped = torch.nn.parallel.DistributedDataParallel(model) if parallel else model
+    loss = wrapped(**rows(family.batch(NUMBERS[case]), images)).loss
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    return gradients | {"loss": loss.detach()}
+
+
+def training_in_parallel(name: str, case: str, rank: int) -> float:
+    """The sum of all weights after two steps as they are trained, at points."""
+    family = FAMILIES[name]
+    model = family.model().train()
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(parallel.parameters(), lr=1e-3)
+    torch.manual_seed(rank)
+    for _ in range(2):  # DDP notices in the second step what had no gradient in the first
+        optimizer.zero_grad()
+        parallel(**rows(family.batch(NUMBERS[case]), slice(2 * rank, 2 * rank + 2))).loss.backward()
+        optimizer.step()
+    return torch.stack([parameter.detach().double().sum() for parameter in model.parameters()]).sum().item()
+
+
+def normalizer_of(points: int | None, rank: int) -> float:
+    """Of 3 segments on one process and 5 on the other."""
+    torch.manual_seed(0)
+    config = maskcls_config(num_queries=9, loss_points=points)
+    labels = [torch.zeros([3, 5][rank], dtype=torch.int64)]
+    targets = prepare_targets([torch.ones(len(labels[0]), 8, 8, dtype=torch.bool)], labels, 5, torch.device("cpu"))
+    layer = SegmentLogits(torch.randn(1, 9, 6), torch.randn(1, 9, 8, 8))
+    return float(MaskClsCriterion(config).normalizers(Predictions.of_layers([layer]), targets, None).segments)
+
+
+class Processes:
+    """All that the tests need of two processes, in one start of them."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, rank: int) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        images = slice(2 * rank, 2 * rank + 2)
+        cases = [(name, case) for name in FAMILIES for case in NUMBERS]
+        torch.save({c: gradients_of(*c, images, parallel=True) for c in cases}, self.folder / f"gradients-{rank}.pt")
+        return {
+            "trained": {name: training_in_parallel(name, "none on one", rank) for name in FAMILIES},
+            "normalizers": [normalizer_of(points, rank) for points in (None, 100)],
+        }
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory) -> SimpleNamespace:
+    folder = tmp_path_factory.mktemp("processes")
+    results = run_in_processes(Processes(folder), 2)
+    gradients = [torch.load(folder / f"gradients-{rank}.pt") for rank in range(2)]
+    return SimpleNamespace(results=results, gradients=gradients)
+
+
+def test_masks_of_two_processes_are_counted_once(processes):
+    """3 and 5 masks: the normalizer is 4 on each, of whole masks and at points."""
+    assert [result["normalizers"] for result in processes.results] == [[4.0, 4.0]] * 2
+
+
+@every_family
+@pytest.mark.parametrize("case", NUMBERS)
+def test_two_processes_make_the_step_of_one(request, family, case, processes):
+    """Whether images have segments or none, on one process or on both."""
+    key = (request.node.callspec.params["family"], case)
+    whole = gradients_of(*key)
+    parts = [of_rank[key] for of_rank in processes.gradients]
+    assert parts[0].keys() == whole.keys() and all(value is not None for value in whole.values())
+    norm = float(torch.stack([value.square().sum() for value in whole.values()]).sum().sqrt())
+    torch.testing.assert_close((parts[0]["loss"] + parts[1]["loss"]) / 2, whole.pop("loss"), rtol=1e-4, atol=1e-6)
+    for name, expected in whole.items():
+        for of_rank in parts:  # averaged
+            torch.testing.assert_close(of_rank[name], expected, rtol=1e-3, atol=1e-5 * norm, msg=name)
+
+
+@every_family
+def test_two_processes_keep_equal_weights(request, family, processes):
+    """Also where one of them has no segment to learn from."""
+    trained = [result["trained"][request.node.callspec.params["family"]] for result in processes.results]
+    assert trained[0] == trained[1] and np.isfinite(trained[0])
+
+
+@every_family
+@pytest.mark.parametrize("numbers", [(3, 2), (3, 0), (0, 0)])
+def test_images_without_segments(family, numbers):
+    """Of a batch none, one, or all: a finite loss, mask losses of 0 where nothing is, a gradient on every parameter."""
+    model = family.model().train()
+    output = model(**family.batch(numbers))
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    of_masks = [term.item() for name, term in output.loss_dict.items() if "mask" in name or "dice" in name]
+    assert bool(of_masks) == family.finds_segments
+    assert all((term > 0) == any(numbers) for term in of_masks)
+    if not family.finds_segments:
+        assert (output.loss > 0) == any(numbers)

@@ -218,14 +218,21 @@ def test_images_without_objects():
         assert all(layer.class_logits.grad is not None and layer.mask_logits.grad is not None for layer in made)
 
 
-def test_half_precision_matches_as_float32():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_matches_as_float32(autocast):
+    """Costs and losses are computed in float32, of logits in bfloat16 and under autocast too."""
     maps = index_maps(SEGMENTS)
     made = [SegmentLogits(layer.class_logits, layer.mask_logits.detach().bfloat16()) for layer in layers()]
     wide = [SegmentLogits(layer.class_logits, layer.mask_logits.float()) for layer in made]
-    found = []
-    for some in (made, wide):
+    found, assignments = [], []
+    for some, enabled in ((made, autocast), (wide, False)):
+        criterion = MaskClsCriterion(config())
+        matcher = criterion.matcher
+        criterion.matcher = lambda *given, matcher=matcher: assignments.append(matcher(*given)) or assignments[-1]
         torch.manual_seed(0)
-        found.append(MaskClsCriterion(config())(some, maps, LABELS))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(criterion(some, maps, LABELS))
+    assert all(torch.equal(one, other) for one, other in zip(*assignments, strict=True))
     for name, term in found[0].items():
         assert term.dtype == torch.float32
         torch.testing.assert_close(term, found[1][name], rtol=1e-5, atol=1e-6)

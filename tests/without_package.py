@@ -52,7 +52,7 @@ def main(out: Path) -> None:
 
     first = next(iter(tasks_of))
     bare = AutoModel.from_pretrained(first, trust_remote_code=True)
-    states = bare(**inputs).transformer_decoder_last_hidden_state
+    states = bare(inputs["pixel_values"]).transformer_decoder_last_hidden_state
     report = {"modules": modules, "bare": [type(bare).__name__, list(states.shape)]}
     (out / "report.json").write_text(json.dumps(report))
 

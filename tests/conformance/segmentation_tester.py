@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from applicability import ListsWhatDoesNotApply
-from transformers import PreTrainedConfig, PreTrainedModel, ResNetConfig
+from transformers import Dinov2Config, PreTrainedConfig, PreTrainedModel, ResNetConfig
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 
@@ -87,6 +87,10 @@ def tiny_backbone() -> ResNetConfig:
         layer_type="basic",
         out_features=["stage1", "stage2", "stage3", "stage4"],
     )
+
+
+def tiny_vit() -> Dinov2Config:
+    return Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=4)
 
 
 SIZES = {

@@ -2,7 +2,7 @@
 
 import unittest
 
-from segmentation_tester import SIZES, TINY, SegmentationModelTest
+from segmentation_tester import SIZES, TINY, SegmentationModelTest, tiny_vit
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsModel
@@ -33,3 +33,15 @@ class MaskClsMask2FormerModelTest(SegmentationModelTest, unittest.TestCase):
     parts = {"pixel_decoder": "deformable", "transformer_decoder": "masked_attention", "mask_kernel_size": 1}
     config = MaskClsConfig(**parts, mask_loss="cross_entropy", **TINY)
     config_fields = SIZES | parts
+
+
+class MaskClsEomtModelTest(SegmentationModelTest, unittest.TestCase):
+    """A plain ViT alone: it has no class without heads, and its attention is not given out."""
+
+    all_model_classes = (MaskClsForUniversalSegmentation,)
+    classes_with_segments = (MaskClsForUniversalSegmentation,)
+    parts = {"architecture": "encoder_only", "query_blocks": 1, "upscale_blocks": 1}
+    config = MaskClsConfig(**(TINY | parts | {"backbone_config": tiny_vit()}), mask_loss="cross_entropy")
+    config_fields = SIZES | parts
+    has_attentions = False
+    expected = {"expected_num_hidden_layers": 1 + 2 + 1}  # patches; these and their upscaled; queries

@@ -256,6 +256,15 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """Layers that run again in the backward pass must know the padding of their batch."""
         super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Frequencies of rotary positions stay in float32 where weights become half: x.5 has no place in bfloat16."""
+        tables = [(m, m.inv_freq) for m in self.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
+        super()._apply(fn, *args, **kwargs)
+        for module, frequencies in tables:
+            if module.inv_freq.dtype != frequencies.dtype:
+                module.inv_freq = frequencies.to(module.inv_freq.device)
+        return self
+
     def as_output(
         self,
         feature_maps: list[Tensor],
