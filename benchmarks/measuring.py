@@ -9,6 +9,7 @@ import datetime
 import gc
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -129,7 +130,8 @@ def read_arguments(parser: argparse.ArgumentParser, parts: Iterable[str]) -> arg
 
 def write_record(path: Path, title: str, rounds: int, results: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": title, "rounds": rounds, "results": results}, indent=1) + "\n")
+    content = {"machine": title, "command": shlex.join(["python", *sys.argv]), "rounds": rounds, "results": results}
+    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def machine() -> str:
