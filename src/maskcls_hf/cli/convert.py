@@ -13,11 +13,13 @@ from .console import check_new_folder, console, ends_in_a_line
 
 def convert(
     source: Annotated[
-        str, typer.Argument(help="A .pkl or .pth file of the paper's code, a folder, or a name on the Hub.")
+        str,
+        typer.Argument(help="A .pkl, .pth, .bin or .ckpt file of the papers' code, a folder, or a name on the Hub."),
     ],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     to_transformers: Annotated[
-        bool, typer.Option("--to-transformers", help="From this package to transformers' MaskFormer.")
+        bool,
+        typer.Option("--to-transformers", help="From this package to transformers' MaskFormer, Mask2Former or EoMT."),
     ] = False,
     merge: Annotated[
         bool, typer.Option("--merge", help="Of a LoRA training: its adapter merged into the weights of its model.")
@@ -29,13 +31,17 @@ def convert(
     num_queries: Annotated[
         int | None, typer.Option(help="Queries of a converted per-pixel model; one a class if not given.")
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Pretrained ViT of an EoMT whose weights are differences to it: a folder or Hub name."),
+    ] = None,
     matching: Annotated[
         str | None,
         typer.Option(help="Matching of a converted per-pixel model: fixed with one query a class, else bipartite."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint: the paper's code, transformers' MaskFormer or a per-pixel model to this package, or this to
-    MaskFormer; or merge the adapter of a LoRA training.
+    """Convert a checkpoint: the papers' code, transformers' MaskFormer, Mask2Former, EoMT or a per-pixel model to this
+    package, or this to transformers'; or merge the adapter of a LoRA training.
 
     What the other side cannot represent is said; what would change the outputs is refused. A per-pixel model
     (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that
@@ -46,9 +52,9 @@ def convert(
     with ends_in_a_line("nothing was written"):
         check_new_folder(out)
         if merge:
-            merge_only(to_transformers, labels, num_queries, matching)
+            merge_only(to_transformers, labels, num_queries, matching, base)
         else:
-            check_source(source, to_transformers, labels, num_queries, matching)
+            check_source(source, to_transformers, labels, num_queries, matching, base)
         names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
             if merge:
@@ -56,7 +62,7 @@ def convert(
 
                 merge_adapter(source, folder)
             else:
-                write(source, folder, to_transformers, names, num_queries, matching)
+                write(source, folder, to_transformers, names, num_queries, matching, base)
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
 
 
@@ -66,11 +72,18 @@ def merge_only(*others: Any) -> None:
 
 
 def check_source(
-    source: str, to_transformers: bool, labels: Path | None, num_queries: int | None, matching: str | None
+    source: str,
+    to_transformers: bool,
+    labels: Path | None,
+    num_queries: int | None,
+    matching: str | None,
+    base: str | None,
 ) -> None:
     """What can be said before the weights are read."""
     if is_original(source) and not Path(source).is_file():
         raise FileNotFoundError(f"There is no file {source}.")
+    if base is not None and (to_transformers or is_per_pixel(source)):
+        raise ValueError("--base is for EoMTs whose weights are differences to those of a pretrained ViT.")
     if not is_per_pixel(source) and (num_queries is not None or matching is not None):
         raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
     if labels is not None and (to_transformers or not is_original(source)):
@@ -84,6 +97,7 @@ def write(
     names: dict[str, Any],
     num_queries: int | None,
     matching: str | None,
+    base: str | None,
 ) -> None:
     from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
     from ..inference.loading import load_image_processor, load_model
@@ -91,11 +105,12 @@ def write(
     if to_transformers:
         save_as_transformers(source, folder)
     elif is_original(source):
-        save_from_original(source, folder, **names)
+        save_from_original(source, folder, base, **names)
     elif is_per_pixel(source):
         save_from_per_pixel(source, folder, num_queries, matching)
     else:
-        model, image_processor = load_model(source), load_image_processor(source)
+        options = {} if base is None else {"base": base}
+        model, image_processor = load_model(source, **options), load_image_processor(source)
         model.save_pretrained(folder)
         image_processor.save_pretrained(folder)
 
@@ -111,7 +126,7 @@ def is_per_pixel(source: str) -> bool:
 
 
 def is_original(source: str) -> bool:
-    return Path(source).suffix in (".pkl", ".pth")
+    return Path(source).suffix in (".pkl", ".pth", ".bin", ".ckpt")
 
 
 def class_names(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ ARRAY_PARTS = {
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Parameters of a `.pkl` (numpy arrays) or `.pth` (torch) checkpoint, by their names in the file.
+    """Parameters of a `.pkl` (numpy arrays) or torch checkpoint (`.pth`, `.bin`, `.ckpt`), by their names in the file.
 
     Raises:
         `FileNotFoundError`: no such file.
@@ -42,9 +42,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def as_tensors(content: Any, where: str) -> dict[str, Tensor]:
-    """The state dict in `content`: itself, or what it holds under "model"."""
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    """The state dict in `content`: itself, or what it holds under "model", or as Lightning under "state_dict"."""
+    for name in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
     if not isinstance(content, Mapping) or not content:
         raise ValueError(f'{where}: expected names with arrays, or {{"model": names with arrays}}.')
     tensors = {}

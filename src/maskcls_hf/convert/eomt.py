@@ -1,23 +1,30 @@
 """transformers' EoMT, with DINOv2 and with DINOv3: its checkpoints load as ours, which keep the ViT as a backbone of
-transformers."""
+transformers, and ours become theirs where it can represent them."""
 
+import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     EomtConfig,
     EomtDinov3Config,
     EomtDinov3ForUniversalSegmentation,
+    EomtForUniversalSegmentation,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from ..models.configuration_maskcls import MaskClsConfig
+from ..models.encoder_only import ACCESS
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
 from .mask2former import LOSS_FIELDS
-from .maskformer import read_theirs
+from .maskformer import MAX_DEEPLAB_WEIGHTS, OWN_HEADS, read_theirs
+from .pretrained_backbones import open_backbone
+
+NAME = "EoMT"
 
 # Fields of our configuration -> fields of theirs.
 CONFIG_FIELDS = LOSS_FIELDS | {"query_blocks": "num_blocks", "upscale_blocks": "num_upscale_blocks"}
@@ -39,6 +46,7 @@ NAMES = (
     (r"^embeddings\.", "model.encoder.vit.embeddings."),
 )
 VIT = "model.encoder.vit"
+POSITIONS = "embeddings.position_embeddings.weight"
 
 
 def config_from_eomt(config_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,52 +74,148 @@ def config_from_eomt(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {
         "architecture": "encoder_only",
         "mask_loss": "cross_entropy",
-        "attend_to_padding": True,
+        "compatibility": "transformers",
         "backbone_config": vit,
     }
 
 
-def state_from_eomt(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
-    """Parameters of transformers' EoMT by our names, without those it calls `leave_out`."""
-    is_dinov3 = isinstance(model, EomtDinov3ForUniversalSegmentation)
-    with torch.device("meta"):  # the names of a block's projections differ between versions of transformers
-        reference = _vit_names(model.config)
-    layers, norm = (f"{VIT}.model.layer", f"{VIT}.norm") if is_dinov3 else (f"{VIT}.encoder.layer", f"{VIT}.layernorm")
-    state, gated = {}, {}
-    for name, value in model.state_dict().items():
-        if name in leave_out or has_no_counterpart(name):
+def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
+    """The configuration of transformers' EoMT for a `MaskClsConfig`, as far as it has the fields."""
+    vit: Any = config.backbone_config
+    fields = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
+    fields |= {name: getattr(vit, name, 0) for name in SHARED_FIELDS}  # DINOv2 can be without registers
+    if fields["train_num_points"] is None:
+        del fields["train_num_points"]
+    if vit.model_type == "dinov3_vit":
+        fields |= {name: getattr(vit, name) for name in (*DINOV3_FIELDS, "use_gated_mlp")}
+        return EomtDinov3Config(rope_parameters={"rope_type": "default", "rope_theta": vit.rope_theta}, **fields)
+    fields |= {"mlp_ratio": vit.mlp_ratio, "attention_dropout": vit.attention_probs_dropout_prob}
+    return EomtConfig(use_swiglu_ffn=vit.use_swiglu_ffn, **fields)
+
+
+def model_of_config(config: PreTrainedConfig) -> EomtForUniversalSegmentation | EomtDinov3ForUniversalSegmentation:
+    theirs: Any = config_to_eomt(config)
+    is_dinov3 = isinstance(theirs, EomtDinov3Config)
+    return EomtDinov3ForUniversalSegmentation(theirs) if is_dinov3 else EomtForUniversalSegmentation(theirs)
+
+
+def obstacles(config: PreTrainedConfig) -> Iterator[str]:
+    """Why EoMT would give other outputs than a model of this configuration."""
+    vit = config.backbone_config
+    if vit.model_type not in ("dinov2", "dinov2_with_registers", "dinov3_vit"):
+        yield f"backbone_config.model_type={vit.model_type!r}: transformers' EoMT has DINOv2 and DINOv3 only."
+        return
+    for name, value in (("hidden_act", "gelu"), ("hidden_dropout_prob", 0), ("qkv_bias", True)):
+        if getattr(vit, name, value) != value:
+            yield f"backbone_config.{name}={getattr(vit, name)!r}: EoMT has {value!r} only."
+    for name in ("image_size", "patch_size"):
+        if not isinstance(getattr(vit, name), int):
+            yield f"backbone_config.{name}={getattr(vit, name)!r}: EoMT takes squares, one number."
+
+
+def changes(config: PreTrainedConfig) -> Iterator[str]:
+    """What is lost without effect on the outputs of images of its size."""
+    yield f"it takes images of {config.backbone_config.image_size} pixels each way only, and resizes no positions."
+    if not config.deep_supervision:
+        yield "it supervises all blocks with queries (here deep_supervision=False)."
+    if config.loss_points is None:
+        yield "it compares masks at 12544 points (here loss_points=None, all pixels)."
+    if config.mask_loss != "cross_entropy":
+        yield f"it trains masks with cross-entropy (here mask_loss={config.mask_loss!r})."
+    if config.matching != "bipartite":
+        yield f"it trains with bipartite matching (here matching={config.matching!r})."
+    lost = [name for name in MAX_DEEPLAB_WEIGHTS if getattr(config, name)]
+    if lost:
+        yield f"it trains without the losses of {', '.join(lost)}."
+
+
+def at_size(model: PreTrainedModel, side: int) -> None:
+    """Resize the positions of a model of ours to those of square images: another EoMT takes its own size only."""
+    vit: Any = model.get_submodule(VIT)
+    vit.config.image_size = model.config.backbone_config.image_size = side
+    embeddings = vit.embeddings
+    if not hasattr(embeddings, "position_embeddings"):  # DINOv3 turns tokens by where they are
+        return
+    patches = (side // vit.config.patch_size) ** 2
+    with torch.no_grad():
+        tokens = embeddings.position_embeddings.new_empty(1, patches + 1, vit.config.hidden_size)
+        embeddings.position_embeddings = nn.Parameter(embeddings.interpolate_pos_encoding(tokens, side, side))
+
+
+def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
+    """Names of EoMT in transformers, with this configuration -> ours. Two of theirs are one of ours, `weights_in`,
+    where the DINOv2 of this version of transformers has the two halves of a gated layer as one."""
+    is_dinov3 = config.model_type == EomtDinov3Config.model_type
+    access = ACCESS["dinov3_vit" if is_dinov3 else "dinov2_with_registers"]
+    with torch.device("meta"):  # the names in a block differ between versions of transformers
+        ours = MaskClsForUniversalSegmentation(MaskClsConfig(**config_from_eomt(config.to_dict())))
+    reference = set(ours.state_dict())
+    names = {}
+    for name in theirs:
+        if has_no_counterpart(name):
             continue
-        if name == "embeddings.position_embeddings.weight":  # theirs has no position of the class token
-            class_position = torch.zeros_like(value[:1])
-            state[f"{VIT}.embeddings.position_embeddings"] = torch.cat([class_position, value])[None]
-            continue
+        new = name.removesuffix(".weight") if name == POSITIONS else name
         head = re.fullmatch(r"mask_head\.fc(\d)\.(\w+)", name)
         if head:
-            state[f"segmentation_module.mask_embedder.layers.{int(head[1]) - 1}.{head[2]}"] = value
-            continue
-        for pattern, ours in NAMES:
-            name = re.sub(pattern, ours, name)
-        name = re.sub(r"^layers\.", f"{layers}.", re.sub(r"^layernorm\.", f"{norm}.", name))
-        if not is_dinov3 and (".mlp.gate_proj." in name or ".mlp.up_proj." in name):
-            gated[name] = value
-            continue
-        if not is_dinov3:
-            name = name.replace(".mlp.down_proj.", ".mlp.weights_out.")
-        state[_of_this_version(name, reference)] = value
-    for name, value in gated.items():
-        if ".gate_proj." in name:
-            joined = torch.cat([value, gated[name.replace(".gate_proj.", ".up_proj.")]])
-            state[name.replace(".gate_proj.", ".weights_in.")] = joined
-    return state
+            new = f"segmentation_module.mask_embedder.layers.{int(head[1]) - 1}.{head[2]}"
+        for pattern, replacement in NAMES:
+            new = re.sub(pattern, replacement, new)
+        new = re.sub(r"^layers\.", f"{VIT}.{access.layers}.", new)
+        new = re.sub(r"^layernorm\.", f"{VIT}.{access.norm}.", new)
+        names[name] = _of_this_version(new, reference)
+    return names
 
 
-def _vit_names(config: Any) -> set[str]:
-    return set(MaskClsForUniversalSegmentation(MaskClsConfig(**config_from_eomt(config.to_dict()))).state_dict())
+def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """Parameters of transformers' EoMT, of this configuration of theirs, by our names, without those it calls
+    `leave_out`."""
+    result: dict[str, Tensor] = {}
+    for name, ours in our_names(state, config).items():
+        other = name.replace(".gate_proj.", ".up_proj.")
+        if name in leave_out or other in leave_out or name not in state:
+            continue
+        value = state[name]
+        if name == POSITIONS:  # theirs has no position of the class token
+            value = torch.cat([torch.zeros_like(value[:1]), value])[None]
+        elif ".weights_in." in ours and ".weights_in." not in name:
+            if other == name:
+                continue
+            value = torch.cat([value, state[other]])
+        result[ours] = value
+    return result
+
+
+def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' EoMT, without those of heads that
+    it lacks. The position of the class token is a part of the token there."""
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(OWN_HEADS)}
+    with torch.device("meta"):
+        theirs = model_of_config(model.config)
+    probabilities = torch.tensor(model.config.mask_probabilities, dtype=model.dtype, device=model.device)
+    state = {"attn_mask_probs": probabilities}
+    used = set()
+    positions = own.get(f"{VIT}.embeddings.position_embeddings")
+    for name, ours in our_names(theirs.state_dict(), theirs.config).items():
+        used.add(ours)
+        if name == "embeddings.register_tokens" and ours not in own:  # of DINOv2 without any
+            state[name] = torch.zeros_like(theirs.get_parameter(name), device=model.device)
+            continue
+        value = own[ours]
+        if name == POSITIONS:
+            value = value[0, 1:]
+        elif name == "embeddings.cls_token" and positions is not None:
+            value = value + positions[:, :1]
+        elif ".weights_in." in ours and ".weights_in." not in name:
+            value = value.chunk(2)[".up_proj." in name]
+        state[name] = value
+    return state | {name: value for name, value in own.items() if name not in used}
 
 
 def _of_this_version(name: str, reference: set[str]) -> str:
-    """The name of a projection of attention as the ViT of this version of transformers has it."""
+    """The name of a projection as the ViT of this version of transformers has it."""
     candidates = [name, name.replace(".out_proj.", ".o_proj."), name.replace(".out_proj.", ".output.dense.")]
+    candidates.append(re.sub(r"\.mlp\.(gate|up)_proj\.", ".mlp.weights_in.", name))
+    candidates.append(name.replace(".mlp.down_proj.", ".mlp.weights_out."))
     for part, older in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         candidates.append(name.replace(f".attention.{part}.", f".attention.attention.{older}."))
     return next((candidate for candidate in candidates if candidate in reference), name)
@@ -124,7 +228,59 @@ def has_no_counterpart(name: str) -> bool:
 
 def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`. The probabilities
-    of its masks become a field of the configuration: they are added to the options."""
+    of its masks become a field of the configuration: they are added to the options, and `base` is taken from them.
+
+    Raises:
+        ValueError: as [`with_base`].
+    """
+    base = options.pop("base", None)
     theirs, absent, unknown = read_theirs(model_class, path, options, has_no_counterpart)
     options.setdefault("mask_probabilities", theirs.attn_mask_probs.float().tolist())
-    return state_from_eomt(theirs, leave_out=absent), unknown
+    state = state_from_eomt(theirs.state_dict(), theirs.config, leave_out=absent)
+    return with_base(state, MaskClsConfig(**config_from_eomt(theirs.config.to_dict())), base, path), unknown
+
+
+# -- weights that are deltas -------------------------------------------------------------------------------------------
+
+
+def with_base(
+    state: dict[str, Tensor], config: Any, base: str | os.PathLike | None, where: object
+) -> dict[str, Tensor]:
+    """Whole weights by our names, of ones whose ViT may be what training has added to published weights: DINOv3 may not
+    be passed on, so EoMT's authors publish the differences.
+
+    Args:
+        base: what to add them to, as for `MaskClsForUniversalSegmentation.from_backbone`.
+
+    Raises:
+        ValueError: differences without a base, or a base for weights that are whole.
+    """
+    vit = {name: value for name, value in state.items() if name.startswith(f"{VIT}.")}
+    if base is None:
+        if are_deltas(vit):
+            raise ValueError(
+                f"{where} holds the differences to the weights of a pretrained ViT, not whole weights: give these too, "
+                "such as base='facebook/dinov3-vitl16-pretrain-lvd1689m' (maskcls convert --base), whose licence is to "
+                "be accepted on the Hub first."
+            )
+        return state
+    model = MaskClsForUniversalSegmentation(config)
+    open_backbone(base).load_into(model)
+    pretrained = {name: value for name, value in model.state_dict().items() if name in vit}
+    vit = {name: vit[name] for name in pretrained}  # what else there is has no place in the model
+    apart, alone = (
+        sum((value.float() - other).square().sum() for value, other in pairs)
+        for pairs in (
+            [(value, pretrained[name].float()) for name, value in vit.items()],
+            [(value, 0.0) for value in vit.values()],
+        )
+    )
+    if apart < alone:
+        raise ValueError(f"{where} holds whole weights, to which {os.fspath(base)} must not be added: leave base out.")
+    return state | {name: pretrained[name].to(value.dtype) + value for name, value in vit.items()}
+
+
+def are_deltas(vit: Mapping[str, Tensor]) -> bool:
+    """Whether the weights of a ViT are differences: scales of norms start at 1, and hardly any ever is negative."""
+    scales = [value.flatten() for name, value in vit.items() if "norm" in name and name.endswith(".weight")]
+    return bool(scales) and bool((torch.cat(scales) > 0).float().mean() < 0.9)

@@ -61,10 +61,15 @@ PIXEL_DECODER, OUR_PIXEL_DECODER = "model.pixel_level_module.decoder", "model.pi
 DECODER, OUR_DECODER = "model.transformer_module", "model.transformer_decoder"
 
 
+def is_mask2former(config: PreTrainedConfig) -> bool:
+    """Whether a configuration of ours has the decoders of Mask2Former."""
+    return (config.pixel_decoder, config.transformer_decoder) == ("deformable", "masked_attention")
+
+
 def config_from_mask2former(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `MaskClsConfig` for the configuration of transformers' Mask2Former.
 
-    `attend_to_padding` is on, because their network never looks at pixel_mask.
+    `compatibility` turns `attend_to_padding` on, because their network never looks at pixel_mask.
 
     Raises:
         `ValueError`: a field has a value that our network has no counterpart for.
@@ -82,7 +87,7 @@ def config_from_mask2former(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     fields = {ours: getattr(theirs, name) for ours, name in CONFIG_FIELDS.items()} | PARTS
     fields["decoder_layers"] = theirs.decoder_layers - 1
     fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
-    return fields | {"attend_to_padding": True, "backbone_config": backbone.to_dict()}
+    return fields | {"compatibility": "transformers", "backbone_config": backbone.to_dict()}
 
 
 def config_to_mask2former(config: PreTrainedConfig) -> Mask2FormerConfig:

@@ -110,9 +110,9 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
 def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `MaskClsConfig` for the configuration of transformers' MaskFormer.
 
-    `attend_to_padding` is on, because their network never looks at pixel_mask. `deep_supervision` is on
-    as in the paper, whatever their `use_auxiliary_loss` says: published checkpoints have it off, and with it on their
-    forward fails.
+    `compatibility` turns `attend_to_padding` on, because their network never looks at pixel_mask. `deep_supervision`
+    is on as in the paper, whatever their `use_auxiliary_loss` says: published checkpoints have it off, and with it on
+    their forward fails.
 
     Raises:
         `ValueError`: a field has a value that our network has no counterpart for.
@@ -126,7 +126,7 @@ def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     fields = {ours: getattr(theirs, name) for ours, name in CONFIG_FIELDS.items()}
     fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
     fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
-    fields["attend_to_padding"] = True
+    fields["compatibility"] = "transformers"
     fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
     return fields
 

@@ -1,6 +1,7 @@
 """Checkpoints of the papers' code -> our models, the architecture inferred from names and shapes."""
 
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedConfig, ResNetConfig, SwinConfig
 
 from ..models.configuration_maskcls import MaskClsConfig, PerPixelConfig
-from ..models.image_processing_maskcls import MaskClsImageProcessor
+from ..models.image_processing_maskcls import MaskClsImageProcessor, fields_of_eomt
 from ..models.inference_defaults import WITHOUT_DEFAULTS
 from ..models.kinds import KIND_OF_TYPE
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemanticSegmentation
 from .checkpoint_files import as_tensors, read_checkpoint
-from .mask2former import PARTS
+from .mask2former import PARTS, is_mask2former
+from .original_eomt import from_original_eomt, is_eomt
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
 MASK2FORMER = PARTS | dict(
@@ -25,20 +27,25 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def from_original(
-    checkpoint: Mapping[str, Any] | str | Path, **overrides: Any
+    checkpoint: Mapping[str, Any] | str | Path, base: str | os.PathLike | None = None, **overrides: Any
 ) -> MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation:
-    """A model with the weights of a checkpoint of the papers' code (facebookresearch/MaskFormer and Mask2Former).
+    """A model with the weights of a checkpoint of the papers' code (facebookresearch/MaskFormer and Mask2Former, and
+    tue-mps/eomt).
 
     Args:
-        checkpoint: a `.pkl` file of numpy arrays (anything else in it is refused), a `.pth` file of tensors, or what
+        checkpoint: a `.pkl` file of numpy arrays (anything else in it is refused), a file of tensors, or what
             they hold: names with arrays or tensors. ResNet and Swin backbones; FPN with or without transformer
-            encoder, or Mask2Former's decoders; mask classification, PerPixelBaseline, PerPixelBaseline+.
+            encoder, or Mask2Former's decoders; mask classification, PerPixelBaseline, PerPixelBaseline+; EoMT on
+            DINOv2 or DINOv3.
+        base: the pretrained ViT that the checkpoint holds the differences to, as those that EoMT's authors publish of
+            DINOv3: a folder or a name on the Hub.
         overrides: fields of the configuration that names and shapes do not tell, such as `id2label`, `dropout`, or
             `num_attention_heads` if it is not the 8 of all the paper's models.
 
     Returns:
         the model, in evaluation mode. Its configuration has the behavior of the paper's code:
-        `attend_to_padding=True` and, with ResNets, `freeze_batch_norm=True`.
+        `compatibility="paper"` (per-pixel models: `attend_to_padding=True`) and, with ResNets,
+        `freeze_batch_norm=True`.
 
     Raises:
         `ValueError`: not such a checkpoint; names in it that the model has no place for, parameters of the model
@@ -46,30 +53,49 @@ def from_original(
     """
     where = str(checkpoint) if isinstance(checkpoint, (str, Path)) else "checkpoint"
     tensors = read_checkpoint(checkpoint) if isinstance(checkpoint, (str, Path)) else as_tensors(checkpoint, where)
-    original = Original(parameters(tensors), where)
-    config = original.config(**overrides)
+    config: Any
+    if is_eomt(tensors):
+        config, state = from_original_eomt(tensors, where, base, **overrides)
+    elif base is not None:
+        raise ValueError(f"{where} is no EoMT: base={os.fspath(base)!r} is for its weights on DINOv3.")
+    else:
+        original = Original(parameters(tensors), where)
+        config = original.config(**overrides)
+        state = our_names(original.state, config)
     model_class = KIND_OF_TYPE[config.model_type].model_class
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     # Frozen batch norms count no batches.
     counters = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if is_counter(name)}
-    state = our_names(original.state, config) | counters
+    state |= counters
     check_complete(state, expected, where)
     return model_class.from_pretrained(None, config=config, state_dict=state)
 
 
-def save_from_original(checkpoint: str | Path, out: str | Path, **overrides: Any) -> None:
+def save_from_original(
+    checkpoint: str | Path, out: str | Path, base: str | os.PathLike | None = None, **overrides: Any
+) -> None:
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
     The checkpoint says nothing of its image processor: it is the default one (shortest edge 512, longest at most 2048;
-    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8. Edit its `size`, `label_offset` and
-    `label_ids_to_fuse` for other data sets.
+    the paper's ADE20K setting), with the paper's panoptic threshold of 0.8; of a Mask2Former with `compatibility=
+    "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
+    other data sets. EoMT's resizes and pads to the square that the positions of its ViT are for (of DINOv3, which has
+    none, 640); its semantic models want `do_split_image`.
     """
-    model = from_original(checkpoint, **overrides)
+    model = from_original(checkpoint, base, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
     model.save_pretrained(out)
     fields: dict[str, Any] = dict(num_labels=model.config.num_labels, label_format=label_format)
-    MaskClsImageProcessor(**fields, inference_defaults=WITHOUT_DEFAULTS).save_pretrained(out)
+    if getattr(model.config, "architecture", None) == "encoder_only":
+        side = getattr(model.config.backbone_config, "image_size", 640)
+        square = {"shortest_edge": side, "longest_edge": side}
+        fields |= fields_of_eomt({"size": square, "do_pad": True}) | {"compatibility": "paper"}
+    elif is_mask2former(model.config):
+        fields["compatibility"] = "paper"
+    else:
+        fields["inference_defaults"] = WITHOUT_DEFAULTS
+    MaskClsImageProcessor(**fields).save_pretrained(out)
 
 
 def is_counter(name: str) -> bool:
@@ -117,7 +143,6 @@ class Original:
     def config(self, **overrides: Any) -> PreTrainedConfig:
         is_mask2former = f"{PREDICTOR}.query_feat.weight" in self.state
         fields = self.mask2former_fields() if is_mask2former else self.pixel_decoder_fields()
-        fields["attend_to_padding"] = True
         if "backbone.patch_embed.proj.weight" in self.state:
             fields["backbone_config"] = self.swin_config()
         else:
@@ -127,9 +152,9 @@ class Original:
             fields |= self.transformer_fields()
         if f"{PREDICTOR}.class_embed.weight" in self.state:
             fields["num_labels"] = self.shape(f"{PREDICTOR}.class_embed.weight")[0] - 1  # the last is "no object"
-            return MaskClsConfig(**(fields | overrides))
+            return MaskClsConfig(**(fields | {"compatibility": "paper"} | overrides))
         name = f"{PREDICTOR}.query_embed.weight" if has_transformer else f"{PREDICTOR}.weight"
-        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer}
+        fields |= {"num_labels": self.shape(name)[0], "transformer_module": has_transformer, "attend_to_padding": True}
         return PerPixelConfig(**(fields | overrides))
 
     def transformer_fields(self) -> dict[str, Any]:

@@ -49,7 +49,9 @@ LITE_IMAGES = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3, "interpolation
 WEIGHTS_OF_TIMM = ("model.safetensors", "pytorch_model.bin")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 # Arguments of timm's models that a `backbone_config` has, or that change neither weights nor features.
-HARMLESS_ARGUMENTS = ("num_classes", "in_chans", "img_size", "global_pool", "drop_rate", "drop_path_rate")
+HARMLESS_ARGUMENTS = (
+    "num_classes", "in_chans", "img_size", "dynamic_img_size", "global_pool", "drop_rate", "drop_path_rate",
+)  # fmt: skip
 # Of a classifier, not of its backbone.
 FIELDS_OF_CLASSIFIERS = (
     "architectures", "dtype", "finetuning_task", "id2label", "label2id", "model_type", "num_labels", "out_features",

@@ -39,7 +39,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
 }
 MOST_ROUNDS = 3
 LOGITS = ("class_queries_logits", "masks_queries_logits")
-SIZES = ("padded_sizes", "valid_sizes", "original_sizes")
+SIZES = ("padded_sizes", "valid_sizes", "original_sizes", "patch_offsets")
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,8 @@ class OutputCache:
         kept = (probs >= self.least).any(-1).any(0).nonzero()[:, 0]
         kept = kept if len(kept) else torch.zeros(1, dtype=torch.int64, device=probs.device)
         needed = {name: getattr(outputs, name)[:, kept].cpu() for name in LOGITS}
-        return needed | {name: getattr(outputs, name).cpu() for name in SIZES if getattr(outputs, name) is not None}
+        sizes = {name: getattr(outputs, name, None) for name in SIZES}
+        return needed | {name: value.cpu() for name, value in sizes.items() if value is not None}
 
     def maps(self, settings: Sequence[Mapping[str, float]]) -> Iterator[tuple[Segments, list[Segments]]]:
         """For each image what is there, and what is found with each of the settings."""

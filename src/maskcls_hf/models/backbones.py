@@ -35,12 +35,9 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     """
     if config._attn_implementation == "sdpa":
         config._attn_implementation = None  # asked of the whole model: the best that this backbone has
-    backbone: Any = AutoBackbone.from_config(config, trust_remote_code=False)
+    backbone = auto_backbone(config)
     patch_size = patch_size_of(backbone)
     if patch_size is not None:
-        of_timm = getattr(backbone, "_backbone", None)
-        if of_timm is not None and getattr(of_timm.model, "dynamic_img_size", None) is False:
-            backbone = AutoBackbone.from_config(config, trust_remote_code=False, dynamic_img_size=True)
         check_plain_vit(backbone)
         return SimpleFeaturePyramid(backbone, patch_size)
     if len(backbone.channels) < 2:
@@ -59,6 +56,15 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     dilations = getattr(config, "last_stage_dilations", None)
     if dilations is not None:
         dilate(backbone.encoder.stages[-1].layers, dilations)
+    return backbone
+
+
+def auto_backbone(config: PreTrainedConfig) -> Any:
+    """Of AutoBackbone; timm's ViTs for images of any size."""
+    backbone: Any = AutoBackbone.from_config(config, trust_remote_code=False)
+    of_timm = getattr(getattr(backbone, "_backbone", None), "model", None)
+    if getattr(of_timm, "dynamic_img_size", None) is False and patch_size_of(backbone) is not None:
+        return AutoBackbone.from_config(config, trust_remote_code=False, dynamic_img_size=True)
     return backbone
 
 

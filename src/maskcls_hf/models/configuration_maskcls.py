@@ -92,6 +92,9 @@ def custom_file(config: PreTrainedConfig, kind: str, name: str) -> str | None:
     return None if reference is None else f"{reference.split('.')[0]}.py"
 
 
+COMPATIBILITIES = ("exact", "transformers", "paper")
+OF_COMPATIBILITY = ("attend_to_padding",)  # fields that follow from it where they are not given
+
 # Terms of the matching cost and the fields of their weights.
 MATCHING_COSTS = {
     "bipartite": {"class": "cross_entropy_weight", "mask": "mask_weight", "dice": "dice_weight"},
@@ -134,9 +137,10 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         mask_kernel_size (`int`, defaults to 3): kernel of the convolution that makes the per-pixel embeddings; odd.
         mask_upsampling (`int`, defaults to 1): factor by which `"per_pixel"` upsamples its mask logits.
         deep_supervision (`bool`, defaults to `True`): the loss counts every decoder layer (Appendix A).
-        attend_to_padding (`bool`, defaults to `False`):
+        attend_to_padding (`bool`, *optional*):
             `True` gives the behavior of the paper's code, which imported checkpoints were trained with: padding is
-            seen by attention and normalization, padded and void pixels are negatives in the loss.
+            seen by attention and normalization, padded and void pixels are negatives in the loss. None: `False`, or
+            `True` with a `compatibility` other than `"exact"`.
         freeze_batch_norm (`bool`, defaults to `False`):
             Keep the statistics and affine parameters of the backbone's batch norms as loaded (the paper's ResNets).
         freeze_backbone (`bool`, defaults to `False`):
@@ -170,7 +174,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     mask_kernel_size: int = 3
     mask_upsampling: int = 1
     deep_supervision: bool = True
-    attend_to_padding: bool = False
+    attend_to_padding: bool | None = None
     freeze_batch_norm: bool = False
     freeze_backbone: bool = False
     init_xavier_std: float | int = 1.0
@@ -221,6 +225,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         refuse_fields_of_maskformer(kwargs, cls.__name__)
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
+        if "compatibility" in own:  # sets anew what follows from it
+            config_dict = {key: value for key, value in config_dict.items() if key not in OF_COMPATIBILITY}
         if "id2label" in own or kwargs.get("num_labels") is not None:  # in place of the saved ones
             config_dict = {key: value for key, value in config_dict.items() if key not in ("id2label", "label2id")}
         if not kwargs.get("return_unused_kwargs"):
@@ -239,6 +245,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         # Any name, as a card must be able to read any configuration: who builds the part knows whether it is there.
         check_names(self, "pixel_decoder", "transformer_decoder")
         check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
+        if self.attend_to_padding is None:
+            self.attend_to_padding = getattr(self, "compatibility", "exact") != "exact"
         check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
@@ -266,6 +274,11 @@ class MaskClsConfig(SegmentationNetworkConfig):
     All fields of `SegmentationNetworkConfig`, and:
 
     Args:
+        compatibility (`str`, defaults to `"exact"`): whose behavior the model has where implementations differ:
+            `"exact"`, padding and void have no influence; or `"transformers"` or `"paper"`, what a checkpoint of
+            transformers or of the papers' code was trained with, which is set where one is imported. What follows from
+            it is a field of its own, `attend_to_padding`, and counts more where it is given. Given to `from_pretrained`
+            it sets these anew.
         architecture (`str`, defaults to `"encoder_decoder"`): backbone, pixel decoder and transformer decoder; or
             `"encoder_only"`, a plain ViT that sees the queries in its last blocks (EoMT, Kerssies et al., CVPR 2025),
             whose `hidden_size` and `mask_feature_size` are those of the ViT.
@@ -327,6 +340,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         "AutoModelForImageSegmentation": "modeling_maskcls.MaskClsForUniversalSegmentation",
     }
 
+    compatibility: str = "exact"
     architecture: str = "encoder_decoder"
     query_blocks: int = 4
     upscale_blocks: int = 2
@@ -361,6 +375,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
+        check_choice(self, "compatibility", COMPATIBILITIES)
         check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
         for name in ("query_blocks", "upscale_blocks"):
             check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)

@@ -4,6 +4,7 @@ Secretly an Image Segmentation Model, CVPR 2025).
 Shape legend: B images, N queries, C channels of the ViT, (h, w) its grid of patches, T = N + prefix tokens + h * w.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -12,21 +13,30 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoBackbone
 
-from .backbones import PixelNorm, patch_size_of, upsample2x
+from .backbones import PixelNorm, auto_backbone, patch_size_of, upsample2x
 from .layers import all_rows
 from .pixel_decoders import PixelFeatures
 from .transformer_decoders import DecoderOutput, SegmentLogits
 
 
+def embed(vit: Any, pixel_values: Tensor) -> Tensor:
+    return vit.embeddings(pixel_values)
+
+
+def embed_timm(vit: Any, pixel_values: Tensor) -> Tensor:
+    model = vit._backbone.model
+    return model.norm_pre(model._pos_embed(model.patch_embed(pixel_values)))
+
+
 class Access(NamedTuple):
-    """Where a family of ViTs has its parts; its `embeddings` make tokens of an image, class token first."""
+    """Where a family of ViTs has its parts."""
 
     layers: str
     norm: str
     run: Callable[..., Tensor]  # (block, tokens, mask, what `rotary` gives) -> tokens
     rotary: str | None = None
+    embed: Callable[[Any, Tensor], Tensor] = embed  # (ViT, image) -> tokens, those of patches last
 
 
 def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
@@ -54,11 +64,37 @@ def run_block(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> T
     return nn.Module.__call__(block, tokens, attention_mask=mask, **options)
 
 
+def run_timm(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+    """Without a mask older versions of timm do, too."""
+    return block(tokens) if mask is None else block(tokens, attn_mask=mask)
+
+
 ACCESS = {
     "dinov2": Access("encoder.layer", "layernorm", run_dinov2),
     "dinov2_with_registers": Access("encoder.layer", "layernorm", run_dinov2),
     "dinov3_vit": Access("model.layer", "norm", run_block, "rope_embeddings"),
+    "timm_backbone": Access("_backbone.model.blocks", "_backbone.model.norm", run_timm, embed=embed_timm),
 }
+
+
+def build_vit(config: Any) -> Any:
+    """The ViT of a `backbone_config`, without parts that only its pretraining has.
+
+    Raises:
+        ValueError: a model of timm that is not of its class VisionTransformer.
+    """
+    vit = auto_backbone(config)
+    if config.model_type != "timm_backbone":
+        vit.embeddings.register_parameter("mask_token", None)
+        return vit
+    model = getattr(vit._backbone, "model", vit._backbone)
+    if "VisionTransformer" not in [base.__name__ for base in type(model).__mro__]:
+        raise ValueError(
+            "architecture='encoder_only' takes plain ViTs of timm, of its class VisionTransformer, but backbone_config "
+            f"has {config.backbone!r}, of {type(model).__name__}. DINOv3 is there as a model of transformers."
+        )
+    model.norm = copy.deepcopy(model.blocks[0].norm1)  # which timm leaves out of what gives feature maps
+    return vit
 
 
 class UpscaleBlock(nn.Sequential):
@@ -97,15 +133,15 @@ class EncoderOnly(nn.Module):
                 f"architecture='encoder_only' takes a plain ViT, model_type {' or '.join(ACCESS)}, but backbone_config "
                 f"has {vit_config.model_type!r}."
             )
-        self.vit: Any = AutoBackbone.from_config(vit_config, trust_remote_code=False)
-        self.vit.embeddings.register_parameter("mask_token", None)  # of its pretraining
+        self.vit: Any = build_vit(vit_config)
         self.access = access
         takes_mask = "attention_mask" in inspect.signature(type(self.layers[0]).forward).parameters
         self.run_block = run_block if takes_mask else access.run
         if not 0 < config.query_blocks <= len(self.layers):
             raise ValueError(f"query_blocks={config.query_blocks} of {len(self.layers)} blocks of the ViT.")
         self.config = config
-        size = vit_config.hidden_size
+        size = self.vit.channels[-1]
+        config.hidden_size = config.mask_feature_size = size  # which a configuration of timm does not say
         self.patch_size = patch_size_of(self.vit)
         self.queries_embedder = nn.Embedding(config.num_queries, size)
         self.upscale = nn.ModuleList(UpscaleBlock(size) for _ in range(config.upscale_blocks))
@@ -131,7 +167,7 @@ class EncoderOnly(nn.Module):
                 f"multiple (size_divisor={math.lcm(rows, columns)} of the image processor)."
             )
         grid = (height // rows, width // columns)
-        tokens = self.vit.embeddings(pixel_values)  # (B, prefix + h w, C)
+        tokens = self.access.embed(self.vit, pixel_values)  # (B, prefix + h w, C)
         rotary = None if self.access.rotary is None else self.vit.get_submodule(self.access.rotary)(pixel_values)
         first = len(self.layers) - self.config.query_blocks
         output = DecoderOutput([], [], [], [], predicts_input=True)

@@ -21,17 +21,28 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging
 
 from .checkpoint_manifest import PROCESSOR_FILES, require_whole
+from .configuration_maskcls import COMPATIBILITIES
 from .image_reading import autocontrast, image_list, image_to_tensor, open_image, reading, with_fourth_byte
-from .inference_defaults import WITHOUT_DEFAULTS, checked_inference_defaults
+from .inference_defaults import OF_EOMT, WITHOUT_DEFAULTS, checked_inference_defaults
 from .options import checked_label_ids, naming, open_backbone, plain, require_range, unused, warn_about_unused
 from .post_processing import OutputMapsMixin, give_back_memory
-from .resampling import padded_sizes, padding, resized_size
+from .resampling import padded_sizes, padding, resized_size, windows_along
 from .segments import LabelRules, Segments, read_segments
 
 logger = logging.get_logger(__name__)
 
-LABEL_FORMATS = ("segments", "segment_map", "semantic")
-INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor")
+# What the files of transformers' image processors do not say; its MaskFormer's are read as exact ones.
+OF_ORIGIN: dict[str, dict[str, Any]] = {
+    "Mask2Former": {"compatibility": "transformers", "inference_defaults": {}},
+    "Eomt": {"compatibility": "transformers", "inference_defaults": OF_EOMT, "image_fit": "pad"},
+}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "label_format": ("segments", "segment_map", "semantic"),
+    "compatibility": COMPATIBILITIES,
+    "image_fit": ("pad", "stretch"),
+    "size_rounding": ("down", "nearest"),
+}
+INTEGERS = ("void_id", "label_offset", "num_labels", "size_divisor", "pad_value")
 # What transformers keeps in files of image processors, and what its from_pretrained and pipelines (which give the
 # model's options to the image processor too) hand on.
 IN_FILES = ("auto_map", "feature_extractor_type", "image_processor_type", "processor_class")
@@ -47,10 +58,19 @@ PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of 
 
 class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
+    compatibility (`str`, *optional*, defaults to `"exact"`):
+        Whose images and maps these are where implementations differ: `"exact"`, `"transformers"` or `"paper"`. The file
+        of transformers' Mask2Former or EoMT is read as `"transformers"`; its MaskFormer's as `"exact"`, as ever. What
+        follows from it counts more where it is given: `image_fit`, and the `rule` of a task in `inference_defaults`.
+    image_fit (`str`, *optional*):
+        How images get a size that `size_divisor` divides: `"pad"`, or `"stretch"`, resized to it. `None`: `"stretch"`
+        with the compatibility `"transformers"`, else `"pad"`.
     size_divisor (`int`, *optional*, defaults to 32):
-        Images are padded to a multiple of it, at the bottom and right; never distorted. `None`: no multiple.
+        Images are padded to a multiple of it, at the bottom and right (see `image_fit`). `None`: no multiple.
     pad_size (`dict[str, int]`, *optional*):
         Pad to this height and width instead of those of the largest image of the batch.
+    pad_value (`int`, *optional*):
+        Of the padding, on the scale of the images: 0 is black. `None`: 0 after normalization, the mean color.
     void_id (`int`, *optional*, defaults to 255):
         Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
@@ -66,6 +86,12 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Stretch each channel of each image to the full range first; for microscopes and other dim images.
     do_flip_channel_order (`bool`, *optional*, defaults to `False`):
         Networks that were trained on BGR: red and blue change places.
+    do_split_image (`bool`, *optional*, defaults to `False`):
+        Cut each resized image into windows of `size["shortest_edge"]` along its longer side, each an image to the
+        network (EoMT, semantic segmentation); maps are of whole images again, with averaged scores.
+    size_rounding (`str`, *optional*):
+        Of the edge that the aspect ratio gives: `"down"`, or `"nearest"` as in the papers' code. `None`: `"nearest"`
+        with the compatibility `"paper"`, else `"down"`.
     inference_defaults (`dict`, *optional*):
         How the model is run well where a caller does not say: `task`, `tile`, `overlap` and `enlarge` of `Predictor`,
         and under `semantic`, `panoptic` and `instance` options of `post_process_<task>_segmentation`.
@@ -75,7 +101,10 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         transformers' name of `label_offset=1`; where given, it sets `label_offset`.
     """
 
+    compatibility: str
+    image_fit: str | None
     size_divisor: int | None
+    pad_value: int | None
     void_id: int | None
     label_offset: int
     num_labels: int | None
@@ -83,6 +112,8 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
     do_flip_channel_order: bool
+    do_split_image: bool
+    size_rounding: str | None
     inference_defaults: dict[str, Any] | None
     ignore_index: int | None
     do_reduce_labels: bool | None
@@ -98,6 +129,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
     valid_kwargs = MaskClsImageProcessorKwargs  # type: ignore[assignment]
     model_input_names = ["pixel_values", "pixel_mask"]
+    compatibility = "exact"
+    image_fit = None
     do_convert_rgb = True
     do_resize = True
     size = {"shortest_edge": 512, "longest_edge": 2048}
@@ -110,6 +143,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     image_std = IMAGENET_DEFAULT_STD
     do_pad = True
     size_divisor = 32
+    pad_value = None
     void_id = 255
     label_offset = 0
     num_labels = None
@@ -117,6 +151,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
+    do_split_image = False
+    size_rounding = None
     inference_defaults: dict[str, Any] = {}  # always saved: a file without it is of before, or of others
     _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
@@ -143,11 +179,13 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         options = own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
-        saved = {"inference_defaults": WITHOUT_DEFAULTS, **own_names(image_processor_dict)}
-        found = super().from_dict(saved, **options)
-        processor = found[0] if isinstance(found, tuple) else found
+        origin = str(image_processor_dict.get("image_processor_type"))
+        fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if origin.startswith(name)), {})
+        own = own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
+        result = super().from_dict({"inference_defaults": WITHOUT_DEFAULTS, **fields, **own}, **options)
+        processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
-        return found
+        return result
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers."""
@@ -210,7 +248,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out. `return_tensors=None`: lists of tensors.
+            resizing are left out. With `do_split_image` B counts windows (but for `original_sizes`), and
+            `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along the longer side.
+            `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
@@ -246,9 +286,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                     f"label_ids_to_fuse={kwargs['label_ids_to_fuse']} must be class ids below num_labels="
                     f"{kwargs['num_labels']}."
                 )
+        if kwargs.get("image_fit") is None:
+            kwargs["image_fit"] = "stretch" if kwargs["compatibility"] == "transformers" else "pad"
+        if kwargs.get("size_rounding") is None:
+            kwargs["size_rounding"] = "nearest" if kwargs["compatibility"] == "paper" else "down"
         kwargs["inference_defaults"] = checked_inference_defaults(kwargs.get("inference_defaults") or {})
-        if kwargs.get("label_format") not in LABEL_FORMATS:
-            raise ValueError(f"label_format must be one of {LABEL_FORMATS}, got {kwargs.get('label_format')!r}.")
+        for name, choices in CHOICES.items():
+            if kwargs.get(name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {kwargs.get(name)!r}.")
         if (kwargs.get("size_divisor") or 0) < 0:
             raise ValueError(f"size_divisor must be positive or None, got {kwargs['size_divisor']}.")
         if kwargs.get("do_center_crop"):
@@ -295,7 +340,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if all(given is None for given in labels):
             return self._preprocess(tensors, **options)
         sizes = [_size(image) for image in tensors]
-        resized = [resized_size(size, options["size"]) for size in sizes] if options["do_resize"] else sizes
+        resized = [fitted_size(size, **options) for size in sizes] if options["do_resize"] else sizes
         watch = None if self._binary_maps is None else self._refuse_binary_maps
         rules = LabelRules(options["void_id"], options["label_offset"], options["num_labels"], watch)
         return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
@@ -327,6 +372,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         **options: Any,
     ) -> BatchFeature:
         resized = [self._resized(image, f"image {i}", **options) for i, image in enumerate(images)]
+        offsets: list[tuple[int, int, int]] = []
+        if options["do_split_image"]:
+            offsets = window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
+            if segments is not None:
+                segments = [segments[i].with_pixels(window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
+            resized = [window_of(resized[i], *ends) for i, *ends in offsets]
         sizes = [_size(image) for image in resized]
         padded = padded_sizes(sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
         data: dict[str, list[Tensor]] = {
@@ -334,6 +385,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             "pixel_mask": [pixel_mask(_size(i), size, i.device) for i, size in zip(resized, padded, strict=True)],
             "original_sizes": [torch.tensor(_size(image), device=image.device) for image in images],
         }
+        if offsets:
+            data["patch_offsets"] = [torch.tensor(offset, device=images[0].device) for offset in offsets]
         for i, of_image in enumerate(segments or []):
             if options["label_format"] == "semantic":
                 known = (options["void_id"], options["num_labels"])
@@ -384,7 +437,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         if do_autocontrast:
             image = autocontrast(image)
         if do_resize:
-            image = self.resize(image, size, resample)  # fastest as images lie in memory, channels last
+            height, width = fitted_size(_size(image), size, **options)
+            # Fastest as images lie in memory, channels last.
+            image = self.resize(image, SizeDict(height=height, width=width), resample)
         return image.flip(0) if do_flip_channel_order else image
 
     def _normalized(
@@ -397,11 +452,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
+        pad_value: int | None,
         **options: Any,
     ) -> Tensor:
-        """(C, h, w) -> rescaled, normalized, padded with 0: (C, *padded_size) float32."""
-        padded, inside = padding(image.shape, padded_size, dtype=torch.float32, device=image.device)
+        """(C, h, w) -> rescaled, normalized, padded: (C, *padded_size) float32."""
+        shape, fill = image.shape, pad_value or 0
+        padded, inside = padding(shape, padded_size, fill, dtype=torch.float32, device=image.device)
         inside.copy_(image)
+        inside = inside if pad_value is None else padded
         if do_normalize:
             scale = 1.0 / rescale_factor if do_rescale else 1.0
             mean, std = (
@@ -419,6 +477,55 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
+
+
+def fields_of_eomt(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file of transformers' EoMT image processor says, by our names.
+
+    It pads to the square that it resizes to, in black; `ignore_index` means that labels are reduced: 0 is ignored.
+    """
+    fields = dict(saved)
+    size = {"shortest_edge": 640, "longest_edge": 640, **(fields.get("size") or {})}
+    if fields.get("do_pad"):
+        shortest = size["shortest_edge"]
+        fields["pad_size"] = {"height": shortest, "width": size["longest_edge"] or shortest}
+    fields |= {"size": size, "do_pad": True, "pad_value": 0}  # without it, images of one size only make a batch
+    if fields.get("ignore_index") is not None:
+        fields["do_reduce_labels"] = True
+    return fields
+
+
+def window_offsets(
+    sizes: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]], options: Mapping[str, Any]
+) -> list[tuple[int, int, int]]:
+    """Of images (height, width), windows along their longer side after resizing: image, first pixel, end."""
+    offsets = []
+    for i, (before, after) in enumerate(zip(sizes, resized, strict=True)):
+        windows = windows_along(max(after), options["size"].shortest_edge or min(after))
+        if len(windows) > 1 and (before[0] > before[1]) != (after[0] > after[1]):
+            raise ValueError(f"image {i}: do_split_image cuts along the longer side; {before} became {after}.")
+        offsets += [(i, *ends) for ends in windows]
+    return offsets
+
+
+def window_of(pixels: Tensor, start: int, end: int) -> Tensor:
+    """(..., H, W) -> a window of it, a view."""
+    return pixels[..., start:end, :] if pixels.shape[-2] > pixels.shape[-1] else pixels[..., start:end]
+
+
+def fitted_size(
+    image_size: tuple[int, int],
+    size: SizeDict,
+    image_fit: str,
+    size_divisor: int | None,
+    size_rounding: str,
+    **options: Any,
+) -> tuple[int, int]:
+    """Height and width of an image after resizing."""
+    resized = resized_size(image_size, size, size_rounding)
+    if image_fit == "stretch":
+        return padded_sizes([resized], True, None, size_divisor)[0]
+    return resized
 
 
 def own_names(options: Mapping[str, Any]) -> dict[str, Any]:

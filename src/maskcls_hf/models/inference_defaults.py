@@ -4,7 +4,8 @@
      "semantic": {"score_threshold": 0.5}, "panoptic": {"threshold": 0.5}, "instance": {"mask_threshold": 0.4}}
 
 What the dict of a task holds are options of `post_process_<task>_segmentation`. An option that a caller gives counts
-most, then what the model has saved, then `BUILT_IN`.
+most, then what the model has saved, then what belongs to the rule of the maps (`BY_RULE`), then `BUILT_IN`. The rule is
+an option too, "exact", "transformers" or "paper"; where nobody says, it is the image processor's `compatibility`.
 """
 
 from collections.abc import Mapping
@@ -30,8 +31,21 @@ NO_CLEAN_UP: dict[str, dict[str, Any]] = {
     "panoptic": {"max_hole_share": 0.0, "min_fragment_share": 0.0},
     "instance": {"max_mask_iou": 1.0, "max_hole_share": 0.0, "min_fragment_share": 0.0},
 }
+# Options that other rules have in the place of those of BUILT_IN.
+BY_RULE: dict[str, dict[str, dict[str, Any]]] = {
+    "exact": {task: {} for task in BUILT_IN},
+    "transformers": NO_CLEAN_UP | {"semantic": {"score_threshold": 0.0}},
+    "paper": {
+        "semantic": {"score_threshold": 0.0},
+        "panoptic": NO_CLEAN_UP["panoptic"] | {"threshold": 0.8},
+        "instance": NO_CLEAN_UP["instance"] | {"threshold": 0.0},
+    },
+}
 # Image processors of the paper's code, of transformers and of this package before it had `inference_defaults`.
 WITHOUT_DEFAULTS: dict[str, Any] = {"panoptic": {"threshold": 0.8}}
+# That of transformers' EoMT makes maps at the size of the network's input, by the rules of the paper's code.
+OF_EOMT: dict[str, Any] = {task: {"rule": "paper"} for task in BUILT_IN}
+OF_EOMT["instance"]["threshold"] = 0.8
 # "[0, inf)" and its kin: see `require_range`. A tile or an enlargement of 0 is none.
 RANGES = {"tile": "[16, inf)", "overlap": "[0, 0.5]", "enlarge": "(0, inf)"}
 
@@ -68,10 +82,17 @@ def _checked_options(options: Any, task: str, where: str) -> dict[str, Any]:
     if not isinstance(options, Mapping):
         raise ValueError(f"{where} must be a dict of options of post_process_{task}_segmentation, got {options!r}.")
     for name, value in options.items():
-        _require_known(name, BUILT_IN[task], where)
-        if value is not None:
+        _require_known(name, (*BUILT_IN[task], "rule"), where)
+        if name == "rule" and value is not None:
+            require_rule(value)
+        elif value is not None:
             require_range(f"{where}[{name!r}]", value, "[0, 1]")
     return {name: value for name, value in options.items() if value is not None}
+
+
+def require_rule(rule: Any) -> None:
+    if rule not in BY_RULE:
+        raise ValueError(f"rule={rule!r} must be one of {', '.join(BY_RULE)}.")
 
 
 def _require_known(name: Any, known: Any, where: str) -> None:
@@ -95,8 +116,10 @@ def merged_defaults(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def defaults_of(image_processor: Any) -> dict[str, Any]:
-    """What an image processor has saved; nothing where it is of another kind."""
-    return getattr(image_processor, "inference_defaults", None) or {}
+    """What an image processor has saved, and the rules of its `compatibility`; nothing where it is of another kind."""
+    rule = getattr(image_processor, "compatibility", "exact")
+    rules = {} if rule == "exact" else {task: {"rule": rule} for task in BUILT_IN}
+    return merged_defaults(rules, getattr(image_processor, "inference_defaults", None) or {})
 
 
 def knows_only_stuff(image_processor: Any) -> bool:
@@ -114,11 +137,13 @@ def saved_task(image_processor: Any) -> Any:
 def task_options(
     defaults: Mapping[str, Any], task: str, given: Mapping[str, Any], built_in: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """All options of a task's post-processing: those `given` (not None), else saved, else built in.
+    """All options of a task's post-processing: those `given` (not None), else saved, else of the rule, else built in.
 
     Args:
         built_in: in the place of those of `BUILT_IN`.
     """
     saved = {name: value for name, value in (defaults.get(task) or {}).items() if value is not None}
     said = {name: value for name, value in given.items() if value is not None}
-    return {**BUILT_IN[task], **(built_in or {}), **saved, **said}
+    chosen = {**saved, **said}
+    require_rule(chosen.get("rule", "exact"))
+    return {**BUILT_IN[task], **(built_in or {}), **BY_RULE[chosen.get("rule", "exact")][task], **chosen}

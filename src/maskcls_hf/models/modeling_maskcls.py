@@ -92,6 +92,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
         padded_sizes: (B, 2) height and width of the batch.
         original_sizes: (B, 2) as given to `forward`; with the two above, all that post-processing needs to know.
         pred_boxes: (B, N, 4) center, width and height in 0..1 of the image without its padding, with a box head.
+        patch_offsets: as given to `forward`, where the batch is of windows of images.
     """
 
     loss: Tensor | None = None
@@ -112,6 +113,7 @@ class MaskClsForUniversalSegmentationOutput(ModelOutput):
     padded_sizes: Tensor | None = None
     original_sizes: Tensor | None = None
     pred_boxes: Tensor | None = None
+    patch_offsets: Tensor | None = None
 
 
 @dataclass
@@ -155,9 +157,10 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer.
+        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer, Mask2Former, EoMT.
 
-        Arguments and result are those of `PreTrainedModel.from_pretrained`.
+        Arguments and result are those of `PreTrainedModel.from_pretrained`, and `base`: of an EoMT whose weights are
+        differences to those of a pretrained ViT, that ViT, as for `from_backbone`.
 
         Raises:
             DamagedCheckpoint: an OSError; the files are not those of the checkpoint's manifest.
@@ -171,6 +174,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         load_custom_parts(path, custom_parts, kwargs)
         read = CHECKPOINT_READERS.get(str(saved.get("model_type")))
         if read is None or cls.config_class.model_type != MaskClsConfig.model_type:
+            if kwargs.pop("base", None) is not None:
+                raise ValueError(f"{path} holds whole weights, to which nothing is added: leave base out.")
             return super().from_pretrained(path, *model_args, config=config, **kwargs)
         state, unknown = read(path, kwargs)
         loaded = super().from_pretrained(None, *model_args, config=config or path, state_dict=state, **kwargs)
@@ -600,6 +605,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         output_auxiliary_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        patch_offsets: Tensor | None = None,
     ) -> MaskClsForUniversalSegmentationOutput:
         """
         Args:
@@ -613,6 +619,8 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             original_sizes (`torch.Tensor` of shape `(B, 2)`, *optional*): handed through to the output.
             num_items_in_batch: counts of the whole optimizer step, see `maskcls_hf.models.losses.count_items`.
             output_auxiliary_logits (`bool`, *optional*): return the pairs of the inner layers.
+            patch_offsets (`torch.Tensor` of shape `(B, 3)`, *optional*): of windows of images, see `do_split_image` of
+                the image processor; handed through to the output.
         """
         if (mask_labels is None) != (class_labels is None):
             raise ValueError("mask_labels and class_labels belong together: give both or neither.")
@@ -661,6 +669,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             **fields,
             **sizes,
             original_sizes=original_sizes,
+            patch_offsets=patch_offsets,
         )
 
     def valid_mask(self, pixel_mask: Tensor | None, void_mask: Tensor | None) -> Tensor | None:

@@ -11,6 +11,16 @@ Both resizes are bilinear with `align_corners=False`. The work is done in float3
 `PlainMaps` does the steps in the order of the paper, for whole maps. What runs makes the same maps with less work and
 memory, to the rounding of float32: tiled_maps.py on a CPU, device_maps.py elsewhere.
 
+Where implementations differ, `rule` says whose maps are made:
+- "exact": those of MaskFormer's paper; instances as in Mask2Former's code.
+- "paper": those of Mask2Former's code. In panoptic maps a pixel outside of its segment's own mask is void; classes
+  without instances are left out after the best pairs of query and class are taken.
+- "transformers": those of its Mask2Former. Masks pass through 384 x 384 pixels whatever the size of the image, padding
+  included. Panoptic: probabilities are resized, and multiplied by the class score before they are compared with the
+  mask threshold; a segment must win more than its share. Instances: as many pairs as queries, masks by nearest.
+  Its slips are not repeated: ids are unique, a fused class is listed once, void is always the same value, and of
+  instances that overlap the best is on top.
+
 Errors: ValueError for NaN or infinite logits, shapes that do not belong together, sizes that are not positive,
 an image larger than its padded size, thresholds outside [0, 1]; TypeError for sizes that are not two integers.
 """
@@ -21,7 +31,7 @@ import operator
 import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -30,10 +40,10 @@ import torch
 from torch import Tensor
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 
-from .inference_defaults import defaults_of, task_options
+from .inference_defaults import defaults_of, require_rule, task_options
 from .mask_cleanup import clean_instances, clean_map
 from .options import checked_label_ids, plain
-from .resampling import interpolate
+from .resampling import interpolate, nearest_indices
 from .run_lengths import mask_to_coco_rle
 
 Parameters = ParamSpec("Parameters")
@@ -44,6 +54,9 @@ TargetSizes = Sequence[tuple[int, int]] | Tensor | None
 GROWTH = 128 << 20  # bytes, from which on freed memory is given back
 STATM = Path("/proc/self/statm")
 NO_CLASS = -1  # in semantic maps
+OUTSIDE = -100.0  # mask logits beyond a window
+SQUEEZED = (384, 384)  # what transformers' Mask2Former brings every mask to
+Rule = Literal["exact", "transformers", "paper"]
 # What transformers' ImageSegmentationPipeline passes where its user gives nothing.
 PIPELINE_OPTIONS = {"threshold": 0.9, "mask_threshold": 0.5, "overlap_mask_area_threshold": 0.5}
 
@@ -126,6 +139,40 @@ class PlainMaps:
         masks = self.masks(mask_logits, mask_logit)
         return torch.where(masks.any(0), masks.int().argmax(0) + 1, 0).int()
 
+    def own_winners(self, winners: Tensor, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """The map of `assign_pixels` with n, none of the masks, where the winner's own mask has not the pixel."""
+        own = torch.full_like(winners, len(mask_logits))
+        for query in range(len(mask_logits)):
+            (logits,) = self.resize(mask_logits[query : query + 1])  # (H, W)
+            own[(winners == query) & (logits >= mask_logit)] = query
+        return own
+
+
+class TransformersMaps(PlainMaps):
+    """Panoptic and instance maps as transformers' Mask2Former makes them."""
+
+    def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        mask_probs = self.to_target_size(self.to_padded_size(mask_logits).sigmoid())
+        weighted = scores[:, None, None] * mask_probs  # (n, H, W)
+        winners = weighted.argmax(0)
+        inside = weighted >= 1 / (1 + math.exp(-mask_logit))
+        return winners, winners.flatten().bincount(minlength=len(scores)), inside.sum((1, 2))
+
+    def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """The mean probability is that before resizing."""
+        logits = self.to_padded_size(mask_logits)
+        inside = logits > mask_logit
+        means = (logits.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)
+        areas = self.masks(mask_logits, mask_logit).sum((1, 2))
+        return areas, areas * means.double()
+
+    def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        masks = self.to_padded_size(mask_logits) > mask_logit
+        rows, columns = (
+            nearest_indices(length, out, masks.device) for length, out in zip(SQUEEZED, self.sizes.target, strict=True)
+        )
+        return masks[:, rows[:, None], columns]
+
 
 def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> PlainMaps:
     """What makes maps of these sizes on the device of the logits."""
@@ -137,6 +184,12 @@ def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Si
     from .device_maps import DeviceMaps
 
     return DeviceMaps(sizes)
+
+
+def by_rule(maps: PlainMaps, rule: Rule) -> PlainMaps:
+    """`maps`, or those of transformers in their place. Raises ValueError for an unknown rule."""
+    require_rule(rule)
+    return TransformersMaps(replace(maps.sizes, padded=SQUEEZED, valid=SQUEEZED)) if rule == "transformers" else maps
 
 
 def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -162,6 +215,7 @@ def semantic_map(
     return_scores: bool = False,
     resize: Literal["scores", "logits"] = "scores",
     score_threshold: float | None = 0.0,
+    rule: Rule = "exact",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The class with the highest score: the sum over the queries of class probability times mask probability.
 
@@ -171,10 +225,14 @@ def semantic_map(
             as in the paper. None: 0.5 for one class, which would fill the map, else 0.
         resize: what is resized to `target_size`: class scores made at the padded size ("scores": the paper's
             semantic configurations) or mask logits ("logits": its panoptic configurations).
+        rule: with "transformers" masks pass through 384 x 384.
 
     Returns:
         The map (H, W) int64, or (map, scores).
     """
+    require_rule(rule)
+    if rule == "transformers":
+        padded_size = valid_size = SQUEEZED
     if resize not in ("scores", "logits"):
         raise ValueError(f'resize must be "scores" or "logits", got {resize!r}')
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
@@ -233,6 +291,38 @@ def per_pixel_map(
     return maps.per_pixel_map(logits)
 
 
+def map_of_windows(
+    windows: Sequence["Window"],
+    *,
+    size: Size,
+    target_size: Size,
+    return_scores: bool = False,
+    score_threshold: float | None = 0.0,
+    rule: Rule = "exact",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """As [`semantic_map`], of an image that the network saw in windows: the scores of windows are averaged.
+
+    Args:
+        size: of the image, as its windows were cut out of it.
+    """
+    height, width = size
+    total, count = torch.zeros(()), torch.zeros(height, width)
+    for window in windows:
+        scores: Any = semantic_map(*window.logits, **window.sizes, return_scores=True, rule=rule)[1]
+        if not total.ndim:
+            total = scores.new_zeros(len(scores), height, width)
+            count = count.to(scores)
+        total[(slice(None), *window.place)] += scores
+        count[window.place] += 1
+    sizes = {"padded_size": size, "valid_size": size, "target_size": target_size}
+    least = least_score(score_threshold, len(total))
+    if not (return_scores or least):
+        return per_pixel_map(total / count, **sizes)  # type: ignore[arg-type]
+    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]  # type: ignore[arg-type]
+    class_map = map_of_scores(scores, least)
+    return (class_map, scores) if return_scores else class_map
+
+
 @in_float32
 def panoptic_segments(
     class_queries_logits: Tensor,
@@ -247,6 +337,7 @@ def panoptic_segments(
     label_ids_to_fuse: Collection[int] | None = None,
     max_hole_share: float = 0.0,
     min_fragment_share: float = 0.0,
+    rule: Rule = "exact",
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
 
@@ -259,6 +350,7 @@ def panoptic_segments(
         max_hole_share: parts of no segment, or of stuff, inside of a thing that have at most this part of its area
             become its own.
         min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped.
+        rule: whose maps, see the head of this file.
 
     Returns:
         segmentation: (H, W) int32, 0 for no segment.
@@ -271,22 +363,31 @@ def panoptic_segments(
     _check_fractions(max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
-    maps = maps_of(mask_logits, padded_size, valid_size, target_size)
+    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
 
     scores, labels = class_probs.cpu().max(-1)  # (N,), (N,); few: the host is done sooner
     kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
     if len(kept) == 0:
         return torch.zeros(maps.sizes.target, dtype=torch.int32, device=mask_logits.device), []
     scores, labels, device = scores[kept], labels[kept], mask_logits.device
-    winners, areas, mask_areas = maps.assign_pixels(
-        scores.to(device), mask_logits[kept.to(device)], _logit(mask_threshold)
-    )
-    queries = zip(scores.tolist(), labels.tolist(), *torch.stack([areas, mask_areas]).tolist(), strict=True)
+    mask_logits, mask_logit = mask_logits[kept.to(device)], _logit(mask_threshold)
+    winners, areas, mask_areas = maps.assign_pixels(scores.to(device), mask_logits, mask_logit)
+    pixels = areas
+    if rule == "paper":
+        winners = maps.own_winners(winners, mask_logits, mask_logit)
+        pixels = winners.flatten().bincount(minlength=len(kept) + 1)[:-1]
+    counts = torch.stack([areas, mask_areas, pixels]).tolist()
 
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
     segment_ids = []
-    for query, (score, label, area, mask_area) in enumerate(queries):
-        if area == 0 or mask_area == 0 or area / mask_area < overlap_mask_area_threshold:
+    for query, (score, label, won, mask_area, area) in enumerate(
+        zip(scores.tolist(), labels.tolist(), *counts, strict=True)
+    ):
+        share = won / mask_area if mask_area else 0.0
+        kept_share = share > overlap_mask_area_threshold or (
+            share == overlap_mask_area_threshold and rule != "transformers"
+        )
+        if area == 0 or mask_area == 0 or not kept_share:
             segment_ids.append(0)
             continue
         fuse = label in to_fuse
@@ -294,7 +395,7 @@ def panoptic_segments(
         segment = segments.setdefault((label, None if fuse else query), new)
         segment.update(score=max(segment["score"], score), area=segment["area"] + area)
         segment_ids.append(segment["id"])
-    ids = torch.tensor(segment_ids, dtype=torch.int32, device=winners.device)
+    ids = torch.tensor([*segment_ids, 0], dtype=torch.int32, device=winners.device)
     segmentation = ids.index_select(0, winners.flatten()).view(winners.shape)
     return clean_map(segmentation, list(segments.values()), max_hole_share, min_fragment_share)
 
@@ -329,17 +430,20 @@ def instance_segments(
     max_mask_iou: float = 1.0,
     max_hole_share: float = 0.0,
     min_fragment_share: float = 0.0,
+    rule: Rule = "exact",
 ) -> tuple[Tensor, list[dict[str, Any]]]:
     """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
 
     Args:
-        top_k: how many pairs are looked at; a query can be among them with several classes.
+        top_k: how many pairs are looked at; a query can be among them with several classes. With the rule of
+            transformers as many as there are queries.
         threshold: lowest score that is kept; never a score of 0.
         mask_threshold: a mask is where its probability is above this.
         as_map: return a map instead of the masks.
         label_ids_to_fuse: classes (stuff) that have no instances. None: none.
         max_mask_iou: of two masks of one class with an IoU above this the better stays. 1: all stay.
         max_hole_share, min_fragment_share: as for [`panoptic_segments`]; scores stay those of the masks before.
+        rule: whose maps, see the head of this file.
 
     Returns:
         masks: (n, H, W) bool, best score first, none empty; or a map (H, W) int32 of the `id` of the best instance at
@@ -353,18 +457,19 @@ def instance_segments(
     clean_up = dict(max_mask_iou=max_mask_iou, max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     _check_fractions(**clean_up)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    maps = maps_of(mask_logits, padded_size, valid_size, target_size)
+    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
-    stuff = checked_label_ids(label_ids_to_fuse or ())
-    class_probs = class_probs[:, :-1].index_fill(
-        1, torch.tensor(stuff, dtype=torch.int64, device=class_probs.device), 0.0
-    )
+    stuff = torch.tensor(checked_label_ids(label_ids_to_fuse or ()), dtype=torch.int64, device="cpu")
+    class_probs = class_probs[:, :-1]
+    if rule == "exact":  # before the best are taken, so that they are instances
+        class_probs = class_probs.index_fill(1, stuff.to(class_probs.device), 0.0)
     pair_scores, pairs = class_probs.flatten().sort(descending=True, stable=True)
+    top_k = len(class_probs) if rule == "transformers" else top_k
     pair_scores, pairs = pair_scores[:top_k].cpu(), pairs[:top_k].cpu()
     # The mask's factor can only lower a score. What has no probability at all is no instance, whatever the threshold.
-    possible = (pair_scores >= threshold) & (pair_scores > 0)
+    possible = (pair_scores >= threshold) & (pair_scores > 0) & ~torch.isin(pairs % num_labels, stuff)
     pair_scores, pairs = pair_scores[possible], pairs[possible]
     queries, mask_of_pair = (pairs // num_labels).unique(return_inverse=True)
     mask_logits = mask_logits[queries.to(mask_logits.device)]  # (n, h, w)
@@ -421,6 +526,7 @@ class OutputMapsMixin:
         target_sizes: TargetSizes = None,
         return_segmentation_scores: bool = False,
         score_threshold: float | None = None,
+        rule: Rule | None = None,
     ) -> list[Tensor] | list[SemanticSegmentationPostProcessorOutput]:
         """Class of each pixel.
 
@@ -431,6 +537,8 @@ class OutputMapsMixin:
             score_threshold: a pixel whose highest class score is not above this is of no class, -1. None: as saved,
                 else 0.5 for a model with one class, which would fill the map, and 0 for others: each pixel has a class.
                 Without effect on per-pixel models.
+            rule: "exact", "transformers" or "paper": whose maps, see the head of this file. None: as saved, else the
+                image processor's `compatibility`. With it change the options that are not given.
 
         Returns:
             One (H, W) int64 map an image, or, with scores, one record with `segmentation` (H, W) and
@@ -439,9 +547,14 @@ class OutputMapsMixin:
         pairs = not classifies_pixels(outputs)
         to_map: Any = per_pixel_map
         if pairs:
-            to_map = partial(semantic_map, **self.task_options("semantic", outputs, score_threshold=score_threshold))
+            options = self.task_options("semantic", outputs, score_threshold=score_threshold, rule=rule)
+            to_map = partial(semantic_map, **options)
         maps: list[Any] = []
-        for *logits, sizes in _images(outputs, target_sizes, pairs):
+        images: Any = _images(outputs, target_sizes, pairs)
+        if getattr(outputs, "patch_offsets", None) is not None:
+            images = _windowed_images(outputs, target_sizes)
+            to_map = partial(map_of_windows, **options)
+        for *logits, sizes in images:
             result = to_map(*logits, **sizes, return_scores=return_segmentation_scores)
             if return_segmentation_scores:
                 fields = zip(("segmentation", "segmentation_scores"), result, strict=True)
@@ -463,6 +576,7 @@ class OutputMapsMixin:
         max_mask_iou: float | None = None,
         max_hole_share: float | None = None,
         min_fragment_share: float | None = None,
+        rule: Rule | None = None,
     ) -> list[dict[str, Any]]:
         """Scored instances, which may overlap.
 
@@ -478,6 +592,7 @@ class OutputMapsMixin:
                 all stay, as in the paper's code.
             max_hole_share: holes of a mask of at most this part of its area are filled; 0: none.
             min_fragment_share: parts of a mask with less than this part of its area are dropped; 0: none.
+            rule: as for semantic maps.
 
         Returns:
             For each image `segments_info` (id from 0, label_id, was_fused, score, area; best score first) and
@@ -494,6 +609,7 @@ class OutputMapsMixin:
             max_mask_iou=max_mask_iou,
             max_hole_share=max_hole_share,
             min_fragment_share=min_fragment_share,
+            rule=rule,
         )
         stuff = self._stuff(label_ids_to_fuse)
         results = []
@@ -522,6 +638,7 @@ class OutputMapsMixin:
         target_sizes: TargetSizes = None,
         max_hole_share: float | None = None,
         min_fragment_share: float | None = None,
+        rule: Rule | None = None,
     ) -> list[dict[str, Any]]:
         """Segments that do not overlap (paper, Section 3.4).
 
@@ -536,6 +653,7 @@ class OutputMapsMixin:
                 become its own; 0: none.
             min_fragment_share: parts of a segment, not of stuff, with less than this part of its area are dropped; 0:
                 none.
+            rule: as for semantic maps.
 
         Returns:
             For each image `segmentation`, an (H, W) int32 map of ids, 0 where there is no segment, and
@@ -554,6 +672,7 @@ class OutputMapsMixin:
             overlap_mask_area_threshold=overlap_mask_area_threshold,
             max_hole_share=max_hole_share,
             min_fragment_share=min_fragment_share,
+            rule=rule,
         )
         results = []
         for *logits, sizes in _images(outputs, target_sizes):
@@ -577,8 +696,18 @@ def classifies_pixels(outputs: Any) -> bool:
 
 
 def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
-    """For each image its logits, then the keyword arguments of all functions in post_processing.py."""
+    """For each image its logits, then the keyword arguments of all functions in post_processing.py.
+
+    Of an image in windows the pairs of all its windows, whose masks are empty beyond their window.
+    """
     give_back_memory()
+    if getattr(outputs, "patch_offsets", None) is not None:
+        for windows, sizes in _windowed_images(outputs, target_sizes):
+            size = sizes["size"]
+            masks = [window.pasted(size) for window in windows]
+            whole = {"padded_size": size, "valid_size": size, "target_size": sizes["target_size"]}
+            yield torch.cat([window.logits[0] for window in windows]), torch.cat(masks), whole
+        return
     names = ("class_queries_logits", "masks_queries_logits") if pairs else ("logits",)
     logits: list[Any] = [getattr(outputs, name, None) for name in names]
     if any(tensor is None for tensor in logits):
@@ -600,6 +729,54 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     for i in range(count):
         sizes = {"padded_size": padded[i], "valid_size": valid[i], "target_size": target[i]}
         yield *(tensor[i] for tensor in logits), sizes
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of an image that the network saw: its pairs, sizes as for [`semantic_map`], and its place (rows, columns)
+    in the image."""
+
+    logits: tuple[Tensor, Tensor]
+    sizes: dict[str, Any]
+    place: tuple[slice, slice]
+
+    def pasted(self, size: Size) -> Tensor:
+        """Mask logits (N, *size), far below 0 beyond the window."""
+        logits = self.logits[1].detach().float()
+        masks = logits.new_full((len(logits), *size), OUTSIDE)
+        maps = PlainMaps(ResizeGeometry.checked(logits, **self.sizes))
+        masks[(slice(None), *self.place)] = maps.to_padded_size(logits)
+        return masks
+
+
+def _windowed_images(outputs: Any, target_sizes: TargetSizes) -> Iterator[tuple[list[Window], dict[str, Any]]]:
+    """For each image its windows, its `size` as they were cut out of it, and its `target_size`."""
+    give_back_memory()
+    offsets = [tuple(offset) for offset in plain(outputs.patch_offsets)]
+    sizes: Any = {n: _size_list(getattr(outputs, f"{n}s", None)) for n in ("padded_size", "valid_size")}
+    target, original = _size_list(target_sizes), _size_list(getattr(outputs, "original_sizes", None))
+    shapes: Any = original or target  # which side is longer
+    targets: Any = target or original
+    count = 1 + max(image for image, *_ in offsets)
+    if len(offsets) != len(outputs.class_queries_logits) or any(s and len(s) != count for s in (target, original)):
+        raise ValueError(
+            f"{len(outputs.class_queries_logits)} outputs of {len(offsets)} windows (patch_offsets) of {count} images; "
+            "target_sizes and original_sizes are those of images."
+        )
+    for i in range(count):
+        windows, size = [], (0, 0)
+        for place, (image, start, end) in enumerate(offsets):
+            if image != i:
+                continue
+            square = (end - start, end - start)  # of a window of other models, which do not say
+            seen = {name: square if known is None else known[place] for name, known in sizes.items()}
+            height, width = seen["valid_size"]
+            tall = bool(shapes) and shapes[i][0] > shapes[i][1]
+            rows, columns = (slice(start, end), slice(width)) if tall else (slice(height), slice(start, end))
+            size = (max(size[0], rows.stop), max(size[1], columns.stop))
+            logits = (outputs.class_queries_logits[place], outputs.masks_queries_logits[place])
+            windows.append(Window(logits, {**seen, "target_size": seen["valid_size"]}, (rows, columns)))
+        yield windows, {"size": size, "target_size": targets[i] if targets else size}
 
 
 def _stride_multiple(size: tuple[int, int], cells: tuple[int, ...]) -> tuple[int, int]:

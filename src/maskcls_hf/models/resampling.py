@@ -12,9 +12,17 @@ from transformers.image_transforms import get_size_with_aspect_ratio
 from transformers.image_utils import SizeDict, get_image_size_for_max_height_width
 
 
-def resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]:
-    """Height and width of an image after resizing; never below 1."""
-    if size.shortest_edge or size.longest_edge:
+def resized_size(image_size: tuple[int, int], size: SizeDict, rounding: str = "down") -> tuple[int, int]:
+    """Height and width of an image after resizing; never below 1.
+
+    Args:
+        rounding: of the edge that follows from the other, "down" as transformers or "nearest" as EoMT's code.
+    """
+    if rounding == "nearest" and (size.shortest_edge or size.longest_edge):
+        shortest = size.shortest_edge or math.inf
+        factor = min(shortest / min(image_size), (size.longest_edge or math.inf) / max(image_size))
+        new_size = (round(image_size[0] * factor), round(image_size[1] * factor))
+    elif size.shortest_edge or size.longest_edge:
         # without a shortest edge the longest decides: any larger number does
         shortest = size.shortest_edge or max(image_size) * (size.longest_edge or 1)
         new_size = get_size_with_aspect_ratio(image_size, shortest, size.longest_edge)
@@ -28,6 +36,13 @@ def resized_size(image_size: tuple[int, int], size: SizeDict) -> tuple[int, int]
             f"got {dict(size)}."
         )
     return max(1, new_size[0]), max(1, new_size[1])
+
+
+def windows_along(length: int, window: int) -> list[tuple[int, int]]:
+    """First pixel and end of as few windows as cover an axis, evenly spread; the last one ends at the edge."""
+    count, last = max(1, math.ceil(length / window)), max(0, length - window)
+    starts = [i * last // max(count - 1, 1) for i in range(count)]
+    return [(start, min(start + window, length)) for start in starts]
 
 
 def padded_sizes(

@@ -210,15 +210,16 @@ def try_evaluation(run: Run) -> None:
     """
     batch = run.eval_collator([run.eval_data[0]])
     cells = [max(1, length // 4) for length in batch["pixel_values"].shape[-2:]]
-    classes = len(run.model.config.id2label)
+    classes, number = len(run.model.config.id2label), len(batch["pixel_values"])
     sizes = image_sizes(batch["pixel_values"], batch.get("pixel_mask"))
     sizes["original_sizes"] = batch.get("original_sizes")
     if run.recipe.model.kind == "per_pixel":
         outputs: Any = PerPixelForSemanticSegmentationOutput(logits=torch.zeros(1, classes, *cells), **sizes)
     else:
         outputs = MaskClsForUniversalSegmentationOutput(
-            class_queries_logits=torch.zeros(1, 1, classes + 1),
-            masks_queries_logits=torch.zeros(1, 1, *cells),
+            class_queries_logits=torch.zeros(number, 1, classes + 1),
+            masks_queries_logits=torch.zeros(number, 1, *cells),
+            patch_offsets=batch.get("patch_offsets"),
             **sizes,
         )
     run.evaluator.measure(outputs, batch["ground_truth"])
@@ -268,8 +269,11 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     """For training, and for evaluation."""
     compact: dict[str, Any] = {} if recipe.model.kind == "per_pixel" else {"label_format": "segment_map"}
     resize = recipe.evaluation.crop is None and bool(image_processor.do_resize)
+    # Crops are of their own size: neither in windows nor, unless the recipe says so, padded as whole images are.
+    cropped: dict[str, Any] = {"do_resize": False, "do_split_image": False}
+    cropped |= {} if "pad_size" in recipe.image_processor else {"pad_size": None}
     return (
-        MaskClsCollator(image_processor, do_resize=False, **compact),
+        MaskClsCollator(image_processor, **cropped, **compact),
         MaskClsCollator(image_processor, keep_ground_truth=True, do_resize=resize, **compact),
     )
 
