@@ -114,6 +114,15 @@ def test_a_pipeline_of_windows(folders):
         assert (pil_to_tensor(record["mask"]) > 0).sum() == info["area"]
 
 
+@pytest.mark.parametrize("name", ["windows", "square"])
+def test_other_sizes_of_images(name, folders):
+    """Several scales, tiles, and pixels enlarged: the square goes with its size, windows with theirs."""
+    for options in ({"scales": (0.5, 1.0, 1.5)}, {"enlarge": 2.0}, {"tile": 64}):
+        predict = Predictor.from_pretrained(folders[name], task="semantic", **options)
+        for found, size in zip(predict(images()), IMAGES, strict=True):
+            assert found["segmentation"].shape == size and found["segmentation"].min() >= 0
+
+
 def test_maps_of_segments_are_of_images(folders):
     """Not of windows: one list entry an image, of its size, with what each of its windows sees."""
     _, _, processor, found = outputs_of(folders["windows"])

@@ -260,7 +260,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         for name in options:
             if name not in self.valid_kwargs.__annotations__:
                 raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
+        if options.get("size") is not None and self._pads_to_size:
+            options.setdefault("pad_size", None)
         return super().preprocess(images, segmentation_maps, instance_id_to_semantic_id, class_labels, **options)
+
+    @property
+    def _pads_to_size(self) -> bool:
+        """Whether `pad_size` is the square that images are resized to, as EoMT's, and so goes with that size alone."""
+        size, pad_size = dict(self.size or {}), dict(getattr(self, "pad_size", None) or {})
+        return {*pad_size.values()} == {size.get("shortest_edge")} == {size.get("longest_edge")}
 
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
