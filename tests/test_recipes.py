@@ -19,6 +19,7 @@ from maskcls_hf.data.transforms import TrainTransform
 from maskcls_hf.training import MaskAnnealing, annealing_intervals
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
+from maskcls_hf.training.run import build_collators
 from original_checkpoints import KEYS
 from samples import sample_of
 
@@ -291,7 +292,15 @@ def test_recipes_of_eomt(name, tmp_path):
     assert recipe.image_processor["size"]["shortest_edge"] == side
     assert recipe.evaluation.tasks == [{"mean_iou": "semantic", "pq": "panoptic", "ap": "instance"}[metric]]
     assert (recipe.evaluation.threshold, recipe.evaluation.overlap_threshold) == (0.8, 0.8)
-    assert build_image_processor(recipe, pretrained=False, num_labels=classes_).label_format == "segments"
+    processor = build_image_processor(recipe, pretrained=False, num_labels=classes_)
+    train, evaluation = build_collators(recipe, processor)
+    one = sample(90, 120)
+    assert train([one])["pixel_values"].shape == (1, 3, side, side)
+    windows = evaluation([one])["pixel_values"]
+    assert windows.shape == (2 if is_semantic else 1, 3, side, side)
+    black = (-torch.tensor(processor.image_mean) / torch.tensor(processor.image_std))[:, None]
+    if not is_semantic:  # as the code pads
+        torch.testing.assert_close(windows[0, :, -1], black.expand(-1, side))
     assert transform_of(recipe).options
     # The network.
     network = meta_model(recipe, classes_)
