@@ -262,8 +262,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     @classmethod
     def require_readable(cls, config_dict: dict[str, Any], where: Any) -> None:
         """Raise `ValueError` for a configuration of models of another kind, whose weights would find no place."""
-        model_type = config_dict.get("model_type") or cls.model_type
         own = [name for base in cls.__mro__ if (name := getattr(base, "model_type", ""))]
+        model_type = config_dict.get("model_type") or own[0]
         known = [*dict.fromkeys(own), *(CONFIG_READERS if MaskClsConfig.model_type in own else ())]
         if model_type not in known:
             raise ValueError(

@@ -107,7 +107,8 @@ class UpscaleBlock(nn.Sequential):
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False),
             PixelNorm(channels, eps=1e-6),
         )
-        self[0].init_as_torch = self[2].init_as_torch = True  # as in EoMT's code
+        for layer in (self[0], self[2]):
+            layer.init_as_torch = True  # type: ignore[assignment]  # as in EoMT's code
 
 
 class EncoderOnly(nn.Module):

@@ -258,7 +258,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         """Frequencies of rotary positions stay in float32 where weights become half: x.5 has no place in bfloat16."""
-        tables = [(m, m.inv_freq) for m in self.modules() if isinstance(getattr(m, "inv_freq", None), Tensor)]
+        modules: list[Any] = [*self.modules()]
+        tables = [(m, m.inv_freq) for m in modules if isinstance(getattr(m, "inv_freq", None), Tensor)]
         super()._apply(fn, *args, **kwargs)
         for module, frequencies in tables:
             if module.inv_freq.dtype != frequencies.dtype:
@@ -310,7 +311,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             if isinstance(module, SamplingOffsets):
                 init.copy_(module.bias, module.initial_bias())
         elif isinstance(module, nn.Linear) or getattr(module, "init_as_torch", False):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # type: ignore[arg-type]
             if module.bias is not None:
                 uniform_bias(module)
         elif isinstance(module, QueryTable):
