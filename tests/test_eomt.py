@@ -328,6 +328,16 @@ def test_a_model_becomes_theirs(family, probability, tmp_path):
         torch.testing.assert_close(again[name], expected[name], rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_masks_that_do_not_hold_in_evaluation_become_none():
+    vit = Dinov2Config(hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
+    model = ours_of(vit, mask_probabilities=[1.0, 1.0], masks_in_evaluation=False)
+    back, pixel_values = to_transformers(model), torch.randn(1, 3, 64, 64)
+    assert back.attn_mask_probs.tolist() == [0.0, 0.0]
+    expected, found = model(pixel_values).masks_queries_logits, back(pixel_values).masks_queries_logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_there_and_back(family, tmp_path):
     """The same weights, and the same configuration."""

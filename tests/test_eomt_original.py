@@ -31,7 +31,7 @@ class PapersEoMT(nn.Module):
         self.encoder.backbone = vit
         self.encoder.register_buffer("pixel_mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1))
         self.encoder.register_buffer("pixel_std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1))
-        self.register_buffer("attn_mask_probs", torch.zeros(2))
+        self.register_buffer("attn_mask_probs", torch.tensor([1.0, 0.5]))
         self.q = nn.Embedding(9, SIZE)
         self.class_head = nn.Linear(SIZE, 4)
         layers = [nn.Linear(SIZE, SIZE), nn.GELU(), nn.Linear(SIZE, SIZE), nn.GELU(), nn.Linear(SIZE, SIZE)]
@@ -88,7 +88,8 @@ def test_equals_the_papers_network(kind, tmp_path):
     model = from_original(tmp_path / "last.ckpt", num_attention_heads=4, id2label=CLASSES)
     config = model.config
     assert (config.architecture, config.query_blocks, config.upscale_blocks) == ("encoder_only", 2, 1)
-    assert (config.num_queries, config.id2label, config.mask_probabilities) == (9, CLASSES, [0.0, 0.0])
+    assert (config.num_queries, config.id2label, config.mask_probabilities) == (9, CLASSES, [1.0, 0.5])
+    assert not config.masks_in_evaluation  # the flag of the paper's evaluation
     assert (config.loss_points, config.mask_loss, config.mask_weight) == (12544, "cross_entropy", 5.0)
     pixel_values = torch.randn(2, 3, 64, 64)
     classes, masks = network(pixel_values)

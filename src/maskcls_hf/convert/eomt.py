@@ -191,7 +191,9 @@ def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(OWN_HEADS)}
     with torch.device("meta"):
         theirs = model_of_config(model.config)
+    # Theirs hold in evaluation too.
     probabilities = torch.tensor(model.config.mask_probabilities, dtype=model.dtype, device=model.device)
+    probabilities = probabilities * model.config.masks_in_evaluation
     state = {"attn_mask_probs": probabilities}
     used = set()
     positions = own.get(f"{VIT}.embeddings.position_embeddings")

@@ -21,7 +21,7 @@ from .original_eomt import from_original_eomt, is_eomt
 from .original_names import PIXEL_DECODER, PREDICTOR, our_names, parameters
 
 MASK2FORMER = PARTS | dict(
-    cross_entropy_weight=2.0, mask_weight=5.0, dice_weight=5.0, loss_points=12544, dropout=0.0
+    cross_entropy_weight=2.0, mask_weight=5.0, dice_weight=5.0, loss_points=12544
 )  # fmt: skip
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
 

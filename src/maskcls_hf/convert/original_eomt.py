@@ -76,6 +76,7 @@ def from_original_eomt(
     fields = config_from_eomt(theirs.to_dict()) | {
         "mask_probabilities": probabilities.tolist(),
         "compatibility": "paper",
+        "masks_in_evaluation": False,  # a flag there, off in its evaluation, whatever the probabilities
     }
     fields = {name: value for name, value in fields.items() if name not in ("dtype", "label2id")}
     fields["query_blocks"] = len(probabilities)

@@ -131,7 +131,8 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         encoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
         decoder_layers (`int`, defaults to 6): transformer decoder layers (Section 4.1).
         decoder_ffn_dim (`int`, defaults to 2048): their feed-forward size (as DETR).
-        dropout (`float`, defaults to 0.1): dropout of the transformer layers (as DETR).
+        dropout (`float`, *optional*): dropout of the transformer layers. None: 0.1 (as DETR), or 0 with the
+            `compatibility` `"paper"` and `"masked_attention"`, as in Mask2Former's code.
         fpn_feature_size (`int`, defaults to 256): channels of the pixel decoder (Section 4.1).
         mask_feature_size (`int`, defaults to 256): C_E, channels of per-pixel and mask embeddings (Section 4.1).
         mask_kernel_size (`int`, defaults to 3): kernel of the convolution that makes the per-pixel embeddings; odd.
@@ -168,7 +169,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     encoder_ffn_dim: int = 2048
     decoder_layers: int = 6
     decoder_ffn_dim: int = 2048
-    dropout: float | int = 0.1
+    dropout: float | int | None = None
     fpn_feature_size: int = 256
     mask_feature_size: int = 256
     mask_kernel_size: int = 3
@@ -247,6 +248,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
         if self.attend_to_padding is None:
             self.attend_to_padding = getattr(self, "compatibility", "exact") != "exact"
+        if self.dropout is None:
+            of_mask2former = (getattr(self, "compatibility", ""), self.transformer_decoder)
+            self.dropout = 0.0 if of_mask2former == ("paper", "masked_attention") else 0.1
         check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
@@ -286,6 +290,8 @@ class MaskClsConfig(SegmentationNetworkConfig):
         upscale_blocks (`int`, defaults to 2): each doubles the patches before masks are made of them.
         mask_probabilities (`list[float]`, *optional*): for each of the `query_blocks` the probability that a query sees
             the patches of its mask only; annealed from 1 to 0 in training. None: 0.
+        masks_in_evaluation (`bool`, defaults to `True`): whether they hold in evaluation too, as in transformers and in
+            EoMT's code during training; `False`: no masks there, whatever the probabilities.
         matching (`str`, defaults to `"bipartite"`):
             How predictions are assigned to ground-truth segments: `"bipartite"`, or `"fixed"` with query k for class
             k and `num_queries == num_labels` (paper Section 3.2); `"box"`, by predicted boxes as DETR, for which the
@@ -345,6 +351,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
     query_blocks: int = 4
     upscale_blocks: int = 2
     mask_probabilities: Any = None
+    masks_in_evaluation: bool = True
     matching: str = "bipartite"
     cross_entropy_weight: float | int = 1.0
     mask_weight: float | int = 20.0
@@ -404,7 +411,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
             check_number(self, "loss_points", integer=True, minimum=1)
         check_number(self, "loss_oversampling", minimum=1)
         check_number(self, "loss_importance", minimum=0, maximum=1)
-        for name in ("query_priors", "output_auxiliary_logits", "exclusive_masks"):
+        for name in ("masks_in_evaluation", "query_priors", "output_auxiliary_logits", "exclusive_masks"):
             check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(

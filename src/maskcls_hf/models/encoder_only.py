@@ -107,6 +107,7 @@ class UpscaleBlock(nn.Sequential):
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False),
             PixelNorm(channels, eps=1e-6),
         )
+        self[0].init_as_torch = self[2].init_as_torch = True  # as in EoMT's code
 
 
 class EncoderOnly(nn.Module):
@@ -178,6 +179,8 @@ class EncoderOnly(nn.Module):
                 tokens = torch.cat([queries.to(tokens.dtype), tokens], 1)  # (B, T, C)
             if number >= first:
                 probability = self.config.mask_probabilities[number - first]
+                if not (self.training or self.config.masks_in_evaluation):
+                    probability = 0.0
                 if every_block or probability > 0:
                     self.add_prediction(output, tokens, grid)
                 if probability > 0:

@@ -71,6 +71,9 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Pad to this height and width instead of those of the largest image of the batch.
     pad_value (`int`, *optional*):
         Of the padding, on the scale of the images: 0 is black. `None`: 0 after normalization, the mean color.
+    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
+        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
+        Mask2Former's code; else they are left out.
     void_id (`int`, *optional*, defaults to 255):
         Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
@@ -105,6 +108,7 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     image_fit: str | None
     size_divisor: int | None
     pad_value: int | None
+    keep_emptied_targets: bool
     void_id: int | None
     label_offset: int
     num_labels: int | None
@@ -144,6 +148,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     do_pad = True
     size_divisor = 32
     pad_value = None
+    keep_emptied_targets = False
     void_id = 255
     label_offset = 0
     num_labels = None
@@ -248,9 +253,9 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out. With `do_split_image` B counts windows (but for `original_sizes`), and
-            `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along the longer side.
-            `return_tensors=None`: lists of tensors.
+            resizing are left out, unless `keep_emptied_targets`. With `do_split_image` B counts windows (but for
+            `original_sizes`), and `patch_offsets` (B, 3) int64 has the image of each, its first pixel and its end along
+            the longer side. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
@@ -401,7 +406,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 targets = {"labels": of_image.semantic_targets(padded[i], *known, resized[i].device)}
             else:
                 as_map = options["label_format"] == "segment_map"
-                targets = of_image.targets(padded[i], as_map, resized[i].device)
+                keep_emptied = options["keep_emptied_targets"]
+                targets = of_image.targets(padded[i], as_map, resized[i].device, keep_emptied)
             for name, target in targets.items():
                 data.setdefault(name, []).append(target)
         return _batch_feature(data, return_tensors)

@@ -286,7 +286,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
-        queries, torch's own defaults for the segmentation module."""
+        queries, torch's own defaults for the segmentation module and for EoMT's upscaling."""
         # Only by the module that owns a parameter: transformers skips modules without one in code outside its package.
         if isinstance(module, XavierLinear):
             init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std * module.gain)
@@ -299,9 +299,10 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
             if isinstance(module, SamplingOffsets):
                 init.copy_(module.bias, module.initial_bias())
-        elif isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear) or getattr(module, "init_as_torch", False):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            uniform_bias(module)
+            if module.bias is not None:
+                uniform_bias(module)
         elif isinstance(module, QueryTable):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
@@ -330,9 +331,10 @@ def is_initialized(module: Any) -> bool:
     )
 
 
-def uniform_bias(linear: nn.Linear) -> None:
-    bound = 1 / math.sqrt(linear.in_features)
-    init.uniform_(linear.bias, -bound, bound)
+def uniform_bias(module: Any) -> None:
+    """As torch does, by the number of inputs."""
+    bound = 1 / math.sqrt(module.weight[0].numel())
+    init.uniform_(module.bias, -bound, bound)
 
 
 class MaskClsPixelLevelModel(MaskClsPreTrainedModel):

@@ -137,6 +137,8 @@ class PlainMaps:
     def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
         """(H, W) int32: 1 + the index of the first mask that has the pixel, 0 where none has it."""
         masks = self.masks(mask_logits, mask_logit)
+        if not len(masks):
+            return torch.zeros(self.sizes.target, dtype=torch.int32, device=masks.device)
         return torch.where(masks.any(0), masks.int().argmax(0) + 1, 0).int()
 
     def own_winners(self, winners: Tensor, mask_logits: Tensor, mask_logit: float) -> Tensor:

@@ -383,25 +383,30 @@ class Segments:
     # -- ways out --------------------------------------------------------------------------------------------------
 
     def targets(
-        self, padded_size: tuple[int, int], as_map: bool = False, device: torch.device | str = "cpu"
+        self,
+        padded_size: tuple[int, int],
+        as_map: bool = False,
+        device: torch.device | str = "cpu",
+        keep_emptied: bool = False,
     ) -> dict[str, Tensor]:
         """What a model trains on: `mask_labels` (M', *padded_size) bool, `class_labels` (M',), `void_mask`.
 
-        Segments without a pixel are left out, crowds and unlabeled pixels are void, padding is neither.
+        Segments without a pixel are left out unless `keep_emptied`, crowds and unlabeled pixels are void, padding is
+        neither.
 
         Args:
             as_map: `mask_labels` (*padded_size) int32, the place of each pixel's segment, -1 in none, unless segments
                 overlap.
         """
         if not self.is_map:
-            found = self._targets_of_stack(padded_size, device)
+            found = self._targets_of_stack(padded_size, device, keep_emptied)
             masks = found["mask_labels"]
             return found | {"mask_labels": _as_map(masks)} if as_map and not _overlap(masks) else found
         runs = self.runs
         is_there = np.zeros(len(self) + 2, dtype=bool)
         is_there[runs.values] = True  # the last two places: NO_SEGMENT and VOID
         crowd = as_array(self.is_crowd)
-        kept = is_there[:-2] & ~crowd
+        kept = (is_there[:-2] | keep_emptied) & ~crowd
         number = int(kept.sum())
         class_labels = self.class_labels[torch.from_numpy(kept)].to(device)
         void_mask = torch.zeros(padded_size, dtype=torch.bool, device=device)
@@ -420,10 +425,12 @@ class Segments:
         torch.eq(pixels, torch.arange(number, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1), out=inside)
         return dict(mask_labels=masks, class_labels=class_labels, void_mask=void_mask)
 
-    def _targets_of_stack(self, padded_size: tuple[int, int], device: torch.device | str) -> dict[str, Tensor]:
+    def _targets_of_stack(
+        self, padded_size: tuple[int, int], device: torch.device | str, keep_emptied: bool
+    ) -> dict[str, Tensor]:
         """A crowd or unlabeled pixels mark void where no segment covers them."""
         stack, crowd = self.stack.to(device), self.is_crowd.to(device)
-        kept = ~crowd & stack.flatten(1).any(1)
+        kept = ~crowd & (stack.flatten(1).any(1) | keep_emptied)
         masks, void = stack[kept], stack[crowd].any(0)
         if self.void is not None:
             void |= self.void.to(device)

@@ -271,7 +271,10 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     resize = recipe.evaluation.crop is None and bool(image_processor.do_resize)
     # Crops are of their own size: neither in windows nor, unless the recipe says so, padded as whole images are.
     cropped: dict[str, Any] = {"do_resize": False, "do_split_image": False}
-    cropped |= {} if "pad_size" in recipe.image_processor else {"pad_size": None}
+    if "pad_size" not in recipe.image_processor:
+        cropped["pad_size"] = None
+    if image_processor.compatibility == "paper" and image_processor.pad_value is None:
+        cropped["pad_value"] = 128  # gray, of training alone
     return (
         MaskClsCollator(image_processor, **cropped, **compact),
         MaskClsCollator(image_processor, keep_ground_truth=True, do_resize=resize, **compact),
