@@ -91,7 +91,8 @@ def processor_to_transformers(
             f"{name} does not keep inference_defaults: give these options where you use it: "
             f"{processor.inference_defaults}."
         )
-    if processor.do_resize and processor.size_divisor:
+    stretches = (processor.image_fit or processor.compatibility) in ("stretch", "transformers")
+    if processor.do_resize and processor.size_divisor and not stretches:
         logger.warning(
             f"{name} resizes images to multiples of size_divisor, where ours keeps their aspect ratio and pads: maps "
             "differ slightly."

@@ -67,9 +67,6 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Pad to this height and width instead of those of the largest image of the batch.
     pad_value (`int`, *optional*):
         Of the padding, on the scale of the images: 0 is black. `None`: 0 after normalization, the mean color.
-    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
-        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
-        Mask2Former's code; else they are left out.
     void_id (`int`, *optional*, defaults to 255):
         Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
@@ -79,6 +76,9 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_format (`str`, *optional*, defaults to `"segments"`):
         `"segments"`: `mask_labels`, `class_labels`, `void_mask`. `"segment_map"`: the same in few bytes, each image's
         `mask_labels` a map of places. `"semantic"`: `labels`, one class id a pixel.
+    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
+        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
+        Mask2Former's code; else they are left out.
     label_ids_to_fuse (`list[int]`, *optional*):
         Classes without instances (stuff): panoptic post-processing makes one segment of each.
     do_autocontrast (`bool`, *optional*, defaults to `False`):
@@ -98,11 +98,11 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     image_fit: str | None
     size_divisor: int | None
     pad_value: int | None
-    keep_emptied_targets: bool
     void_id: int | None
     label_offset: int
     num_labels: int | None
     label_format: str
+    keep_emptied_targets: bool
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
     do_flip_channel_order: bool
@@ -136,11 +136,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     do_pad = True
     size_divisor = 32
     pad_value = None
-    keep_emptied_targets = False
     void_id = 255
     label_offset = 0
     num_labels = None
     label_format = "segments"
+    keep_emptied_targets = False
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
@@ -239,7 +239,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             `label_format="segment_map"`, `mask_labels` are B maps (H, W) int32, the place of each pixel's segment in
             `class_labels` and -1 in none (overlapping masks stay a stack). For `label_format="semantic"` only
             `labels` (B, H, W) int64 with `void_id` at void and padded pixels. Segments without a pixel after
-            resizing are left out, unless `keep_emptied_targets`. `return_tensors=None`: lists of tensors.
+            resizing are left out. `return_tensors=None`: lists of tensors.
 
         Raises:
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,

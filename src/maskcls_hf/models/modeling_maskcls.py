@@ -294,7 +294,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             if isinstance(module, SamplingOffsets):
                 init.copy_(module.bias, module.initial_bias())
         elif isinstance(module, nn.Linear) or getattr(module, "init_as_torch", False):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # type: ignore[arg-type]
             if module.bias is not None:
                 uniform_bias(module)
         elif isinstance(module, QueryTable):
