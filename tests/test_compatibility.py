@@ -11,9 +11,11 @@ from transformers import (
     MaskFormerImageProcessor,
 )
 
-from maskcls_hf import MaskClsConfig, MaskClsImageProcessor
+from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.convert.maskformer import config_from_maskformer
+from maskcls_hf.inference import Predictor
 from maskcls_hf.models.modeling_maskcls import MaskClsForUniversalSegmentationOutput
+from test_mask2former import SIZES, theirs_with
 from tiny import maskcls_config, resnet
 
 TARGET = (90, 130)
@@ -260,3 +262,47 @@ class TestMaps:
                 maps(exact, rule="detectron")
         with pytest.raises(ValueError, match="rule='detectron' must be one of"):
             MaskClsImageProcessor(inference_defaults={"panoptic": {"rule": "detectron"}})(torch.zeros(3, 40, 40))
+
+
+def test_a_folder_of_transformers_gives_the_maps_of_transformers(tmp_path):
+    """With one line, no option given; and the exact maps where these are asked for."""
+    theirs = theirs_with(resnet(), **SIZES)
+    torch.manual_seed(0)
+    with torch.no_grad():  # so that there are segments
+        theirs.class_predictor.weight.normal_(std=1 / 3)
+        theirs.class_predictor.bias.zero_()
+    theirs.save_pretrained(tmp_path)
+    Mask2FormerImageProcessor(size={"shortest_edge": 90, "longest_edge": 200}).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    images = [F.interpolate(torch.rand(1, 3, 6, 8), size, mode="bicubic")[0] for size in ((75, 100), (120, 91))]
+    images = [(image.clamp(0, 1) * 255).byte() for image in images]
+    sizes = [tuple(image.shape[1:]) for image in images]
+    their_processor = Mask2FormerImageProcessor.from_pretrained(tmp_path)
+    for i, image in enumerate(images):
+        with torch.no_grad():
+            outputs = theirs(**their_processor(image, return_tensors="pt"))
+        (semantic,) = their_processor.post_process_semantic_segmentation(
+            outputs, [sizes[i]], return_segmentation_scores=True
+        )
+        (panoptic,) = their_processor.post_process_panoptic_segmentation(
+            outputs, target_sizes=[sizes[i]], label_ids_to_fuse=set()
+        )
+        assert panoptic["segments_info"]
+        predictor = Predictor.from_pretrained(tmp_path)
+        (scores,) = predictor._scores(predictor._outputs([image]))
+        assert semantic["segmentation_scores"].std() > 0.01
+        torch.testing.assert_close(scores, semantic["segmentation_scores"], rtol=0, atol=1e-4)
+        found = predictor(image, task="semantic")["segmentation"]
+        assert (found != semantic["segmentation"]).float().mean() < 1e-3
+        found = predictor(image, task="panoptic")
+        assert len(found["segments_info"]) == len(panoptic["segments_info"])
+        assert (found["segmentation"] != panoptic["segmentation"].clamp(min=0)).float().mean() < 2e-3
+    exact = Predictor(
+        MaskClsForUniversalSegmentation.from_pretrained(tmp_path, compatibility="exact"),
+        MaskClsImageProcessor.from_pretrained(tmp_path, compatibility="exact"),
+    )
+    new = Predictor(exact.model, MaskClsImageProcessor(size={"shortest_edge": 90, "longest_edge": 200}))
+    assert not exact.model.config.attend_to_padding
+    for task in ("semantic", "panoptic", "instance"):
+        for one, other in zip(exact(images, task=task), new(images, task=task), strict=True):
+            assert torch.equal(one["segmentation"], other["segmentation"])

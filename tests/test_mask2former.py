@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
-from maskcls_hf.convert import from_original, save_as_transformers, to_transformers
+from maskcls_hf.convert import from_original, save_as_transformers, save_from_original, to_transformers
 from maskcls_hf.convert.mask2former import CONFIG_FIELDS, config_from_mask2former, config_to_mask2former
 from maskcls_hf.convert.maskformer import rename
 from maskcls_hf.convert.original_names import swin_modules
@@ -233,6 +233,8 @@ def test_the_mask_of_an_attention_is_the_resized_mask():
 
 @pytest.mark.parametrize("backbone", [resnet, swin, convnext], ids=["resnet", "swin", "convnext"])
 def test_an_image_alone_and_in_a_batch(backbone):
+    """Padded keys get no weight, values at padded places are zero after their projection, valid ratios and positions
+    come from the mask: the valid area has the same logits."""
     model = ours_with(backbone_config=backbone())
     small, large = torch.randn(3, 64, 96), torch.randn(3, 128, 160)
     pixel_values, pixel_mask = torch.zeros(2, 3, 128, 160), torch.zeros(2, 128, 160)
@@ -394,6 +396,7 @@ def papers_state(theirs, ours, static_query: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("static_query", [False, True])
 def test_checkpoints_of_the_papers_code(static_query, tmp_path):
+    """`static_query` is an older name of `query_feat`; a name without a place is an error."""
     theirs = theirs_with(swin(), **SIZES)
     theirs.save_pretrained(tmp_path)
     ours = MaskClsForUniversalSegmentation.from_pretrained(tmp_path)
@@ -403,6 +406,9 @@ def test_checkpoints_of_the_papers_code(static_query, tmp_path):
     )
     loaded = from_original(tmp_path / "model.pkl", num_attention_heads=4, id2label=CLASSES)
     assert_same_logits(theirs, loaded)
+    assert (loaded.config.compatibility, loaded.config.attend_to_padding, loaded.config.dropout) == ("paper", True, 0)
+    save_from_original(tmp_path / "model.pkl", tmp_path / "saved", num_attention_heads=4, id2label=CLASSES)
+    assert MaskClsImageProcessor.from_pretrained(tmp_path / "saved").compatibility == "paper"
     for name in ("mask_loss", "loss_points", "mask_weight", "cross_entropy_weight", "encoder_layers", "decoder_layers"):
         expected = getattr(ours.config, name) if name != "loss_points" else 12544
         assert getattr(loaded.config, name) == expected, name

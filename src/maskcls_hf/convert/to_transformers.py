@@ -102,7 +102,8 @@ def processor_to_transformers(processor: MaskClsImageProcessor, processor_class:
     options = {name: getattr(processor, name) for name in PROCESSOR_OPTIONS}
     if processor_class is EomtImageProcessor:
         return EomtImageProcessor(**options_of_eomt(processor, options))
-    if processor.do_resize and processor.size_divisor:
+    stretches = (processor.image_fit or processor.compatibility) in ("stretch", "transformers")
+    if processor.do_resize and processor.size_divisor and not stretches:
         logger.warning(
             f"{name} resizes images to multiples of size_divisor, where ours keeps their aspect ratio and pads: maps "
             "differ slightly."

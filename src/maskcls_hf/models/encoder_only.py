@@ -107,8 +107,9 @@ class UpscaleBlock(nn.Sequential):
             nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels, bias=False),
             PixelNorm(channels, eps=1e-6),
         )
-        for layer in (self[0], self[2]):
-            layer.init_as_torch = True  # type: ignore[assignment]  # as in EoMT's code
+        convolutions: list[Any] = [self[0], self[2]]
+        for convolution in convolutions:
+            convolution.init_as_torch = True  # as in EoMT's code
 
 
 class EncoderOnly(nn.Module):

@@ -72,9 +72,6 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
         Pad to this height and width instead of those of the largest image of the batch.
     pad_value (`int`, *optional*):
         Of the padding, on the scale of the images: 0 is black. `None`: 0 after normalization, the mean color.
-    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
-        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
-        Mask2Former's code; else they are left out.
     void_id (`int`, *optional*, defaults to 255):
         Value of unlabeled pixels in segmentation maps, before `label_offset`. `None`: every value is a label.
     label_offset (`int`, *optional*, defaults to 0):
@@ -84,6 +81,9 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     label_format (`str`, *optional*, defaults to `"segments"`):
         `"segments"`: `mask_labels`, `class_labels`, `void_mask`. `"segment_map"`: the same in few bytes, each image's
         `mask_labels` a map of places. `"semantic"`: `labels`, one class id a pixel.
+    keep_emptied_targets (`bool`, *optional*, defaults to `False`):
+        Segments without a pixel, as a crop leaves them, are targets whose mask is empty, as in the panoptic mapper of
+        Mask2Former's code; else they are left out.
     label_ids_to_fuse (`list[int]`, *optional*):
         Classes without instances (stuff): panoptic post-processing makes one segment of each.
     do_autocontrast (`bool`, *optional*, defaults to `False`):
@@ -109,11 +109,11 @@ class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
     image_fit: str | None
     size_divisor: int | None
     pad_value: int | None
-    keep_emptied_targets: bool
     void_id: int | None
     label_offset: int
     num_labels: int | None
     label_format: str
+    keep_emptied_targets: bool
     label_ids_to_fuse: list[int] | tuple[int, ...] | set[int] | None
     do_autocontrast: bool
     do_flip_channel_order: bool
@@ -149,11 +149,11 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     do_pad = True
     size_divisor = 32
     pad_value = None
-    keep_emptied_targets = False
     void_id = 255
     label_offset = 0
     num_labels = None
     label_format = "segments"
+    keep_emptied_targets = False
     label_ids_to_fuse = None
     do_autocontrast = False
     do_flip_channel_order = False
