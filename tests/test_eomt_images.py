@@ -153,6 +153,9 @@ def test_maps_of_segments_are_of_images(folders):
 def test_semantic_maps_of_padded_images(folders):
     """The padding is cropped before maps are resized to the image; transformers stretches it."""
     _, expected, processor, found = outputs_of(folders["square"])
+    assert expected.patch_offsets == []  # no windows, which is not None
+    whole = processor.post_process_semantic_segmentation(expected, IMAGES)
+    assert [tuple(class_map.shape) for class_map in whole] == IMAGES
     maps = processor.post_process_semantic_segmentation(found)
     masks = F.interpolate(expected.masks_queries_logits, (SIDE, SIDE), mode="bilinear").sigmoid()
     class_probs = expected.class_queries_logits.softmax(-1)[..., :-1]

@@ -553,7 +553,7 @@ class OutputMapsMixin:
             to_map = partial(semantic_map, **options)
         maps: list[Any] = []
         images: Any = _images(outputs, target_sizes, pairs)
-        if getattr(outputs, "patch_offsets", None) is not None:
+        if in_windows(outputs):
             images = _windowed_images(outputs, target_sizes)
             to_map = partial(map_of_windows, **options)
         for *logits, sizes in images:
@@ -697,13 +697,19 @@ def classifies_pixels(outputs: Any) -> bool:
     return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
 
 
+def in_windows(outputs: Any) -> bool:
+    """Whether these are of windows of images; transformers' EoMT names none, where there are none."""
+    offsets = getattr(outputs, "patch_offsets", None)
+    return offsets is not None and len(offsets) > 0
+
+
 def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iterator[tuple[Any, ...]]:
     """For each image its logits, then the keyword arguments of all functions in post_processing.py.
 
     Of an image in windows the pairs of all its windows, whose masks are empty beyond their window.
     """
     give_back_memory()
-    if getattr(outputs, "patch_offsets", None) is not None:
+    if in_windows(outputs):
         for windows, sizes in _windowed_images(outputs, target_sizes):
             size = sizes["size"]
             masks = [window.pasted(size) for window in windows]
