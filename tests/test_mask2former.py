@@ -1,6 +1,7 @@
 """Mask2Former: its parts beside transformers', its checkpoints loaded and saved, and what transformers does wrong."""
 
 import json
+import math
 import pickle
 
 import pytest
@@ -195,6 +196,15 @@ def test_three_forms_of_deformable_attention():
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("form", [attend_by_grids, attend_by_bags, attend_by_gathering])
+def test_places_far_away_and_none(form):
+    """What is far beyond a level counts as zero; a place that is no number shows in the result, of that query alone."""
+    values, weights = torch.ones(1, 6, 1, 2), torch.ones(1, 3, 1, 1)
+    places = torch.tensor([[1.5, 1.0], [1e30, -1e30], [math.nan, 1.0]]).view(1, 3, 1, 1, 1, 2)
+    attended = form(values, [(2, 3)], places, weights)
+    torch.testing.assert_close(attended[0], torch.tensor([[1.0] * 2, [0.0] * 2, [math.nan] * 2]), equal_nan=True)
 
 
 def test_reference_points_are_centers_of_cells():
