@@ -45,3 +45,7 @@ class MaskClsEomtModelTest(SegmentationModelTest, unittest.TestCase):
     config_fields = SIZES | parts
     has_attentions = False
     expected = {"expected_num_hidden_layers": 1 + 2 + 1}  # patches; these and their upscaled; queries
+    does_not_apply = SegmentationModelTest.does_not_apply | {
+        "test_can_capture_specific_layers_hidden_states": "hidden_states join those of patches, pyramid and queries",
+        "test_retain_grad_hidden_states_attentions": "classes are read off the queries, beside the patches",
+    }
