@@ -154,8 +154,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer,
-        Mask2Former and EoMT.
+        """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer, Mask2Former, EoMT.
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`.
 
