@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import (
     Dinov2Config,
     Dinov2Model,
@@ -20,7 +21,7 @@ from transformers import (
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
 from maskcls_hf.convert import processor_to_transformers, save_as_transformers, to_transformers
 from maskcls_hf.inference.loading import load_model
-from tiny import resnet
+from tiny import pixel_mask, resnet
 
 CLASSES = {0: "sky", 1: "road", 2: "car"}
 SIZES = dict(
@@ -268,6 +269,46 @@ def test_blocks_without_a_mask_are_not_predicted():
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("attend_to_padding", [False, True])
+@torch.no_grad()
+def test_the_vit_runs_once_for_each_size_of_images(attend_to_padding):
+    """In whole patches, with nothing but zeros beyond the image; a model that attends to padding sees the batch."""
+    model, seen = ours(attend_to_padding=attend_to_padding).eval(), []
+    model.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    sizes, padded = [(50, 70), (64, 96), (52, 66), (64, 33)], (64, 96)
+    images, mask = torch.randn(4, 3, *padded), pixel_mask(sizes, padded)
+    batch = model(images, pixel_mask=mask, output_hidden_states=True)
+    if attend_to_padding:
+        assert [tuple(values.shape) for values in seen] == [(4, 3, *padded)] and torch.equal(seen[0], images)
+        return
+    assert [tuple(values.shape) for values in seen] == [(2, 3, 56, 72), (1, 3, *padded), (1, 3, 64, 40)]
+    assert torch.equal(seen[0][1, :, :52, :66], images[2, :, :52, :66])
+    assert not seen[0][1, :, 52:].any() and not seen[0][1, :, :, 66:].any()
+    for place, size in enumerate(sizes):
+        height, width = (-(-length // 8) * 8 for length in size)
+        crop = images[place : place + 1, :, :height, :width] * mask[place, None, :height, :width]
+        alone = model(crop, output_hidden_states=True)
+        for found, expected in zip(batch.hidden_states, alone.hidden_states, strict=True):
+            if expected.ndim == 4:  # a map goes on over the padding
+                rows, columns = (found.shape[dim] - expected.shape[dim] for dim in (2, 3))
+                expected = F.pad(expected, (0, columns, 0, rows), mode="replicate")
+            torch.testing.assert_close(found[place : place + 1], expected, atol=1e-5, rtol=1e-4)
+    assert batch.masks_queries_logits.shape == (4, 9, 16, 24) and batch.valid_sizes.tolist() == [[*s] for s in sizes]
+
+
+@torch.no_grad()
+def test_images_of_one_size_run_as_they_are():
+    """No copy is made where nothing is padded; padding to whole patches alone makes one run, too."""
+    model, seen = ours().eval(), []
+    model.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.randn(2, 3, 64, 96)
+    model(images, pixel_mask=torch.ones(2, 64, 96))
+    model(images, pixel_mask=pixel_mask([(60, 90)] * 2, (64, 96)))
+    assert len(seen) == 2 and seen[0] is images and seen[1].shape == images.shape
+    with pytest.raises(ValueError, match="60 x 96 pixels are no whole patches of 8 x 8"):
+        model(images[:, :, :60], pixel_mask=pixel_mask([(48, 64)] * 2, (60, 96)))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -365,7 +406,7 @@ def test_a_folder_becomes_theirs(processor, side, tmp_path):
     vit = Dinov2WithRegistersConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8
     )
-    model = ours_of(vit)
+    model = ours_of(vit, attend_to_padding=True)  # as theirs does
     model.save_pretrained(tmp_path / "ours")
     MaskClsImageProcessor(**processor).save_pretrained(tmp_path / "ours")
     save_as_transformers(tmp_path / "ours", tmp_path / "theirs")

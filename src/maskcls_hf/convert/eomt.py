@@ -116,6 +116,8 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
 def changes(config: PreTrainedConfig) -> Iterator[str]:
     """What is lost without effect on the outputs of images of its size."""
     yield f"it takes images of {config.backbone_config.image_size} pixels each way only, and resizes no positions."
+    if not config.attend_to_padding:
+        yield "it ignores pixel_mask: an image that is padded gives other outputs."
     if not config.deep_supervision:
         yield "it supervises all blocks with queries (here deep_supervision=False)."
     if config.loss_points is None:

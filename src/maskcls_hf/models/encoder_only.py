@@ -7,7 +7,7 @@ Shape legend: B images, N queries, C channels of the ViT, (h, w) its grid of pat
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backbones import PixelNorm, auto_backbone, patch_size_of, upsample2x
-from .layers import all_rows
+from .layers import ValidRegion, all_rows
 from .pixel_decoders import PixelFeatures
 from .transformer_decoders import DecoderOutput, SegmentLogits
 
@@ -162,14 +162,7 @@ class EncoderOnly(nn.Module):
         Args:
             every_block: of all blocks with queries; else only what masks and the result need.
         """
-        height, width = pixel_values.shape[-2:]
-        rows, columns = self.patch_size
-        if height % rows or width % columns:
-            raise ValueError(
-                f"Images of {height} x {width} pixels are no whole patches of {rows} x {columns}: pad them to a "
-                f"multiple (size_divisor={math.lcm(rows, columns)} of the image processor)."
-            )
-        grid = (height // rows, width // columns)
+        grid = self.grid_of(pixel_values)
         tokens = self.access.embed(self.vit, pixel_values)  # (B, prefix + h w, C)
         rotary = None if self.access.rotary is None else self.vit.get_submodule(self.access.rotary)(pixel_values)
         first = len(self.layers) - self.config.query_blocks
@@ -194,6 +187,44 @@ class EncoderOnly(nn.Module):
                 tokens = self.run_block(block, tokens, mask, rotary)
         self.add_prediction(output, tokens, grid)
         return output
+
+    def without_padding(
+        self, pixel_values: Tensor, region: ValidRegion, predict: Callable[..., SegmentLogits], every_block: bool
+    ) -> DecoderOutput:
+        """As `forward`, but the ViT sees each image up to its last patches alone: it runs once for each of these sizes.
+
+        Maps are of the padded batch. On a GPU the host waits for the sizes of the images; and processes that share out
+        the weights (FSDP) must have equally many sizes, else they wait for each other.
+        """
+        grid = self.grid_of(pixel_values)
+        groups: dict[tuple[int, int], list[int]] = {}  # images of each size in patches
+        sizes = region.sizes.clamp(min=1).tolist()
+        for image, size in enumerate(sizes):
+            height, width = (-(-length // patch) for length, patch in zip(size, self.patch_size, strict=True))
+            groups.setdefault((height, width), []).append(image)
+        if all(tuple(size) == region.padded_size for size in sizes):
+            return self(pixel_values, predict, every_block)
+        inside = region.mask_at(*region.padded_size)[:, None].to(pixel_values.device)
+        pixel_values = pixel_values.where(inside, 0.0)  # within the last patches too
+        if [*groups] == [grid]:
+            return self(pixel_values, predict, every_block)
+
+        outputs = []
+        for (height, width), images in groups.items():
+            crops = pixel_values[images, :, : height * self.patch_size[0], : width * self.patch_size[1]]
+            outputs.append(self(crops, predict, every_block))
+        return in_padded_batch(outputs, groups, grid)
+
+    def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Patches of the images."""
+        height, width = pixel_values.shape[-2:]
+        rows, columns = self.patch_size
+        if height % rows or width % columns:
+            raise ValueError(
+                f"Images of {height} x {width} pixels are no whole patches of {rows} x {columns}: pad them to a "
+                f"multiple (size_divisor={math.lcm(rows, columns)} of the image processor)."
+            )
+        return height // rows, width // columns
 
     def add_prediction(self, output: DecoderOutput, tokens: Tensor, grid: tuple[int, int]) -> None:
         """What segments and masks are predicted from, of tokens (B, T, C)."""
@@ -222,3 +253,38 @@ class EncoderOnly(nn.Module):
         mask = tokens.new_zeros(tokens.shape[0], 1, tokens.shape[1], tokens.shape[1])
         mask[:, 0, :queries, -patches:].masked_fill_(~seen, torch.finfo(tokens.dtype).min)
         return mask
+
+
+def in_padded_batch(
+    outputs: list[DecoderOutput], groups: dict[tuple[int, int], list[int]], grid: tuple[int, int]
+) -> DecoderOutput:
+    """One output of the batch, of those of its groups; the border of an image goes on over its padding.
+
+    Args:
+        groups: grids of patches, and the places in the batch of images that have them.
+        grid: of the padded batch.
+    """
+    images = [image for places in groups.values() for image in places]
+    order = sorted(range(len(images)), key=images.__getitem__)
+
+    def joined(of_groups: Iterable[Tensor]) -> Tensor:
+        results = torch.cat([*of_groups])
+        return results.index_select(0, torch.tensor(order, device=results.device))
+
+    def extended(features: Tensor, of_grid: tuple[int, int]) -> Tensor:
+        for dim, length, patches in zip((2, 3), grid, of_grid, strict=True):
+            cells = features.shape[dim]
+            index = torch.arange(cells * length // patches, device=features.device).clamp(max=cells - 1)
+            features = features.index_select(dim, index)
+        return features
+
+    whole = DecoderOutput([], [], [], [], predicts_input=True)
+    for embeddings in zip(*(output.segment_embeddings for output in outputs), strict=True):
+        whole.segment_embeddings.append(joined(embeddings))
+    for features in zip(*(output.features for output in outputs), strict=True):
+        patches, finest = (
+            joined(extended(one.pyramid[level], size) for one, size in zip(features, groups, strict=True))
+            for level in (0, 1)
+        )
+        whole.features.append(PixelFeatures(patches, [patches, finest], None, None, finest))
+    return whole

@@ -570,11 +570,15 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
         predict: Callable[..., SegmentLogits] | None = None,
         all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """As of `MaskClsModel`. The ViT sees padding: nothing masks its attention."""
-        valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
-        decoded = self.encoder(pixel_values, predict, all_layers)
+        """As of `MaskClsModel`. Where it is exported or compiled, which knows no sizes of images, the ViT sees padding
+        as with `attend_to_padding`."""
+        valid = ValidRegion.of_batch(pixel_values, pixel_mask)
+        if valid.complete or self.config.attend_to_padding or torch.compiler.is_compiling():
+            decoded = self.encoder(pixel_values, predict, all_layers)
+        else:
+            decoded = self.encoder.without_padding(pixel_values, valid, predict, all_layers)
         features = decoded.features[-1]
-        features.valid_sizes = valid_sizes
+        features.valid_sizes = valid.sizes
         return [features.context], features, decoded
 
 
