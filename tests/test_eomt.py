@@ -296,6 +296,33 @@ def test_the_vit_runs_once_for_each_size_of_images(attend_to_padding):
     assert batch.masks_queries_logits.shape == (4, 9, 16, 24) and batch.valid_sizes.tolist() == [[*s] for s in sizes]
 
 
+def test_gradients_of_a_padded_batch_are_those_of_its_images():
+    model, sizes, padded = ours().train(), [(50, 70), (64, 96), (52, 66)], (64, 96)
+    mask = pixel_mask(sizes, padded)
+    images = torch.randn(3, 3, *padded) * mask[:, None]
+    weights = torch.randn(9, 16, 24)
+
+    def total(output, height, width):
+        masks = output.masks_queries_logits[..., : height // 4, : width // 4]
+        return (masks * weights[:, : height // 4, : width // 4]).sum() + output.class_queries_logits.square().sum()
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, [*model.parameters()], allow_unused=True)
+
+    batch = model(images, pixel_mask=mask)
+    of_batch, of_images = torch.zeros(()), torch.zeros(())
+    for place, size in enumerate(sizes):
+        height, width = (-(-length // 8) * 8 for length in size)
+        names = ("class_queries_logits", "masks_queries_logits")
+        one = type(batch)(**{name: batch[name][place : place + 1] for name in names})
+        of_batch = of_batch + total(one, height, width)
+        of_images = of_images + total(model(images[place : place + 1, :, :height, :width]), height, width)
+    for found, expected in zip(gradients(of_batch), gradients(of_images), strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_images_of_one_size_run_as_they_are():
     """No copy is made where nothing is padded; padding to whole patches alone makes one run, too."""

@@ -72,7 +72,7 @@ class Predictor:
             AVX512-BF16. "float16", for GPUs: a copy of the weights in half precision, without what the model learns
             later. "float32": such a copy of a model in half precision. "auto": as the model is.
         compile: by `torch.compile`: the first images of a kind of size take minutes, the others less time. Where it
-            fails, a warning says why, and the model predicts as it is.
+            fails, a warning says why, and the model predicts as it is. A compiled EoMT sees padding.
         task: what is predicted where a call does not say. None: the task that the image processor has saved, else
             panoptic; semantic for per-pixel models and with scales or flip.
         tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
