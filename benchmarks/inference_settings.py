@@ -68,10 +68,10 @@ class Remembering(Predictor):
         super().__init__(*arguments, **options)
         self.known: dict[Any, Any] = {}
 
-    def _outputs(self, images: Sequence[Tensor], scale: float = 1.0) -> Any:
+    def _outputs(self, images: Sequence[Tensor], *options: Any) -> Any:
         key = tuple((tuple(image.shape), image.numpy().tobytes()) for image in images)
         if key not in self.known:
-            outputs = super()._outputs(images, scale)
+            outputs = super()._outputs(images, *options)
             self.known[key] = SimpleNamespace(**{name: getattr(outputs, name) for name in OUTPUTS})
         return self.known[key]
 

@@ -295,7 +295,7 @@ class Predictor:
     def _scores_at(self, images: Sequence[Tensor], scale: float) -> list[Tensor]:
         return self._scores(self._outputs(images, scale, "semantic"))
 
-    def _outputs(self, images: Sequence[Tensor], scale: float, task: Task) -> Any:
+    def _outputs(self, images: Sequence[Tensor], scale: float = 1.0, task: Task = "panoptic") -> Any:
         """Outputs of the model for one batch of images."""
         options: dict[str, Any] = {"task": task} if self._takes_task else {}
         if scale != 1.0 or self.enlarge is not None:
