@@ -97,6 +97,8 @@ def study(monkeypatch):
         subprocess = SimpleNamespace(run=run_here, STDOUT=None)  # others may start processes
         monkeypatch.setattr(importlib.import_module("studies"), "subprocess", subprocess)
         module = importlib.import_module(name)
+        if hasattr(module, "subprocess"):
+            monkeypatch.setattr(module, "subprocess", subprocess)
         module.started = started
         return module
 
@@ -111,6 +113,22 @@ def study_arguments(folder: Path, *changes: str, out: str = "out", **sections: d
     changes = ("schedule.max_steps=1", "evaluation.every_steps=null", "evaluation.tasks=[semantic]", *changes)
     arguments = ["--recipe", str(write_recipe(folder, **sections)), "--data", str(folder / "data")]
     return [*arguments, "--out", str(folder / out), *(part for change in changes for part in ("--set", change))]
+
+
+def test_compare_families(study, tmp_path, capsys):
+    families = study("compare_families")
+    small = f"model.backbone_config={json.dumps(FOUR_STAGES)}"
+    arguments = study_arguments(tmp_path, "image_processor.size_divisor=32", "augmentation.crop_size=32", small)
+    scores = families.main(arguments)
+    assert list(scores) == ["MaskFormer", "Mask2Former", "EoMT, ViT from scratch"]
+    configs = [json.loads((tmp_path / "out" / f"{m.folder}/config.json").read_text()) for m in families.METHODS]
+    assert [config["transformer_decoder"] for config in configs[:2]] == ["standard", "masked_attention"]
+    assert configs[2]["architecture"] == "encoder_only" and len(configs[2]["mask_probabilities"]) == 3
+    table = (tmp_path / "out" / "families.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert all(f"{100 * of_model['mean_iou']:.1f} (" in table for of_model in scores.values())
+    assert len(families.started) == 6  # a training and an evaluation each
+    assert families.main(arguments) == scores and len(families.started) == 6
 
 
 class TestCompare:

@@ -207,6 +207,16 @@ def test_places_far_away_and_none(form):
     torch.testing.assert_close(attended[0], torch.tensor([[1.0] * 2, [0.0] * 2, [math.nan] * 2]), equal_nan=True)
 
 
+def test_fewer_scales_than_the_decoder_looks_at():
+    backbone = resnet()
+    backbone.set_output_features_output_indices(out_features=["stage3", "stage4"], out_indices=None)
+    config = ours_with(backbone_config=backbone).config
+    with pytest.raises(ValueError, match=r"looks at 3 scales, but there are 2: .*\{'levels': 2\}"):
+        MaskClsForUniversalSegmentation(config)(torch.randn(1, 3, 64, 64))
+    config.transformer_decoder_options = {"levels": 2}
+    MaskClsForUniversalSegmentation(config)(torch.randn(1, 3, 64, 64))
+
+
 def test_reference_points_are_centers_of_cells():
     points = reference_points([(1, 2), (2, 4)], None, torch.empty(0))  # (1, 10, 2, 2)
     assert points[0, :2].tolist() == [[[0.5, 0.5], [1.0, 1.0]], [[1.5, 0.5], [3.0, 1.0]]]

@@ -137,6 +137,12 @@ class MaskedAttentionTransformerDecoder(nn.Module):
                 "Masked attention looks at predicted masks: call MaskClsForUniversalSegmentation, or give its "
                 "segmentation_module as `predict`."
             )
+        if len(features.pyramid) < len(self.input_projections):
+            raise ValueError(
+                f"transformer_decoder='masked_attention' looks at {len(self.input_projections)} scales, but there are "
+                f"{len(features.pyramid)}: give the backbone more out_features, or transformer_decoder_options="
+                f"{{'levels': {len(features.pyramid)}}}."
+            )
         features.project()  # with gradients, before the masks of the attention ask for them
         levels = [self.level(number, features) for number in range(len(self.input_projections))]
         device, batch = features.context.device, features.context.shape[0]
