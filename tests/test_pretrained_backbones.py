@@ -456,7 +456,8 @@ def test_a_saved_model_needs_the_weights_no_more(model_class, tmp_path, monkeypa
     monkeypatch.setattr(timm, "create_model", without_weights)
     reference = f"modeling_maskcls.{model_class.__name__}"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:  # of other tests
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))  # before those of other tests
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         monkeypatch.delitem(sys.modules, name)
     traveled = get_class_from_dynamic_module(reference, tmp_path / "saved")
     assert traveled.__module__.startswith("transformers_modules.")
