@@ -74,14 +74,12 @@ def evaluate(study: Study, folder: Path) -> dict[str, Any]:
         command += ["--bootstrap", "1000", "--json", str(file)]
         for task in recipe.evaluation.tasks:
             command += ["--task", task]
-        for name in ("threshold", "overlap_threshold") if "panoptic" in recipe.evaluation.tasks else ():
-            command += [f"--{name.replace('_', '-')}", str(getattr(recipe.evaluation, name))]
         subprocess.run(command, check=True)
     return json.loads(file.read_text())["scores"]
 
 
 def table(study: Study, scores: dict[str, dict[str, float]], folders: list[Path]) -> Iterator[str]:
-    """Markdown, a line a method: parameters, minutes of training, scores in per cent with their intervals."""
+    """Markdown, a line a method: parameters, scores in per cent with their intervals."""
     columns = {name: label for task in study.recipe.evaluation.tasks for name, label in SCORES[task].items()}
     yield f"| model | million parameters | {' | '.join(columns.values())} |"
     yield "|---|---:|" + "---|" * len(columns)
@@ -100,7 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     out = study.arguments.out
     folders = list(train_all({out / method.folder: method for method in study.methods}, study.arguments))
     scores = {m.name: evaluate(study, folder) for m, folder in zip(study.methods, folders, strict=True)}
-    text = "\n".join([f"{study.title}", "", *table(study, scores, folders)])
+    text = "\n".join([study.title, "", *table(study, scores, folders)])
     print(text)
     (out / "families.md").write_text(text + "\n")
     write_json(out / "families.json", {**facts_of_run("compare_families.py", argv, study), "scores": scores})

@@ -42,12 +42,11 @@ class Access(NamedTuple):
 def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """By the modules of a block: until transformers 5.2x its own forward took no mask."""
     attention = block.attention
+    inner = getattr(attention, "attention", attention)
     if hasattr(attention, "q_proj"):
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
     else:
-        inner = attention.attention
         projections = (inner.query, inner.key, inner.value, attention.output.dense)
-    inner = getattr(attention, "attention", attention)
     heads = getattr(inner, "num_attention_heads", None) or inner.num_heads
     normed = block.norm1(tokens)
     queries, keys, values = (project(normed).unflatten(2, (heads, -1)).transpose(1, 2) for project in projections[:3])

@@ -379,17 +379,14 @@ def panoptic_segments(
         winners = maps.own_winners(winners, mask_logits, mask_logit)
         pixels = winners.flatten().bincount(minlength=len(kept) + 1)[:-1]
     counts = torch.stack([areas, mask_areas, pixels]).tolist()
+    suffices = operator.gt if rule == "transformers" else operator.ge  # of a share and the least one
 
     segments: dict[tuple[int, int | None], dict[str, Any]] = {}  # one a fused class, one a query of the others
     segment_ids = []
     for query, (score, label, won, mask_area, area) in enumerate(
         zip(scores.tolist(), labels.tolist(), *counts, strict=True)
     ):
-        share = won / mask_area if mask_area else 0.0
-        kept_share = share > overlap_mask_area_threshold or (
-            share == overlap_mask_area_threshold and rule != "transformers"
-        )
-        if area == 0 or mask_area == 0 or not kept_share:
+        if area == 0 or mask_area == 0 or not suffices(won / mask_area, overlap_mask_area_threshold):
             segment_ids.append(0)
             continue
         fuse = label in to_fuse
