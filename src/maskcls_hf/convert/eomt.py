@@ -20,8 +20,8 @@ from transformers import (
 from ..models.configuration_maskcls import MaskClsConfig
 from ..models.encoder_only import ACCESS
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentation
-from .mask2former import LOSS_FIELDS
-from .maskformer import MAX_DEEPLAB_WEIGHTS, OWN_HEADS, read_theirs
+from .mask2former import LOSS_FIELDS, point_loss_changes
+from .maskformer import OWN_HEADS, read_theirs
 from .pretrained_backbones import open_backbone
 
 NAME = "EoMT"
@@ -120,15 +120,7 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
         yield "it ignores pixel_mask: an image that is padded gives other outputs."
     if not config.deep_supervision:
         yield "it supervises all blocks with queries (here deep_supervision=False)."
-    if config.loss_points is None:
-        yield "it compares masks at 12544 points (here loss_points=None, all pixels)."
-    if config.mask_loss != "cross_entropy":
-        yield f"it trains masks with cross-entropy (here mask_loss={config.mask_loss!r})."
-    if config.matching != "bipartite":
-        yield f"it trains with bipartite matching (here matching={config.matching!r})."
-    lost = [name for name in MAX_DEEPLAB_WEIGHTS if getattr(config, name)]
-    if lost:
-        yield f"it trains without the losses of {', '.join(lost)}."
+    yield from point_loss_changes(config)
 
 
 def at_size(model: PreTrainedModel, side: int) -> None:
@@ -264,7 +256,7 @@ def with_base(
         if are_deltas(vit):
             raise ValueError(
                 f"{where} holds the differences to the weights of a pretrained ViT, not whole weights: give these too, "
-                "such as base='facebook/dinov3-vitl16-pretrain-lvd1689m' (maskcls convert --base), whose licence is to "
+                "such as base='facebook/dinov3-vitl16-pretrain-lvd1689m' (maskcls convert --base), whose license is to "
                 "be accepted on the Hub first."
             )
         return state

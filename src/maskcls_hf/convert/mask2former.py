@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, PreTrainedConfig, PreTrainedModel
 
 from ..models.backbones import is_plain_vit
-from .maskformer import OWN_HEADS, read_theirs, rename
+from .maskformer import OWN_HEADS, read_theirs, rename, training_changes
 
 NAME = "Mask2Former"
 
@@ -126,14 +126,18 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
     """What is lost without effect on the outputs of images that are not padded."""
     if not config.attend_to_padding:
         yield "it ignores pixel_mask: an image padded in a batch gives other outputs than alone."
+    yield from point_loss_changes(config)
+    if config.freeze_batch_norm:
+        yield "training changes its batch norms (here freeze_batch_norm=True)."
+
+
+def point_loss_changes(config: PreTrainedConfig) -> Iterator[str]:
+    """What Mask2Former, and EoMT, has not of the losses of ours."""
     if config.loss_points is None:
         yield "it compares masks at 12544 points (here loss_points=None, all pixels)."
     if config.mask_loss != "cross_entropy":
         yield f"it trains masks with cross-entropy (here mask_loss={config.mask_loss!r})."
-    if config.matching != "bipartite":
-        yield f"it trains with bipartite matching (here matching={config.matching!r})."
-    if config.freeze_batch_norm:
-        yield "training changes its batch norms (here freeze_batch_norm=True)."
+    yield from training_changes(config)
 
 
 def mask2former_modules(encoder_layers: int, decoder_layers: int) -> dict[str, str]:

@@ -93,6 +93,13 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
         )
     if config.deep_supervision:
         yield "use_auxiliary_loss=False (here deep_supervision=True), because its forward fails with True."
+    yield from training_changes(config)
+    if config.freeze_batch_norm:
+        yield "training changes its batch norms (here freeze_batch_norm=True)."
+
+
+def training_changes(config: PreTrainedConfig) -> Iterator[str]:
+    """What no model of transformers has of the losses of ours."""
     if config.matching != "bipartite":
         yield f"it trains with bipartite matching (here matching={config.matching!r})."
     if config.matching == "box":
@@ -100,8 +107,6 @@ def changes(config: PreTrainedConfig) -> Iterator[str]:
     lost = [name for name in MAX_DEEPLAB_WEIGHTS if getattr(config, name)]
     if lost:
         yield f"it trains without the losses of {', '.join(lost)}."
-    if config.freeze_batch_norm:
-        yield "training changes its batch norms (here freeze_batch_norm=True)."
 
 
 # -- theirs as ours ----------------------------------------------------------------------------------------------------
