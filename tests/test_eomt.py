@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
-from maskcls_hf.convert import processor_to_transformers, save_as_transformers, to_transformers
+from maskcls_hf.convert import eomt, processor_to_transformers, save_as_transformers, to_transformers
 from maskcls_hf.inference.loading import load_model
 from tiny import pixel_mask, resnet
 
@@ -366,6 +366,16 @@ def ours_of(vit_config, **fields) -> MaskClsForUniversalSegmentation:
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     return model
+
+
+def test_what_training_loses_is_said():
+    model = ours(matching="box", mask_id_weight=0.3, loss_points=None, mask_loss="focal", deep_supervision=False)
+    said = " ".join(eomt.changes(model.config))
+    assert "deep_supervision=False" in said
+    assert all(
+        words in said
+        for words in ("matching='box'", "no box head", "mask_id_weight", "loss_points=None", "mask_loss='focal'")
+    )
 
 
 VITS = {

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor, MaskClsModel
-from maskcls_hf.convert import from_original, save_as_transformers, save_from_original, to_transformers
+from maskcls_hf.convert import from_original, mask2former, save_as_transformers, save_from_original, to_transformers
 from maskcls_hf.convert.mask2former import CONFIG_FIELDS, config_from_mask2former, config_to_mask2former
 from maskcls_hf.convert.maskformer import rename
 from maskcls_hf.convert.original_names import swin_modules
@@ -175,6 +175,15 @@ def test_what_has_no_counterpart(field, value):
 def test_what_mask2former_lacks(options):
     with pytest.raises(ValueError, match=f"Mask2Former cannot represent.*\n- {next(iter(options))}="):
         to_transformers(ours_with(**options))
+
+
+def test_what_training_loses_is_said():
+    model = ours_with(matching="box", mask_id_weight=0.3, loss_points=None, mask_loss="focal")
+    said = " ".join(mask2former.changes(model.config))
+    assert all(
+        words in said
+        for words in ("matching='box'", "no box head", "mask_id_weight", "loss_points=None", "mask_loss='focal'")
+    )
 
 
 # ---- the parts ----
