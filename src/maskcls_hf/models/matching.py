@@ -80,12 +80,13 @@ class Predictions:
     @classmethod
     def of_layers(cls, layers: list[SegmentLogits], pixels: PixelLogits | None = None) -> "Predictions":
         classes, masks, boxes = zip(*layers, strict=True)
-        if not isinstance(masks[0], MaskProduct):
-            masks = torch.stack(masks, 1)
-            masks = masks.float() if masks.dtype == torch.float64 else masks
+        joined: Any = masks
+        if isinstance(masks[0], Tensor):
+            joined = torch.stack(masks, 1)
+            joined = joined.float() if joined.dtype == torch.float64 else joined
         return cls(
             torch.stack(classes, 1).float(),
-            masks,
+            joined,
             None if boxes[0] is None else torch.stack(boxes, 1).float(),
             pixels,
         )
@@ -93,13 +94,12 @@ class Predictions:
     @property
     def mask_logits(self) -> Tensor:
         """Of all queries: (B, L, N, h, w)."""
+        made = self._masks
         # What was made without gradients, as matching does, is of no use to a loss.
-        made = self._masks is not None and not (self._products and torch.is_grad_enabled() > self._masks.requires_grad)
-        if not made:
-            masks = torch.cat([product.logits() for product in self._products], 1)
-            self._masks = masks.unflatten(1, self.class_logits.shape[1:3])
-        assert self._masks is not None
-        return self._masks
+        if made is None or (self._products and torch.is_grad_enabled() > made.requires_grad):
+            made = torch.cat([product.logits() for product in self._products], 1)
+            self._masks = made = made.unflatten(1, self.class_logits.shape[1:3])
+        return made
 
     def matched_masks(self, assignment: Assignment, most: int | None = None) -> Tensor:
         """Of the matched queries: (T, h, w).
