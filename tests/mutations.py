@@ -215,13 +215,13 @@ MUTATIONS = {
     ),
     # The schedule of the paper.
     "poly schedule": Mutation(
-        "warmup * (1 - position / max_steps) ** power",
-        "warmup * (1 - position / max_steps)",
+        "warmup * (1 - progress) ** power",
+        "warmup * (1 - progress)",
         ("tests/test_optim.py::TestSchedules::test_poly_equals_torchs",),
     ),
     # The backbone learns more slowly.
     "rate of the backbone": Mutation(
-        "learning_rate * (backbone_multiplier if in_backbone else 1.0)",
+        "learning_rate * (multiplier if in_backbone else 1.0)",
         "learning_rate",
         ("tests/test_optim.py::TestGroups::test_norms_embeddings_and_backbone",),
     ),
@@ -254,9 +254,21 @@ MUTATIONS = {
     ),
     # Training sees crowd regions as void.
     "crowds of a batch": Mutation(
-        "kept = is_there[:-2] & ~crowd",
-        "kept = is_there[:-2]",
+        "kept = (is_there[:-2] | keep_emptied) & ~crowd",
+        "kept = is_there[:-2] | keep_emptied",
         ("tests/test_collate.py::TestCollator::test_crowds_and_unlabeled_pixels_are_void",),
+    ),
+    # Masks that matching made without gradients are made again for a loss.
+    "masks for a loss": Mutation(
+        "made is None or (self._products and torch.is_grad_enabled() > made.requires_grad)",
+        "made is None",
+        ("tests/test_mask_products.py::test_masks_made_for_matching_are_made_again_for_a_loss",),
+    ),
+    # The place of a matched mask among those of its image.
+    "matched masks": Mutation(
+        "place * room + rank",
+        "place * room",
+        ("tests/test_mask_products.py::test_losses_and_gradients_are_those_of_the_masks",),
     ),
     # A saved configuration names the classes for remote code.
     "remote code": Mutation(
