@@ -6,6 +6,7 @@ points a level, G heads, C channels, D = C / G, T = 4 R J cells that a query loo
 
 import math
 import warnings
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -99,12 +100,19 @@ def attend_by_grids(values: Tensor, sizes: Sizes, places: Tensor, weights: Tenso
     levels = values.split([height * width for height, width in sizes], dim=1)
     for level, (values_of_level, (height, width)) in enumerate(zip(levels, sizes, strict=True)):
         image = values_of_level.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
-        grid = places[:, :, :, level] * (2 / places.new_tensor([width, height])) - 1  # (B, Q, G, J, 2)
+        grid = places[:, :, :, level] * (2 / lengths_as([width, height], places)) - 1  # (B, Q, G, J, 2)
         grid = grid.transpose(1, 2).flatten(0, 1)  # (B G, Q, J, 2)
         sampled.append(F.grid_sample(image, grid, mode="bilinear", padding_mode="zeros", align_corners=False))
     weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # (B G, 1, Q, R J)
     attended = (torch.cat(sampled, -1) * weights).sum(-1)  # (B G, D, Q)
     return attended.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
+
+
+def lengths_as(lengths: Sequence[int], like: Tensor) -> Tensor:
+    """(n,) of the dtype of `like`. Exporters give symbols, of which `torch.tensor` would make constants."""
+    if any(isinstance(length, torch.SymInt) for length in lengths):
+        return torch.stack([torch.full((), length, dtype=like.dtype, device=like.device) for length in lengths])
+    return like.new_tensor(lengths)
 
 
 def attend_by_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
@@ -214,15 +222,20 @@ def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     # A place that is no number is none of a cell either, and its shares say so.
     column, row = cell.int().clamp(-torch.ones_like(size, dtype=torch.int32), size.int()).unbind(-1)
     starts = [0, *accumulate((height + BORDER) * (width + BORDER) for height, width in sizes)]
-    widths = torch.tensor([[width + BORDER] * points for _, width in sizes], device=places.device)
-    origins = [[start + width + BORDER + 1] * points for start, (_, width) in zip(starts, sizes, strict=False)]
-    first = row * widths.int() + column + torch.tensor(origins, device=places.device).int()
+    widths = lengths_as([width + BORDER for _, width in sizes for _ in range(points)], row)
+    origins = [
+        start + width + BORDER + 1 for start, (_, width) in zip(starts, sizes, strict=False) for _ in range(points)
+    ]
+    levels = (len(sizes), points)  # R, J
+    first = row * widths.view(levels) + column + lengths_as(origins, row).view(levels)
     return first, corner - cell
 
 
 def level_sizes(sizes: Sizes, places: Tensor) -> Tensor:
     """(x, y) of each place's level (R, J, 2): the last dimensions of `places`, as stretching them there is slow."""
-    return places.new_tensor([[[width, height]] * places.shape[4] for height, width in sizes])
+    points = places.shape[4]
+    lengths = [length for height, width in sizes for _ in range(points) for length in (width, height)]
+    return lengths_as(lengths, places).view(len(sizes), points, 2)
 
 
 def corner_steps(width: int) -> list[int]:
@@ -232,8 +245,9 @@ def corner_steps(width: int) -> list[int]:
 
 def corner_cells(first: Tensor, sizes: Sizes) -> Tensor:
     """(B, Q, G, R, J) -> (B, Q, G, R, J, 4)."""
-    steps = [[corner_steps(width)] * first.shape[4] for _, width in sizes]
-    return first[..., None] + torch.tensor(steps, device=first.device).int()
+    points = first.shape[4]
+    steps = [step for _, width in sizes for _ in range(points) for step in corner_steps(width)]
+    return first[..., None] + lengths_as(steps, first).view(len(sizes), points, 4)
 
 
 def corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
@@ -286,7 +300,7 @@ def reference_points(sizes: Sizes, valid: list[Tensor] | None, like: Tensor) -> 
         valid: of each level the cells that are image (B, 2), rows and columns; None: all.
     """
     if valid is None:
-        lengths = [like.new_tensor([[height, width]]) for height, width in sizes]
+        lengths = [lengths_as(size, like)[None] for size in sizes]
     else:
         lengths = [length.to(like.dtype) for length in valid]
     every = torch.stack(lengths, 1).flip(2)  # (B, R, 2), columns and rows
