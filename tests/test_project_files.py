@@ -103,6 +103,10 @@ def test_files_that_pages_name_are_there(page):
     assert links or named
 
 
+def test_numbers_to_compare_with_stay_small():
+    assert sum(path.stat().st_size for path in (ROOT / "tests" / "data").rglob("*") if path.is_file()) < 2e6
+
+
 @pytest.mark.parametrize(
     ("module", "command"),
     [
