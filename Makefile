@@ -4,31 +4,35 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 TESTS  ?= tests
+CONSTRAINTS ?= constraints.txt
 
 FETCH       := $(PY) tests/conformance/fetch_transformers_tests.py
 CONFORMANCE := $(PY) -m pytest -c tests/conformance/pytest.ini tests/conformance
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow bench conformance lint format typecheck clean
+.PHONY: help demo test coverage slow bench conformance lint format typecheck wheel clean
 
-demo test slow conformance: export OMP_NUM_THREADS ?= 1
+demo test coverage slow conformance: export OMP_NUM_THREADS ?= 1
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "Python >= 3.10 is needed, but '$(PYTHON)' is not: choose one with  make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)  ## segment an image with the checkpoint of this repository, into demo/
 	$(PY) examples/demo.py
 
 test: $(STAMP)  ## the tests, then transformers' own tests on our classes
-	$(PY) -m pytest -n 2 -m "not slow" $(TESTS)
+	$(PY) -m pytest -n 2 -m "not slow" $(MEASURE) $(TESTS)
 	@if $(FETCH); then $(CONFORMANCE); else echo "conformance SKIPPED: no tests of transformers, see above"; fi
+
+coverage: MEASURE = --cov --cov-report=term-missing:skip-covered
+coverage: test  ## make test, with the lines of src/ that no test reaches; fails below 90 %
 
 slow: $(STAMP)  ## the tests that take minutes
 	$(PY) -m pytest -m slow $(TESTS)
@@ -51,5 +55,9 @@ format: $(STAMP)  ## ruff, rewriting the files
 typecheck: $(STAMP)  ## mypy
 	$(PY) -m mypy
 
+wheel: $(STAMP)  ## a wheel and a source distribution, into dist/
+	rm -rf build dist
+	$(PY) -m build
+
 clean:  ## remove .venv, caches and outputs
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist demo src/*.egg-info
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage build dist demo src/*.egg-info

@@ -1,11 +1,12 @@
 """How time and memory of this package grow, one quantity at a time:  python benchmarks/growth.py
 
 Prints a table with the growth of each line: the exponent of its upper half, 1 where it is linear, 0 where it stays.
-Writes growth.json and growth.png.
+Writes growth.json and growth.png; with --redraw only growth.png, of what growth.json holds.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from examples import GRID, PADDED, VALID, blobs, outputs, predictions
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from measuring import MEGABYTE, argument_parser, machine, medians, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.progress import track
@@ -49,6 +51,7 @@ SWEEPS: dict[str, tuple[Case, list[float]]] = {
     "segments": (Case(queries=300), [1, 3, 10, 30, 100, 300]),
     "batch": (Case(), [1, 2, 4, 8, 16]),
 }
+MARKERS = "os^D"  # one a line
 TRAINED_ON = Case(megapixels=0.25, segments=16)  # what the criterion is timed at, but for the quantity of the sweep
 TRAINED_UP_TO = 4.0  # megapixels
 
@@ -130,29 +133,54 @@ def table_of(results: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
+TITLES = {
+    "megapixels": ("megapixels of the map", "megapixels"),
+    "queries": ("queries", "queries"),
+    "labels": ("classes", "classes"),
+    "segments": ("segments in the image", "segments"),
+    "batch": ("images in a batch", "images"),
+}
+COSTS = {"seconds": ("time", "ms", 1e-3), "peak_memory": ("memory", "MB at the peak", MEGABYTE)}
+
+
 def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
+    """A row a quantity; the scales of a column are the same, so that its panels can be compared."""
     quantities = list(dict.fromkeys(result["quantity"] for result in results))
-    shape = {"figsize": (3.2 * len(quantities), 5.6), "sharex": "col", "squeeze": False, "layout": "constrained"}
-    figure, axes = plt.subplots(2, len(quantities), **shape)
-    for column, quantity in enumerate(quantities):
-        for row, cost in enumerate(("seconds", "peak_memory")):
-            axis = axes[row, column]
-            for result in results:
-                if result["quantity"] == quantity and None not in result[cost]:
-                    costs = [value / (1 if cost == "seconds" else MEGABYTE) for value in result[cost]]
-                    axis.plot(result["values"], costs, marker="o", markersize=3, label=result["line"])
-            axis.set(xscale="log", yscale="log")
+    shape = {"figsize": (8, 2.3 * len(quantities) + 0.8), "sharey": "col", "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(len(quantities), len(COSTS), **shape)
+    letters = iter("abcdefghijklmnop")
+    for row, quantity in enumerate(quantities):
+        heading, unit = TITLES[quantity]
+        for axis, (cost, (name, label, scale)) in zip(axes[row], COSTS.items(), strict=True):
+            for number, line in enumerate(LINES):
+                for result in results:
+                    if (result["quantity"], result["line"]) == (quantity, line) and None not in result[cost]:
+                        costs = [value / scale for value in result[cost]]
+                        axis.plot(result["values"], costs, f"C{number}{MARKERS[number]}-", markersize=4, label=line)
+            axis.set(xscale="log", yscale="log", xlabel=heading, ylabel=label)
+            axis.set_title(f"({next(letters)}) {name} by {unit}", loc="left", fontsize=10)
+            axis.set_xticks(SWEEPS[quantity][1], minor=False)
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
+            for direction in (axis.xaxis, axis.yaxis):
+                direction.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.tick_params(labelleft=True)
             axis.grid(alpha=0.3)
-        axes[1, column].set_xlabel("classes" if quantity == "labels" else quantity)
-    axes[0, 0].set_ylabel("seconds")
-    axes[1, 0].set_ylabel("MB at the peak")
-    axes[0, 0].legend(fontsize=7)
-    figure.suptitle(title, fontsize=8)
-    figure.savefig(path, dpi=120)
+    handles = {label: handle for handle, label in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    figure.supxlabel(title, fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    arguments = read_arguments(argument_parser(__doc__, rounds=3, name="growth"), SWEEPS)
+    parser = argument_parser(__doc__, rounds=3, name="growth")
+    parser.add_argument("--redraw", action="store_true", help="measure nothing, draw growth.json anew")
+    arguments = read_arguments(parser, SWEEPS)
+    if arguments.redraw:
+        record = json.loads((arguments.out / "growth.json").read_text())
+        plot(record["results"], record["machine"], arguments.out / "growth.png")
+        return
     pairs = [(quantity, line) for quantity in arguments.only for line in LINES]
     results = [measure(*pair, arguments.rounds) for pair in track(pairs, "measuring")]
     title = machine()

@@ -7,6 +7,7 @@ two other processes keep a core busy each, as loader workers or other users do.
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 import warnings
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from measuring import MEGABYTE, argument_parser, machine, medians, neighbors, peak_memory, read_arguments, write_record
 from rich.console import Console
 from rich.table import Table
@@ -93,18 +95,22 @@ def marked(ratio: float | None, wanted: float | None) -> str:
 
 
 def plot(results: list[dict[str, Any]], title: str, path: Path) -> None:
-    names = [result["stage"] for result in results]
+    names, ratios = [result["stage"] for result in results], [result["ratio"] for result in results]
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(names) + 1.2), layout="constrained")
-    axes.barh(names, [result["ratio"] for result in results], color="tab:blue")
+    colors = ["tab:blue" if ratio >= 1 else "tab:orange" for ratio in ratios]
+    axes.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colors)
     for row, result in enumerate(results):
-        axes.text(result["ratio"], row, f" {result['ratio']:.1f}", va="center")
+        axes.text(1.02, row, f"{result['ratio']:.1f}", va="center", transform=axes.get_yaxis_transform())
         if result["ratio_wanted"] is not None:
             axes.plot([result["ratio_wanted"]] * 2, [row - 0.4, row + 0.4], color="black")
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_xlabel("times as fast as transformers (black: target)")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("times as fast as transformers (black: target; orange: slower)")
     axes.set_title(title.replace("; ", "\n", 1), fontsize=8)
-    axes.margins(x=0.1)
+    axes.margins(x=0.05, y=0.02)
     axes.invert_yaxis()
     figure.savefig(path, dpi=120)
 
@@ -118,7 +124,12 @@ def main(
     name = name if DEVICE == "cpu" else f"{name}_gpu"
     parser = argument_parser(description, rounds=rounds, name=name)
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="also time beside N busy processes")
+    parser.add_argument("--redraw", action="store_true", help=f"measure nothing, draw {name}.json anew")
     arguments = read_arguments(parser, groups)
+    if arguments.redraw:
+        record = json.loads((arguments.out / f"{name}.json").read_text())
+        plot(record["results"], record["machine"], arguments.out / f"{name}.png")
+        return
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     logging.disable_progress_bar()

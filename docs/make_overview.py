@@ -1,8 +1,10 @@
 """Draw docs/overview.png: an image, some of its probability-mask pairs, and the map that they make.
 
-    python docs/make_overview.py IMAGE [CHECKPOINT]
+    python docs/make_overview.py nuclei.png --at 320 192
 
-The picture in the README shows an image of the 2018 Data Science Bowl (CC0) that the checkpoint was not trained on.
+The image is of the 2018 Data Science Bowl (CC0); the checkpoint was not trained on it. This part of it, chosen among
+others by the annotation, has nine nuclei of more than 30 pixels, and the map has the same nine (IoU above 0.5 each).
+In the whole image the model finds 75 of 102. What is shown is brighter than what was recorded.
 """
 
 import argparse
@@ -19,7 +21,7 @@ import maskcls_hf  # noqa: F401  (the Auto classes now know its models)
 from maskcls_hf.visual.drawing import PAPER, TEXT, draw_overlay, segment_colors
 
 ROOT = Path(__file__).resolve().parents[1]
-EDGE, GAP, MARGIN, LINE = 384, 14, 60, 30
+EDGE, GAP, MARGIN, LINE, CAPTION = 384, 14, 60, 30, 18
 GRID = 3  # pairs drawn in GRID x GRID cells
 
 
@@ -56,11 +58,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=ROOT / "model_cards" / "maskcls-nuclei-tiny")
-    parser.add_argument("--crop", type=int, default=128, help="pixels of the upper left corner")
+    parser.add_argument("--crop", type=int, default=128, help="edge of the part that is shown (default: %(default)s)")
+    parser.add_argument("--at", type=int, nargs=2, default=(0, 0), metavar=("TOP", "LEFT"), help="its upper left pixel")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "overview.png")
     arguments = parser.parse_args()
 
-    image = np.array(Image.open(arguments.image).convert("RGB"))[: arguments.crop, : arguments.crop]
+    rows, columns = (slice(start, start + arguments.crop) for start in arguments.at)
+    image = np.array(Image.open(arguments.image).convert("RGB"))[rows, columns]
     image_processor = AutoImageProcessor.from_pretrained(arguments.checkpoint)
     model = AutoModelForUniversalSegmentation.from_pretrained(arguments.checkpoint)
     with torch.inference_mode():
@@ -73,7 +77,8 @@ def main() -> None:
     ids, segments = found["segmentation"].numpy(), found["segments_info"]
     names = model.config.id2label
     colors = segment_colors(segments, len(names), image_processor.label_ids_to_fuse or [])
-    overlay = np.asarray(draw_overlay(image, ids, segments, colors, names, legend=False))
+    shown = (image * (255 / max(1, image.max()))).astype(np.uint8)  # what was recorded is dark
+    overlay = np.asarray(draw_overlay(shown, ids, segments, colors, names, legend=False))
 
     sheet = Image.new("RGB", (3 * EDGE + 4 * MARGIN, EDGE + 2 * LINE + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -82,15 +87,16 @@ def main() -> None:
     headings = ("an image", f"{model.config.num_queries} pairs: class and mask", "a map")
     for left, heading in zip(lefts, headings, strict=True):
         draw.text((left + EDGE / 2, LINE), heading, fill=TEXT, font=ImageFont.load_default(22), anchor="mm")
-    sheet.paste(square(image, EDGE), (lefts[0], top))
+    sheet.paste(square(shown, EDGE), (lefts[0], top))
     sheet.paste(square(overlay, EDGE), (lefts[2], top))
     cell = (EDGE - (GRID - 1) * GAP) // GRID
+    side = cell - CAPTION
     for index, (caption, mask) in enumerate(pairs(outputs, names)):
         left = lefts[1] + index % GRID * (cell + GAP)
         cell_top = top + index // GRID * (cell + GAP)
-        sheet.paste(square(mask, cell).convert("RGB"), (left, cell_top))
-        draw.rectangle((left, cell_top + cell - 17, left + cell - 1, cell_top + cell - 1), fill=(30, 30, 34))
-        draw.text((left + 6, cell_top + cell - 9), caption, fill=PAPER, font=ImageFont.load_default(12), anchor="lm")
+        sheet.paste(square(mask, side).convert("RGB"), (left + CAPTION // 2, cell_top))
+        place = (left + cell / 2, cell_top + side + CAPTION / 2)
+        draw.text(place, caption, fill=TEXT, font=ImageFont.load_default(13), anchor="mm")
     for left in lefts[1:]:
         middle = (left - MARGIN / 2, top + EDGE / 2)
         arrow = [(middle[0] - 12, middle[1] - 14), (middle[0] + 12, middle[1]), (middle[0] - 12, middle[1] + 14)]

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from maskcls_hf import MaskClsForUniversalSegmentation, MaskClsImageProcessor
 from maskcls_hf.data import SegmentationFolder
 
 IMAGES, CROP, COLUMNS, ZOOM = (11, 17, 23, 40, 52, 60, 70, 77, 90, 101, 112, 125), 128, 3, 2
+HEADING = 56  # pixels
 COLORS = np.random.default_rng(1).integers(70, 255, (4096, 3), dtype=np.uint8)
 
 
@@ -48,8 +49,16 @@ def main(data: Path, checkpoint: Path, out: Path) -> None:
         np.pad(triple(folder[i], model, processor), ((0, 6), (0, 12), (0, 0)), constant_values=255) for i in IMAGES
     ]
     rows = [np.concatenate(triples[i : i + COLUMNS], axis=1) for i in range(0, len(triples), COLUMNS)]
-    picture = Image.fromarray(np.concatenate(rows, axis=0))
-    picture.resize((picture.width * ZOOM, picture.height * ZOOM), Image.Resampling.NEAREST).save(out, optimize=True)
+    crops = Image.fromarray(np.concatenate(rows, axis=0))
+    crops = crops.resize((crops.width * ZOOM, crops.height * ZOOM), Image.Resampling.NEAREST)
+    picture = Image.new("RGB", (crops.width, crops.height + HEADING), "white")
+    picture.paste(crops, (0, HEADING))
+    draw = ImageDraw.Draw(picture)
+    for column in range(COLUMNS):
+        for place, heading in enumerate(("image", "annotated", "found")):
+            middle = column * crops.width / COLUMNS + (place + 0.5) * CROP * ZOOM
+            draw.text((middle, HEADING / 2), heading, fill="black", font=ImageFont.load_default(30), anchor="mm")
+    picture.save(out, optimize=True)
 
 
 if __name__ == "__main__":

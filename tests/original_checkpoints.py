@@ -1,41 +1,33 @@
 """State dicts of the paper's official configurations, made of names and shapes."""
 
-import importlib.util
+import gzip
 import json
-from types import ModuleType
+from functools import cache
+from typing import Any
 
 import numpy as np
-import pytest
 
-from conftest import SHARED
-
-ORACLE = SHARED / "oracle"
-# For parametrize, which takes no empty list: without the folder one test is there, and skipped.
-KEYS = sorted(path.stem for path in (ORACLE / "keys").glob("*.json")) or [
-    pytest.param("none", marks=pytest.mark.skip(reason=f"needs {ORACLE / 'keys'}"))
-]
+import weight_rule
+from conftest import PAPERS_CODE
 
 
-def keys(variant: str) -> dict:
-    """Content of a keys file: `shapes` by name, `parameters`, `flops`, ... ."""
-    path = ORACLE / "keys" / f"{variant}.json"
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    return json.loads(path.read_text())
+@cache
+def numbers(name: str) -> dict[str, Any]:
+    """A file of tests/data/papers_code, by configuration."""
+    return json.loads(gzip.decompress((PAPERS_CODE / f"{name}.json.gz").read_bytes()))
 
 
-def weight_rule() -> ModuleType:
-    """The module that fills tensors from their names."""
-    spec = importlib.util.spec_from_file_location("det_weights", ORACLE / "det_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+KEYS = sorted(numbers("keys"))
+
+
+def keys(variant: str) -> dict[str, Any]:
+    """`shapes` by name, `parameters`, `flops`, ... of a configuration."""
+    return numbers("keys")[variant]
 
 
 def filled(variant: str) -> dict[str, np.ndarray]:
-    """The weights that the oracle's cases were made with."""
-    shapes = keys(variant)["shapes"]  # first: skips without the oracle
-    return weight_rule().state_dict(shapes)
+    """The weights that the cases were made with."""
+    return weight_rule.state_dict(keys(variant)["shapes"])
 
 
 def empty(variant: str) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from conftest import needs_shared
 from distributed import run_in_processes
 from maskcls_hf import MaskClsCriterion
 from maskcls_hf.models import matching
@@ -38,7 +37,6 @@ def tensors(layers: list[SegmentLogits], pixels: PixelLogits) -> list[torch.Tens
     return [tensor for part in (*layers, pixels) for tensor in part if tensor is not None]
 
 
-@needs_shared
 @pytest.mark.parametrize("case", ["basic", "one_empty", "all_empty", "nested_padding"])
 def test_equals_the_papers_code(oracle, case):
     arrays = {

@@ -9,7 +9,6 @@ import torch
 from torchvision.ops import box_convert, masks_to_boxes
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
-from conftest import needs_shared
 from maskcls_hf.models.configuration_maskcls import MATCHERS
 from maskcls_hf.models.matching import (
     Assignment,
@@ -63,7 +62,6 @@ def match(
     ]
 
 
-@needs_shared
 @pytest.mark.parametrize("case", ["matcher_basic", "matcher_odd_ratio", "matcher_more_targets_than_queries"])
 def test_equals_the_papers_code(oracle, case):
     arrays = oracle(case)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, pipeline
@@ -262,6 +264,28 @@ class TestText:
         assert not draw_curves([{"step": 1, "loss": math.nan}], tmp_path / "curves.png")
         assert not draw_curves([{"step": 1, "eval_mean_iou": 0.5}], tmp_path / "curves.png")
         assert not (tmp_path / "curves.png").exists()
+
+    def test_panels_say_what_they_show(self, tmp_path, monkeypatch):
+        drawn = []
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **options: drawn.append(figure) or path.touch())
+        log = [
+            {"step": 1, "loss": 3.0},
+            {"step": 2, "loss": 2.0, "eval_loss": 2.5, "eval_mean_iou": 0.5, "eval_pq": 0.1},
+        ]
+        assert draw_curves(log, tmp_path / "curves.png")
+        assert draw_curves([*log, {"step": 4, "eval_mean_iou": 0.625}], tmp_path / "curves.png")
+        (losses,), both = (figure.axes for figure in drawn)
+        assert losses.get_ylabel() == "loss"
+        assert [axis.get_title(loc="left") for axis in both] == ["(a) losses", "(b) scores"]
+        assert [axis.get_ylabel() for axis in both] == ["loss", "score in evaluation, %"]
+        assert all(axis.get_xlabel() == "step" and axis.get_xlim()[0] == 0 < 4 < axis.get_xlim()[1] for axis in both)
+        (score,) = both[1].get_lines()  # PQ was measured once
+        assert (score.get_label(), score.get_xydata().tolist()) == ("mean IoU", [[2, 50], [4, 62.5]])
+
+    def test_consecutive_trainings_are_one_curve(self):
+        joined = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "plot_training.py"))["joined"]
+        first, second = [{"step": 1, "loss": 3.0}, {"step": 5, "loss": 2.0}], [{"step": 2, "loss": 1.0}]
+        assert joined([first, second]) == [*first, {"step": 7, "loss": 1.0}]
 
 
 class TestNamesAreText:

@@ -1,9 +1,8 @@
-"""Optimizer groups, clipping and schedules, against the paper's code (shared/oracle)."""
+"""Optimizer groups, clipping and schedules, against the paper's code (tests/data/papers_code)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SHARED, needs_shared
 from maskcls_hf import MaskClsForUniversalSegmentation
 from maskcls_hf.convert.original_names import our_names, parameters
 from maskcls_hf.training.optim import (
@@ -22,15 +20,16 @@ from maskcls_hf.training.optim import (
     parameter_groups,
 )
 from maskcls_hf.training.recipe import load_recipe
+from original_checkpoints import numbers
 from test_recipes import meta_model, oracle_keys
 from tiny import maskcls_config
 
-# The configurations of shared/oracle/cases/optimizer.json.
+# The configurations of tests/data/papers_code/optimizer.json.gz.
 RECIPES = ["ade20k_r50", "ade20k_swin_tiny", "cityscapes_r101", "coco_panoptic_r50"]
 
 
 def oracle_optimizer(name: str) -> dict[str, Any]:
-    return json.loads((SHARED / "oracle" / "cases" / "optimizer.json").read_text())[name]
+    return numbers("optimizer")[name]
 
 
 def named_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[float, float]]:
@@ -40,7 +39,6 @@ def named_groups(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     return {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
-@needs_shared
 @pytest.mark.parametrize("name", RECIPES)
 class TestAsThePapersCode:
     def test_every_parameter_has_its_learning_rate_and_decay(self, name):

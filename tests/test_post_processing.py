@@ -119,7 +119,9 @@ def test_semantic_equals_the_papers_code(oracle, name, image, resize, key, way):
     with made(way):
         result, scores = semantic_map(*pair, **sizes, resize=resize, return_scores=True)
         pruned = semantic_map(*pair, **sizes, resize=resize)
-    torch.testing.assert_close(scores, case[f"{key}_{image}"], atol=5e-5, rtol=0)
+    torch.testing.assert_close(scores[:, ::5, ::7], case[f"{key}_{image}_every_5_7"], atol=5e-5, rtol=0)
+    if f"{key}_{image}" in case:  # of all pixels: outside of the repository
+        torch.testing.assert_close(scores, case[f"{key}_{image}"], atol=5e-5, rtol=0)
     assert result.dtype == torch.int64
     assert torch.equal(result, case[f"{key}_{image}_argmax"].long())
     assert torch.equal(pruned, result)

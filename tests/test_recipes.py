@@ -20,7 +20,7 @@ from maskcls_hf.training import MaskAnnealing, annealing_intervals
 from maskcls_hf.training.build import build_image_processor, build_model
 from maskcls_hf.training.recipe import RECIPES, Recipe, list_recipes, load_recipe
 from maskcls_hf.training.run import build_collators
-from original_checkpoints import KEYS
+from original_checkpoints import KEYS, keys
 from samples import sample_of
 
 # Of the paper's configurations: classes, images a step, steps, crop (height and width), edges of the test images.
@@ -112,8 +112,7 @@ def meta_model(recipe: Recipe, num_labels: int) -> nn.Module:
 
 def oracle_keys(name: str) -> dict[str, Any]:
     """The list of parameters of an official configuration, and its number of classes."""
-    keys = json.loads((SHARED / "oracle" / "keys" / f"{name}.json").read_text())
-    return keys | {"num_labels": SETTINGS[DATA_SET_OF[name]][0]}
+    return keys(name) | {"num_labels": SETTINGS[DATA_SET_OF[name]][0]}
 
 
 def transform_of(recipe: Recipe) -> TrainTransform:
@@ -331,7 +330,6 @@ def test_recipes_of_eomt(name, tmp_path):
         assert annealing.intervals == annealing_intervals(query_blocks)
 
 
-@needs_shared
 @pytest.mark.parametrize("name", KEYS)
 def test_the_models_have_as_many_parameters_as_the_papers(name):
     expected = oracle_keys(name)

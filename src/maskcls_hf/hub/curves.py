@@ -23,7 +23,8 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
     Returns:
         False without anything to draw, or without matplotlib: then there is no picture.
     """
-    panels = [panel for panel in (losses_of(log), scores_of(log)) if panel]
+    panels = {"loss": losses_of(log), "score in evaluation, %": scores_of(log)}
+    panels = {label: curves for label, curves in panels.items() if curves}
     if not panels:
         return False
     try:
@@ -33,12 +34,17 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
         return False
     figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, curves in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    last = max(step for curves in panels.values() for points in curves.values() for step, _ in points)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
         for name, points in curves.items():
             axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=name)
-        axis.set_xlabel("step")
+        axis.set(xlabel="step", ylabel=label, xlim=(0, 1.02 * last))
         axis.grid(alpha=0.3)
         axis.legend()
+    if len(panels) > 1:
+        for axis, title in zip(axes, ("(a) losses", "(b) scores"), strict=True):
+            axis.set_title(title, loc="left")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
     return True
@@ -50,8 +56,10 @@ def losses_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    """One evaluation alone is no curve."""
-    return {METRICS[name].title: points for name in MAIN if len(points := points_of(log, f"eval_{name}")) > 1}
+    """In per cent; one evaluation alone is no curve."""
+    curves = {METRICS[name].title: points_of(log, f"eval_{name}") for name in MAIN}
+    several = {title: points for title, points in curves.items() if len(points) > 1}
+    return {title: [(step, 100 * score) for step, score in points] for title, points in several.items()}
 
 
 def points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
