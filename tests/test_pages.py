@@ -19,7 +19,11 @@ from test_readme import NUCLEI, make_folder
 
 GUIDES = ROOT / "docs" / "guides"
 # Page -> beginnings of the commands that are run, beside those whose output the page shows.
-RUN = {}
+RUN = {
+    "per_pixel_conversion": ["maskcls convert segformer"],
+    "metrics": ["maskcls evaluate"],
+    "thresholds": ["maskcls tune --model model_cards"],
+}
 
 
 def write_cells(root: Path) -> None:
