@@ -150,8 +150,14 @@ def parse_maskcls(words: list[str]) -> None:
         return
     command.make_context(words[0], words[1:])
     if words[0] == "train":
-        changes = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
-        load_recipe(words[words.index("--recipe") + 1], changes)
+        check_recipe(words)
+
+
+def check_recipe(words: list[str]) -> None:
+    """That it takes the values, and is given the weights that it starts from."""
+    changes = [value for option, value in zip(words, words[1:], strict=False) if option == "--set"]
+    model = load_recipe(words[words.index("--recipe") + 1], changes).model
+    assert model.from_scratch or model.backbone_checkpoint or "--model" in words, "starts from no weights"
 
 
 def check_install(words: list[str]) -> None:
@@ -197,6 +203,7 @@ def check_script(script: str, words: list[str]) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.parse_arguments(words)
+        check_recipe(words)
 
 
 def links(page: str) -> list[str]:

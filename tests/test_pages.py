@@ -21,6 +21,7 @@ GUIDES = ROOT / "docs" / "guides"
 # Page -> beginnings of the commands that are run, beside those whose output the page shows.
 RUN = {
     "per_pixel_conversion": ["maskcls convert segformer"],
+    "coming_from": ["maskcls convert maskformer", "maskcls convert my-model"],
     "metrics": ["maskcls evaluate"],
     "thresholds": ["maskcls tune --model model_cards"],
 }
