@@ -22,6 +22,7 @@ GUIDES = ROOT / "docs" / "guides"
 RUN = {
     "per_pixel_conversion": ["maskcls convert segformer"],
     "coming_from": ["maskcls convert maskformer", "maskcls convert my-model"],
+    "own_parts": ["maskcls evaluate", "maskcls validate"],
     "metrics": ["maskcls evaluate"],
     "thresholds": ["maskcls tune --model model_cards"],
 }
