@@ -26,6 +26,12 @@ RUN = {
     "metrics": ["maskcls evaluate"],
     "thresholds": ["maskcls tune --model model_cards"],
 }
+# Page -> packages that it shows and that not everybody has.
+NEEDS = {
+    "augmentations": ["albumentations"],
+    "export_and_serving": ["onnxruntime", "onnxscript"],
+    "pretrained_backbones": ["timm"],
+}
 
 
 def write_cells(root: Path) -> None:
@@ -77,6 +83,8 @@ def here(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", sorted(GUIDES.glob("*.md")), ids=lambda page: page.stem)
 def test_page_runs(page, here):
+    for package in NEEDS.get(page.stem, ()):
+        pytest.importorskip(package)
     run_page(page, RUN.get(page.stem, ()))
 
 
@@ -87,3 +95,43 @@ def test_links_and_files_are_there():
         named = re.findall(r"`((?:examples|docs|tests|src|benchmarks|model_cards)/[\w./-]*)`", text)
         assert [name for name in named if not (ROOT / name).exists()] == [], page
         assert any(block.language in ("python", "bash") for block in blocks(text)), page
+
+
+class TestHarness:
+    """A page that says what does not hold is found out."""
+
+    @pytest.mark.parametrize(
+        "page",
+        [
+            "```python\nprint(1)\n```\n```text\n2\n```",
+            "```python\n1 / 0\n```",
+            "```python\n1 / 0\n```\n```text\nValueError: no\n```",
+            "```bash\nmaskcls validate cells --splitt train\n```",
+            "```bash\nmaskcls segment a.png --model m --out o --threshold 2\n```",
+            "```bash\nmaskcls evaluate --model m\n```",
+            "```bash\nmaskcls train --recipe finetune --data d --out o\n```",
+            "```bash\nmaskcls train --recipe camvid --data d --out o --set model.querys=3\n```",
+            "```bash\naccelerate launch --processes 2 examples/train_trainer.py\n```",
+            "```bash\ntorchrun -m maskcls_command train --recipe no_such --data d --out o\n```",
+            "```bash\npython examples/no_such.py\n```",
+            "```bash\npip install 'maskcls-hf[nothing]'\n```",
+            "```bash\nmaskcls validate cells\n```\n```text\n3 errors\n```",
+            "```bash\nrm -r cells\n```",
+        ],
+    )
+    def test_wrong(self, page, here):
+        Path("page.md").write_text(page)
+        with pytest.raises((AssertionError, ZeroDivisionError)):
+            run_page(Path("page.md"))
+
+    def test_right(self, here):
+        page = (
+            '```python title="one.py"\nnumber = 1\n```\n```python\nfrom one import number\nprint(number)\n```\n'
+            "```text\n1\n```\n```python\nnumber / 0\n```\n```text\nZeroDivisionError: ...\n```\n"
+            "```bash\n# of which\nHF_HUB_OFFLINE=1 maskcls validate cells \\\n    --limit 1\n```\n"
+            "```text\ncells: ...\n```\n"
+        )
+        Path("page.md").write_text(page)
+        assert run_page(Path("page.md"))["number"] == 1
+        with pytest.raises(AssertionError, match="has no commands"):
+            run_page(Path("page.md"), ["maskcls tune"])
