@@ -1,22 +1,19 @@
 """The guides run: every snippet, the commands that are cheap, and what they are said to print."""
 
 import re
+import runpy
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from maskcls_hf.data.layouts import LAYOUTS
-from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics.metric import METRICS
 from maskcls_hf.models.configuration_maskcls import REGISTRIES
 from pages import ROOT, blocks, forget_modules, links, run_page
 from test_pretrained_backbones import make_package
-from test_readme import NUCLEI, make_folder
 
+NUCLEI = "model_cards/maskcls-nuclei-tiny"
 GUIDES = ROOT / "docs" / "guides"
 # Page -> beginnings of the commands that are run, beside those whose output the page shows.
 RUN = {
@@ -34,32 +31,13 @@ NEEDS = {
 }
 
 
-def write_cells(root: Path) -> None:
-    """Parts of the image of nuclei with what the model finds in them, two for training and two for validation."""
-    image = Image.open(root / "nuclei.png").convert("RGB")
-    predict = Predictor.from_pretrained(root / NUCLEI)
-    for place, split in enumerate(("train", "train", "val", "val")):
-        part = image.crop((64 * place, 0, 64 * place + 128, 128))
-        for folder in ("images", "instances"):
-            (root / "cells" / split / folder).mkdir(parents=True, exist_ok=True)
-        part.save(root / "cells" / split / "images" / f"{place}.png")
-        found = predict(part, task="panoptic")
-        nuclei = [segment["id"] for segment in found["segments_info"] if segment["label_id"] == 1]
-        ids = np.array([0, *range(1, len(nuclei) + 1)], dtype=np.uint8)
-        index = torch.zeros(int(found["segmentation"].max()) + 2, dtype=torch.int64)
-        index[nuclei] = torch.arange(1, len(nuclei) + 1)
-        Image.fromarray(ids[index[found["segmentation"].clamp(min=0)].numpy()]).save(
-            root / "cells" / split / "instances" / f"{place}.png"
-        )
-    (root / "cells" / "labels.json").write_text('{"1": "nucleus"}')
-
-
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory) -> Path:
-    """What pages speak of: the nuclei model and its image, `my_data` of two classes, `cells` with instances."""
+    """What pages speak of: the nuclei model and its image, and the sample data."""
     root = tmp_path_factory.mktemp("pages")
-    make_folder(root)
-    write_cells(root)
+    shutil.copytree(ROOT / NUCLEI, root / NUCLEI)
+    shutil.copy(ROOT / "nuclei.png", root)
+    runpy.run_path(str(ROOT / "examples" / "sample_data.py"))["main"]([str(root)])
     make_package(root, version=2)
     return root
 
