@@ -229,7 +229,7 @@ def test_a_loss_of_pixels_without_pixels_is_refused(weight):
         (
             [torch.zeros(1, 8, 8)] * 2,
             [torch.tensor([0]), torch.tensor([5])],
-            r"Image 1: class_labels \[5\] must .*0..4",
+            r"Image 1: class_labels \[5\] must .*0..4, .*reset_classes",
         ),
         ([torch.zeros(8, 8)] * 2, [torch.tensor([0])] * 2, "Image 0: .*: a map .* holds integers.*float32"),
         (

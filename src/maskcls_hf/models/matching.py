@@ -386,7 +386,8 @@ def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], 
             for image, own in enumerate(labels.split(numbers)):
                 if len(own) and not 0 <= own.min() <= own.max() < num_labels:
                     raise ValueError(
-                        f"Image {image}: class_labels {sorted(set(own.tolist()))} must lie in 0..{num_labels - 1}."
+                        f"Image {image}: class_labels {sorted(set(own.tolist()))} must lie in 0..{num_labels - 1}, the "
+                        "classes of the model; model.reset_classes(id2label) gives it others."
                     )
     if index_maps is not None and index_maps.device.type == "cpu" and index_maps.numel():
         extremes = (values.tolist() for values in (index_maps.amin((1, 2)), index_maps.amax((1, 2))))
