@@ -1,56 +1,91 @@
-"""What mkdocs does not do by itself: README.md is the first page, the notebook one of them, guides are found by name.
+"""What mkdocs does not do by itself: pages are also files of the repository outside docs/, and a notebook.
 
-mkdocs calls these functions by their names: https://www.mkdocs.org/dev-guide/plugins/#events
+README.md is the first page; model cards, pictures of benchmarks and the like join where a page links to them. A link is
+written as it is right in the repository, and is changed here to where its file stands in the site; what is not in the
+site is named without a link. mkdocs calls `on_...`: https://www.mkdocs.org/dev-guide/plugins/#events
 """
 
 import base64
 import json
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
-LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
+MOVED = {"README.md": "index.md", "docs/tutorial.ipynb": "tutorial.md"}  # the others of docs/ only lose "docs/"
+PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+JOINING = re.compile(r"(?:model_cards|benchmarks)/.*\.(?:md|png|json|yaml)")  # where linked to
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+FENCED = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The guides of the folder: first those that `extra.guides` names, in its order, then others."""
+    """The guides of the folder: first those that `extra.guides` names, in its order, then others; and PROJECT."""
     there = sorted(path.stem for path in (ROOT / "docs" / "guides").glob("*.md"))
     ordered = [name for name in config.extra["guides"] if name in there]
     ordered += [name for name in there if name not in ordered]
     for section in config.nav or []:
         if "Guides" in section:
             section["Guides"] += [f"guides/{name}.md" for name in ordered]
+        if "Project" in section:
+            section["Project"] += [name for name in PROJECT if (ROOT / name).is_file()]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages that are made of other files."""
-    files.append(File.generated(config, "index.md", content=first_page((ROOT / "README.md").read_text())))
-    if NOTEBOOK.is_file():
-        text, pictures = notebook_page(json.loads(NOTEBOOK.read_text()))
-        files.append(File.generated(config, "tutorial.md", content=text))
-        for name, content in pictures.items():
-            files.append(File.generated(config, name, content=content))
+    """Adds the pages that are made of other files, and what they link to."""
+    text, pictures = notebook_page(json.loads((ROOT / "docs" / "tutorial.ipynb").read_text()))
+    generated = {"index.md": (ROOT / "README.md").read_text(), "tutorial.md": text, **pictures}
+    generated |= {name: (ROOT / name).read_text() for name in PROJECT if (ROOT / name).is_file()}
+    waiting = [*generated, *(file.src_uri for file in files.documentation_pages())]
+    while waiting:
+        uri = waiting.pop()
+        content = generated[uri] if uri in generated else (ROOT / "docs" / uri).read_text()
+        for path in targets(content, uri) if isinstance(content, str) and uri.endswith(".md") else ():
+            if JOINING.fullmatch(path) and path not in generated and (ROOT / path).is_file():
+                generated[path] = (ROOT / path).read_bytes() if path.endswith(".png") else (ROOT / path).read_text()
+                waiting.append(path)
+    for uri, content in generated.items():
+        files.append(File.generated(config, uri, content=content))
     return files
 
 
-def first_page(readme: str) -> str:
-    """README.md with its links as seen from docs/; what lies outside is named."""
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links from the repository's places to the site's."""
+    uri = page.file.src_uri
 
     def moved(link: re.Match[str]) -> str:
-        picture, text, target = link.groups()
-        if "://" in target or target.startswith("#"):
+        picture, text, _, anchor = link.groups()
+        path = repository_path(link[3], uri)
+        if path is None:
             return link[0]
-        if target.startswith("docs/"):
-            return f"{picture}[{text}]({target.removeprefix('docs/')})"
-        return text if text.startswith("`") else f"{text} (`{target}`)"
+        target = MOVED.get(path, path.removeprefix("docs/"))
+        if path.startswith("docs/") or files.get_file_from_path(target) is not None:
+            return f"{picture}[{text}]({posixpath.relpath(target, posixpath.dirname(uri) or '.')}{anchor or ''})"
+        return text if "`" in text or text == path else f"{text} (`{path}`)"
 
-    return LINK.sub(moved, readme)
+    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in FENCED.split(markdown))
+
+
+def targets(text: str, uri: str) -> list[str]:
+    """Paths in the repository of all that a page links to."""
+    links = [link for part in FENCED.split(text) if not part.startswith("```") for link in LINK.finditer(part)]
+    return [path for link in links if (path := repository_path(link[3], uri)) is not None]
+
+
+def repository_path(target: str, uri: str) -> str | None:
+    """Where a link of the page `uri` leads to in the repository; None: elsewhere."""
+    if "://" in target or target.startswith(("mailto:", "/")):
+        return None
+    outside = {new: old for old, new in MOVED.items()} | {name: name for name in PROJECT}
+    page = outside.get(uri, uri if JOINING.fullmatch(uri) else f"docs/{uri}")
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+    return f"{path}/README.md" if (ROOT / path / "README.md").is_file() else path
 
 
 def notebook_page(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
