@@ -21,6 +21,7 @@ MOVED = {"README.md": "index.md", "docs/tutorial.ipynb": "tutorial.md"}  # the o
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 JOINING = re.compile(r"(?:model_cards|benchmarks)/.*\.(?:md|png|json|yaml)")  # where linked to
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+UNITS = re.compile(r"(?<=\d) (?=(?:ms|s|MB|GB|%)\b|%)")  # which stay with their numbers
 FENCED = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
@@ -69,7 +70,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return f"{picture}[{text}]({posixpath.relpath(target, posixpath.dirname(uri) or '.')}{anchor or ''})"
         return text if "`" in text or text == path else f"{text} (`{path}`)"
 
-    return "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in FENCED.split(markdown))
+    parts = FENCED.split(markdown)
+    return "".join(part if part.startswith("```") else UNITS.sub("\u00a0", LINK.sub(moved, part)) for part in parts)
 
 
 def targets(text: str, uri: str) -> list[str]:
@@ -111,4 +113,5 @@ def notebook_page(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 
 
 def fence(text: str, language: str) -> str:
-    return f"```{language}\n{text}\n```"
+    marks = "````" if "```" in text else "```"
+    return f"{marks}{language}\n{text}\n{marks}"

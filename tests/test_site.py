@@ -1,6 +1,7 @@
 """The documentation site: every public name has an entry, every page is in it, and it builds without a warning."""
 
 import importlib
+import json
 import os
 import pkgutil
 import re
@@ -82,3 +83,32 @@ def test_needs_nothing_from_elsewhere(site):
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 5
     assert {url for page in pages for url in loaded.findall(page.read_text())} == set()
+
+
+def test_the_tutorial_is_kept_as_it_came_out():
+    """Every cell was run, in their order, and none failed."""
+    notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+    ran = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in ran] == list(range(1, len(ran) + 1))
+    kinds = {output["output_type"] for cell in ran for output in cell["outputs"]}
+    assert kinds <= {"stream", "display_data", "execute_result"}
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_from_labels_to_a_shared_model(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat", reason="needs the extra `docs`")
+    nbclient = pytest.importorskip("nbclient", reason="needs the extra `docs`")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", 4)
+    place = {"metadata": {"path": str(tmp_path / "docs")}}
+    nbclient.NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=place).execute()
+
+    printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ()))
+    assert "0 errors, 0 warnings" in printed
+    scores = dict(re.findall(r"(\w+): [\d.]+ -> ([\d.]+)", printed))
+    assert float(scores["mean_iou"]) > 0.85 and float(scores["pq_things"]) > 0.4
+    shared = {file.name for file in (tmp_path / "docs" / "runs" / "coins" / "look").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "modeling_maskcls.py"} <= shared
