@@ -22,16 +22,13 @@ from maskcls_hf.cli.parts import ENTRY_POINTS
 from maskcls_hf.data import open_dataset
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import InstanceF1
+from pages import snippets
 from test_pretrained_backbones import make_package
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 NUCLEI = Path("model_cards/maskcls-nuclei-tiny")
-
-
-def snippets(text: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def make_folder(root: Path) -> None:

@@ -83,6 +83,8 @@ class TestForms:
         for form in ("index_map", "runs"):
             with pytest.raises(ValueError, match="street: segments overlap"):
                 getattr(segments, form)
+        with pytest.raises(ValueError, match="^segments overlap.*stack and mask_runs do"):
+            _ = Segments([0, 1], np.ones((2, 3, 4), dtype=bool)).index_map
 
     def test_what_does_not_fit_is_said(self):
         with pytest.raises(ValueError, match="street: 2 masks, 3 class labels, 3 scores and 3 flags"):

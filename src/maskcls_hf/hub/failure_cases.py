@@ -112,8 +112,9 @@ def failure_cases(
     return cases
 
 
-def save_failure_cases(cases: list[FailureCase], folder: Path) -> list[Picture]:
+def save_failure_cases(cases: list[FailureCase], folder: str | Path) -> list[Picture]:
     """Write the pictures, for [`write_model_card`]."""
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pictures = []
     for place, case in enumerate(cases, start=1):

@@ -122,7 +122,8 @@ class Segments:
             dtype = np.min_scalar_type(-len(self) - 2)
             return torch.from_numpy(self.runs.look_up(_table(np.arange(len(self)), dtype)).map())
         if self._painted is None:
-            raise ValueError(f"{self.name}: segments overlap, so that no map holds them.")
+            said = "segments overlap, so that no map holds them; stack and mask_runs do."
+            raise ValueError(f"{self.name}: {said}" if self.name else said)
         return self._painted
 
     @cached_property
