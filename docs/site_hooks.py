@@ -26,13 +26,8 @@ FENCED = re.compile(r"(^```.*?^```)", re.DOTALL | re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """The guides of the folder: first those that `extra.guides` names, in its order, then others; and PROJECT."""
-    there = sorted(path.stem for path in (ROOT / "docs" / "guides").glob("*.md"))
-    ordered = [name for name in config.extra["guides"] if name in there]
-    ordered += [name for name in there if name not in ordered]
+    """Adds what there is of PROJECT to its section."""
     for section in config.nav or []:
-        if "Guides" in section:
-            section["Guides"] += [f"guides/{name}.md" for name in ordered]
         if "Project" in section:
             section["Project"] += [name for name in PROJECT if (ROOT / name).is_file()]
     return config
