@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: pages are also files of the repository outside docs/, and a notebook.
+"""What mkdocs does not do by itself: some pages are files outside docs/, a notebook, or what a command says of itself.
 
 README.md is the first page; model cards, pictures of benchmarks and the like join where a page links to them. A link is
 written as it is right in the repository, and is changed here to where its file stands in the site; what is not in the
@@ -9,12 +9,14 @@ import base64
 import json
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from typer.main import get_command
 
 ROOT = Path(__file__).resolve().parents[1]
 MOVED = {"README.md": "index.md", "docs/tutorial.ipynb": "tutorial.md"}  # the others of docs/ only lose "docs/"
@@ -37,6 +39,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made of other files, and what they link to."""
     text, pictures = notebook_page(json.loads((ROOT / "docs" / "tutorial.ipynb").read_text()))
     generated = {"index.md": (ROOT / "README.md").read_text(), "tutorial.md": text, **pictures}
+    generated["reference/commands.md"] = commands_page()
     generated |= {name: (ROOT / name).read_text() for name in PROJECT if (ROOT / name).is_file()}
     waiting = [*generated, *(file.src_uri for file in files.documentation_pages())]
     while waiting:
@@ -110,3 +113,24 @@ def notebook_page(notebook: dict[str, Any]) -> tuple[str, dict[str, bytes]]:
 def fence(text: str, language: str) -> str:
     marks = "````" if "```" in text else "```"
     return f"{marks}{language}\n{text}\n{marks}"
+
+
+def commands_page() -> str:
+    """What each command of `maskcls` does and takes, as its --help says."""
+    sys.path.insert(0, str(ROOT / "src"))
+    import maskcls_command
+
+    maskcls_command.parsing = True  # torch and transformers are not imported
+    from maskcls_hf.cli.main import app
+
+    parts = ["# Commands", "As `maskcls COMMAND --help` says it; defaults in parentheses."]
+    for name, command in sorted(get_command(app).commands.items()):
+        rows = ["| option | what it does |", "|---|---|"]
+        for option in (parameter for parameter in command.params if not getattr(parameter, "hidden", False)):
+            given = option.opts if option.param_type_name == "option" else [option.name.upper()]
+            default = "" if option.default in (None, False, [], ()) else f" (`{option.default}`)"
+            needed = " Needed." if option.required and option.param_type_name == "option" else ""
+            written = ", ".join(f"`{word}`" for word in [*given, *option.secondary_opts])
+            rows.append(f"| {written} | {str(option.help).replace('|', chr(92) + '|')}{default}{needed} |")
+        parts += [f"## maskcls {name}", command.help or "", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
