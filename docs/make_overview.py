@@ -2,7 +2,7 @@
 
     python docs/make_overview.py IMAGE [CHECKPOINT]
 
-The picture of README.md shows an image of the 2018 Data Science Bowl (CC0) that the checkpoint was not trained on.
+The picture in the README shows an image of the 2018 Data Science Bowl (CC0) that the checkpoint was not trained on.
 """
 
 import argparse
