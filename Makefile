@@ -9,13 +9,15 @@ CONSTRAINTS ?= constraints.txt
 FETCH       := $(PY) tests/conformance/fetch_transformers_tests.py
 CONFORMANCE := $(PY) -m pytest -c tests/conformance/pytest.ini tests/conformance
 
+MKDOCS      := NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test coverage slow bench conformance lint format typecheck wheel clean
+.PHONY: help demo test coverage slow bench conformance docs docs-serve lint format typecheck wheel clean
 
 demo test coverage slow conformance: export OMP_NUM_THREADS ?= 1
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -43,6 +45,12 @@ bench: $(STAMP)  ## every stage beside transformers' MaskFormer: a table, benchm
 conformance: $(STAMP)  ## transformers' own tests on our classes, beside transformers' MaskFormer
 	$(FETCH)
 	$(CONFORMANCE)
+
+docs: $(STAMP)  ## the documentation as a site, into build/site; a warning is an error
+	$(MKDOCS) build --strict --quiet
+
+docs-serve: $(STAMP)  ## the same at http://127.0.0.1:8000, made anew when a page changes
+	$(MKDOCS) serve
 
 lint: $(STAMP)  ## ruff
 	$(PY) -m ruff check .

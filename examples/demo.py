@@ -28,7 +28,7 @@ SHOWN = 10  # rows of the table
 def main(checkpoint: Path = CHECKPOINT, out: Path = ROOT / "demo") -> None:
     if not (checkpoint / "model.safetensors").is_file():
         sys.exit(
-            f"No checkpoint in {checkpoint}: restore the folder from the repository, or train one (see README.md)."
+            f"No checkpoint in {checkpoint}: restore the folder from the repository, or train one (see docs/train.md)."
         )
     image = Image.open(ROOT / "nuclei.png").convert("RGB")
     pixels = np.array(image)  # (H, W, 3)

@@ -1,4 +1,4 @@
-"""The snippets of the README run in their order, in a folder that holds what they speak of."""
+"""The snippets of README and site run in their order, in a folder that holds what they speak of."""
 
 import io
 import json
@@ -10,6 +10,7 @@ import tokenize
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,17 +22,18 @@ from maskcls_hf.cli.parts import ENTRY_POINTS
 from maskcls_hf.data import open_dataset
 from maskcls_hf.inference import Predictor
 from maskcls_hf.metrics import InstanceF1
-from pages import snippets
-from test_pretrained_backbones import make_package
+from pages import run_page, snippets
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, DOCS = ROOT / "README.md", ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
 NUCLEI = Path("model_cards/maskcls-nuclei-tiny")
 
 
 def make_folder(root: Path) -> None:
     """The model and the image of the repository, and data: two images a split, with labels and void."""
-    shutil.copytree(README.parent / NUCLEI, root / NUCLEI)
-    shutil.copy(README.parent / "nuclei.png", root)
+    shutil.copytree(ROOT / NUCLEI, root / NUCLEI)
+    shutil.copy(ROOT / "nuclei.png", root)
     data = root / "my_data"
     for split in ("train", "val"):
         for folder in ("images", "labels"):
@@ -45,37 +47,49 @@ def make_folder(root: Path) -> None:
     (data / "labels.json").write_text(json.dumps({"0": "sky", "1": "lake"}))
 
 
-def test_snippets_run(tmp_path, monkeypatch):
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
     make_folder(tmp_path)
-    make_package(tmp_path, version=2)
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    code = snippets(README.read_text())
-    assert len(code) == 9
-    for number, snippet in enumerate(code, start=1):
-        exec(compile(snippet, f"README.md, snippet {number}", "exec"), names)
-        if number == 1:
-            of_classes = [info["label_id"] for info in names["found"]["segments_info"]]
-            assert f"That gives {of_classes.count(1)} nuclei" in README.read_text()
+    return tmp_path
+
+
+def test_every_page_with_snippets_is_run_here():
+    counts = {page.name: len(snippets(page.read_text())) for page in PAGES}
+    assert {name: count for name, count in counts.items() if count} == {
+        "README.md": 1, "segment.md": 2, "train.md": 1, "share.md": 1, "convert.md": 1
+    }  # fmt: skip
+
+
+def test_snippets_of_the_readme_run(folder):
+    of_classes = [info["label_id"] for info in run_page(README)["found"]["segments_info"]]
+    assert f"That gives {of_classes.count(1)} nuclei" in README.read_text()
+    assert README.read_text().count("\n") < 150
+
+
+def test_snippets_about_segmenting_run(folder):
+    assert run_page(DOCS / "segment.md")["semantic_map"].shape == (128, 128)
+
+
+def test_snippets_from_training_to_sharing_run(folder):
+    assert run_page(DOCS / "train.md")["fresh"].config.num_labels == 2
+    names = run_page(DOCS / "guides" / "trainer.md")
     assert names["model"].config.id2label == {0: "sky", 1: "lake"}
-    assert (tmp_path / "runs" / "mine" / "final" / "modeling_maskcls.py").is_file()
-    assert names["fresh"].config.num_labels == 2
-    assert names["started"].config.num_queries == 50 and names["its_images"].image_mean == (127 / 255,) * 3
-    assert names["one_query_a_class"].config.num_queries == 2
+    assert (folder / "runs" / "trainer" / "final" / "modeling_maskcls.py").is_file()
+    run_page(DOCS / "share.md")
 
 
-def test_the_first_command_gives_the_picture_beside_it(tmp_path, monkeypatch):
-    make_folder(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    text = README.read_text()
+def test_snippets_about_conversion_run(folder):
+    assert "pq" in run_page(DOCS / "convert.md")["evaluator"].compute()
+
+
+def test_the_first_command_gives_the_picture_beside_it(folder):
+    text = (DOCS / "segment.md").read_text()
     (command,) = re.findall(r"^    maskcls (segment nuclei\.png .*)$", text, flags=re.MULTILINE)
     (picture,) = re.findall(r"!\[The overlay that this command writes\]\((.*)\)", text)
     result = CliRunner().invoke(app, shlex.split(command))
     assert result.exit_code == 0, result.output
-    written, shown = (
-        np.asarray(Image.open(path)) for path in (tmp_path / "found/overlay/nuclei.png", README.parent / picture)
-    )
+    written, shown = (np.asarray(Image.open(path)) for path in (folder / "found/overlay/nuclei.png", DOCS / picture))
     assert written.shape == shown.shape and (written == shown).mean() > 0.995  # processors round in ways of their own
 
 
@@ -83,12 +97,12 @@ def test_the_first_command_gives_the_picture_beside_it(tmp_path, monkeypatch):
 def test_so_many_of_the_marked_nuclei_are_among_them():
     """Against the annotation of the image, which is beside the repository."""
     data = open_dataset(SHARED / "data" / "dsb2018_nuclei", "val")
-    pixels = np.asarray(Image.open(README.parent / "nuclei.png").convert("RGB"))
+    pixels = np.asarray(Image.open(ROOT / "nuclei.png").convert("RGB"))
     (true,) = (
         sample["segments"] for sample in data if np.array_equal(sample["image"].permute(1, 2, 0).numpy(), pixels)
     )
     metric = InstanceF1(data.id2label, data.stuff_ids)
-    found = Segments.from_output(Predictor.from_pretrained(README.parent / NUCLEI)(README.parent / "nuclei.png"))
+    found = Segments.from_output(Predictor.from_pretrained(ROOT / NUCLEI)(ROOT / "nuclei.png"))
     metric.add(metric.measure(found, true)[None])
     marked = sum(label not in data.stuff_ids for label in true.class_labels.tolist())
     matched = round(metric.compute()["recall"] * marked)
@@ -96,21 +110,22 @@ def test_so_many_of_the_marked_nuclei_are_among_them():
 
 
 def test_files_that_are_named_exist():
-    named = re.findall(r"`((?:examples|docs|tests|model_cards)/[\w./-]*)`", README.read_text())
-    assert named
-    assert [name for name in named if not (README.parent / name).exists()] == []
+    text = "".join(page.read_text() for page in PAGES)
+    named = re.findall(r"`((?:examples|docs|tests|benchmarks|src|model_cards)/[\w./-]*)`", text)
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_files_of_the_tree_exist():
-    tree = README.read_text().split("## Where things are")[1].split("##")[0]
-    names = {file.name for folder in ("src", "examples", "benchmarks") for file in (README.parent / folder).rglob("*")}
+    tree = (DOCS / "design.md").read_text()
+    names = {file.name for folder in ("src", "examples", "benchmarks") for file in (ROOT / folder).rglob("*")}
     named = re.findall(r"\b\w+\.py\b", tree)
     assert len(named) > 10 and [name for name in named if name not in names] == []
 
 
 def test_docstrings_and_comments_point_to_what_there_is():
     """Files by their names, what the package holds by dotted paths, functions and classes in links."""
-    root = README.parent
+    root = ROOT
     files = {
         file.name for folder in ("src", "examples", "benchmarks", "tests") for file in (root / folder).rglob("*.py")
     }
