@@ -61,14 +61,14 @@ def finite(value: Any) -> Any:
     return value
 
 
-def tile_size(pixels: int | None) -> int | None:
+def _tile_size(pixels: int | None) -> int | None:
     """Of an option."""
     if pixels is not None and 0 < pixels < 16:
         raise typer.BadParameter(f"{pixels} is no size of tiles: at least 16 pixels, or 0 for none.")
     return pixels
 
 
-def place_of_model(name: str) -> str:
+def _place_of_model(name: str) -> str:
     """Of an option; said before the imports of seconds, as all that a callback says."""
     try:
         require_model_place(name)
@@ -77,7 +77,7 @@ def place_of_model(name: str) -> str:
     return name
 
 
-def place_of_data(path: Path) -> Path:
+def _place_of_data(path: Path) -> Path:
     try:
         require_folder(path, "data set")
     except OSError as error:
@@ -88,11 +88,11 @@ def place_of_data(path: Path) -> Path:
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", callback=place_of_model,
+        "--model", "-m", callback=_place_of_model,
         help="Folder of a saved model and its image processor, or name on the Hub.",
     ),
 ]  # fmt: skip
-DataOption = Annotated[Path, typer.Option("--data", "-d", callback=place_of_data, help="Folder of the data set.")]
+DataOption = Annotated[Path, typer.Option("--data", "-d", callback=_place_of_data, help="Folder of the data set.")]
 LayoutOption = Annotated[
     str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
 ]
@@ -115,7 +115,7 @@ TileOption = Annotated[
     int | None,
     typer.Option(
         min=0,
-        callback=tile_size,
+        callback=_tile_size,
         help="Cut larger images into tiles of so many pixels; 0: never [the model's, 0].",
     ),
 ]
@@ -220,7 +220,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
     def guard(imports: list[Path] | None = None, **options: Any) -> None:
         with terminable():
             try:
-                with prepared(imports or []):
+                with _prepared(imports or []):
                     command(**options)
             except KeyboardInterrupt as error:
                 stop(error)
@@ -236,7 +236,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def prepared(files: list[Path]) -> Iterator[None]:
+def _prepared(files: list[Path]) -> Iterator[None]:
     """Around the work of a command: classes and parts are known, and weights are loaded and saved without bars."""
     from ..hub import register
     from ..utils.quiet import no_progress_bars

@@ -28,10 +28,10 @@ def load_parts(files: Sequence[Path]) -> None:
             package = entry.dist.name if entry.dist else "a package"
             raise ValueError(f"The parts of {package} ({ENTRY_POINTS}: {entry.value}): {_reason(error)}") from error
     for file in files:
-        import_file(file)
+        _import_file(file)
 
 
-def import_file(file: Path) -> None:
+def _import_file(file: Path) -> None:
     """Run a Python file as the module of its name, which worker processes and saved models find it by.
 
     Raises: as [`load_parts`].

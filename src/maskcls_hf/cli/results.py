@@ -25,8 +25,8 @@ try:
 except ImportError:  # Windows has no locks of folders
     fcntl = None  # type: ignore[assignment]
 
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
-NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+_NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
 LONGEST_NAME = 200  # bytes; file systems take 255, with number and suffix
 SHARE_OF_WRITING = 0.05  # of the time of a run, spent on the JSON
 
@@ -248,5 +248,5 @@ def _compared(name: str) -> str:
 
 def file_name(stem: str) -> str:
     """A stem that is one on every system."""
-    name = NOT_IN_NAMES.sub("_", stem).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(". ") or "_"
-    return f"{name}_" if RESERVED.fullmatch(name) else name
+    name = _NOT_IN_NAMES.sub("_", stem).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(". ") or "_"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name

@@ -121,7 +121,7 @@ def segment(
         raise typer.Exit(1)
     kept = len({*results.records} - {source_of(path) for path in paths})
     try:
-        segment_each(paths, segmenter, results, done, skip_existing)
+        _segment_each(paths, segmenter, results, done, skip_existing)
     except KeyboardInterrupt as error:
         stop(error, f"{sum(done.values())} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
@@ -157,7 +157,7 @@ def report(results: Results, done: dict[str, bool], images: int, kept: int) -> N
     console.print(" ".join(said), soft_wrap=True)
 
 
-def segment_each(
+def _segment_each(
     paths: list[Path], segmenter: Segmenter, results: Results, done: dict[str, bool], skip_existing: bool
 ) -> None:
     """Add each image to `done`, and whether it is new, when its results are written; say what is wrong with others."""

@@ -71,7 +71,7 @@ def tune(
         predictor, dataset = opened(model, device, {"batch_size": 1}, data, split, layout, data_options or [], ())
         from ..inference import tune as tune_model
 
-        with passes() as on_pass:
+        with _passes() as on_pass:
             found = tune_model(predictor, dataset, task, metric, limit=limit, on_pass=on_pass)
         settings = dict(model=model, data=str(data), split=split)
         folder = saved(found, predictor.image_processor, Path(model), out or Path(model), settings)
@@ -104,7 +104,7 @@ def check_target(model: str, out: Path | None) -> None:
 
 
 @contextmanager
-def passes() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def _passes() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """`on_pass` of `maskcls_hf.inference.tune`: a bar that begins anew for each."""
     with progress_bar("{task.description}", transient=True) as progress:
         bar = progress.add_task("")

@@ -38,7 +38,7 @@ class MaskClsCollator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         for sample in samples:
-            check_sample(sample)
+            _check_sample(sample)
         names = ", ".join(sample["segments"].name for sample in samples)
         with naming_image(names):
             return self._batch(samples, names)
@@ -72,7 +72,7 @@ class MaskClsCollator:
         return batch
 
 
-def check_sample(sample: Any) -> None:
+def _check_sample(sample: Any) -> None:
     """Raise `ValueError` for what no reader of this package gives."""
     is_dict = isinstance(sample, Mapping)
     if not (is_dict and "image" in sample and isinstance(sample.get("segments"), Segments)):

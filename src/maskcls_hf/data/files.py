@@ -24,7 +24,7 @@ from ..models.run_lengths import Runs
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
 
 
 def read_image(source: Any, where: str = "") -> Tensor:
@@ -127,7 +127,7 @@ def class_name(value: Any) -> str:
 
 def has_controls(text: str) -> bool:
     """Whether there are characters in a text that a terminal would obey, or that end a line."""
-    return not text.isprintable() and any(unicodedata.category(character) in CONTROL for character in text)
+    return not text.isprintable() and any(unicodedata.category(character) in _CONTROL for character in text)
 
 
 def with_split(pattern: str, split: str | None) -> str:

@@ -1,7 +1,7 @@
 """Training augmentation of samples, a function of a seed alone. Images are resampled by torchvision.
 
 Images are (3, H, W) `tv_tensors.Image`, masks `tv_tensors.Mask` of `Segments.pixels`; sizes are (height, width).
-Within a transform randomness is torch's global generator, which [`seeded`] sets.
+Within a transform randomness is torch's global generator, which [`_seeded`] sets.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from .sample import Sample
 
 logger = logging.get_logger(__name__)
 
-Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
-TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
+_Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+_TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
 NEEDED = object()  # an option without default
 _CROP = {"crop_size": None, "single_category_limit": 1.0}
 _JITTERED_CROP = {"crop_size": NEEDED, "single_category_limit": 1.0, "scale": (0.5, 2.0)}
 _SHORTEST_EDGE = {"short_edges": NEEDED, "longest_edge": None}
 # Way of resizing -> the options that it reads, with their defaults.
-RESIZE_OPTIONS: dict[str | None, dict[str, Any]] = {
+_RESIZE_OPTIONS: dict[str | None, dict[str, Any]] = {
     "crop_first": _JITTERED_CROP,
     "large_scale_jitter": _JITTERED_CROP,
     "shortest_edge": {**_SHORTEST_EDGE, **_CROP},
@@ -120,17 +120,17 @@ class TrainTransform:
             "single_category_limit": single_category_limit,
         }
         self.resize = resize
-        self.options = checked_options(resize, {name: value for name, value in given.items() if value is not None})
+        self.options = _checked_options(resize, {name: value for name, value in given.items() if value is not None})
         self.flip = flip
         self.swapped = class_swaps(swap_on_flip or {}, id2label)
         if flip and swap_on_flip is None:
-            warn_of_sides(id2label or {})
+            _warn_of_sides(id2label or {})
         self.any_orientation = any_orientation
-        self.recolor = recoloring(color, any_contrast)
+        self.recolor = _recoloring(color, any_contrast)
 
     def __call__(self, sample: Sample, seed: int | Sequence[int]) -> Sample:
         segments = sample["segments"]
-        with seeded(seed):
+        with _seeded(seed):
             image, mask = sample["image"], tv_tensors.Mask(segments.pixels)
             image, mask = self._resize_and_crop(image, mask, segments.class_labels)
             if self.flip and torch.rand(()) < 0.5:
@@ -148,7 +148,7 @@ class TrainTransform:
         # torchvision takes floating point to lie in 0..1, samples of 16-bit files lie in 0..255.
         return tv_tensors.wrap(self.recolor(tv_tensors.wrap(image / 255, like=image)) * 255, like=image)
 
-    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, labels: Tensor) -> Pair:
+    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, labels: Tensor) -> _Pair:
         options = self.options
         acceptable = None
         if (limit := options.get("single_category_limit", 1.0)) < 1:
@@ -165,7 +165,7 @@ class TrainTransform:
             image, ids = random_crop(image, ids, options["crop_size"], acceptable)
         return image, ids
 
-    def _first_crop_of_detr(self, image: tv_tensors.Image, ids: tv_tensors.Mask) -> Pair:
+    def _first_crop_of_detr(self, image: tv_tensors.Image, ids: tv_tensors.Mask) -> _Pair:
         short_edge = one_of(self.options["first_short_edges"])
         image, ids = resize(image, ids, shortest_edge_size(image.shape[-2:], short_edge, None))
         low, high = self.options["crop_range"]
@@ -188,7 +188,7 @@ def stable_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def seeded(seed: int | Sequence[int]) -> Iterator[None]:
+def _seeded(seed: int | Sequence[int]) -> Iterator[None]:
     """torch's CPU generator starts from `seed` within, and is as before after."""
     numbers = (seed,) if isinstance(seed, int) else seed
     with torch.random.fork_rng(devices=[]):
@@ -234,7 +234,7 @@ class CenterCrop(v2.Transform):
 # Resizing and crops
 
 
-def resize(image: tv_tensors.Image, mask: tv_tensors.Mask, size: tuple[int, int]) -> Pair:
+def resize(image: tv_tensors.Image, mask: tv_tensors.Mask, size: tuple[int, int]) -> _Pair:
     """The image bilinear with antialias, each id as under the pixel's center."""
     resized = resize_nearest(mask.as_subclass(Tensor), (size[0], size[1]))
     return F.resize(image, list(size), antialias=True), tv_tensors.wrap(resized, like=mask)
@@ -245,11 +245,11 @@ def random_crop(
     ids: tv_tensors.Mask,
     size: Sequence[int],
     acceptable: Callable[[tv_tensors.Mask], bool] | None = None,
-) -> Pair:
-    """A window of `size`, on a side that is shorter all of it; the last of `TRIES` if none is acceptable."""
+) -> _Pair:
+    """A window of `size`, on a side that is shorter all of it; the last of `_TRIES` if none is acceptable."""
     full_height, full_width = image.shape[-2:]
     height, width = min(size[0], full_height), min(size[1], full_width)
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         top = int(torch.randint(full_height - height + 1, ()))
         left = int(torch.randint(full_width - width + 1, ()))
         window = F.crop(ids, top, left, height, width)
@@ -310,7 +310,7 @@ def one_of(values: Sequence[int]) -> int:
 # Colors
 
 
-def recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transform | None:
+def _recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transform | None:
     """The changes of color that [`TrainTransform`] is asked for; None: none."""
     steps: list[v2.Transform] = []
     if color == "ssd":
@@ -430,7 +430,7 @@ def _class_id(label: int | str, id2label: Mapping[int, str] | None) -> int:
     return ids[0]
 
 
-def warn_of_sides(id2label: Mapping[int, str]) -> None:
+def _warn_of_sides(id2label: Mapping[int, str]) -> None:
     names = {name.lower() for name in id2label.values()}
     sided = sorted(name for name in names if "left" in name and name.replace("left", "right") in names)
     if sided:
@@ -440,12 +440,12 @@ def warn_of_sides(id2label: Mapping[int, str]) -> None:
         )
 
 
-def checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def _checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The options that a way of resizing reads, with defaults filled in."""
-    if resize not in RESIZE_OPTIONS:
-        ways = ", ".join(str(way) for way in RESIZE_OPTIONS)
+    if resize not in _RESIZE_OPTIONS:
+        ways = ", ".join(str(way) for way in _RESIZE_OPTIONS)
         raise ValueError(f"resize={resize!r} is not a way of resizing; there are {ways}.")
-    defaults = RESIZE_OPTIONS[resize]
+    defaults = _RESIZE_OPTIONS[resize]
     for name in given:
         if name not in defaults:
             raise ValueError(f"resize={resize!r} reads {', '.join(defaults)}, not {name}: leave it out.")

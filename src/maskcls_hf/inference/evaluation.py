@@ -77,16 +77,16 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
         return torch.arange(len(names), device="cpu")
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise ValueError(
-            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {listed(names)}\n"
-            f"data ({len(wanted)}): {listed(wanted)}\n"
-            f"only the model has: {listed(sorted(set(names) - set(wanted))) or '-'}\n"
-            f"only the data has: {listed(sorted(set(wanted) - set(names))) or '-'}"
+            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {_listed(names)}\n"
+            f"data ({len(wanted)}): {_listed(wanted)}\n"
+            f"only the model has: {_listed(sorted(set(names) - set(wanted))) or '-'}\n"
+            f"only the data has: {_listed(sorted(set(wanted) - set(names))) or '-'}"
         )
     place = {name: label for label, name in enumerate(names)}
     return torch.tensor([place[name] for name in wanted], device="cpu")
 
 
-def listed(names: Iterable[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(printable, names))
 
 

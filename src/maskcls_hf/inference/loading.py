@@ -31,9 +31,9 @@ from .universal import NOT_RUN, UniversalProcessor, universal_class
 
 logger = logging.get_logger(__name__)
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-PATIENCE = 3.0  # seconds until the Hub counts as out of reach
+_PATIENCE = 3.0  # seconds until the Hub counts as out of reach
 
 
 def saved_config(name: str | os.PathLike) -> dict[str, Any]:
@@ -84,12 +84,12 @@ def hub_answers() -> bool:
     answers: list[bool] = []
 
     def connect() -> None:
-        with suppress(OSError), socket.create_connection(place, timeout=PATIENCE):
+        with suppress(OSError), socket.create_connection(place, timeout=_PATIENCE):
             answers.append(True)
 
     thread = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(_PATIENCE)
     return bool(answers)
 
 
@@ -127,7 +127,7 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     else:
         require_whole(name)  # our own classes do so themselves
     try:
-        check_files(name)
+        _check_files(name)
         with quiet():
             model, report = model_class.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **where_to_look(name), **options
@@ -145,12 +145,12 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     except Exception as error:  # safetensors and unpickling raise errors of many kinds
         raise ValueError(f"The weights in {name} cannot be read: {_first_line(error)}") from error
     if options.keys() & vars(model.config).keys():
-        report = report | without_changes(report, model_class, name)
+        report = report | _without_changes(report, model_class, name)
     check_weights(model, report, name)
     return model
 
 
-def without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
+def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
     """Missing and unknown weights of a model that was loaded with other fields of its configuration, without those of
     heads that these bring or take away; that new ones are random is logged."""
     config = model_class.config_class.from_pretrained(name, **where_to_look(name))
@@ -179,11 +179,11 @@ def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: obje
             raise ValueError(f"The weights in {where} are broken: {name} holds NaN or infinite values.")
 
 
-def check_files(name: str | os.PathLike) -> None:
+def _check_files(name: str | os.PathLike) -> None:
     """Raise ValueError where a folder's files of weights, or their index, hold what transformers would take, or leave
     out, without a word."""
     files = [Path(name, "model.safetensors")]
-    for index in (Path(name, file) for file in INDEXES):
+    for index in (Path(name, file) for file in _INDEXES):
         if not index.is_file():
             continue
         try:
@@ -199,15 +199,15 @@ def check_files(name: str | os.PathLike) -> None:
         files += [Path(name, shard) for shard in shards if shard.endswith(".safetensors")]
         for file in files[1:]:
             listed = {weight for weight, shard in places.items() if shard == file.name}
-            if file.is_file() and (other := listed ^ stored_types(file).keys()):
+            if file.is_file() and (other := listed ^ _stored_types(file).keys()):
                 raise ValueError(f"{file} holds other weights than {index.name} says, such as {min(other)}.")
     for file in files:
-        for weight, kind in stored_types(file).items() if file.is_file() else ():
+        for weight, kind in _stored_types(file).items() if file.is_file() else ():
             if weight.endswith(("weight", "bias")) and not kind.startswith(("F", "BF")):
                 raise ValueError(f"{file} holds {weight} as {kind}, not as floating-point numbers.")
 
 
-def stored_types(file: Path) -> dict[str, str]:
+def _stored_types(file: Path) -> dict[str, str]:
     """Weight -> its type, as the header of a safetensors file names it: "F32", "BF16", "I8"."""
     with safe_open(file, "pt") as tensors:
         return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
@@ -222,7 +222,7 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
     """
     model_type = str(saved_fields(name, where_to_look(name)).get("model_type"))
     if model_type not in KIND_OF_TYPE and universal_class(model_type) is not None:
-        return UniversalProcessor(load_their_processor(name))
+        return UniversalProcessor(_load_their_processor(name))
     try:
         with quiet():
             return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
@@ -236,7 +236,7 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
 
 
-def load_their_processor(name: str | os.PathLike) -> Any:
+def _load_their_processor(name: str | os.PathLike) -> Any:
     """The processor of a universal model of transformers. A file of its class metadata is looked for beside it first.
 
     Raises:

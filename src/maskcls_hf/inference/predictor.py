@@ -35,19 +35,19 @@ Result = dict[str, Any]
 Item = TypeVar("Item")
 
 # Options of the post-processing that it sets itself.
-OWN_OPTIONS = {
+_OWN_OPTIONS = {
     "target_sizes": "maps have the size of their image",
     "return_segmentation_scores": "it gives the map of the highest scores; for the scores, call the image processor's "
     "post_process_semantic_segmentation",
     "return_coco_annotation": "each of its masks is MaskRuns, whose rle() is COCO's encoding",
     "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
 }
-OVERLAP = 0.25  # of tiles
+_OVERLAP = 0.25  # of tiles
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
 # Holes and fragments are those of whole segments, not of their parts in a tile.
-NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
+_NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
 WINDOW = 4  # batches among whose images those of one size are looked for
-BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
+_BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
 
 class Predictor:
@@ -110,7 +110,7 @@ class Predictor:
         image_processor = as_processor(image_processor, model)
         saved = defaults_of(image_processor)
         tile = plain(saved.get("tile") if tile is None else tile) or None
-        overlap = saved.get("overlap", OVERLAP) if overlap is None else overlap
+        overlap = saved.get("overlap", _OVERLAP) if overlap is None else overlap
         enlarge = (saved.get("enlarge") if enlarge is None else enlarge) or None
         batch_size = plain(batch_size)
         for name, value in (("tile", tile), ("batch_size", batch_size)):
@@ -121,7 +121,7 @@ class Predictor:
         if any(not 0 < scale < math.inf for scale in (*(scales or ()), enlarge or 1.0)):
             raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
         if task is not None:
-            check_task(task)
+            _check_task(task)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         self.tile, self.overlap = tile, overlap
@@ -154,7 +154,7 @@ class Predictor:
     @property
     def batch_size(self) -> int:
         """Images that the model sees at once."""
-        return self._batch_size or (1 if self.model.device.type == "cpu" else BATCH_ON_GPU)
+        return self._batch_size or (1 if self.model.device.type == "cpu" else _BATCH_ON_GPU)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -241,8 +241,8 @@ class Predictor:
         assert self.tile is not None
         grid = TileGrid((image.shape[-2], image.shape[-1]), self.tile, self.overlap)
         options = {task: task_options(self._defaults, task, tasks[task]) for task in tasks}
-        of_tiles = {task: options[task] | NO_SHARES.get(task, {}) for task in tasks}
-        stitchers: dict[Task, Any] = {task: STITCHERS[task](grid) for task in tasks if task != "semantic"}
+        of_tiles = {task: options[task] | _NO_SHARES.get(task, {}) for task in tasks}
+        stitchers: dict[Task, Any] = {task: _STITCHERS[task](grid) for task in tasks if task != "semantic"}
         columns = None
         if "semantic" in tasks:
             stitchers["semantic"] = SemanticBlend(grid, self._least_score(tasks["semantic"]))
@@ -254,7 +254,7 @@ class Predictor:
                 for tile, of_tile in zip(batch, found, strict=True):
                     stitchers[task].add(tile, of_tile)
         return {
-            task: RESULTS[task](clean_stitched(task, stitcher.result(), options[task]))
+            task: RESULTS[task](_clean_stitched(task, stitcher.result(), options[task]))
             for task, stitcher in stitchers.items()
         }
 
@@ -347,7 +347,7 @@ class Predictor:
             ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
         """
         for task, options in tasks.items():
-            check_task(task)
+            _check_task(task)
             if task != "semantic" and not self.finds_segments:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
@@ -363,8 +363,8 @@ class Predictor:
                 )
             allowed = options_of(task)
             for name in tasks[task]:
-                if name in OWN_OPTIONS:
-                    raise ValueError(f"{name} is not for a Predictor: {OWN_OPTIONS[name]}.")
+                if name in _OWN_OPTIONS:
+                    raise ValueError(f"{name} is not for a Predictor: {_OWN_OPTIONS[name]}.")
                 if task == "instance" and name == "overlap_mask_area_threshold":
                     raise ValueError(f"{name} is not for instances: they may overlap.")
                 if name not in allowed:
@@ -374,7 +374,7 @@ class Predictor:
                     require_range(name, value, "[0, 1]")
 
 
-def check_task(task: Any) -> None:
+def _check_task(task: Any) -> None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
 
@@ -383,7 +383,7 @@ def options_of(task: Task) -> list[str]:
     """Names of the options of a task that a [`Predictor`] takes."""
     post_process = getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")
     return [
-        name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *OWN_OPTIONS}
+        name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *_OWN_OPTIONS}
     ]
 
 
@@ -417,7 +417,7 @@ def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], nu
         yield take()
 
 
-def semantic_result(class_map: Tensor) -> Result:
+def _semantic_result(class_map: Tensor) -> Result:
     """Map (H, W) -> map and records of its classes."""
     classes = class_map.flatten()
     areas = (classes if classes.min() >= 0 else classes[classes != NO_CLASS]).bincount().tolist()
@@ -425,13 +425,13 @@ def semantic_result(class_map: Tensor) -> Result:
     return {"segmentation": class_map.cpu(), "segments_info": records}
 
 
-def panoptic_result(found: Result) -> Result:
+def _panoptic_result(found: Result) -> Result:
     return found | {"segmentation": found["segmentation"].cpu()}
 
 
-def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
+def _clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
     """Without the small holes and fragments of whole segments."""
-    shares = {name: options[name] for name in NO_SHARES.get(task, ())}
+    shares = {name: options[name] for name in _NO_SHARES.get(task, ())}
     if task == "panoptic":
         segmentation, segments_info = clean_map(found["segmentation"], found["segments_info"], **shares)
         return {"segmentation": segmentation, "segments_info": segments_info}
@@ -441,7 +441,7 @@ def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
     return found
 
 
-def instance_result(found: Result) -> Result:
+def _instance_result(found: Result) -> Result:
     """Masks (n, H, W) or runs, best first -> map of ids, -1 where there is none and the best where they overlap."""
     masks = found["segmentation"]
     size = found["size"] if isinstance(masks, list) else tuple(masks.shape[1:])
@@ -452,5 +452,5 @@ def instance_result(found: Result) -> Result:
     return {"segmentation": torch.from_numpy(ids), "segments_info": found["segments_info"], "masks": masks}
 
 
-STITCHERS: dict[Task, Any] = {"panoptic": PanopticStitch, "instance": InstanceStitch}
-RESULTS: dict[Task, Any] = {"semantic": semantic_result, "panoptic": panoptic_result, "instance": instance_result}
+_STITCHERS: dict[Task, Any] = {"panoptic": PanopticStitch, "instance": InstanceStitch}
+RESULTS: dict[Task, Any] = {"semantic": _semantic_result, "panoptic": _panoptic_result, "instance": _instance_result}

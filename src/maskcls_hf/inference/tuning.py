@@ -113,7 +113,7 @@ def tune(
     own = {name: float(fixed.pop(name)) for name in grid}
     images = min(limit or len(data), len(data))
     with tempfile.TemporaryDirectory(prefix="maskcls-tune-") as folder:
-        cache = OutputCache(predictor, Path(folder), task, fixed, min([*grid["threshold"], own["threshold"]]))
+        cache = _OutputCache(predictor, Path(folder), task, fixed, min([*grid["threshold"], own["threshold"]]))
         cache.fill(data, images, on_pass("Predicting", images))
         search = Search(cache, measure(predictor.id2label, stuff_ids=stuff), metric, on_pass)
         best = search.along(own, grid)
@@ -147,7 +147,7 @@ def _fixed_options(predictor: Predictor, task: str, stuff: Sequence[int]) -> dic
     return task_options(saved, task, {}, NO_CLEAN_UP[task]) | {"label_ids_to_fuse": sorted(stuff)}
 
 
-class OutputCache:
+class _OutputCache:
     """Annotated images with the outputs of the model in a folder, one file each; maps are made of these.
 
     Args:
@@ -214,7 +214,7 @@ class Search:
 
     def __init__(
         self,
-        cache: OutputCache,
+        cache: _OutputCache,
         metric: Any,
         score: str,
         on_pass: Callable[[str, int], Callable[[], None]],

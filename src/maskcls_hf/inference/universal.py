@@ -17,7 +17,7 @@ from ..models.inference_defaults import WITHOUT_DEFAULTS, checked_inference_defa
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentationOutput, image_sizes
 from ..models.post_processing import OutputMapsMixin
 
-PAIRS = ("class_queries_logits", "masks_queries_logits")
+_PAIRS = ("class_queries_logits", "masks_queries_logits")
 NOT_RUN = {
     "detr": "maskcls_hf.convert.pairs_from_detr makes probability-mask pairs of what it predicts",
     "videomt": "it segments videos, not images",
@@ -118,7 +118,7 @@ def as_processor(theirs: Any, model: Any) -> Any:
         ValueError: model and processor cannot run as they are; says what to do.
     """
     processor = theirs if theirs is None or hasattr(theirs, "task_options") else UniversalProcessor(theirs)
-    takes_task = "task_inputs" in inputs_of(model)
+    takes_task = "task_inputs" in _inputs_of(model)
     kind = type(model).__name__
     if takes_task and not getattr(processor, "takes_task", False):
         raise ValueError(f"{kind} is told the task: give it its own processor, which makes task inputs.")
@@ -127,7 +127,7 @@ def as_processor(theirs: Any, model: Any) -> Any:
     return processor
 
 
-def inputs_of(model: Any) -> Collection[str]:
+def _inputs_of(model: Any) -> Collection[str]:
     """Names of what its `forward` takes."""
     forward = getattr(model, "forward", None)
     return () if forward is None else inspect.signature(forward).parameters
@@ -142,7 +142,7 @@ def pairs_of(network: Any, model: Any, inputs: BatchFeature) -> Any:
     Raises:
         ValueError: images of another size than a network of one size takes, or outputs that are no pairs.
     """
-    taken = inputs_of(model)
+    taken = _inputs_of(model)
     if "original_sizes" in taken:
         return network(**inputs)
     size, fixed = tuple(inputs["pixel_values"].shape[-2:]), getattr(model.config, "image_size", None)
@@ -150,8 +150,8 @@ def pairs_of(network: Any, model: Any, inputs: BatchFeature) -> Any:
     if fixed is not None and size != (fixed, fixed):
         raise ValueError(f"{kind} takes images of {fixed} x {fixed}, its image processor gives {size[0]} x {size[1]}.")
     outputs = network(**{name: value for name, value in inputs.items() if name in taken})
-    pairs = {name: getattr(outputs, name, None) for name in PAIRS}
+    pairs = {name: getattr(outputs, name, None) for name in _PAIRS}
     if any(logits is None for logits in pairs.values()):
-        raise ValueError(f"{kind} predicts no probability-mask pairs: its outputs have no {' and '.join(PAIRS)}.")
+        raise ValueError(f"{kind} predicts no probability-mask pairs: its outputs have no {' and '.join(_PAIRS)}.")
     sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
     return MaskClsForUniversalSegmentationOutput(**pairs, **sizes, original_sizes=inputs.get("original_sizes"))

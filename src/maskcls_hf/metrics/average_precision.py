@@ -21,16 +21,16 @@ from ..models.segments import Segments
 from .metric import check_sizes, class_names, register_metric, things
 
 Numbers = NDArray[np.float64]
-PADDING = -100.0  # what transformers' Trainer pads with
+_PADDING = -100.0  # what transformers' Trainer pads with
 DETECTION, TRUTH = 0.0, 1.0
 KIND, CLASS, SCORE, MATCHED, IGNORED = range(5)  # columns of a measurement
 
 
 def pad_rows(measurements: Sequence[Tensor]) -> Tensor:
-    """Measurements of a batch, each (D, F) -> (B, largest D, F), padded with `PADDING`."""
+    """Measurements of a batch, each (D, F) -> (B, largest D, F), padded with `_PADDING`."""
     if not measurements:
         return torch.zeros(0, 0, 5, dtype=torch.float64, device="cpu")
-    return torch.nn.utils.rnn.pad_sequence(list(measurements), batch_first=True, padding_value=PADDING)
+    return torch.nn.utils.rnn.pad_sequence(list(measurements), batch_first=True, padding_value=_PADDING)
 
 
 @register_metric("mask_ap")
@@ -134,7 +134,7 @@ class MaskAP:
         return torch.from_numpy(np.concatenate(blocks))
 
     def add(self, measurements: Tensor) -> None:
-        """Add the measurement of one image (D, 5), or those of several (..., D, 5), padded with `PADDING`."""
+        """Add the measurement of one image (D, 5), or those of several (..., D, 5), padded with `_PADDING`."""
         if measurements.shape[-1] != 5:
             raise ValueError(f"MaskAP takes measurements (..., D, 5), got {tuple(measurements.shape)}.")
         self._rows.append(self.rows(measurements))
@@ -143,7 +143,7 @@ class MaskAP:
     def rows(measurements: Tensor) -> Tensor:
         """Measurements (..., D, 5) -> (D', 5) without padding."""
         rows = measurements.detach().cpu().double().reshape(-1, 5)
-        return rows[rows[:, KIND] != PADDING]
+        return rows[rows[:, KIND] != _PADDING]
 
     def update(self, found: Segments, true: Segments) -> None:
         """Measure one image and add it; arguments of `measure`."""

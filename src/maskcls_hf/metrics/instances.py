@@ -17,7 +17,7 @@ from ..models.segments import Segments
 from .metric import SummedMetric, check_sizes, register_metric, things
 
 
-def mask_overlaps(
+def _mask_overlaps(
     predicted: list[dict[str, Any]], areas: NDArray[np.float64], true: list[dict[str, Any]]
 ) -> NDArray[np.float64]:
     """Common pixels of each predicted mask, with its area (P,), and each true one (T,), COCO encodings: (P, T)."""
@@ -73,7 +73,7 @@ class InstanceF1(SummedMetric):
         predicted_labels = predicted_labels[is_thing]
         predicted = [found.run_lengths[place] for place in is_thing]
         areas = np.array([found.mask_runs[place].area for place in is_thing], dtype=np.float64)
-        overlaps = mask_overlaps(predicted, areas, true.run_lengths)
+        overlaps = _mask_overlaps(predicted, areas, true.run_lengths)
         true_areas = np.array([mask.area for mask in true.mask_runs], dtype=np.float64)
         outcomes = np.full(len(found), -1, dtype=np.int8)
         for label in {*predicted_labels.tolist()}:

@@ -27,14 +27,14 @@ from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)
 
-TRAINING_FIELDS = (
+_TRAINING_FIELDS = (
     "freeze_batch_norm", "freeze_backbone", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight",
     "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
     "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
 )  # fmt: skip
 
 # Of values that no configuration checks: those of backbones are read by transformers, timm and torch.
-BUILDING_ERRORS = (
+_BUILDING_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
 )  # fmt: skip
@@ -58,13 +58,13 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     if fields.get("num_queries") == "num_labels":
         fields["num_queries"] = len(id2label)
     if fields.get("backbone_config") is None and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             fields["backbone_config"] = backbone.config()
     label2id = {name: label for label, name in id2label.items()}
     try:
         config_class = KINDS[recipe.model.kind].config_class
         return config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
-    except BUILDING_ERRORS as error:
+    except _BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
 
 
@@ -86,16 +86,16 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     try:
         model = KINDS[recipe.model.kind].model_class(config)
         getattr(model, "criterion", None)  # made when it is used: its parts are known
-    except BUILDING_ERRORS as error:
+    except _BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             backbone.load_into(model)
     return model
 
 
 @contextmanager
-def pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
+def _pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
     """What the recipe names in `backbone_checkpoint`; an error with it names the key, and how to do without."""
     where = f"Recipe {recipe.name}, model.backbone_checkpoint={recipe.model.backbone_checkpoint!r}"
     advice = "Or train from scratch: --set model.backbone_checkpoint=null"
@@ -112,7 +112,7 @@ def pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Any:
     """A saved model for fine-tuning. Classes of the same names keep their weights, the others start afresh.
 
-    Of the recipe's `model` section only `TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
+    Of the recipe's `model` section only `_TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
 
     Raises:
         FileNotFoundError: no saved model there.
@@ -133,7 +133,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
             f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "
             f"--set model.kind={kind}"
         )
-    fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
+    fields = {name: value for name, value in recipe.model.config.items() if name in _TRAINING_FIELDS}
     model = load_saved(folder, **fields)
     getattr(model, "criterion", None)  # made when it is used: its parts are known
     if model.config.id2label == id2label:
@@ -181,7 +181,7 @@ def build_image_processor(
     per_pixel = recipe.model.kind == "per_pixel"
     options: dict[str, Any] = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor}
     if model_path is None and pretrained and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             options = backbone.processor_fields() | options
     said = options.pop("inference_defaults", None) or {}
     options |= fields

@@ -187,7 +187,7 @@ class MaskAnnealing(TrainerCallback):
         progress: Callable[[int, int], float] | None = None,
     ):
         self.config = model.config
-        if not has_attention_masks(model):
+        if not _has_attention_masks(model):
             raise ValueError("mask_annealing: only an EoMT (architecture='encoder_only') has masks to anneal.")
         blocks = self.config.query_blocks
         self.intervals = annealing_intervals(blocks) if intervals is None else [tuple(pair) for pair in intervals]
@@ -226,7 +226,7 @@ def annealing_intervals(blocks: int) -> list[tuple[float, float]]:
     return [(start, start + 1 / 6) for start in starts]
 
 
-def has_attention_masks(model: Any) -> bool:
+def _has_attention_masks(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "architecture", None) == "encoder_only"
 
 
@@ -245,7 +245,7 @@ def choose_annealing(
     Raises:
         ValueError: as in `MaskAnnealing`.
     """
-    if not has_attention_masks(model) and not choice:
+    if not _has_attention_masks(model) and not choice:
         return None
     loaded_from = getattr(model.config, "name_or_path", None)
     if choice is None:

@@ -232,16 +232,16 @@ NUMPY: list[Any] = [
     *{type(np.dtype(kind)) for kind in ("uint32", "int64", "int32", "float32", "float64", "bool")},
 ]
 METADATA = ".metadata"  # of sharded checkpoints: a plain pickle
-METADATA_NAMES = {
+_METADATA_NAMES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
-METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 # Broken files, and states of other sizes or kinds.
-BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+_BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
 # Of torch's messages: how to let files run code, and what concerns its authors.
-ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
+_ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
 
 _one_thread = threading.RLock()  # the environment is of all threads
 
@@ -298,7 +298,7 @@ def _raise_as_corrupt(folder: str | Path, error: BaseException) -> None:
     if isinstance(error, pickle.UnpicklingError) or type(error).__name__ == "CheckpointException":
         raise CorruptCheckpoint(_message(folder, error)) from error
     past_its_end = isinstance(error, OSError) and error.filename is None
-    if isinstance(error, BROKEN) or past_its_end:
+    if isinstance(error, _BROKEN) or past_its_end:
         raise CorruptCheckpoint(f"{folder} cannot be loaded: {_in_short(error)}") from error
 
 
@@ -328,15 +328,15 @@ def _message(folder: str | Path, error: BaseException) -> str:
 
 def _in_short(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return ADVICE.sub("", text).strip()[:300] or type(error).__name__
+    return _ADVICE.sub("", text).strip()[:300] or type(error).__name__
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or (module, name) in METADATA_NAMES:
+        if is_dtype or (module, name) in _METADATA_NAMES:
             return super().find_class(module, name)
-        if module in METADATA_CLASSES:
+        if module in _METADATA_CLASSES:
             found: Any = getattr(import_module(module), name, None)
             own = isinstance(found, type) and found.__module__ == module
             if own and (is_dataclass(found) or issubclass(found, Enum)):

@@ -50,19 +50,19 @@ def add_lora(
     Raises:
         ValueError: peft is not installed, nothing is called so, or the backbone is frozen.
     """
-    require_peft()
+    _require_peft()
     from peft import LoraConfig, get_peft_model
 
     if model.config.freeze_backbone:
         raise ValueError("lora and model.freeze_backbone: a frozen backbone does not learn, and LoRA keeps it anyway.")
-    backbone = next(name for name, _ in model.named_modules() if is_backbone(name))
+    backbone = next(name for name, _ in model.named_modules() if _is_backbone(name))
     layers = {name: m for name, m in model.named_modules() if name.startswith(f"{backbone}.") and isinstance(m, LAYERS)}
     layers = {name: m for name, m in layers.items() if "feature_pyramid" not in name.split(".")}
     own_targets = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     if targets is not None or not own_targets:
         own_targets = matching(targets or [], list(layers), "targets")
     if modules_to_save is None:
-        modules = [*modules_outside(model, backbone)]
+        modules = [*_modules_outside(model, backbone)]
     else:
         modules = matching(modules_to_save, [name for name, _ in model.named_modules()], "modules_to_save")
     model.config.freeze_batch_norm = True
@@ -78,12 +78,12 @@ def add_lora(
     return adapted
 
 
-def require_peft() -> None:
+def _require_peft() -> None:
     if find_spec("peft") is None:
         raise ValueError("lora needs the library peft, which is not installed: pip install maskcls-hf[lora]")
 
 
-def is_backbone(name: str) -> bool:
+def _is_backbone(name: str) -> bool:
     """Of a module's name: a plain ViT, or the backbone that is none."""
     return name.split(".")[-1] in ("backbone", "vit")
 
@@ -102,30 +102,30 @@ def matching(given: Sequence[str], known: Sequence[str], option: str) -> list[st
     return sorted({name for names in found.values() for name in names})
 
 
-def modules_outside(model: nn.Module, backbone: str, name: str = "") -> Iterator[str]:
+def _modules_outside(model: nn.Module, backbone: str, name: str = "") -> Iterator[str]:
     """Names of the largest modules with parameters that neither hold the backbone nor are mere lists."""
     for child_name, child in model.named_children():
         path = f"{name}.{child_name}".removeprefix(".")
         if path == backbone and not hasattr(child, "feature_pyramid") or next(child.parameters(), None) is None:
             continue
         if f"{backbone}.".startswith(f"{path}.") or isinstance(child, nn.ModuleList):
-            yield from modules_outside(child, f"{backbone}.vit" if path == backbone else backbone, path)
+            yield from _modules_outside(child, f"{backbone}.vit" if path == backbone else backbone, path)
         else:
             yield path
 
 
 def network_of(model: nn.Module) -> Any:
     """The network beneath adapters."""
-    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    return model.get_base_model() if _is_adapted(model) else model  # type: ignore[operator]
 
 
-def is_adapted(model: nn.Module) -> bool:
+def _is_adapted(model: nn.Module) -> bool:
     return hasattr(type(model), "get_base_model")
 
 
 def save_base(model: nn.Module, folder: str | Path) -> None:
     """Beside a saved adapter, what [`merge_adapter`] needs. Models without one: nothing."""
-    if is_adapted(model):
+    if _is_adapted(model):
         network = network_of(model)
         base = getattr(model, "lora_base", None) or {"model": network.name_or_path or None}
         base = {name: os.path.abspath(place) if os.path.exists(str(place)) else place for name, place in base.items()}
@@ -143,14 +143,14 @@ def merge_adapter(source: str | Path, folder: str | Path) -> None:
         OSError: no adapter there, or its base cannot be found.
         ValueError: peft is not installed, or the adapter is for another network.
     """
-    load_merged(source).save_pretrained(folder)
+    _load_merged(source).save_pretrained(folder)
     with suppress(OSError):
         load_image_processor(str(source)).save_pretrained(folder)
 
 
-def load_merged(source: str | Path) -> Any:
+def _load_merged(source: str | Path) -> Any:
     """The model of [`merge_adapter`]."""
-    require_peft()
+    _require_peft()
     from peft import PeftModel
 
     if not Path(source, BASE).is_file() or not Path(source, "adapter_config.json").is_file():
@@ -173,7 +173,7 @@ def load_merged(source: str | Path) -> Any:
         missing = own.keys() - fitting.keys()
     elif base.get("backbone"):
         open_backbone(base["backbone"], base.get("backbone_weights")).load_into(model)
-        missing = {name for name in own if not any(map(is_backbone, parents(name))) or "feature_pyramid" in name}
+        missing = {name for name in own if not any(map(_is_backbone, parents(name))) or "feature_pyramid" in name}
     else:
         raise FileNotFoundError(f"{source} does not say which weights its adapter was trained over.")
     adapted: Any = PeftModel.from_pretrained(model, str(source))  # type: ignore[arg-type]

@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..models.options import require_range
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
-POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
-TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+_POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
+_TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
 
 
 def parameter_groups(
@@ -49,7 +49,7 @@ def parameter_groups(
     require_range("weight_decay", weight_decay, "[0, inf)")
     require_range("backbone_multiplier", backbone_multiplier, "[0, inf)")
     require_range("layer_decay", layer_decay, "(0, 1]")
-    layers_above = {} if layer_decay == 1 else blocks_above(model, decay_query_blocks)
+    layers_above = {} if layer_decay == 1 else _blocks_above(model, decay_query_blocks)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     seen: set[int] = set()
     for module_name, module in model.named_modules():
@@ -59,7 +59,7 @@ def parameter_groups(
             seen.add(id(parameter))
             parts = module_name.split(".")
             in_backbone = ("backbone" in parts or "vit" in parts) and "feature_pyramid" not in parts
-            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name.endswith(POSITION_TABLES + TOKENS)
+            undecayed = isinstance(module, (*_NORMS, nn.Embedding)) or name.endswith(_POSITION_TABLES + _TOKENS)
             multiplier = backbone_multiplier * layer_decay ** layers_above.get(id(parameter), 0)
             key = (
                 learning_rate * (multiplier if in_backbone else 1.0),
@@ -73,7 +73,7 @@ def parameter_groups(
     ]
 
 
-def blocks_above(model: nn.Module, count_query_blocks: bool = True) -> dict[int, int]:
+def _blocks_above(model: nn.Module, count_query_blocks: bool = True) -> dict[int, int]:
     """How many blocks of a plain ViT come after a parameter's own, by its id; of embeddings, after the first.
 
     Raises:

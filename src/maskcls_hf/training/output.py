@@ -26,7 +26,7 @@ except ImportError:  # Windows
 logger = logging.get_logger(__name__)
 
 LOCK = ".training"
-NO_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "ENOSYS", "EINVAL") if hasattr(errno, name)}
+_NO_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "ENOSYS", "EINVAL") if hasattr(errno, name)}
 
 _occupied: set[str] = set()  # by this process, which locks of files do not keep out
 _guard = threading.Lock()
@@ -112,7 +112,7 @@ def _lock(out: Path) -> int:
         try:
             _lock_descriptor(descriptor)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     raise

@@ -118,8 +118,8 @@ class LoraSection:
     modules_to_save: list[str] | None = None
 
 
-DEFAULT_STEPS = 160000
-LENGTHS = ("max_steps", "epochs")  # of a training: one says it
+_DEFAULT_STEPS = 160000
+_LENGTHS = ("max_steps", "epochs")  # of a training: one says it
 
 
 @dataclass
@@ -149,7 +149,7 @@ class ScheduleSection:
 
     def __post_init__(self) -> None:
         if self.epochs is None:
-            self.max_steps = DEFAULT_STEPS if self.max_steps is None else self.max_steps
+            self.max_steps = _DEFAULT_STEPS if self.max_steps is None else self.max_steps
         elif self.max_steps is not None:
             raise ValueError(f"schedule.max_steps={self.max_steps} or schedule.epochs={self.epochs}: give one of them.")
 
@@ -165,7 +165,7 @@ class ScheduleSection:
 
     def curve(self, max_steps: int) -> dict[str, Any]:
         """Arguments of `learning_rate_factor` for so many steps."""
-        return {**{k: v for k, v in dataclasses.asdict(self).items() if k not in LENGTHS}, "max_steps": max_steps}
+        return {**{k: v for k, v in dataclasses.asdict(self).items() if k not in _LENGTHS}, "max_steps": max_steps}
 
 
 @dataclass
@@ -257,7 +257,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that is out of range."""
         for section in dataclasses.fields(self):
-            require_ranges(section.name, getattr(self, section.name))
+            _require_ranges(section.name, getattr(self, section.name))
         try:
             learning_rate_factor(0, **self.schedule.curve(self.schedule.steps(steps_an_epoch=1)))
         except ValueError as error:
@@ -289,13 +289,13 @@ class Recipe:
         write_text(path, header + dump_yaml(self.as_dict()))
 
 
-def require_ranges(owner: str, section: Any) -> None:
+def _require_ranges(owner: str, section: Any) -> None:
     """ValueError for the first value of a section that is out of the range that its annotation gives."""
     if not dataclasses.is_dataclass(section):
         return
     for name, hint in get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, name)
-        require_ranges(f"{owner}.{name}", value)
+        _require_ranges(f"{owner}.{name}", value)
         _require_in_range(f"{owner}.{name}", value, hint)
 
 
@@ -311,7 +311,7 @@ def _require_in_range(name: str, value: Any, hint: Any) -> None:
             _require_in_range(name, value, choice)
 
 
-SECTIONS: dict[str, Any] = {
+_SECTIONS: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("name", "doubled")
 }
 
@@ -348,7 +348,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         sections = _overridden(sections, override)
     try:
-        values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
+        values = {name: _section(hint, sections[name]) for name, hint in _SECTIONS.items() if name in sections}
         return Recipe(name=path.stem, doubled=tuple(doubled), **values)
     except ValueError as error:
         raise ValueError(f"{' '.join([str(path), *(f'--set {o}' for o in overrides)])}: {error}") from error
@@ -391,7 +391,7 @@ def _read(path: Path, below: tuple[Path, ...], doubled: list[str]) -> dict[str, 
     content = read_yaml(path, twice)
     doubled += [f"{path}, {problem}" for problem in twice]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}).")
+        raise ValueError(f"{path} must hold sections ({', '.join(_SECTIONS)}).")
     given = dict(content)
     base = given.pop("base", None)
     if base is not None and not isinstance(base, str):
@@ -411,7 +411,7 @@ def _require_distinct(overrides: Sequence[str]) -> None:
         if given.setdefault(name.strip(), text) != text:
             raise ValueError(f"--set {name.strip()} is given twice: {given[name.strip()]} and {text}.")
     lengths = [
-        f"schedule.{name}={text}" for name in LENGTHS if (text := given.get(f"schedule.{name}", "null")) != "null"
+        f"schedule.{name}={text}" for name in _LENGTHS if (text := given.get(f"schedule.{name}", "null")) != "null"
     ]
     if len(lengths) > 1:
         raise ValueError(f"--set {' --set '.join(lengths)}: give one of them.")
@@ -439,15 +439,15 @@ def _merged(sections: dict[str, dict[str, Any]], given: Mapping[str, Any], where
     """`given` over `sections`, its keys and types checked; `where` it comes from, for messages."""
     merged = dict(sections)
     for name, values in given.items():
-        if name not in SECTIONS:
-            raise ValueError(f"{where}: unknown section {name!r}; there are {', '.join(['base', *SECTIONS])}.")
+        if name not in _SECTIONS:
+            raise ValueError(f"{where}: unknown section {name!r}; there are {', '.join(['base', *_SECTIONS])}.")
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: {name} must hold keys and values, got {values!r}.")
-        checked = _checked(name, with_new_names(name, values, where), merged, where)
+        checked = _checked(name, _with_new_names(name, values, where), merged, where)
         base = merged.get(name, {})
-        if name == "schedule" and any(checked.get(length) is not None for length in LENGTHS):
-            base = {key: value for key, value in base.items() if key not in LENGTHS}  # said in the other unit
+        if name == "schedule" and any(checked.get(length) is not None for length in _LENGTHS):
+            base = {key: value for key, value in base.items() if key not in _LENGTHS}  # said in the other unit
         merged[name] = {**base, **{k: _over(base.get(k), v) for k, v in checked.items()}}
     return merged
 
@@ -465,16 +465,16 @@ def _over(base: Any, value: Any) -> Any:
 def _checked(
     section: str, values: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], where: str
 ) -> dict[str, Any]:
-    hint = SECTIONS[section]
+    hint = _SECTIONS[section]
     hints = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
     kind = str({**sections.get("model", {}), **values}.get("kind", "mask_classification"))
     hints = {name: hint for name, hint in hints.items() if name != "config"} | hints_of_section(section, kind)
     for key in values:
         if hints:
-            require_known(key, hints, where, section)
+            _require_known(key, hints, where, section)
     if section == "paper":
         return dict(values)
-    return {key: as_type(value, hints.get(key, Any), where, f"{section}.{key}") for key, value in values.items()}
+    return {key: _as_type(value, hints.get(key, Any), where, f"{section}.{key}") for key, value in values.items()}
 
 
 def _headline(path: Path) -> str:
@@ -486,7 +486,7 @@ def _headline(path: Path) -> str:
 
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
 # What no recipe gives, as the data or the training loop does, or nothing uses it.
-OF_OTHERS = {
+_OF_OTHERS = {
     "augmentation": ("id2label", "return"),
     "image_processor": (
         "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
@@ -495,12 +495,12 @@ OF_OTHERS = {
     ),
 }  # fmt: skip
 
-RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
+_RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
 
 
-def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A section with its keys of before under their names of now, with a warning."""
-    for old, new in RENAMED.get(section, {}).items():
+    for old, new in _RENAMED.get(section, {}).items():
         if old in values and new in values:
             raise ValueError(f"{where}: {section}.{old} is the old name of {section}.{new}: give one of the two.")
         if old in values:
@@ -517,13 +517,13 @@ def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
         own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
         hints = {f.name: f.type for f in own}
         return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}
-    if section not in OF_OTHERS:
+    if section not in _OF_OTHERS:
         return {}
     hints = get_type_hints(MaskClsImageProcessorKwargs if section == "image_processor" else TrainTransform.__init__)
-    return {name: hint for name, hint in sorted(hints.items()) if name not in OF_OTHERS[section]}
+    return {name: hint for name, hint in sorted(hints.items()) if name not in _OF_OTHERS[section]}
 
 
-def require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
+def _require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
     """ValueError, with the nearest known key, for one that `owner` does not have."""
     if key not in known:
         close = difflib.get_close_matches(str(key), known, n=1)
@@ -531,7 +531,7 @@ def require_known(key: Any, known: Collection[str], where: str, owner: str) -> N
         raise ValueError(f"{where}: unknown key {owner}.{key}{hint}; {owner} has {', '.join(sorted(known))}.")
 
 
-def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
+def _as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     """`value` as `hint` wants it: integers are numbers, lists become tuples. All numbers are finite.
 
     Args:
@@ -552,10 +552,10 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     if origin in (Union, UnionType):
         choices = [argument for argument in arguments if argument is not type(None)]
         if len(choices) == 1:
-            return as_type(value, choices[0], where, owner)
+            return _as_type(value, choices[0], where, owner)
         for choice in choices:
             try:
-                return as_type(value, choice, where, owner)
+                return _as_type(value, choice, where, owner)
             except ValueError:
                 pass
     if origin is Literal and isinstance(value, str) and value in arguments:
@@ -565,13 +565,13 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
         hints = arguments if fixed else [arguments[0]] * len(value)
         if len(hints) == len(value):
             items = enumerate(zip(value, hints, strict=True))
-            made = [as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
+            made = [_as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
             return tuple(made) if origin is tuple else made
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {
-            as_type(key, arguments[0], where, f"a key of {owner}"): None
+            _as_type(key, arguments[0], where, f"a key of {owner}"): None
             if inner is None
-            else as_type(inner, arguments[1], where, f"{owner}.{key}")
+            else _as_type(inner, arguments[1], where, f"{owner}.{key}")
             for key, inner in value.items()
         }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -605,8 +605,8 @@ def _shown(value: Any) -> str:
 def _checked_fields(value: Mapping[str, Any], hint: Any, where: str, owner: str) -> dict[str, Any]:
     hints = get_type_hints(hint)
     for key in value:
-        require_known(key, hints, where, owner)
-    return {key: as_type(inner, hints[key], where, f"{owner}.{key}") for key, inner in value.items()}
+        _require_known(key, hints, where, owner)
+    return {key: _as_type(inner, hints[key], where, f"{owner}.{key}") for key, inner in value.items()}
 
 
 def _name(hint: Any) -> str:

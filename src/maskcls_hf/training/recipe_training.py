@@ -92,7 +92,7 @@ def train(
         with stop.patient():
             trainer.train(resume_from_checkpoint=resume)
             stops = stop.agreed(trainer.args.device)
-            scores = {} if stops else last_evaluation(trainer) or scores_of(trainer.evaluate())
+            scores = {} if stops else _last_evaluation(trainer) or scores_of(trainer.evaluate())
         if not scores:
             raise stop.stopped()
         trainer.save_model()
@@ -114,7 +114,7 @@ def prepared_run(
     tensorboard: bool = False,
 ) -> Iterator[tuple[Run, StopSignals]]:
     """The run of a recipe in the folder `out`, which is its own inside, and the signals that come. All that the user
-    can mend is checked before: see [`prepare`], [`check_output`], [`check_precision`].
+    can mend is checked before: see [`prepare`], [`_check_output`], [`_check_precision`].
 
     Args:
         data: folder of the data set.
@@ -123,10 +123,10 @@ def prepared_run(
         accumulate: batches of a step, for less memory; the results are the same.
         tensorboard: write the log to `out`/runs too.
     """
-    check_precision(recipe)
-    state = PartialState(cpu=on_cpu())
+    _check_precision(recipe)
+    state = PartialState(cpu=_on_cpu())
     with no_progress_bars(), told_of_workers(), stop_signals() as stop, training_in(out):
-        check_output(recipe, out, resume, tensorboard)
+        _check_output(recipe, out, resume, tensorboard)
         record = read_record(out) if resume else None
         held_out = None if record is None else record["images"]
         run = prepare(
@@ -134,12 +134,12 @@ def prepared_run(
         )
         if state.is_main_process:
             recipe.save(out / "recipe.yaml")
-            record_held_out(run, Path(data), out)
+            _record_held_out(run, Path(data), out)
             print(printable(run.describe()), flush=True)
         yield run, stop
 
 
-def record_held_out(run: Run, data: Path, out: Path) -> None:
+def _record_held_out(run: Run, data: Path, out: Path) -> None:
     """Write which images the training has held out by itself, for a resume and for `maskcls evaluate`."""
     section = run.recipe.data
     if run.held_out is None:
@@ -176,18 +176,18 @@ def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = 
     return trainer
 
 
-def on_cpu() -> bool:
+def _on_cpu() -> bool:
     """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so. To be told to Accelerate and
     Trainer, or each process started by torchrun trains alone."""
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
-def check_precision(recipe: Recipe) -> None:
+def _check_precision(recipe: Recipe) -> None:
     """ValueError where this machine would train in another precision, or fail to."""
     precision = recipe.training.precision
-    if on_cpu() and precision == "fp16":
+    if _on_cpu() and precision == "fp16":
         raise ValueError("training.precision=fp16 needs a GPU; on a CPU: --set training.precision=bf16, or float32.")
-    if not on_cpu() and precision == "bf16" and not is_bf16_available():
+    if not _on_cpu() and precision == "bf16" and not is_bf16_available():
         raise ValueError("training.precision=bf16: this device has none; --set training.precision=fp16, or float32.")
 
 
@@ -215,7 +215,7 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
         save_total_limit=settings.save_total_limit,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
-        use_cpu=on_cpu(),
+        use_cpu=_on_cpu(),
         report_to="tensorboard" if tensorboard else "none",
     )
 
@@ -224,14 +224,14 @@ def accelerator_options(run: Run, out: Path, tensorboard: bool = False) -> dict[
     """Arguments of `Accelerator` for a loop of one's own."""
     precision = run.recipe.training.precision
     return {
-        "cpu": on_cpu(),
+        "cpu": _on_cpu(),
         "mixed_precision": "no" if precision == "float32" else precision,
         "log_with": "tensorboard" if tensorboard else None,
         "project_dir": out,
     }
 
 
-def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
+def _last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
     """Scores of the evaluation after the last step, if there was one."""
     for entry in reversed(trainer.state.log_history):
         if "eval_loss" in entry and entry.get("step") == trainer.state.global_step:
@@ -243,7 +243,7 @@ def scores_of(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in SPEED}
 
 
-def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
+def _check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
     """
     Raises:
         ValueError: `out` has checkpoints that nobody asked to resume, another model, or a folder in the place of a

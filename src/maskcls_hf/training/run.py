@@ -134,7 +134,7 @@ def prepare(
         OSError: no such data, split or checkpoint.
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
-    check_settings(recipe, processes, accumulate)
+    _check_settings(recipe, processes, accumulate)
     if model is None and recipe.model.backbone_checkpoint is None and not recipe.model.from_scratch:
         raise ValueError(
             f"Recipe {recipe.name} starts from trained weights: give a saved model (--model FOLDER) or those of a "
@@ -145,9 +145,9 @@ def prepare(
     image_processor = build_image_processor(
         recipe, saved, train_set.kind, pretrained=model is None, **train_set.processor_fields()
     )
-    network = prepare_model(recipe, train_set.id2label, model)
+    network = _prepare_model(recipe, train_set.id2label, model)
     settings, crop = recipe.training, recipe.evaluation.crop
-    sampler = build_sampler(recipe, train_set)
+    sampler = _build_sampler(recipe, train_set)
     max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
     if recipe.schedule.all_warmup_steps >= max_steps:
         logger.warning(
@@ -164,7 +164,7 @@ def prepare(
         recipe=recipe,
         model=network,
         image_processor=image_processor,
-        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set, image_processor), settings.seed),
+        train_data=AugmentedDataset(train_set, _build_transform(recipe, train_set, image_processor), settings.seed),
         eval_data=eval_set if crop is None else Cropped(eval_set, crop),
         sampler=sampler,
         train_collator=train_collator,
@@ -182,11 +182,11 @@ def prepare(
         max_steps=max_steps,
         held_out=eval_set.names if isinstance(eval_set, Part) else None,
     )
-    try_evaluation(run)
+    _try_evaluation(run)
     return run
 
 
-def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
+def _check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
     """What can be said without data and model."""
     settings = recipe.training
     if recipe.doubled:
@@ -202,7 +202,7 @@ def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
 
 
-def try_evaluation(run: Run) -> None:
+def _try_evaluation(run: Run) -> None:
     """Evaluate one image with logits of 0: what fails in the evaluation fails before the first step.
 
     Raises:
@@ -225,14 +225,14 @@ def try_evaluation(run: Run) -> None:
     run.evaluator.measure(outputs, batch["ground_truth"])
 
 
-def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
+def _prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
     model: Any = given
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
         if not isinstance(given, PreTrainedModel):
             model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
         if recipe.lora.rank is not None:
-            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=base_of(recipe, given))
+            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=_base_of(recipe, given))
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
@@ -241,7 +241,7 @@ def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | 
     return model
 
 
-def base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[str, Any]:
+def _base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[str, Any]:
     """Where the weights come from that LoRA leaves as they are.
 
     Raises:
@@ -281,7 +281,7 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     )
 
 
-def build_transform(
+def _build_transform(
     recipe: Recipe, data: SegmentationDataset, image_processor: MaskClsImageProcessor
 ) -> TrainTransform:
     """With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
@@ -312,7 +312,7 @@ def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float],
     }
 
 
-def build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
+def _build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
     side = recipe.sampling.by_area
     repeats = None if side is None else repeats_by_area(data.sizes(), side)
     return WholeSteps(len(data), recipe.training.seed, repeats=repeats, images_a_step=recipe.training.batch_size)
@@ -339,7 +339,7 @@ def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data
 def open_splits(
     recipe: Recipe, root: str | Path, held_out: Sequence[str] | None = None
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Training and evaluation split; of data without the latter, two parts of the former ([`hold_out`]).
+    """Training and evaluation split; of data without the latter, two parts of the former ([`_hold_out`]).
 
     Raises:
         FileNotFoundError: no such data or split.
@@ -357,7 +357,7 @@ def open_splits(
             train, evaluation = open_split(section.train_split), open_split(section.eval_split)
         else:
             data = open_split(training_split(section.train_split, *of_data))
-            train, evaluation = hold_out(recipe, Path(root), data, held_out)
+            train, evaluation = _hold_out(recipe, Path(root), data, held_out)
     except TypeError as error:
         raise ValueError(f"Recipe {recipe.name}, data.options: {error}") from error
     refuse_binary_masks(train, section.train_split)
@@ -382,7 +382,7 @@ def open_splits(
     return train, evaluation
 
 
-def hold_out(
+def _hold_out(
     recipe: Recipe, root: Path, data: SegmentationDataset, held_out: Sequence[str] | None
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Two parts of the data, whose second one stands for the split that it lacks."""

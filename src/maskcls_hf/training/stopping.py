@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
+_ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -81,7 +81,7 @@ class StopSignals:
         if os.getpid() != self._process:
             return  # a forked worker
         now = time.monotonic()
-        is_echo = int(os.environ.get("WORLD_SIZE", 1)) > 1 and now - self._since < ECHO_SECONDS
+        is_echo = int(os.environ.get("WORLD_SIZE", 1)) > 1 and now - self._since < _ECHO_SECONDS
         if self.number is None:
             self.number, self._since = number, now
             if not self._patient:

@@ -52,11 +52,11 @@ from .stopping import EvaluationStopped, shield_workers
 
 STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
 CALLBACKS, EMA = "callbacks.pt", "ema.pt"
-NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
-REPLACED_BY = "maskcls_hf.metrics.Evaluator(...) measures"
+_NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
+_REPLACED_BY = "maskcls_hf.metrics.Evaluator(...) measures"
 OTHERS = {
-    "compute_metrics": f"evaluator={REPLACED_BY} each image, and gives the scores",
-    "preprocess_logits_for_metrics": f"logits are never gathered; evaluator={REPLACED_BY} them",
+    "compute_metrics": f"evaluator={_REPLACED_BY} each image, and gives the scores",
+    "preprocess_logits_for_metrics": f"logits are never gathered; evaluator={_REPLACED_BY} them",
 }
 
 
@@ -139,7 +139,7 @@ class MaskClsTrainer(Trainer):
         self.sampler, self.ema, self.evaluator = sampler, ema, evaluator
         self.eval_collator = eval_collator or self.data_collator
         if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
-            raise ValueError(NO_TRUTH)
+            raise ValueError(_NO_TRUTH)
         forward = network_of(self.accelerator.unwrap_model(self.model)).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._evaluated: Any = None  # ground truth of the batch
@@ -304,7 +304,7 @@ class MaskClsTrainer(Trainer):
         if prediction_loss_only or self.evaluator is None:
             return loss, None, None
         if ground_truth is None:
-            raise ValueError(NO_TRUTH)
+            raise ValueError(_NO_TRUTH)
         measurements = self.evaluator.measure(outputs, ground_truth)
         measurements = {name: values.to(loss.device) for name, values in filled_up(measurements, number).items()}
         return loss, measurements, loss.new_zeros(number)

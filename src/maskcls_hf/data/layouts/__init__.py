@@ -16,7 +16,7 @@ from .coco_panoptic import CocoPanoptic
 from .folder import SegmentationFolder
 from .table import SegmentationStream, SegmentationTable
 
-FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
+_FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
 
 
 class Layouts(Registry):
@@ -135,7 +135,7 @@ def find_splits(
 
 
 def _rank(split: str) -> tuple[int, str]:
-    place = next((i for i, name in enumerate(FIRST_SPLITS) if split.startswith(name)), len(FIRST_SPLITS))
+    place = next((i for i, name in enumerate(_FIRST_SPLITS) if split.startswith(name)), len(_FIRST_SPLITS))
     return place, split
 
 

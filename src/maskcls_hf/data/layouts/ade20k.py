@@ -62,7 +62,7 @@ class Ade20k(SegmentationFolder):
     def class_names_of(root: Path, id2label: Any) -> tuple[dict[int, str], list[int]]:
         table = root / "objectInfo150.txt"
         if id2label is None and table.is_file():
-            names = names_of_table(table)
+            names = _names_of_table(table)
         else:
             names, _ = SegmentationFolder.class_names_of(root, id2label)
         if 0 in names:
@@ -77,7 +77,7 @@ class Ade20k(SegmentationFolder):
         return LabelMapDataset.check_values(self, values)
 
 
-def names_of_table(path: Path) -> dict[int, str]:
+def _names_of_table(path: Path) -> dict[int, str]:
     """Tab-separated lines of label value, four numbers and names; the first name where no other class has it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]

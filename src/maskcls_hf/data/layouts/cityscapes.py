@@ -33,11 +33,11 @@ CLASSES = {
     32: "motorcycle",
     33: "bicycle",
 }
-THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
+_THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
 OTHERS = sorted(set(range(34)) - set(CLASSES))  # label ids that are not evaluated: void
-IMAGE_ENDING = "_leftImg8bit.png"
-TRAIN_IDS = dict(enumerate(CLASSES.values()))
-PER_LABEL = 1000  # an id in instanceIds is 1000 * label id + number; below 1000 a label id
+_IMAGE_ENDING = "_leftImg8bit.png"
+_TRAIN_IDS = dict(enumerate(CLASSES.values()))
+_PER_LABEL = 1000  # an id in instanceIds is 1000 * label id + number; below 1000 a label id
 
 
 class Cityscapes(LabelMapDataset):
@@ -82,10 +82,10 @@ class Cityscapes(LabelMapDataset):
                 available = folders_in(folder.parent) if folder.parent.is_dir() else None
                 error = no_folder(folder, "Cityscapes", available)
                 report("missing_folder", f"no folder of {kind} files", folder, error)
-        paths = sorted(images.glob(f"*/*{IMAGE_ENDING}"))
+        paths = sorted(images.glob(f"*/*{_IMAGE_ENDING}"))
         if not paths:
-            looked = f"No images in {images} (looked for CITY/NAME{IMAGE_ENDING})."
-            report("no_images", f"no CITY/NAME{IMAGE_ENDING}", images, ValueError(looked))
+            looked = f"No images in {images} (looked for CITY/NAME{_IMAGE_ENDING})."
+            report("no_images", f"no CITY/NAME{_IMAGE_ENDING}", images, ValueError(looked))
         endings = ["instanceIds"] if instances else ["labelIds", "labelTrainIds"]
         found = {ending: [_label_path(path, labels, ending) for path in paths] for ending in endings}
         ending = next((e for e in endings if any(path.is_file() for path in found[e])), endings[0])
@@ -100,9 +100,9 @@ class Cityscapes(LabelMapDataset):
             for path in sorted(set(labels.glob(f"*/*_gtFine_{ending}.png")) - set(found[ending])):
                 report("label_without_image", "no image of this name", path)
                 files.append((None, path))
-        names, void = (TRAIN_IDS, []) if ending == "labelTrainIds" else (CLASSES, OTHERS)
+        names, void = (_TRAIN_IDS, []) if ending == "labelTrainIds" else (CLASSES, OTHERS)
         if instances:
-            stuff = set(CLASSES) - set(THINGS)
+            stuff = set(CLASSES) - set(_THINGS)
             super().__init__(root, files, CLASSES, {*OTHERS, *VOID_VALUES}, "panoptic", stuff, cache, report)
         else:
             super().__init__(root, files, names, void, cache=cache, report=report)
@@ -117,13 +117,13 @@ class Cityscapes(LabelMapDataset):
         return all(path.is_dir() for path in cls.places(root, split))
 
     def label_of(self, value: int) -> int | None:
-        if self.kind == "semantic" or not PER_LABEL <= value < VOID_VALUES[1]:
+        if self.kind == "semantic" or not _PER_LABEL <= value < VOID_VALUES[1]:
             return super().label_of(value)
-        return super().label_of(value // PER_LABEL)
+        return super().label_of(value // _PER_LABEL)
 
     def is_crowd(self, value: int) -> bool:
-        return self.has_instances and value in THINGS  # without a number, so of several
+        return self.has_instances and value in _THINGS  # without a number, so of several
 
 
 def _label_path(image: Path, labels: Path, ending: str) -> Path:
-    return labels / image.parent.name / f"{image.name.removesuffix(IMAGE_ENDING)}_gtFine_{ending}.png"
+    return labels / image.parent.name / f"{image.name.removesuffix(_IMAGE_ENDING)}_gtFine_{ending}.png"

@@ -20,8 +20,8 @@ from ..dataset import Kind, SegmentationDataset, check_size
 from ..files import IMAGE_SUFFIXES, read_json, shown, some, with_split
 from .coco_records import UNREAD, CocoContent, CocoKind, is_number
 
-NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
-USUAL_SPLITS = "(train|training|val|valid|validation|test)[0-9]*"
+_NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
+_USUAL_SPLITS = "(train|training|val|valid|validation|test)[0-9]*"
 
 
 class Packed:
@@ -103,7 +103,7 @@ class CocoDataset(SegmentationDataset):
         names += [path.stem.removeprefix(f"{kind}_") for path in of_kind]
         for path in (*root.glob("annotations/*.json"), *root.glob("*.json")):  # train.json, beside others
             images = root / path.stem, root / "images" / path.stem
-            if re.fullmatch(USUAL_SPLITS, path.stem) or any(folder.is_dir() for folder in images):
+            if re.fullmatch(_USUAL_SPLITS, path.stem) or any(folder.is_dir() for folder in images):
                 names.append(path.stem)
         # of "train" and "train2017", which have one json, the longer one
         return {tuple(cls.find_jsons(root, name)): name for name in sorted(set(names), key=len)}.values()
@@ -187,12 +187,12 @@ class CocoDataset(SegmentationDataset):
             if not any(names):
                 return self.root, found
             folder = self.root / with_split(given, self.split) if given else None
-            folder = folder or first_with(self.root, folders, list(filter(None, names)), f"{what} {of_json}", kind)
+            folder = folder or _first_with(self.root, folders, list(filter(None, names)), f"{what} {of_json}", kind)
             require_folder(folder, kind)
         except (OSError, ValueError) as error:
             report("missing_folder", str(error), self.json_path, error)
             return self.root, found
-        files, missing = NamedFiles(self.root, folder), {}
+        files, missing = _NamedFiles(self.root, folder), {}
         for place, name in enumerate(names):
             try:
                 found[place] = files.find(name) if name else None
@@ -254,7 +254,7 @@ def check_numbers(record: Mapping[str, Any], region: Region, what: str, slack: b
         report("box_mismatch", f"{what}: box {found}, mask {list(region.box)}{hint}")
 
 
-class NamedFiles:
+class _NamedFiles:
     """The files of a folder, by the names that a json has for them.
 
     Args:
@@ -317,15 +317,15 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, kind: str) -> Path:
+def _first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, kind: str) -> Path:
     """The first folder that has one of the first names. FileNotFoundError: none has."""
     folders = list(dict.fromkeys(folders))
-    for name in names[:NAMES_TRIED]:
+    for name in names[:_NAMES_TRIED]:
         for folder in folders:
             if os.path.isfile(folder / name):
                 return folder
-    files = [NamedFiles(root, folder) for folder in folders]
-    for name in names[:NAMES_TRIED]:
+    files = [_NamedFiles(root, folder) for folder in folders]
+    for name in names[:_NAMES_TRIED]:
         for there in files:
             with suppress(FileNotFoundError, ValueError):
                 there.find(name)

@@ -22,15 +22,15 @@ from .coco_records import CocoContent, is_number
 logger = logging.get_logger(__name__)
 
 # Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
-FARTHEST = 1e5  # pixels; of a polygon's points
-LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
+_FARTHEST = 1e5  # pixels; of a polygon's points
+_LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
 PARTS = 64  # polygons that are merged at once
-MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
+_MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
 
-RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
+_RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
 
 
-class Instance(NamedTuple):
+class _Instance(NamedTuple):
     id: Any
     label: int  # class
     crowd: bool
@@ -113,18 +113,18 @@ class CocoInstances(CocoDataset):
         crowd = bool(annotation.get("iscrowd"))
         return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
 
-    def instances(self, index: int) -> list[Instance]:
+    def instances(self, index: int) -> list[_Instance]:
         """Annotations of an image, in the order of the json."""
-        return [Instance(*fields) for fields in self._instances[index]]
+        return [_Instance(*fields) for fields in self._instances[index]]
 
     def annotation(self, index: int) -> str:
         return self.record(index)
 
-    def run_lengths(self, index: int) -> list[RunLengths]:
+    def run_lengths(self, index: int) -> list[_RunLengths]:
         """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
         return [self._mask(index, instance) for instance in self.instances(index)]
 
-    def _mask(self, index: int, instance: Instance) -> RunLengths:
+    def _mask(self, index: int, instance: _Instance) -> _RunLengths:
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
@@ -137,7 +137,7 @@ class CocoInstances(CocoDataset):
             if self._background == VOID:
                 void = torch.from_numpy(free)
             elif free.any():
-                instances = [Instance(None, self._background, False, None, None), *instances]
+                instances = [_Instance(None, self._background, False, None, None), *instances]
                 masks, ids = [*MaskRuns.of_masks(free[None]), *masks], [0, *ids]
         areas = [math.nan if i.area is None else float(i.area) for i in instances]
         segments = Segments(
@@ -153,18 +153,18 @@ class CocoInstances(CocoDataset):
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         size = self.check_size(index, picture, report)
-        if picture is None and size[0] * size[1] > MOST_UNSEEN:
+        if picture is None and size[0] * size[1] > _MOST_UNSEEN:
             return None
         checked = Checked(size)
         for annotation in self._records[index]:
-            instance = Instance(*self._instance(annotation))
+            instance = _Instance(*self._instance(annotation))
             what, name = f"annotation {shown(instance.id)}", self.class_names[annotation["category_id"]]
             try:
                 mask = MaskRuns.of_rle(run_lengths(instance.segmentation, size, what))
             except ValueError as error:
                 report("bad_segmentation", str(error))
                 continue
-            if is_relative(instance.segmentation, size):
+            if _is_relative(instance.segmentation, size):
                 report("relative_polygon", f"{what}, {name}: all points lie in 0..1")
             elif mask.area == 0:
                 report("empty_segment", f"{what}, {name}: no pixel")
@@ -181,11 +181,11 @@ def _all_relative(content: CocoContent) -> bool:
     of_image = zip(content.images.values(), content.annotations.values(), strict=True)
     pairs = ((image, annotation) for image, found in of_image for annotation in found)
     return any(content.annotations.values()) and all(
-        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+        _is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
     )
 
 
-def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:
+def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLengths:
     """The `segmentation` of an annotation -> compressed run lengths of an image of `size` (height, width).
 
     Raises:
@@ -202,7 +202,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
                 f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
                 f"got {shown(polygon)}."
             )
-        if not all(type(number) in (int, float) and abs(number) < FARTHEST for number in polygon):  # NaN neither
+        if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in polygon):  # NaN neither
             raise ValueError(
                 f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
             )
@@ -216,7 +216,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
 def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
     """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
     height, width = size
-    longest, longest_of_all = max(LONGEST, height * width / 4), max(10 * LONGEST, 2 * height * width)
+    longest, longest_of_all = max(_LONGEST, height * width / 4), max(10 * _LONGEST, 2 * height * width)
     lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
     if max(lengths) <= longest and sum(lengths) <= longest_of_all:
         return
@@ -234,7 +234,7 @@ def _length(polygon: list[float]) -> float:
     return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
+def _is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
     if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
         return False
@@ -244,7 +244,7 @@ def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     )
 
 
-def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
+def _checked_run_lengths(segmentation: _RunLengths, size: tuple[int, int], where: str) -> _RunLengths:
     own_size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
         turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""

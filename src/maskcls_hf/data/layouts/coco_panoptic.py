@@ -17,7 +17,7 @@ from .coco import CocoDataset, Packed, check_numbers
 from .label_maps import read_label
 
 
-class Segment(NamedTuple):
+class _Segment(NamedTuple):
     id: int  # R + 256 G + 65536 B of its pixels
     label: int  # class
     crowd: bool
@@ -76,9 +76,9 @@ class CocoPanoptic(CocoDataset):
         label = self.class_of_label[segment["category_id"]]
         return (segment["id"], label, bool(segment.get("iscrowd")), segment.get("area"))
 
-    def segments_info(self, index: int) -> list[Segment]:
+    def segments_info(self, index: int) -> list[_Segment]:
         """Records of the segments of an image, in the order of the json."""
-        return [Segment(*fields) for fields in self._segments[index]]
+        return [_Segment(*fields) for fields in self._segments[index]]
 
     def label_path(self, index: int) -> Path | None:
         name = self.map_names[index]
@@ -115,7 +115,7 @@ class CocoPanoptic(CocoDataset):
         compare_sizes(ids.shape, picture, "the label", "size_mismatch", report)
         found = regions(ids)
         checked = Checked(ids.shape, ids, void=found[0].area if 0 in found else 0)
-        segments = [Segment(*self._segment(record)) for record in annotation["segments_info"]]
+        segments = [_Segment(*self._segment(record)) for record in annotation["segments_info"]]
         for record, segment in zip(annotation["segments_info"], segments, strict=True):
             what, label = f"segment {segment.id}", self.label_ids[segment.label]
             if segment.id not in found:

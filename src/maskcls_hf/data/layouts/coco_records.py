@@ -11,12 +11,12 @@ CocoKind = Literal["instances", "panoptic"]
 
 KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
-MOST_SEGMENTS = 2**24  # of the colors that are their ids
+_MOST_SEGMENTS = 2**24  # of the colors that are their ids
 WHOLE = "a whole number"
 UNREAD = object()
 
 
-class Field(NamedTuple):
+class _Field(NamedTuple):
     read: Callable[[Any], Any]  # the value as it is used; ValueError: it is of another kind
     expected: str
     optional: bool = False  # it may be missing, or null
@@ -47,7 +47,7 @@ def _side(value: Any) -> int:
 
 
 def _segment_id(value: Any) -> int:
-    return _if(0 <= (segment := _whole(value)) < MOST_SEGMENTS, segment)
+    return _if(0 <= (segment := _whole(value)) < _MOST_SEGMENTS, segment)
 
 
 def _id(value: Any) -> int | str:
@@ -66,23 +66,23 @@ def _list(value: Any) -> list[Any]:
     return _if(type(value) is list, value)
 
 
-ID, FILE_NAME = Field(_id, "a whole number or a text"), Field(_file_name, "the name of a file")
-SIDE, CATEGORY_ID = Field(_side, "a number of pixels from 1"), Field(_whole, WHOLE)
-FLAG, NUMBER = Field(_flag, "0 or 1", optional=True), Field(_number, "a number", optional=True)
+ID, FILE_NAME = _Field(_id, "a whole number or a text"), _Field(_file_name, "the name of a file")
+SIDE, CATEGORY_ID = _Field(_side, "a number of pixels from 1"), _Field(_whole, WHOLE)
+FLAG, NUMBER = _Field(_flag, "0 or 1", optional=True), _Field(_number, "a number", optional=True)
 IMAGE = {"id": ID, "file_name": FILE_NAME, "height": SIDE, "width": SIDE}
-CATEGORY = {"id": CATEGORY_ID, "name": Field(class_name, "a name"), "isthing": FLAG}
-ANNOTATION: dict[CocoKind, dict[str, Field]] = {
+_CATEGORY = {"id": CATEGORY_ID, "name": _Field(class_name, "a name"), "isthing": FLAG}
+_ANNOTATION: dict[CocoKind, dict[str, _Field]] = {
     "instances": {
         "id": ID._replace(optional=True), "image_id": ID, "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
     },
-    "panoptic": {"image_id": ID, "file_name": FILE_NAME, "segments_info": Field(_list, "a list")},
+    "panoptic": {"image_id": ID, "file_name": FILE_NAME, "segments_info": _Field(_list, "a list")},
 }  # fmt: skip
-SEGMENT = {
-    "id": Field(_segment_id, f"{WHOLE} below 2^24"), "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
+_SEGMENT = {
+    "id": _Field(_segment_id, f"{WHOLE} below 2^24"), "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
 }  # fmt: skip
 
 
-def wrong_field(record: Any, fields: Mapping[str, Field]) -> str | None:
+def _wrong_field(record: Any, fields: Mapping[str, _Field]) -> str | None:
     """What is wrong with a record; None: nothing, and its fields have become the values that are used."""
     if type(record) is not dict:
         return f"is {shown(record)}, not a record"
@@ -144,10 +144,10 @@ class CocoContent:
         else:
             self._read_panoptic(lists["annotations"])
 
-    def _checked(self, key: str, records: list[Any], fields: Mapping[str, Field]) -> Iterator[tuple[int, Any]]:
+    def _checked(self, key: str, records: list[Any], fields: Mapping[str, _Field]) -> Iterator[tuple[int, Any]]:
         """Complete records, with their places."""
         for place, record in enumerate(records):
-            if wrong := wrong_field(record, fields):
+            if wrong := _wrong_field(record, fields):
                 own_id = record.get("id") if type(record) is dict else None
                 self._refused[key].add(str(own_id) if isinstance(own_id, (str, int, float)) else "")
                 where = _place(key, place, own_id)
@@ -163,7 +163,7 @@ class CocoContent:
         return ", so this is a panoptic file (layout coco_panoptic)"
 
     def _read_categories(self, records: list[Any]) -> None:
-        for place, record in self._checked("categories", records, CATEGORY):
+        for place, record in self._checked("categories", records, _CATEGORY):
             label, name = record["id"], record["name"]
             if label in self.class_names:
                 self._report(
@@ -213,7 +213,7 @@ class CocoContent:
 
     def _read_instances(self, records: list[Any]) -> None:
         ids: set[Any] = set()
-        for place, record in self._checked("annotations", records, ANNOTATION["instances"]):
+        for place, record in self._checked("annotations", records, _ANNOTATION["instances"]):
             own_id, image_id = record.get("id"), record["image_id"]
             name = f"annotation {own_id}" if type(own_id) is int else _place("annotations", place, own_id)
             if not self._is_listed(name, image_id, "images", self.images, "orphan_annotation", None):
@@ -228,7 +228,7 @@ class CocoContent:
             self.annotations[image_id].append(record)
 
     def _read_panoptic(self, records: list[Any]) -> None:
-        for place, record in self._checked("annotations", records, ANNOTATION["panoptic"]):
+        for place, record in self._checked("annotations", records, _ANNOTATION["panoptic"]):
             image_id, file = record["image_id"], record["file_name"]
             if not self._is_listed(
                 f"annotations[{place}], {file},", image_id, "images", self.images, "orphan_annotation", None
@@ -254,7 +254,7 @@ class CocoContent:
         annotation["dropped"] = []
         for place, segment in enumerate(annotation["segments_info"]):
             where = f"{file}: segments_info[{place}]"
-            if wrong := wrong_field(segment, SEGMENT):
+            if wrong := _wrong_field(segment, _SEGMENT):
                 annotation["dropped"].append(None)
                 self._report("bad_record", f"{where} {wrong}", file)
                 continue

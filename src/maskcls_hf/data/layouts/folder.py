@@ -12,7 +12,7 @@ from ..dataset import Kind
 from ..files import checked_names, folders_in, read_class_names, read_json, shown, some, with_split
 from .label_maps import LabelMapDataset, as_values, pair_files
 
-LABEL_FOLDERS = ("labels", "semantic", "instances")
+_LABEL_FOLDERS = ("labels", "semantic", "instances")
 
 
 class SegmentationFolder(LabelMapDataset):
@@ -62,12 +62,12 @@ class SegmentationFolder(LabelMapDataset):
     ):
         root, self.split = Path(root), split
         require_folder(root, "data set")
-        images = below(root, image_folder, split)
+        images = _below(root, image_folder, split)
         if not images.is_dir():
             no_split = split and "{split}/" in str(image_folder) and not (root / split).is_dir()
             missing = (root / str(split), "split") if no_split else (images, "image")
             report("missing_folder", "no folder of image files", images, no_folder(*missing, folders_in(root)))
-        given = below(root, label_folder, split) if label_folder else None
+        given = _below(root, label_folder, split) if label_folder else None
         labels = _label_folder(root, images.parent, given, report)
         names, void, has_instances = self._read_classes(root, labels, id2label, void_values, instances, report)
         if has_instances:
@@ -87,7 +87,7 @@ class SegmentationFolder(LabelMapDataset):
         try:
             names, no_classes = self.class_names_of(root, id2label)
             void = as_values(void_values)
-            has_instances = holds_instances(labels, instances)
+            has_instances = _holds_instances(labels, instances)
         except (OSError, ValueError) as error:
             report("bad_class_names", str(error), error=error)
             return {}, set(), False
@@ -104,12 +104,12 @@ class SegmentationFolder(LabelMapDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
-        return [root / (split or "") / name for name in ("images", *LABEL_FOLDERS)]
+        return [root / (split or "") / name for name in ("images", *_LABEL_FOLDERS)]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
         if options.get("image_folder"):
-            return bool(split) and below(root, str(options["image_folder"]), split).is_dir()
+            return bool(split) and _below(root, str(options["image_folder"]), split).is_dir()
         images, *labels = cls.places(root, split)
         return images.is_dir() and any(path.is_dir() for path in labels)
 
@@ -157,7 +157,7 @@ class SegmentationFolder(LabelMapDataset):
             yield "mask_255", f"255 is read as an instance; the other ids are {others}"
 
 
-def below(root: Path, pattern: str, split: str | None) -> Path:
+def _below(root: Path, pattern: str, split: str | None) -> Path:
     """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
     return root / with_split(pattern, split).strip("/")
 
@@ -170,12 +170,12 @@ def _label_folder(root: Path, folder: Path, given: Path | None, report: ReportFa
             available = folders_in(given.parent) if given.parent.is_dir() else None
             report("missing_folder", none, given, no_folder(given, "label", available))
         return given
-    there = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-    labels = there[0] if there else folder / LABEL_FOLDERS[0]
+    there = [folder / name for name in _LABEL_FOLDERS if (folder / name).is_dir()]
+    labels = there[0] if there else folder / _LABEL_FOLDERS[0]
     if len(there) != 1:
         names = [path.name for path in there]
         error = FileNotFoundError(
-            f"{folder} needs one of the folders {', '.join(LABEL_FOLDERS)} beside images, found: "
+            f"{folder} needs one of the folders {', '.join(_LABEL_FOLDERS)} beside images, found: "
             f"{', '.join(names) or 'none'}. Where there are several or others, choose with label_folder, for instance "
             "'{split}/labels'."
         )
@@ -184,7 +184,7 @@ def _label_folder(root: Path, folder: Path, given: Path | None, report: ReportFa
     return labels
 
 
-def holds_instances(labels: Path, instances: Any) -> bool:
+def _holds_instances(labels: Path, instances: Any) -> bool:
     """Whether a folder of label maps holds instances: as `instances` says, or its name."""
     if instances is not None and not isinstance(instances, bool):
         raise ValueError(f"instances={instances!r}: needs true or false.")

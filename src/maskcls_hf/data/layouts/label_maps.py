@@ -24,7 +24,7 @@ from ..sample import VOID, Segments
 
 FilePair = tuple[Path | None, Path | None]  # image and label; one can be missing for a check alone
 VOID_VALUES = (255, 65535)  # void in label files unless a class has the id
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 class LabelMapDataset(SegmentationDataset):
@@ -219,7 +219,7 @@ def pair_files(images: Path, labels: Path, root: Path, report: ReportFault = ref
             f"{len(missing)} images have no label map ({', '.join(LABEL_SUFFIXES)}) in {labels}: {some(missing)}."
         )
         for stem in missing:
-            if lossy := [path for suffix in LOSSY_SUFFIXES if (path := labels / f"{stem}{suffix}").is_file()]:
+            if lossy := [path for suffix in _LOSSY_SUFFIXES if (path := labels / f"{stem}{suffix}").is_file()]:
                 report("lossy_label", "label maps are PNG, TIFF or BMP", lossy[0], error)
                 continue
             place = bisect_left(alone, stem)
@@ -245,7 +245,7 @@ def _by_stem(folder: Path, suffixes: Sequence[str], kind: str, report: ReportFau
     found: dict[str, Path] = {}
     for path in paths:
         if path.suffix.lower() not in suffixes:
-            if path.name[0] != "." and (kind == "image" or path.suffix.lower() not in LOSSY_SUFFIXES):
+            if path.name[0] != "." and (kind == "image" or path.suffix.lower() not in _LOSSY_SUFFIXES):
                 report("file_not_listed", f"not read as {kind}: {path.suffix or 'no'} file", path)
         elif path.stem in found:
             report("same_name", f"the {kind} {found[path.stem].name} has this name too", path, error)

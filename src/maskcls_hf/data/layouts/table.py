@@ -32,7 +32,7 @@ from .label_maps import LabelValues, as_values
 if TYPE_CHECKING:
     import datasets
 
-CLASS_KEYS = ("category_id", "label_id", "label")  # of a record of a segment
+_CLASS_KEYS = ("category_id", "label_id", "label")  # of a record of a segment
 
 
 class SegmentationTable(SegmentationDataset):
@@ -61,7 +61,7 @@ class SegmentationTable(SegmentationDataset):
     def __init__(self, dataset: datasets.Dataset, *columns: str, cache: bool = False, **options: Any):
         if not hasattr(dataset, "__len__"):
             raise TypeError("The table is a stream, of which rows cannot be chosen: SegmentationStream reads it.")
-        self._rows = rows = RowReader(*columns, **options)
+        self._rows = rows = _RowReader(*columns, **options)
         super().__init__(rows.classes.class_names, rows.classes.kind, stuff=rows.classes.stuff_labels, cache=cache)
         self.dataset = rows.undecoded(dataset)
         names = range(len(dataset)) if rows.name_column is None else dataset.with_format(None)[rows.name_column]
@@ -113,7 +113,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
     ):
         if hasattr(rows, "__len__") and not isinstance(rows, Mapping):
             raise TypeError("The rows are a table, no stream: SegmentationTable reads it, or to_iterable_dataset().")
-        self._rows = RowReader(*columns, **options)
+        self._rows = _RowReader(*columns, **options)
         classes = self._rows.classes
         super().__init__(classes.class_names, classes.kind, classes.stuff_labels)
         self.rows = self._rows.undecoded(rows)
@@ -141,7 +141,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
             yield sample
 
 
-class RowReader:
+class _RowReader:
     """Rows of a table -> images and segments. The arguments are those of [`SegmentationTable`]."""
 
     def __init__(
@@ -226,7 +226,7 @@ class RowReader:
 
     def _instances(self, ids: Tensor, segments: Any, where: str) -> Segments:
         runs = Runs.of(int32_ids(ids, where).numpy())
-        records = sorted(segment_records(segments, where))
+        records = sorted(_segment_records(segments, where))
         listed = [segment for segment, _, _ in records]
         if twice := [segment for segment, times in Counter(listed).items() if times > 1]:
             raise ValueError(f"{where} lists segments twice: {some(twice)}.")
@@ -249,7 +249,7 @@ def cell(row: Mapping[str, Any], column: str, where: str) -> Any:
     return row[column]
 
 
-def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
+def _segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
     """Id, class value and whether it is a crowd, of each segment; see [`SegmentationTable`] for the forms."""
     try:
         if isinstance(segments, Mapping) and "id" in segments:  # a list of records, as `datasets` may store it
@@ -259,7 +259,7 @@ def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
             return [(whole(segment), whole(label), False) for segment, label in segments.items() if label is not None]
         records = []
         for record in segments:
-            key = next(key for key in CLASS_KEYS if record.get(key) is not None)
+            key = next(key for key in _CLASS_KEYS if record.get(key) is not None)
             crowd = whole(record.get("iscrowd") or 0)
             if crowd not in (0, 1):
                 raise ValueError(f"iscrowd {crowd}")
@@ -267,7 +267,7 @@ def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
         return records
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
         raise ValueError(
-            f"{where} is no list of segments with id and {' or '.join(CLASS_KEYS)}, and no dict of id -> class: "
+            f"{where} is no list of segments with id and {' or '.join(_CLASS_KEYS)}, and no dict of id -> class: "
             f"{str(segments)[:120]}."
         ) from error
 

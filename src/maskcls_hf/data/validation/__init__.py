@@ -22,7 +22,7 @@ from .report import ClassCount, Report, SplitReport
 
 __all__ = ["RULES", "ClassCount", "Finding", "Report", "Rule", "SplitReport", "validate_dataset"]
 
-MOST_WORKERS = 8
+_MOST_WORKERS = 8
 
 
 def validate_dataset(
@@ -103,7 +103,7 @@ def _check(
     for split, data in opened:
         counts = builder.add_split(split, data)
         jobs += [(counts, data, index) for index in _chosen(len(data), limit)]
-    pool = ThreadPoolExecutor(workers or min(MOST_WORKERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(_MOST_WORKERS, os.cpu_count() or 1))
     try:
         found = pool.map(lambda job: measure(job[1], job[2], builder.root, report.size, report.num_queries), jobs)
         for done, ((counts, _, _), measurement) in enumerate(zip(jobs, found, strict=True), start=1):

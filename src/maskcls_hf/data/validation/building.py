@@ -18,14 +18,14 @@ from .occurrence import nothing_to_learn
 from .report import ClassCount, Report, SplitReport
 from .vanishing import vanished, vanished_masks
 
-VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
+_VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
 TINY = 10  # pixels
 # Modes that become RGB as they are.
-IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 @dataclass
-class Measurement:
+class _Measurement:
     """What one image showed. Findings are kind, message and file."""
 
     name: str
@@ -37,10 +37,10 @@ class Measurement:
 
 def measure(
     data: SegmentationDataset, index: int, root: Path, size: Mapping[str, int] | None, num_queries: int | None
-) -> Measurement:
+) -> _Measurement:
     """Reads the files of an image."""
     image, label = data.image_path(index), data.label_path(index)
-    found = Measurement(shown_path(image or label, root) or data.names[index], image is not None)
+    found = _Measurement(shown_path(image or label, root) or data.names[index], image is not None)
 
     def report(kind: str, message: str, file: Path | str | None = None, error: Exception | None = None) -> None:
         found.findings.append((kind, message, file or label or found.name))
@@ -63,7 +63,7 @@ def read_picture(path: Path, report: ReportFault) -> Picture | None:
         content = path.read_bytes()
         image = open_image(io.BytesIO(content))
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        if image.mode not in IMAGE_MODES or image.format == "TIFF":  # whose samples can have a sign
+        if image.mode not in _IMAGE_MODES or image.format == "TIFF":  # whose samples can have a sign
             image_to_tensor(image)
     except Exception as error:  # broken headers raise errors of many types
         report("unreadable_image", str(error), path)
@@ -131,7 +131,7 @@ class ReportBuilder:
         self.report.splits.append(SplitReport(split, images, sum(map(data.is_labeled, indices))))
         return self.report.splits[-1]
 
-    def add(self, split: SplitReport, found: Measurement) -> None:
+    def add(self, split: SplitReport, found: _Measurement) -> None:
         for kind, message, file in found.findings:
             self.find(split.name, kind, message, file)
         split.checked += found.has_image
@@ -201,7 +201,7 @@ class ReportBuilder:
             labels_of.setdefault(name, []).append(label)
             if has_controls(name):
                 self.find(None, "control_characters", f"{label}: {shown(name)}")
-            if name.lower().replace(" ", "").replace("-", "") in VOID_NAMES:
+            if name.lower().replace(" ", "").replace("-", "") in _VOID_NAMES:
                 self.find(None, "void_class", f"{label}: {name}")
         for name, labels in labels_of.items():
             if len(labels) > 1:
