@@ -25,6 +25,10 @@ class Layouts(Registry):
     def register(self, name: str, part: type[SegmentationDataset]) -> None:
         """Makes a subclass of [`SegmentationDataset`] known to [`open_dataset`], recipes and `maskcls validate`.
 
+        Args:
+            name: of the layout, as `--layout` and recipes give it.
+            part: the subclass.
+
         Raises:
             ValueError: the name is none, or that of another layout.
             TypeError: the class is no such subclass.
@@ -60,6 +64,18 @@ def open_dataset(
         FileNotFoundError: there is no such folder, or it has no known layout; the message lists what was looked for.
         ValueError: an unknown layout; what the reader finds wrong.
         TypeError: an option that the reader does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for folder, mode in (("images", "RGB"), ("labels", "L")):
+        ...     (root / "train" / folder).mkdir(parents=True)
+        ...     Image.new(mode, (8, 6)).save(root / "train" / folder / "street.png")
+        >>> _ = (root / "labels.json").write_text('{"0": "road", "1": "sky"}')
+        >>> data = open_dataset(root, "train")
+        >>> data.names, data.id2label, data[0]["segments"].size
+        (['street'], {0: 'road', 1: 'sky'}, (6, 8))
     """
     root = Path(root)
     require_folder(root, "data set")
@@ -78,14 +94,22 @@ def open_dataset(
 
 
 def layout_class(layout: str) -> type[SegmentationDataset]:
-    """ValueError: there is no such layout; lists those that there are."""
+    """The class of a layout.
+
+    Raises:
+        ValueError: there is no such layout; lists those that there are.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
     return LAYOUTS[layout]
 
 
 def find_layout(root: Path, split: str | None) -> str:
-    """Name of the layout of a split. FileNotFoundError: none is known."""
+    """Name of the layout of a split, the first whose files are there.
+
+    Raises:
+        FileNotFoundError: none is known.
+    """
     for name, layout in LAYOUTS.items():
         if layout.find(root, split, {}):
             return name
@@ -103,9 +127,18 @@ def find_layout(root: Path, split: str | None) -> str:
 def find_splits(
     root: Path, layout: str | None, splits: Sequence[str | None], options: Mapping[str, Any]
 ) -> tuple[str | None, list[str | None]]:
-    """Layout and splits of a folder, training first, where they are not given; (None, ...) or (..., []): none is known.
+    """Layout and splits of a folder, training first, where they are not given.
 
     A split may lack images or labels.
+
+    Args:
+        root: folder of the data.
+        layout: its name; None: looked for.
+        splits: their names; empty: looked for.
+        options: of the layout's reader.
+
+    Returns:
+        Name of the layout and of the splits, [None] for data without splits; (None, ...) or (..., []): none is known.
     """
     names = [layout] if layout else list(LAYOUTS)
 

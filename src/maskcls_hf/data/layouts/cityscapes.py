@@ -54,7 +54,8 @@ class Cityscapes(LabelMapDataset):
         split: "train", "val" or "test".
         instances: things and stuff instead of class maps. Pixels of a thing class that belong to no single instance
             are a crowd region, as in Cityscapes' own panoptic files.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: a folder or a file is missing.
@@ -110,18 +111,22 @@ class Cityscapes(LabelMapDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The two folders leftImg8bit/SPLIT and gtFine/SPLIT."""
         return [root / "leftImg8bit" / (split or ""), root / "gtFine" / (split or "")]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether both folders are there."""
         return all(path.is_dir() for path in cls.places(root, split))
 
     def label_of(self, value: int) -> int | None:
+        """Label id of a value; those of instances are 1000 * label id + number."""
         if self.kind == "semantic" or not _PER_LABEL <= value < VOID_VALUES[1]:
             return super().label_of(value)
         return super().label_of(value // _PER_LABEL)
 
     def is_crowd(self, value: int) -> bool:
+        """Whether a value of an instance map is the label id of a class of things: pixels of several instances."""
         return self.has_instances and value in _THINGS  # without a number, so of several
 
 

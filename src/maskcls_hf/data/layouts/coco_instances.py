@@ -55,7 +55,8 @@ class CocoInstances(CocoDataset):
         background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabeled), or "class" (one
             segment of stuff of class 0).
         background_name: of that class.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: the json, the folder or an image is missing.
@@ -104,6 +105,7 @@ class CocoInstances(CocoDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The usual places of the split's json, and those of labeling tools."""
         more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
         return [*super().places(root, split), *(root / name for name in more)]
 
@@ -118,6 +120,7 @@ class CocoInstances(CocoDataset):
         return [_Instance(*fields) for fields in self._instances[index]]
 
     def annotation(self, index: int) -> str:
+        """The record of the image."""
         return self.record(index)
 
     def run_lengths(self, index: int) -> list[_RunLengths]:
@@ -129,6 +132,7 @@ class CocoInstances(CocoDataset):
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
     def read(self, index: int, size: tuple[int, int]) -> Segments:
+        """Segments of an image, and of its background as `background` says."""
         self.require_size(index, size)
         instances, ids = self.instances(index), list(range(1, len(self._instances[index]) + 1))
         masks, void = [MaskRuns.of_rle(mask) for mask in self.run_lengths(index)], None
@@ -152,6 +156,7 @@ class CocoInstances(CocoDataset):
         return segments if segments.overlap else replace(segments, masks=segments.index_map, void=None)
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Draws each mask by itself, and compares it with area and box of its record."""
         size = self.check_size(index, picture, report)
         if picture is None and size[0] * size[1] > _MOST_UNSEEN:
             return None
@@ -186,10 +191,23 @@ def _all_relative(content: CocoContent) -> bool:
 
 
 def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLengths:
-    """The `segmentation` of an annotation -> compressed run lengths of an image of `size` (height, width).
+    """The `segmentation` of an annotation -> compressed run lengths.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, or run lengths, compressed or not.
+        size: (height, width) of the image.
+        where: it stands, for messages.
+
+    Returns:
+        `size` and `counts` (bytes), as pycocotools has them.
 
     Raises:
         ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
+
+    Example:
+        >>> square = run_lengths([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 6), "annotation 7")
+        >>> square["size"], int(coco_mask.area(square))
+        ([4, 6], 4)
     """
     height, width = size
     if isinstance(segmentation, dict):

@@ -29,7 +29,12 @@ def _if(good: bool, value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Of a size that a float can have."""
+    """Whether a value of a json is a number, and of a size that a float can have.
+
+    Example:
+        >>> is_number(2.5), is_number(True), is_number(2**70)
+        (True, False, False)
+    """
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 

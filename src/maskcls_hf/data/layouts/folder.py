@@ -32,13 +32,16 @@ class SegmentationFolder(LabelMapDataset):
     Args:
         root: folder that holds `labels.json` and the splits.
         split: name of the split's folder, such as `"train"`; None where there are no splits.
-        image_folder, label_folder: where the files lie below the root, such as `"images/{split}"`.
+        image_folder: where the images lie below the root, such as `"images/{split}"`.
+        label_folder: where the label files lie below the root; None: beside the images, in `labels`, `semantic` or
+            `instances`.
         instances: whether the label files hold instances; None: if their folder is called so.
         id2label: names of the classes by label value, or a JSON file of them; None: `labels.json`.
         void_values: label values that are void: beside 255 and 65535 in maps of classes, alone in maps of instances
             (255 for the border in Pascal VOC's SegmentationObject).
         background: name of class 0 of instance data.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: a folder, `labels.json`, a label map or an image is missing.
@@ -104,10 +107,12 @@ class SegmentationFolder(LabelMapDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The folder of the images and those of label files."""
         return [root / (split or "") / name for name in ("images", *_LABEL_FOLDERS)]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there are a folder of images and one of label files; or that of the option `image_folder`."""
         if options.get("image_folder"):
             return bool(split) and _below(root, str(options["image_folder"]), split).is_dir()
         images, *labels = cls.places(root, split)
@@ -139,6 +144,7 @@ class SegmentationFolder(LabelMapDataset):
         return names, sorted(set(range(len(labels))) - set(names))
 
     def label_of(self, value: int) -> int | None:
+        """The value itself in maps of classes; in maps of instances class 0 for background, 1 for every other id."""
         if self.kind == "semantic" or value in self.void_values:
             return super().label_of(value)
         if not 0 <= value < 2**31:
@@ -146,6 +152,7 @@ class SegmentationFolder(LabelMapDataset):
         return int(value != 0)
 
     def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
+        """Also masks of 0 and 255, and instance maps in which 255 may be a border."""
         yield from super().check_values(values)
         if 255 not in values:
             return

@@ -44,18 +44,20 @@ class SegmentationTable(SegmentationDataset):
 
     Args:
         dataset: the table. Images may be encoded, PIL images or arrays.
-        image_column, label_column: names of the columns.
-        id2label: names of the classes by the value that the table has, or a JSON file of them.
-        segments_column: of the classes of instances; None: the maps are semantic.
-        name_column: of names; None: the number of the row.
-        stuff: the table's values of classes without instances; None: all of semantic maps, none of instance maps.
-        void_values: label values that are void: beside 255 and 65535 in semantic maps, alone in instance maps.
-        background: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabeled) or
-            "negatives" (in no segment).
+        columns: `image_column` and `label_column`, also by name: of the images ("image") and of the maps ("label").
         cache: see [`SegmentationDataset`].
+        options: by name,
+            `id2label`: names of the classes by the value that the table has, or a JSON file of them;
+            `segments_column`: of the classes of instances; None: the maps are semantic;
+            `name_column`: of names; None: the number of the row;
+            `stuff`: the table's values of classes without instances; None: all of semantic maps, none of instance maps;
+            `void_values`: label values that are void: beside 255 and 65535 in semantic maps, alone in instance maps;
+            `background`: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabeled) or
+            "negatives" (in no segment).
 
     Raises:
         ValueError: the table lacks a column; or (on access) what is wrong with a row. The message names it.
+        TypeError: it is a stream, or a dict of splits.
     """
 
     def __init__(self, dataset: datasets.Dataset, *columns: str, cache: bool = False, **options: Any):
@@ -68,16 +70,20 @@ class SegmentationTable(SegmentationDataset):
         self.names = [str(name) for name in names]
 
     def annotation(self, index: int) -> str:
+        """Column and row of the label map."""
         return f"column {self._rows.label_column!r} of row {index}"
 
     def raw_map(self, index: int) -> Tensor:
+        """The ids (H, W) as the table has them."""
         return self._rows.raw_map(self.dataset[index], f"row {index}")
 
     def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image, from the headers of encoded ones."""
         images = self.dataset.select_columns([self._rows.image_column])
         return [self._rows.image_size(row, f"row {index}") for index, row in enumerate(images)]
 
     def segments(self, index: int) -> Segments:
+        """Segments of a row, whose image is read, too."""
         return self._read(index)[1]
 
     def _read(self, index: int) -> tuple[Tensor, Segments]:
@@ -96,11 +102,15 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
 
     Args:
         rows: the stream.
+        columns: see [`SegmentationTable`].
         transform: called as `transform(sample, (seed, epoch, number))`, such as `TrainTransform`. `number` counts the
             samples of an epoch; with W loader workers those of worker w are w, w + W, w + 2 W, ...
         seed: of the transform.
-        image_column, label_column, id2label, segments_column, name_column, stuff, void_values, background: see
-            [`SegmentationTable`].
+        options: id2label, segments_column, name_column, stuff, void_values, background: see [`SegmentationTable`].
+
+    Raises:
+        ValueError: as [`SegmentationTable`].
+        TypeError: the rows are a table, or a dict of splits.
     """
 
     def __init__(
@@ -121,6 +131,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration, from which its order and the seeds of its transforms follow."""
         self._epoch.fill_(epoch)
         self.rows.set_epoch(epoch)
 
@@ -243,7 +254,11 @@ class _RowReader:
 
 
 def cell(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """ValueError: a row without the column."""
+    """The value of a row in a column.
+
+    Raises:
+        ValueError: a row without the column; `where` names the row.
+    """
     if column not in row:
         raise ValueError(f"{where} has no column {column!r}; it has {', '.join(map(str, row))}.")
     return row[column]
@@ -273,7 +288,15 @@ def _segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
 
 
 def whole(value: Any) -> int:
-    """A number, or the text of one, without a fraction. ValueError: it has one."""
+    """A number, or the text of one, without a fraction.
+
+    Raises:
+        ValueError: it has one.
+
+    Example:
+        >>> whole("12"), whole(3.0)
+        (12, 3)
+    """
     number = int(value)
     if isinstance(value, float) and number != value:
         raise ValueError(f"{value} is no whole number")

@@ -51,9 +51,18 @@ def validate_dataset(
         workers: threads; None: as many as there are processors, at most 8.
         on_progress: called with the number of checked images and of all.
 
+    Returns:
+        Counts and findings; data without a known layout is a finding, too.
+
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: an unknown layout.
+
+    Example:
+        >>> import tempfile
+        >>> report = validate_dataset(tempfile.mkdtemp())
+        >>> report.ok, [finding.kind for finding in report.findings]
+        (False, ['unknown_layout'])
     """
     start = time.monotonic()
     root = Path(root)

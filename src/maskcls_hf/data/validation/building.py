@@ -1,5 +1,8 @@
-"""What is found in the files of a data set, added up: the numbers of the report, and the rules that hold for all
-layouts, of single images, of the classes, and of the splits together."""
+"""What is found in the files of a data set, added up.
+
+The numbers of the report, and the rules that hold for all layouts, of single images, of the classes, and of the splits
+together.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,15 @@ class _Measurement:
 def measure(
     data: SegmentationDataset, index: int, root: Path, size: Mapping[str, int] | None, num_queries: int | None
 ) -> _Measurement:
-    """Reads the files of an image."""
+    """Reads the files of an image.
+
+    Args:
+        data: the split.
+        index: of the image.
+        root: folder of the data, for messages.
+        size: of the image processor; None: segments that vanish at it are not looked for.
+        num_queries: of the model; None: images with more segments are not looked for.
+    """
     image, label = data.image_path(index), data.label_path(index)
     found = _Measurement(shown_path(image or label, root) or data.names[index], image is not None)
 
@@ -99,7 +110,12 @@ def _check_segments(
 
 
 class ReportBuilder:
-    """Adds what is found to a report. What must be compared between files is kept here."""
+    """Adds what is found to a report. What must be compared between files is kept here.
+
+    Args:
+        report: is filled.
+        root: folder of the data.
+    """
 
     def __init__(self, report: Report, root: Path):
         self.report, self.root = report, root
@@ -116,6 +132,15 @@ class ReportBuilder:
         file: Path | str | None = None,
         error: Exception | None = None,
     ) -> None:
+        """Adds a finding.
+
+        Args:
+            split: of the data; None: all of it.
+            kind: key of `RULES`.
+            message: what is wrong.
+            file: that it is about; None: the split.
+            error: not looked at; readers give it, see [`ReportFault`].
+        """
         self.report.findings.append(Finding(kind, message, split, shown_path(file, self.root)))
 
     def report_of(self, split: str | None) -> ReportFault:
@@ -123,6 +148,7 @@ class ReportBuilder:
         return partial(self.find, split)
 
     def add_split(self, split: str | None, data: SegmentationDataset) -> SplitReport:
+        """Begins the counts of a split, with the numbers of its images and labels."""
         if not self.report.splits:
             self.report.kind = data.kind
         self.report.class_names = data.class_names | self.report.class_names
@@ -132,6 +158,7 @@ class ReportBuilder:
         return self.report.splits[-1]
 
     def add(self, split: SplitReport, found: _Measurement) -> None:
+        """Adds what one image showed to the counts of its split."""
         for kind, message, file in found.findings:
             self.find(split.name, kind, message, file)
         split.checked += found.has_image

@@ -32,7 +32,13 @@ def vanished(ids: np.ndarray, training_size: Mapping[str, int] | None) -> set[in
 
 
 def vanished_masks(masks: list[MaskRuns], size: tuple[int, int], training_size: Mapping[str, int] | None) -> set[int]:
-    """Places of the masks that have no pixel after the resize."""
+    """Places of the masks that have no pixel after the resize.
+
+    Args:
+        masks: segments of an image.
+        size: (height, width) of the image.
+        training_size: of the image processor; None: nothing is resized.
+    """
     new = _smaller_size(size, training_size)
     if new is None:
         return set()
