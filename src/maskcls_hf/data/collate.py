@@ -54,8 +54,9 @@ class MaskClsCollator:
             samples: B of them, of any sizes.
 
         Returns:
-            `pixel_values` (B, 3, H, W); `pixel_mask` (B, H, W); of each image `mask_labels` (M, H, W) and `class_labels`
-            (M,), and `void_mask` (B, H, W), or `labels` (B, H, W); `ground_truth`. Which of them: see above.
+            `pixel_values` (B, 3, H, W); `pixel_mask` (B, H, W); of each image `mask_labels` (M, H, W) and
+            `class_labels` (M,), and `void_mask` (B, H, W), or `labels` (B, H, W); `ground_truth`. Which of them: see
+            above.
         """
         for sample in samples:
             _check_sample(sample)

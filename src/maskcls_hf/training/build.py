@@ -41,11 +41,15 @@ _BUILDING_ERRORS = (
 
 
 def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
-    """Configuration of the recipe's model for these classes; without a `backbone_config`, that of its backbone's
-    checkpoint.
+    """Configuration of the recipe's model for these classes.
 
-    Of a recipe for mask classification that is turned into a per-pixel one (`--set model.kind=per_pixel`), fields that
-    only mask classification has are left out, and the other way round.
+    Without a `backbone_config` the backbone's is that of its checkpoint. Of a recipe for mask classification that is
+    turned into a per-pixel one (`--set model.kind=per_pixel`), fields that only mask classification has are left out,
+    and the other way round.
+
+    Args:
+        recipe: its section `model` counts.
+        id2label: names of the classes 0..K-1.
 
     Raises:
         ValueError: a value that the configuration refuses; names the recipe.
@@ -76,6 +80,8 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     """The recipe's model for these classes.
 
     Args:
+        recipe: its section `model` counts.
+        id2label: names of the classes 0..K-1.
         pretrained: load the backbone's weights, if the recipe names a checkpoint; False: everything from scratch.
 
     Raises:
@@ -114,6 +120,11 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
 
     Of the recipe's `model` section only `_TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
 
+    Args:
+        recipe: see above.
+        folder: of the saved model.
+        id2label: names of the classes of the data.
+
     Raises:
         FileNotFoundError: no saved model there.
         ValueError: the recipe is for the other kind of model; weights that are not whole.
@@ -149,8 +160,10 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
 
 
 def upsets_onednn(model: nn.Module) -> bool:
-    """Whether, in channels-last layout, a backward pass on a CPU would write past its memory: it has a strided 1x1
-    convolution of under 16 channels (github.com/uxlfoundation/oneDNN/issues/6035)."""
+    """Whether, in channels-last layout, a backward pass on a CPU would write past its memory.
+
+    So it does for a strided 1x1 convolution of under 16 channels (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return any(c.in_channels < 16 and max(c.stride) > 1 and c.kernel_size == (1, 1) for c in convolutions)
 
@@ -173,10 +186,14 @@ def build_image_processor(
     """Image processor of the recipe.
 
     Args:
+        recipe: its section `image_processor` counts, and the thresholds of `evaluation`.
         model_path: folder of a saved model, whose options hold where the recipe says nothing.
         task: of the data; the model's from then on, unless the recipe says another.
         pretrained: without a saved model, those of the backbone's checkpoint hold there, if the recipe names one.
         fields: what the data set's `processor_fields()` gives; they hold above all else.
+
+    Raises:
+        ValueError: an option that the image processor refuses; names the recipe.
     """
     per_pixel = recipe.model.kind == "per_pixel"
     options: dict[str, Any] = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor}

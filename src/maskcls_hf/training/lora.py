@@ -1,5 +1,7 @@
-"""LoRA (Hu et al., 2021) through the library peft: the backbone keeps its weights and learns by small matrices beside
-them, all else learns as ever; adapters are saved, and merged into a model."""
+"""LoRA (Hu et al., 2021) through the library peft; adapters are saved, and merged into a model.
+
+The backbone keeps its weights and learns by small matrices beside them, all else learns as ever.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ def add_lora(
     Statistics of the backbone's batch norms stay: an adapter does not hold them.
 
     Args:
+        model: is changed.
         rank: of the matrices.
         targets: names of layers of the backbone, or the ends of names, such as `q_proj`; None: all its linear layers.
         alpha: the update is multiplied by alpha / rank; None: by 1.
@@ -89,7 +92,20 @@ def _is_backbone(name: str) -> bool:
 
 
 def matching(given: Sequence[str], known: Sequence[str], option: str) -> list[str]:
-    """Those of the `known` names that are `given`, or end so."""
+    """Those of the `known` names that are `given`, or end so, sorted.
+
+    Args:
+        given: names, or their ends from a dot on.
+        known: names of modules.
+        option: of the recipe, for the message.
+
+    Raises:
+        ValueError: one of the given fits none, or nothing is given.
+
+    Example:
+        >>> matching(["q_proj"], ["layer.0.q_proj", "layer.0.k_proj"], "targets")
+        ['layer.0.q_proj']
+    """
     found = {end: [name for name in known if f".{name}".endswith(f".{end}")] for end in given}
     if unknown := [end for end, names in found.items() if not names] or (not given and ["nothing"]):
         ends = sorted({name.split(".")[-1] for name in known if not name.split(".")[-1].isdigit()})
@@ -138,6 +154,7 @@ def merge_adapter(source: str | Path, folder: str | Path) -> None:
 
     Args:
         source: folder of a training's results, of one of its checkpoints, or of an adapter alone.
+        folder: where the model is written.
 
     Raises:
         OSError: no adapter there, or its base cannot be found.
@@ -184,6 +201,11 @@ def _load_merged(source: str | Path) -> Any:
 
 
 def parents(name: str) -> list[str]:
-    """Names of the modules that a parameter lies in."""
+    """Names of the modules that a parameter lies in.
+
+    Example:
+        >>> parents("model.head.weight")
+        ['model', 'model.head']
+    """
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]

@@ -38,8 +38,12 @@ class FolderInUse(ValueError):
 
 @contextmanager
 def training_in(out: Path) -> Iterator[None]:
-    """Around a training that writes to `out`, in all of its processes: the folder is its own, and errors in writing
-    say what is left.
+    """Around a training that writes to `out`, in all of its processes.
+
+    The folder is its own, and errors in writing say what is left.
+
+    Args:
+        out: made, where it is not there.
 
     Raises:
         FolderInUse: another training is at it.
@@ -73,7 +77,10 @@ def training_in(out: Path) -> Iterator[None]:
 def occupied(out: Path) -> Iterator[None]:
     """Inside, `out` is there and locked. The lock dies with the process, however it ends.
 
-    Raises: as [`training_in`].
+    Raises:
+        FolderInUse: another training is at it.
+        ValueError: `out` is a file.
+        CannotWrite: the folder, or its lock.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the results need a folder.")
@@ -159,4 +166,5 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def save_results(scores: dict[str, float], out: Path) -> None:
+    """Write OUT/eval_results.json."""
     write_json(out / "eval_results.json", scores, indent=2, sort_keys=True)

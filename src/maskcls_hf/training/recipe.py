@@ -43,11 +43,13 @@ Count = Annotated[int, "(0, inf)"]
 
 @dataclass
 class DataSection:
-    """
+    """Section `data`: which images, and how they are divided.
+
     Args:
-        layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic"; None: found by
-            looking.
-        train_split, eval_split: names of the two parts.
+        layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic", or one of
+            `register_layout`; None: found by looking.
+        train_split: name of the part that is trained on.
+        eval_split: name of the part that is evaluated.
         val_share: where the data has no `eval_split`, the share of its images, at least one, that `training.seed`
             chooses to be held out from the training and evaluated; None: that is an error.
         options: further arguments of `open_dataset`.
@@ -64,7 +66,8 @@ class DataSection:
 
 @dataclass
 class ModelSection:
-    """
+    """Section `model`: kind of model, weights to start from, and fields of its configuration.
+
     Args:
         kind: mask classification, or the paper's per-pixel baselines.
         backbone_checkpoint: the backbone's weights, as `maskcls_hf.convert.open_backbone` takes them: a folder, a name
@@ -85,9 +88,11 @@ class ModelSection:
 
 @dataclass
 class SamplingSection:
-    """
+    """Section `sampling`: how often images occur.
+
     Args:
         by_area: side in pixels; an image occurs as often an epoch as it holds squares of this side, at least once.
+            None: every image once.
     """
 
     by_area: Count | None = None
@@ -95,7 +100,18 @@ class SamplingSection:
 
 @dataclass
 class OptimizerSection:
-    """AdamW, see `parameter_groups`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
+    """Section `optimizer`: AdamW, see [`parameter_groups`].
+
+    Args:
+        learning_rate: of all but the backbone.
+        weight_decay: of all but norms, embeddings, tokens and position tables.
+        backbone_multiplier: of the backbone's learning rate.
+        layer_decay: of the learning rate, from block to block of a plain ViT; 1: none.
+        decay_query_blocks: False: an EoMT's blocks with queries are left out of `layer_decay`.
+        decay_norms: norms, embeddings, tokens and position tables have weight decay, too.
+        clip_norm: the largest norm of the gradient; None or 0: no limit.
+        betas: of AdamW.
+    """
 
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 1e-4
@@ -109,7 +125,15 @@ class OptimizerSection:
 
 @dataclass
 class LoraSection:
-    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: by these."""
+    """Section `lora`: the backbone learns by small matrices beside its weights, which stay, see [`add_lora`].
+
+    Args:
+        rank: of the matrices; None: no LoRA, the weights themselves learn.
+        targets: names of layers of the backbone, or their ends; None: all its linear layers.
+        alpha: the update is multiplied by alpha / rank; None: by 1.
+        dropout: of what goes into the matrices.
+        modules_to_save: modules that learn in full; None: all outside of the backbone.
+    """
 
     rank: Count | None = None
     targets: list[str] | None = None
@@ -124,17 +148,23 @@ _LENGTHS = ("max_steps", "epochs")  # of a training: one says it
 
 @dataclass
 class ScheduleSection:
-    """
+    """Section `schedule`: length of the training, and its learning rate, see [`learning_rate_factor`].
+
     Args:
         kind: shape of the learning rate over the steps.
         max_steps: optimizer steps of the training; without `epochs` 160000 by default.
         epochs: passes over the training images, instead of `max_steps`. One has as many whole steps as the images make
             (as often as `sampling` repeats them); the images that are left over are others in each.
-        warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
+        warmup_steps: linear warm-up, from `warmup_factor` to 1.
+        warmup_factor: part of the learning rate that the warm-up begins with; None: 1 / (warmup_steps + 1).
         backbone_warmup_steps: above 0 the backbone waits at 0 for the `warmup_steps` of the rest, then warms up for so
             many; poly and cosine begin after the warm-up.
         power: of poly, (1 - step / max_steps) ** power.
-        milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
+        milestones: of multistep: steps at which the rate falls, ascending.
+        gamma: of multistep: the rate is multiplied by it at each of these steps.
+
+    Raises:
+        ValueError: `max_steps` and `epochs` are both given.
     """
 
     kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
@@ -155,10 +185,16 @@ class ScheduleSection:
 
     @property
     def all_warmup_steps(self) -> int:
+        """Steps until the last learning rate has warmed up."""
         return self.warmup_steps + self.backbone_warmup_steps
 
     def steps(self, steps_an_epoch: int) -> int:
-        """Of the whole training."""
+        """Steps of the whole training, where an epoch has so many; 1 at least.
+
+        Example:
+            >>> ScheduleSection(epochs=2.5).steps(steps_an_epoch=10)
+            25
+        """
         if self.epochs is None:
             return cast(int, self.max_steps)
         return max(1, math.ceil(round(self.epochs * steps_an_epoch, 6)))
@@ -170,15 +206,20 @@ class ScheduleSection:
 
 @dataclass
 class TrainingSection:
-    """
+    """Section `training`: batches, precision, log and checkpoints.
+
     Args:
         batch_size: images of an optimizer step, over all processes and accumulated batches.
         mask_annealing: of an EoMT's masked attention, from 1 to 0; or start and end for each of its blocks with
             queries, in shares of the training. None: true for a new model; a saved one keeps its probabilities.
         ema_decay: of the averaged weights that are evaluated and saved; None: no average.
-        max_minutes: end on time; the schedule then follows the clock too.
+        seed: of new weights, order, augmentation and the images that are held out.
+        precision: of the forward pass; "fp16" needs a GPU.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, same gradients.
+        max_minutes: end on time; the schedule then follows the clock too. None: no limit.
         workers: loader processes for each training process.
-        log_steps, save_steps: steps between lines of the log, and between checkpoints.
+        log_steps: steps between lines of the log.
+        save_steps: steps between checkpoints.
         save_total_limit: checkpoints that are kept.
         channels_last: memory layout of convolutions; faster, the numbers are the same up to rounding.
     """
@@ -199,7 +240,13 @@ class TrainingSection:
 
 @dataclass
 class MultiScaleSection:
-    """Test-time augmentation of `maskcls evaluate --multi-scale`: short edges in pixels, each also flipped."""
+    """Test-time augmentation of `maskcls evaluate --multi-scale`.
+
+    Args:
+        short_edges: in pixels, one pass each.
+        longest_edge: in pixels, at most; None: any.
+        flip: each pass also of the mirrored image.
+    """
 
     short_edges: list[Count] = field(default_factory=list)
     longest_edge: Count | None = None
@@ -208,14 +255,17 @@ class MultiScaleSection:
 
 @dataclass
 class EvaluationSection:
-    """
+    """Section `evaluation`: what is scored, and when.
+
     Args:
         tasks: of "semantic", "panoptic", "instance".
         metrics: names of further metrics, such as those of `register_metric`.
         every_steps: steps between evaluations; None: only the one at the end.
         batch_size: images of a forward pass; None: as in training.
-        threshold, overlap_threshold: of the panoptic map, and saved with the model, which is then run with them. None:
-            0.5 and 0.8.
+        threshold: of the panoptic map: the least probability of a segment's class; saved with the model, which is then
+            run with it. None: 0.5.
+        overlap_threshold: of the panoptic map: the least share of a mask that no other takes; saved likewise. None:
+            0.8.
         crop: evaluate the middle of images, of this side in pixels; None: whole images.
         bootstrap: replicates for 95 % intervals; 0: none.
         boundary: boundary IoU too.
@@ -236,9 +286,26 @@ class EvaluationSection:
 
 @dataclass
 class Recipe:
-    """A training. `image_processor` and `augmentation` are options of `MaskClsImageProcessor` and `TrainTransform`;
-    `paper` holds the scores to expect. `doubled` says which sections stand twice in the file: no training starts with
-    them."""
+    """A training, as [`load_recipe`] reads it.
+
+    Args:
+        name: of the file, without its ending.
+        doubled: which sections stand twice in the file: no training starts with them.
+        paper: the scores to expect.
+        data: see [`DataSection`].
+        model: see [`ModelSection`].
+        image_processor: options of `MaskClsImageProcessor`.
+        augmentation: options of `TrainTransform`.
+        sampling: see [`SamplingSection`].
+        lora: see [`LoraSection`].
+        optimizer: see [`OptimizerSection`].
+        schedule: see [`ScheduleSection`].
+        training: see [`TrainingSection`].
+        evaluation: see [`EvaluationSection`].
+
+    Raises:
+        ValueError: a value that is out of range; names it.
+    """
 
     name: str = ""
     doubled: tuple[str, ...] = field(default=(), compare=False)
@@ -274,7 +341,12 @@ class Recipe:
         return {key: value for key, value in sections.items() if value != {}}
 
     def differences(self, other: Recipe) -> list[str]:
-        """`section.key` of all values that are not those of `other`."""
+        """`section.key` of all values that are not those of `other`.
+
+        Example:
+            >>> load_recipe("finetune").differences(load_recipe("finetune", ["training.seed=1"]))
+            ['training.seed']
+        """
         sections, others = self.as_dict(), other.as_dict()
         return [
             f"{name}.{key}"
@@ -332,6 +404,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     backbone of another model type replaces the whole backbone, and the scores under `paper` are never inherited.
 
     Args:
+        source: name or path.
         overrides: `"section.key=value"`, the value in YAML; dots lead into nested values
             (`model.backbone_config.depths=[1,1,1,1]`).
 
@@ -340,6 +413,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: no valid YAML, an unknown section or key, one that stands twice (in a file, or in the overrides with
             two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
             section that stands twice and does not contradict itself is read, but no training starts with it.
+
+    Example:
+        >>> recipe = load_recipe("finetune", ["optimizer.learning_rate=1e-4", "schedule.max_steps=200"])
+        >>> recipe.name, recipe.optimizer.learning_rate, recipe.schedule.max_steps
+        ('finetune', 0.0001, 200)
     """
     path = _find(source)
     doubled: list[str] = []
@@ -510,8 +588,12 @@ def _with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapp
 
 
 def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
-    """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them, and the types of
-    their values; {} for others."""
+    """Keys that a section takes from the code that reads them, and the types of their values.
+
+    Args:
+        section: "model", "image_processor" or "augmentation"; {} for others.
+        model_kind: "mask_classification" or "per_pixel".
+    """
     if section == "model":
         config = KINDS.get(model_kind, KINDS["mask_classification"]).config_class
         own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
@@ -535,6 +617,7 @@ def _as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     """`value` as `hint` wants it: integers are numbers, lists become tuples. All numbers are finite.
 
     Args:
+        value: of a YAML file.
         hint: Any, a class, `Literal`, a dataclass (the value stays a dict), a list, tuple or mapping of these, or one
             of several.
         where: file, for messages.

@@ -38,8 +38,10 @@ TRAINING_ERRORS = (OSError, ValueError, CorruptCheckpoint, DivergenceError)
 
 @contextmanager
 def as_script() -> Iterator[None]:
-    """Around the training of a script: it ends with one line, without a traceback, where data, settings or the machine
-    do not allow it or a signal has stopped it."""
+    """Around the training of a script: it ends with one line, without a traceback, and an exit code.
+
+    So where data, settings or the machine do not allow it, or a signal has stopped it.
+    """
     try:
         yield
     except TRAINING_ERRORS as error:
@@ -68,15 +70,24 @@ def train(
     the log, `split.json` where it has held out images for evaluation by itself, and checkpoints. The generators of
     Python, NumPy and torch are seeded with `training.seed`.
 
-    Args: as [`prepared_run`].
+    Args:
+        recipe: what is trained, and how.
+        data: folder of the data set.
+        out: folder for the results.
+        model: fine-tune the saved model in this folder.
+        resume: go on from the last whole checkpoint in `out`.
+        accumulate: batches of a step, for less memory; the results are the same.
+        tensorboard: write the log to `out`/runs too.
 
     Returns:
-        the scores of the last evaluation, their names beginning with `eval_`.
+        The scores of the last evaluation, their names beginning with `eval_`.
 
     Raises:
-        OSError, ValueError: as [`prepare`]; `out` holds another training, or one is at it.
+        OSError: as [`prepare`].
+        ValueError: as [`prepare`]; `out` holds another training, or one is at it.
         CannotWrite: an OSError that names what could not be written, the cause, and the last good checkpoint.
-        CheckpointNotFound, CorruptCheckpoint: there is nothing to resume, or it cannot be loaded.
+        CheckpointNotFound: there is nothing to resume.
+        CorruptCheckpoint: what is to be resumed cannot be loaded.
         DivergenceError: the loss became NaN or infinite.
         TrainingStopped: a KeyboardInterrupt, by a signal.
     """
@@ -113,11 +124,14 @@ def prepared_run(
     accumulate: int = 1,
     tensorboard: bool = False,
 ) -> Iterator[tuple[Run, StopSignals]]:
-    """The run of a recipe in the folder `out`, which is its own inside, and the signals that come. All that the user
-    can mend is checked before: see [`prepare`], [`_check_output`], [`_check_precision`].
+    """The run of a recipe in the folder `out`, which is its own inside, and the signals that come.
+
+    All that the user can mend is checked before: see [`prepare`], [`_check_output`], [`_check_precision`].
 
     Args:
+        recipe: what is trained, and how.
         data: folder of the data set.
+        out: folder for the results.
         model: fine-tune the saved model in this folder.
         resume: go on from the last whole checkpoint in `out`.
         accumulate: batches of a step, for less memory; the results are the same.
@@ -150,7 +164,13 @@ def _record_held_out(run: Run, data: Path, out: Path) -> None:
 
 
 def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = None) -> MaskClsTrainer:
-    """The Trainer of a run, which signals can stop."""
+    """The Trainer of a run, which signals can stop.
+
+    Args:
+        run: what is trained.
+        args: such as of [`training_arguments`].
+        stop: the signals that have come; None: none come.
+    """
     callbacks = [
         run.budget,
         ShowProgress(run.recipe.training.batch_size, run.budget),
@@ -177,8 +197,10 @@ def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = 
 
 
 def _on_cpu() -> bool:
-    """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so. To be told to Accelerate and
-    Trainer, or each process started by torchrun trains alone."""
+    """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so.
+
+    To be told to Accelerate and Trainer, or each process started by torchrun trains alone.
+    """
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
@@ -192,6 +214,13 @@ def _check_precision(recipe: Recipe) -> None:
 
 
 def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> TrainingArguments:
+    """Arguments of Trainer, as the recipe says.
+
+    Args:
+        run: what is trained.
+        out: folder for the results.
+        tensorboard: write the log to `out`/runs too.
+    """
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     return TrainingArguments(
         output_dir=str(out),
@@ -221,7 +250,13 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
 
 
 def accelerator_options(run: Run, out: Path, tensorboard: bool = False) -> dict[str, Any]:
-    """Arguments of `Accelerator` for a loop of one's own."""
+    """Arguments of `Accelerator` for a loop of one's own, as the recipe says.
+
+    Args:
+        run: what is trained.
+        out: folder for the results.
+        tensorboard: log to TensorBoard, too.
+    """
     precision = run.recipe.training.precision
     return {
         "cpu": _on_cpu(),
@@ -240,11 +275,13 @@ def _last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
 
 
 def scores_of(metrics: dict[str, float]) -> dict[str, float]:
+    """Of what an evaluation gives the scores, without its speed."""
     return {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in SPEED}
 
 
 def _check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
-    """
+    """Refuses a folder that holds other results, or nothing to resume.
+
     Raises:
         ValueError: `out` has checkpoints that nobody asked to resume, another model, or a folder in the place of a
             file; or TensorBoard is not installed.

@@ -57,9 +57,25 @@ logger = logging.get_logger(__name__)
 class Run:
     """What [`prepare`] makes of a recipe and a data set.
 
-    `batch_size` and `eval_batch_size` are those of one process and forward pass; `accumulate` batches make a step.
-    `ema` is None without averaged weights; `held_out` names the images for evaluation where the data has no split for
-    it.
+    Args:
+        recipe: that was prepared.
+        model: the network, without wrappers.
+        image_processor: of the model.
+        train_data: augmented samples, whose keys the sampler gives.
+        eval_data: samples as they are, or their middles.
+        sampler: order of the training.
+        train_collator: batches of the training.
+        eval_collator: batches of the evaluation, with `ground_truth`.
+        optimizer: of the model's parameters.
+        scheduler: of the optimizer.
+        evaluator: of the recipe's tasks and metrics.
+        ema: averaged weights; None: there are none.
+        budget: of time, which the scheduler follows.
+        batch_size: images of one process and forward pass, in training.
+        eval_batch_size: the same in evaluation.
+        accumulate: batches that make a step.
+        max_steps: of the training.
+        held_out: names of the images for evaluation where the data has no split for it; None: it has one.
     """
 
     recipe: Recipe
@@ -100,6 +116,7 @@ class Run:
         return nullcontext() if self.ema is None else self.ema.swapped(model)
 
     def describe(self) -> str:
+        """One line about data, model and steps."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         some = "" if learning > parameters / 2 else f", of which {learning / 1e6:.2f} learn"
@@ -123,10 +140,12 @@ def prepare(
     """Open the data and build all that the recipe says. The weights of a new model follow `training.seed`.
 
     Args:
+        recipe: what is trained, and how.
         data: folder of the data set.
         model: fine-tune the saved model in this folder, its classes replaced by those of the data; or train this
             network, whatever its class, instead of the recipe's.
-        processes, accumulate: how the images of a step are shared out.
+        processes: that share the images of a step.
+        accumulate: batches of a process that make a step.
         held_out: names of the images for evaluation where the data has no split for it, as a training before has chosen
             them; None: they are chosen now.
 
@@ -206,7 +225,8 @@ def _try_evaluation(run: Run) -> None:
     """Evaluate one image with logits of 0: what fails in the evaluation fails before the first step.
 
     Raises:
-        OSError, ValueError: what is wrong with the image, the image processor or the options.
+        OSError: the image cannot be read.
+        ValueError: what is wrong with the image, the image processor or the options.
     """
     batch = run.eval_collator([run.eval_data[0]])
     cells = [max(1, length // 4) for length in batch["pixel_values"].shape[-2:]]
@@ -284,8 +304,11 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
 def _build_transform(
     recipe: Recipe, data: SegmentationDataset, image_processor: MaskClsImageProcessor
 ) -> TrainTransform:
-    """With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
-    evaluation, whatever model it came with; else see `TrainTransform`."""
+    """The augmentation of the recipe.
+
+    With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
+    evaluation, whatever model it came with; else see `TrainTransform`.
+    """
     options = dict(recipe.augmentation)
     try:
         if options.get("resize") == "as_evaluated":
@@ -296,8 +319,13 @@ def _build_transform(
 
 
 def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float], whole: bool) -> dict[str, Any]:
-    """Options of `TrainTransform`. Where the evaluation sees a part of each image, not the `whole`, nothing is resized
-    for it."""
+    """Options of `TrainTransform` for the size at which the image processor gives images to the evaluation.
+
+    Args:
+        image_processor: of the model.
+        scale: bounds of the factor on that size.
+        whole: False: the evaluation sees a part of each image, and nothing is resized for it.
+    """
     if not (image_processor.do_resize and whole):
         return {"resize": "crop_first", "scale": scale}
     size = dict(image_processor.size)
@@ -319,6 +347,13 @@ def _build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
 
 
 def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data: SegmentationDataset) -> Evaluator:
+    """The evaluator of the recipe's section `evaluation`.
+
+    Args:
+        recipe: its section `evaluation` counts.
+        image_processor: of the model.
+        data: has the classes.
+    """
     section = recipe.evaluation
     return Evaluator(
         image_processor,
@@ -340,6 +375,11 @@ def open_splits(
     recipe: Recipe, root: str | Path, held_out: Sequence[str] | None = None
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and evaluation split; of data without the latter, two parts of the former ([`_hold_out`]).
+
+    Args:
+        recipe: its section `data` counts, and `training.seed`.
+        root: folder of the data.
+        held_out: names of the images for evaluation, as a training before has chosen them; None: they are chosen now.
 
     Raises:
         FileNotFoundError: no such data or split.
@@ -420,6 +460,18 @@ class WholeSteps(EpochSampler):
     """An `EpochSampler` whose epochs end with a whole optimizer step, so that all steps have as many images.
 
     The images that are left over are others in each epoch.
+
+    Args:
+        args: of `EpochSampler`.
+        images_a_step: over all processes and accumulated batches.
+        kwargs: of `EpochSampler`.
+
+    Raises:
+        ValueError: the images do not make one step.
+
+    Example:
+        >>> len(WholeSteps(10, seed=0, images_a_step=4))
+        8
     """
 
     def __init__(self, *args: Any, images_a_step: int, **kwargs: Any):
@@ -440,7 +492,12 @@ class WholeSteps(EpochSampler):
 
 
 class Cropped(Dataset[Sample]):
-    """The middle of the images of a data set."""
+    """The middle of the images of a data set.
+
+    Args:
+        dataset: any.
+        side: in pixels, see [`CenterCrop`].
+    """
 
     def __init__(self, dataset: SegmentationDataset, side: int):
         self.dataset, self.crop = dataset, CenterCrop(side)

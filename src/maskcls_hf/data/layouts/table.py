@@ -254,10 +254,15 @@ class _RowReader:
 
 
 def cell(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """The value of a row in a column.
+    """The value of a row in a column; `where` names the row in messages.
+
+    Args:
+        row: of a table.
+        column: its name.
+        where: the row stands.
 
     Raises:
-        ValueError: a row without the column; `where` names the row.
+        ValueError: a row without the column.
     """
     if column not in row:
         raise ValueError(f"{where} has no column {column!r}; it has {', '.join(map(str, row))}.")
