@@ -27,6 +27,11 @@ logger = logging.get_logger(__name__)
 def faster_network(model: Any, dtype: Dtype, compile: bool) -> Any:
     """What predicts in place of the model, in evaluation mode; None: the model does so itself.
 
+    Args:
+        model: on its device.
+        dtype: see [`Predictor`].
+        compile: by `torch.compile`.
+
     Raises:
         ValueError: the device does not compute in `dtype`.
     """
@@ -63,8 +68,11 @@ def has_bfloat16() -> bool:
 
 
 class _CompiledNetwork(nn.Module):
-    """A network by `torch.compile`, or itself where that fails. On CUDA what it starts is recorded for each size of its
-    inputs, and replayed: at a few images most of the time goes into starting kernels."""
+    """A network by `torch.compile`, or itself where that fails.
+
+    On CUDA what it starts is recorded for each size of its inputs, and replayed: at a few images most of the time goes
+    into starting kernels.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()

@@ -37,7 +37,10 @@ _PATIENCE = 3.0  # seconds until the Hub counts as out of reach
 
 
 def saved_config(name: str | os.PathLike) -> dict[str, Any]:
-    """Content of the `config.json` of a saved model: its folder, or its name on the Hub.
+    """Content of the `config.json` of a saved model.
+
+    Args:
+        name: its folder, or its name on the Hub.
 
     Raises:
         ValueError: there is none; a folder that does not exist, and the Hub out of reach, are said at once.
@@ -74,8 +77,10 @@ def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
 
 
 def hub_answers() -> bool:
-    """Whether a connection to the Hub, or to the proxy before it, can be opened; huggingface_hub itself would try for
-    half a minute."""
+    """Whether a connection to the Hub, or to the proxy before it, can be opened.
+
+    huggingface_hub itself would try for half a minute.
+    """
     address = urlsplit(constants.ENDPOINT)
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
@@ -94,8 +99,14 @@ def hub_answers() -> bool:
 
 
 def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
-    """Of this package, or the universal one of transformers that runs as it is. Raise ValueError where there is no
-    saved model, or one of another kind."""
+    """The class of a saved model: of this package, or the universal one of transformers that runs as it is.
+
+    Args:
+        name: its folder, or its name on the Hub.
+
+    Raises:
+        ValueError: there is no saved model, or one of another kind.
+    """
     model_type = saved_config(name)["model_type"]
     if model_type in KIND_OF_TYPE:
         return KIND_OF_TYPE[model_type].model_class
@@ -151,8 +162,10 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
 
 
 def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
-    """Missing and unknown weights of a model that was loaded with other fields of its configuration, without those of
-    heads that these bring or take away; that new ones are random is logged."""
+    """The report on a model with other fields of its configuration, without the heads that these change.
+
+    That new heads are random is logged.
+    """
     config = model_class.config_class.from_pretrained(name, **where_to_look(name))
     with torch.device("meta"):
         own = set(model_class(config).state_dict())
@@ -163,7 +176,16 @@ def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os
 
 
 def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: object) -> None:
-    """Raise ValueError unless all weights were there, had a place, and are finite."""
+    """Refuses a model unless all weights were there, had a place, and are finite.
+
+    Args:
+        model: as loaded.
+        report: of `from_pretrained`, with the keys that were missing, unexpected and of another shape.
+        where: it was loaded from, for messages.
+
+    Raises:
+        ValueError: names a weight.
+    """
     if mismatched := sorted(report["mismatched_keys"]):
         name, *shapes = mismatched[0]
         saved, expected = (tuple(shape) for shape in shapes)
@@ -180,8 +202,11 @@ def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: obje
 
 
 def _check_files(name: str | os.PathLike) -> None:
-    """Raise ValueError where a folder's files of weights, or their index, hold what transformers would take, or leave
-    out, without a word."""
+    """Refuses weights that transformers would take, or leave out, without a word.
+
+    Raises:
+        ValueError: a folder's files of weights, or their index, hold such.
+    """
     files = [Path(name, "model.safetensors")]
     for index in (Path(name, file) for file in _INDEXES):
         if not index.is_file():
@@ -215,6 +240,10 @@ def _stored_types(file: Path) -> dict[str, str]:
 
 def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
     """The image processor beside a saved model: a `MaskClsImageProcessor`, or what stands in its place.
+
+    Args:
+        name: folder of the model, or its name on the Hub.
+        options: of the image processor, over the saved ones.
 
     Raises:
         OSError: there is none.

@@ -54,13 +54,8 @@ class Predictor:
     """A model and its image processor, for images of any size.
 
     The model predicts in evaluation mode, in whatever mode it is, and is left as it is: see [`in_eval_mode`]. Several
-    threads may use one predictor, also while another trains the model.
-
-    Example:
-
-        >>> predict = Predictor.from_pretrained("model_cards/maskcls-nuclei-tiny", tile=128)
-        >>> result = predict("slide.png", task="panoptic", threshold=0.5)
-        >>> result["segmentation"], result["segments_info"]
+    threads may use one predictor, also while another trains the model. What is saved are the `inference_defaults` of
+    the image processor; see models/inference_defaults.py.
 
     Args:
         model: a mask-classification or per-pixel model; or one of transformers as it is, such as OneFormer, whose
@@ -78,17 +73,22 @@ class Predictor:
         tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
             image processor and the model: N queries then are N segments a tile. None: as saved, else never; 0: never.
         overlap: part of a tile that it shares with the next one at least, 0 to 0.5. None: as saved, else 0.25.
-        scales, flip: average class scores over these scales and mirrored copies; for semantic segmentation.
+        scales: average class scores over these factors of the image's size; for semantic segmentation. None: [1].
+        flip: average class scores over mirrored copies too; for semantic segmentation.
         batch_size: images, or tiles of an image, that the model sees at once, those of one size together where there
             are enough. None: 8 on a GPU, else 1.
         enlarge: network pixels an image pixel, instead of the resizing of the image processor. None: as saved, else
             that; 0: that.
 
-    What is saved are the `inference_defaults` of the image processor; see models/inference_defaults.py.
-
     Raises:
         ValueError: an unknown task; a tile, an overlap or a scale outside its range; a dtype that the device does not
             compute with; a model or processor of transformers that cannot run as it is.
+
+    Example::
+
+        predict = Predictor.from_pretrained("model_cards/maskcls-nuclei-tiny", tile=128)
+        result = predict("slide.png", task="panoptic", threshold=0.5)
+        result["segmentation"], result["segments_info"]
     """
 
     def __init__(
@@ -137,14 +137,16 @@ class Predictor:
     def from_pretrained(
         cls, name: str | os.PathLike, device: str | torch.device | None = None, **options: Any
     ) -> Predictor:
-        """A saved model of this package or a universal one of transformers: its folder, or its name on the Hub.
+        """A saved model of this package or a universal one of transformers.
 
         Args:
+            name: its folder, or its name on the Hub.
             device: None: the CPU.
             options: those of the class.
 
         Raises:
             ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
+            OSError: files are missing, or are not those that the checkpoint was saved with.
         """
         check_predictor_options(**options)
         class_of_saved(name)
@@ -158,6 +160,7 @@ class Predictor:
 
     @property
     def id2label(self) -> dict[int, str]:
+        """Names of the model's classes 0..K-1."""
         return self.model.config.id2label
 
     @property
@@ -214,6 +217,13 @@ class Predictor:
             tasks: the options of each task.
             input_data_format: "channels_first" or "channels_last" for arrays and tensors; None: that of the image
                 processor.
+
+        Returns:
+            For each image the result of each task, as a call gives them.
+
+        Raises:
+            ValueError: as a call.
+            TypeError: as a call.
         """
         self.check(tasks)
         if self.network is None:
@@ -341,10 +351,14 @@ class Predictor:
         )
 
     def check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
-        """Before the model runs.
+        """Refuses tasks and options, before the model runs.
+
+        Args:
+            tasks: the options of each task.
 
         Raises:
             ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
+            TypeError: an option that there is not.
         """
         for task, options in tasks.items():
             _check_task(task)
@@ -380,7 +394,12 @@ def _check_task(task: Any) -> None:
 
 
 def options_of(task: Task) -> list[str]:
-    """Names of the options of a task that a [`Predictor`] takes."""
+    """Names of the options of a task that a [`Predictor`] takes.
+
+    Example:
+        >>> "threshold" in options_of("panoptic"), "return_binary_maps" in options_of("instance")
+        (True, False)
+    """
     post_process = getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")
     return [
         name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *_OWN_OPTIONS}
@@ -388,16 +407,34 @@ def options_of(task: Task) -> list[str]:
 
 
 def check_predictor_options(**options: Any) -> None:
-    """
+    """Refuses options of [`Predictor`], without a model.
+
     Raises:
-        ValueError: an option of [`Predictor`] outside its range.
+        ValueError: one of them is outside its range.
+
+    Example:
+        >>> check_predictor_options(tile=512, overlap=0.7)
+        Traceback (most recent call last):
+        ValueError: overlap must be a part of the tile from 0 to 0.5, got 0.7.
     """
     Predictor(None, None, **options)
 
 
 def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], number: int) -> Iterator[list[Item]]:
-    """Batches of `number` items, the last of fewer. Each begins with the first item that is left; of those that follow
-    it closely, the ones of its size go before the others."""
+    """Batches of `number` items, the last of fewer, those of one size together where it can be had.
+
+    Each begins with the first item that is left; of those that follow it closely, the ones of its size go before the
+    others.
+
+    Args:
+        items: any.
+        size_of: what must be equal.
+        number: of items in a batch.
+
+    Example:
+        >>> list(same_size_together(["a", "bb", "c", "dd"], len, 2))
+        [['a', 'c'], ['bb', 'dd']]
+    """
     waiting: list[Item] = []
 
     def places_of_first_size() -> list[int]:

@@ -35,10 +35,14 @@ _MAX_SHARED = 0.5  # of the smaller of two things, the largest part that both ma
 
 
 class SemanticBlend:
-    """Class scores, blended with weights that sum to one, and the class with the highest score; none where it is not
-    above a `score_threshold` other than 0.
+    """Class scores, blended with weights that sum to one, and the class with the highest score.
 
-    Holds scores of the strips of one row of a band, (K, strip, band); see `TileGrid.visits`.
+    No class where it is not above a `score_threshold` other than 0. Holds scores of the strips of one row of a band,
+    (K, strip, band); see `TileGrid.visits`.
+
+    Args:
+        grid: of the tiles.
+        score_threshold: that the class of a pixel must have more than; 0: each pixel has a class.
     """
 
     def __init__(self, grid: TileGrid, score_threshold: float = 0.0):
@@ -48,7 +52,12 @@ class SemanticBlend:
         self.above: dict[int, Tensor] = {}  # of the upper neighbors, by column, (K, ramp, w)
 
     def add(self, tile: Tile, scores: Tensor) -> None:
-        """`scores` (K, h, w) of a tile; they are changed."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            scores: (K, h, w) of the tile; they are changed.
+        """
         rows, columns = self.grid.rows, self.grid.columns
         for dim, axis, index in ((1, rows, tile.row), (2, columns, tile.column)):
             reach = axis.reach(index)
@@ -203,7 +212,11 @@ def _cut_off(found: NDArray, grid: TileGrid, tile: Tile) -> NDArray:
 
 
 class PanopticStitch:
-    """Segments without overlap; classes that are fused within a tile are fused over the image."""
+    """Segments without overlap; classes that are fused within a tile are fused over the image.
+
+    Args:
+        grid: of the tiles.
+    """
 
     def __init__(self, grid: TileGrid):
         self.grid = grid
@@ -213,7 +226,12 @@ class PanopticStitch:
         self.beside: dict[int, Tensor] = {}  # by row, what the tile to the left saw of the strip that both see
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
-        """`found`: what `post_process_panoptic_segmentation` returns for a tile."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            found: what `post_process_panoptic_segmentation` returns for it.
+        """
         if tile.lead_in:
             return
         rows, columns = self.grid.rows, self.grid.columns
@@ -332,7 +350,14 @@ class PanopticStitch:
 
 
 def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
-    """Of two masks of one image."""
+    """Number of pixels that two masks of one image share.
+
+    Example:
+        >>> masks = np.zeros((2, 4, 4), dtype=bool)
+        >>> masks[0, :2], masks[1, 1:3] = True, True
+        >>> common_pixels(*MaskRuns.of_masks(masks))
+        4
+    """
     left, top, width, height = one.box
     of_left, of_top, of_width, of_height = other.box
     if left >= of_left + of_width or of_left >= left + width or top >= of_top + of_height or of_top >= top + height:
@@ -350,7 +375,11 @@ def _width(axis: TileAxis, index: int) -> int:
 
 
 class InstanceStitch:
-    """Scored masks, which may overlap."""
+    """Scored masks, which may overlap.
+
+    Args:
+        grid: of the tiles.
+    """
 
     def __init__(self, grid: TileGrid):
         self.grid = grid
@@ -360,7 +389,12 @@ class InstanceStitch:
         self.strips: dict[tuple[int, int, str], tuple[list[int], list[MaskRuns]]] = {}
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
-        """`found`: what `post_process_instance_segmentation(return_binary_maps=True)` returns for a tile."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            found: what `post_process_instance_segmentation(return_binary_maps=True)` returns for it.
+        """
         if tile.lead_in:
             return
         rows, columns = self.grid.rows, self.grid.columns

@@ -47,6 +47,9 @@ class Tuning:
     """What [`tune`] found.
 
     Args:
+        task: "panoptic" or "instance".
+        metric: "pq" or "f1".
+        images: number of images that were looked at.
         options: the best values, by the names of `post_process_<task>_segmentation`.
         before: the values that the model had.
         tried: each setting that was tried, in order, with its `scores`.
@@ -62,6 +65,11 @@ class Tuning:
     calibration: Calibration
 
     def scores_of(self, options: Mapping[str, float]) -> dict[str, float]:
+        """Scores of a setting that was tried.
+
+        Raises:
+            StopIteration: it was not.
+        """
         return next(entry["scores"] for entry in self.tried if entry["options"] == options)
 
     def as_dict(self) -> dict[str, Any]:
@@ -97,6 +105,9 @@ def tune(
         limit: only the first so many images.
         on_pass: called before all images are gone through, with what for and how many; what it returns is called after
             each.
+
+    Returns:
+        The best values, and all that were tried.
 
     Raises:
         ValueError: a per-pixel model, PQ of instances that overlap, data without instances or of other classes, an
@@ -163,7 +174,13 @@ class _OutputCache:
         self.images = 0
 
     def fill(self, data: SegmentationDataset, images: int, on_image: Callable[[], None]) -> None:
-        """See each image once."""
+        """See each image once.
+
+        Args:
+            data: annotated images.
+            images: how many of them.
+            on_image: called after each.
+        """
         of_model = model_classes(self.predictor.id2label, data.id2label)
         see = self.predictor._outputs
         outputs: list[dict[str, Tensor]] = []
@@ -210,7 +227,14 @@ class _OutputCache:
 
 
 class Search:
-    """Scores of settings on the images of a cache; `tried` has them all."""
+    """Scores of settings on the images of a cache; `tried` has them all.
+
+    Args:
+        cache: annotated images with the outputs of the model.
+        metric: is copied for each setting.
+        score: of the metric, the one that is searched for.
+        on_pass: see [`tune`].
+    """
 
     def __init__(
         self,

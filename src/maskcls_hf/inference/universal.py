@@ -1,5 +1,8 @@
-"""Models of transformers as they are: OneFormer, and whatever returns `class_queries_logits` and
-`masks_queries_logits`. Their own processor makes the input; the maps are ours."""
+"""Models of transformers as they are: OneFormer, and whatever predicts probability-mask pairs.
+
+So it does if it returns `class_queries_logits` and `masks_queries_logits`. Their own processor makes the input; the
+maps are ours.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,16 @@ NOT_RUN = {
 
 
 def universal_class(model_type: str) -> Any:
-    """transformers' class for the saved models of a type that predict pairs; None: they don't."""
+    """Class of transformers for the saved models of a type that predict pairs; None: they don't."""
     if model_type in NOT_RUN or model_type not in CONFIG_MAPPING:
         return None
     return MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING.get(CONFIG_MAPPING[model_type], None)
 
 
 class UniversalProcessor(OutputMapsMixin):
-    """A processor of transformers in the place of a `MaskClsImageProcessor`: it makes the input, maps are made as ours
-    makes them.
+    """A processor of transformers in the place of a `MaskClsImageProcessor`.
+
+    It makes the input, and maps are made as ours makes them.
 
     Args:
         theirs: an image processor, or a processor with one. One that takes tasks (OneFormer's) is told the task.
@@ -82,7 +86,17 @@ class UniversalProcessor(OutputMapsMixin):
     def __call__(
         self, images: Sequence[Tensor], task: str | None = None, return_tensors: str = "pt", **options: Any
     ) -> BatchFeature:
-        """What the processor gives for images (3, H, W), and `pixel_mask` and `original_sizes`."""
+        """What the processor gives for images, and `pixel_mask` and `original_sizes`.
+
+        Args:
+            images: (3, H, W) each, on the 0..255 scale.
+            task: that a processor with tasks is told; None: panoptic.
+            return_tensors: not looked at: "pt".
+            options: of the processor.
+
+        Raises:
+            ValueError: the processor does not resize to the given `size`.
+        """
         of_task = {"task_inputs": [task or "panoptic"] * len(images)} if self.takes_task else {}
         inputs = self._processed(self.theirs, images, options | of_task)
         if "pixel_mask" not in inputs:  # where white images lie in what comes out
@@ -103,6 +117,7 @@ class UniversalProcessor(OutputMapsMixin):
             raise ValueError(f"{type(self.images).__name__} does not resize to {options['size']}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
+        """Fields of their image processor, with our `inference_defaults`."""
         return {**self.images.to_dict(), "inference_defaults": self.inference_defaults}
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -113,6 +128,10 @@ class UniversalProcessor(OutputMapsMixin):
 
 def as_processor(theirs: Any, model: Any) -> Any:
     """An image processor of ours as it is, another one as [`UniversalProcessor`].
+
+    Args:
+        theirs: a processor; None stays None.
+        model: that it is for.
 
     Raises:
         ValueError: model and processor cannot run as they are; says what to do.
@@ -138,6 +157,8 @@ def pairs_of(network: Any, model: Any, inputs: BatchFeature) -> Any:
 
     Args:
         network: `model`, or what predicts in its place.
+        model: of this package, or of transformers.
+        inputs: of the image processor.
 
     Raises:
         ValueError: images of another size than a network of one size takes, or outputs that are no pairs.

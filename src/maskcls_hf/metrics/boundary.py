@@ -33,6 +33,7 @@ class BoundaryIoU(SemanticCounts):
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
+        stuff_ids: not looked at; all metrics take it.
         void_id: as for `SemanticCounts`.
         width: of the boundary, as a part of the diagonal of the image.
     """
@@ -77,7 +78,9 @@ class BoundaryIoU(SemanticCounts):
         return np.where(boundary & ~void & (ids != no_class), ids, _NONE)
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`boundary_iou` of each class."""
         return {"boundary_iou": self.iou(sums)}
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`boundary_iou`, the mean over the classes that occur."""
         return {"boundary_iou": self.iou(sums).nanmean(-1)}

@@ -40,6 +40,17 @@ class InstanceF1(SummedMetric):
     Args:
         id2label: names of the classes that count; segments of others are skipped.
         stuff_ids: those that don't count.
+        iou_threshold: 0 to 1.
+
+    Raises:
+        ValueError: every class is stuff.
+
+    Example:
+        >>> true = Segments([0, 0], torch.tensor([[0, 0, 1, 1]]))
+        >>> metric = InstanceF1({0: "cell"})
+        >>> metric.update(Segments([0], torch.tensor([[0, 0, -1, -1]])), true)
+        >>> {name: round(score, 3) for name, score in metric.compute().items()}
+        {'f1': 0.667, 'precision': 1.0, 'recall': 0.5}
     """
 
     reads = "panoptic"
@@ -54,6 +65,10 @@ class InstanceF1(SummedMetric):
     def measure(self, found: Segments, true: Segments) -> Tensor:
         """Counts (3, K) of one image.
 
+        Args:
+            found: predicted instances.
+            true: annotations of the image.
+
         Raises:
             ValueError: the sizes differ.
         """
@@ -65,7 +80,11 @@ class InstanceF1(SummedMetric):
         return torch.from_numpy(counts.reshape(self.shape))
 
     def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
-        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
+        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
         check_sizes(found, true)
         crowd = as_array(true.is_crowd)
         predicted_labels, true_labels = as_array(found.class_labels), as_array(true.class_labels)
@@ -90,9 +109,11 @@ class InstanceF1(SummedMetric):
         return outcomes
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`f1`, `precision` and `recall` of each class."""
         return _f1(sums)
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`f1`, `precision` and `recall` over the instances of all classes."""
         return _f1(sums.sum(-1, keepdim=True), last=0)
 
 
