@@ -40,12 +40,12 @@ def convert(
         typer.Option(help="Matching of a converted per-pixel model: fixed with one query a class, else bipartite."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint: the papers' code, transformers' MaskFormer, Mask2Former, EoMT or a per-pixel model to this
-    package, or this to transformers'; or merge the adapter of a LoRA training.
+    """Convert a checkpoint to this package, or from it to transformers; or merge the adapter of a LoRA training.
 
-    What the other side cannot represent is said; what would change the outputs is refused. A per-pixel model
-    (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that
-    starts with the same semantic map, to be fine-tuned.
+    It reads the papers' code, transformers' MaskFormer, Mask2Former, EoMT and per-pixel models. What the other side
+    cannot represent is said; what would change the outputs is refused. A per-pixel model (SegFormer, UPerNet, DPT,
+    BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that starts with the same
+    semantic map, to be fine-tuned.
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
@@ -99,6 +99,17 @@ def write(
     matching: str | None,
     base: str | None,
 ) -> None:
+    """Write the converted model and its image processor.
+
+    Args:
+        source: file of the papers' code, folder, or name on the Hub.
+        folder: is filled.
+        to_transformers: from this package to transformers.
+        names: fields of the configuration, see [`class_names`].
+        num_queries: of a converted per-pixel model; None: one a class.
+        matching: of a converted per-pixel model; None: fixed with one query a class, else bipartite.
+        base: pretrained ViT of an EoMT whose weights are differences to it.
+    """
     from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
     from ..inference.loading import load_image_processor, load_model
 

@@ -175,7 +175,23 @@ def opened(
     data_options: Sequence[str],
     tasks: Sequence[str],
 ) -> tuple[Predictor, SegmentationDataset]:
-    """Model and data, of which all is checked that can be before the weights are read. `ways`: of `Predictor`."""
+    """Model and data, of which all is checked that can be before the weights are read.
+
+    Args:
+        model: folder, or name on the Hub.
+        device: see [`choose_device`].
+        ways: arguments of `Predictor`.
+        data: folder of the data set.
+        split: its part; "": it has none.
+        layout: of the data; None: found by looking.
+        data_options: `KEY=VALUE` of the layout's reader.
+        tasks: that are asked for.
+
+    Raises:
+        OSError: there is no such model or data.
+        RuntimeError: there is no such device.
+        ValueError: an option out of its range, data without instances for the task instance, or what cannot be read.
+    """
     from ..data.held_out import open_evaluated
     from ..data.validation.occurrence import told_of_classes
     from ..inference import Predictor

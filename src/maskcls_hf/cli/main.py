@@ -22,10 +22,13 @@ from .validate import validate
 
 
 class App(typer.Typer):
-    """Shows every text of a process as text: whatever the encoding of its output, and with no control characters in
-    log lines, warnings and errors."""
+    """Shows every text of a process as text, whatever the encoding of its output.
+
+    There are no control characters in log lines, warnings and errors.
+    """
 
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Run a command and end the process; arguments are those of click's commands."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -79,7 +82,7 @@ def _print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def _options(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,

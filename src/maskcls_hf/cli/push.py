@@ -118,7 +118,17 @@ def push(
 
 
 def opened(folder: Path, repo_id: str, new_card: bool) -> tuple[SavedModel, bool]:
-    """The model, and whether its card is kept, before anything takes time."""
+    """The model, and whether its card is kept, before anything takes time.
+
+    Args:
+        folder: of the saved model.
+        repo_id: OWNER/NAME on the Hub.
+        new_card: replace a card that was written by hand.
+
+    Raises:
+        OSError: no saved model there.
+        ValueError: no possible name on the Hub, or a model that cannot be read.
+    """
     from ..hub.push import check_repo_id, handwritten_card
     from ..hub.saved_model import SavedModel
 

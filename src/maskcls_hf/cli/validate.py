@@ -145,6 +145,7 @@ def _of_recipe(name: str, data: Path) -> dict[str, Any]:
 
 
 def show(report: Report, out: Console) -> None:
+    """Print a report: splits, sizes, classes, findings and their number."""
     heading = Text.assemble((printable(report.root), "bold"), f": layout {report.layout or 'unknown'}")
     out.print(heading.append(f", {report.kind} labels\n"))
     if report.splits:
