@@ -36,7 +36,8 @@ def saved_task(name: str) -> Task:
     """
     if class_of_saved(name) is PerPixelForSemanticSegmentation:
         return "semantic"
-    return inference_defaults.saved_task(load_image_processor(name))
+    task: Task = inference_defaults.saved_task(load_image_processor(name))
+    return task
 
 
 class Segmenter:

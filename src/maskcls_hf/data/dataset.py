@@ -67,7 +67,7 @@ class Classes:
         """The file's ids of `stuff_ids`."""
         return {self.label_ids[i] for i in self.stuff_ids}
 
-    def model_fields(self) -> dict[str, dict]:
+    def model_fields(self) -> dict[str, dict[Any, Any]]:
         """`id2label` and `label2id`, for the configuration of a model."""
         return {"id2label": dict(self.id2label), "label2id": {name: i for i, name in self.id2label.items()}}
 

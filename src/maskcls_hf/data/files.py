@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ..models.image_reading import image_to_tensor, open_image, read_colored_map, read_label_map, size_in_header
 from ..models.run_lengths import Runs
+
+Read = TypeVar("Read")
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
@@ -78,7 +80,8 @@ def unique_ids(ids: Tensor | Runs) -> list[int]:
         >>> unique_ids(torch.tensor([[0, 0, 5], [5, 2, 2]]))
         [0, 2, 5]
     """
-    return np.unique((ids if isinstance(ids, Runs) else Runs.of(ids.numpy())).values).tolist()
+    values: list[int] = np.unique((ids if isinstance(ids, Runs) else Runs.of(ids.numpy())).values).tolist()
+    return values
 
 
 def int32_ids(ids: Tensor, where: str) -> Tensor:
@@ -118,7 +121,7 @@ def _file_of(source: Any) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _opened_as(read: Callable[[Any], Any], source: Any, where: str) -> Any:
+def _opened_as(read: Callable[[Any], Read], source: Any, where: str) -> Read:
     try:
         return read(source)
     except FileNotFoundError as error:

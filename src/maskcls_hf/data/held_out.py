@@ -180,8 +180,9 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD
     if not file.is_file():
         return None
-    record = read_json(file)
-    names = record.get("images") if isinstance(record, dict) else None
+    content = read_json(file)
+    record: dict[str, Any] = content if isinstance(content, dict) else {}
+    names = record.get("images")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
         raise ValueError(f"{file} does not name the images that a training has held out.")
     return record

@@ -220,7 +220,7 @@ def _seeded(seed: int | Sequence[int]) -> Iterator[None]:
         yield
 
 
-class RandomRotate90(v2.Transform):
+class RandomRotate90(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Turn by 0, 90, 180 or 270 degrees, without resampling, for images that have no up."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
@@ -234,7 +234,7 @@ class RandomRotate90(v2.Transform):
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)), like=inpt)
 
 
-class CenterCrop(v2.Transform):
+class CenterCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """The middle of a sample or an image, at most `size` x `size` pixels and never padded.
 
     Args:
@@ -430,7 +430,7 @@ def _recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transf
     return v2.Compose(steps) if steps else None
 
 
-class SSDColor(v2.Transform):
+class SSDColor(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Brightness, contrast, saturation and hue as in the paper's training (detectron2's `ColorAugSSDTransform`).
 
     Each is changed with probability 1/2: brightness by adding up to +-32 of 255; contrast by a factor of 0.5 to 1.5

@@ -36,7 +36,7 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _PATIENCE = 3.0  # seconds until the Hub counts as out of reach
 
 
-def saved_config(name: str | os.PathLike) -> dict[str, Any]:
+def saved_config(name: str | os.PathLike[str]) -> dict[str, Any]:
     """Content of the `config.json` of a saved model.
 
     Args:
@@ -64,7 +64,7 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
+def where_to_look(name: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of `from_pretrained` for a folder or a name on the Hub: where the Hub is out of reach, its files here.
 
     Raises:
@@ -98,7 +98,7 @@ def hub_answers() -> bool:
     return bool(answers)
 
 
-def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
+def class_of_saved(name: str | os.PathLike[str]) -> type[PreTrainedModel]:
     """The class of a saved model: of this package, or the universal one of transformers that runs as it is.
 
     Args:
@@ -109,8 +109,10 @@ def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
     """
     model_type = saved_config(name)["model_type"]
     if model_type in KIND_OF_TYPE:
-        return KIND_OF_TYPE[model_type].model_class
-    if (theirs := universal_class(model_type)) is not None:
+        own: type[PreTrainedModel] = KIND_OF_TYPE[model_type].model_class
+        return own
+    theirs: type[PreTrainedModel] | None = universal_class(model_type)
+    if theirs is not None:
         return theirs
     raise ValueError(
         f"{name} has model_type {model_type!r}; this package runs {', '.join(KIND_OF_TYPE)} and universal segmentation "
@@ -118,7 +120,7 @@ def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
     )
 
 
-def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any) -> Any:
+def load_model(name: str | os.PathLike[str], model_class: Any = None, **options: Any) -> Any:
     """A saved model of this package or a universal one of transformers, with all of its weights.
 
     `from_pretrained` alone replaces weights that are missing by random ones and says so in a warning.
@@ -161,7 +163,7 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     return model
 
 
-def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
+def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike[str]) -> dict[str, set[str]]:
     """The report on a model with other fields of its configuration, without the heads that these change.
 
     That new heads are random is logged.
@@ -201,7 +203,7 @@ def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: obje
             raise ValueError(f"The weights in {where} are broken: {name} holds NaN or infinite values.")
 
 
-def _check_files(name: str | os.PathLike) -> None:
+def _check_files(name: str | os.PathLike[str]) -> None:
     """Refuses weights that transformers would take, or leave out, without a word.
 
     Raises:
@@ -238,7 +240,7 @@ def _stored_types(file: Path) -> dict[str, str]:
         return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
-def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
+def load_image_processor(name: str | os.PathLike[str], **options: Any) -> Any:
     """The image processor beside a saved model: a `MaskClsImageProcessor`, or what stands in its place.
 
     Args:
@@ -265,7 +267,7 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
 
 
-def _load_their_processor(name: str | os.PathLike) -> Any:
+def _load_their_processor(name: str | os.PathLike[str]) -> Any:
     """The processor of a universal model of transformers. A file of its class metadata is looked for beside it first.
 
     Raises:
@@ -274,7 +276,8 @@ def _load_their_processor(name: str | os.PathLike) -> Any:
     """
     options = where_to_look(name)
     with quiet():
-        fields = MaskClsImageProcessor.get_image_processor_dict(name, **options)[0]
+        reader: Any = MaskClsImageProcessor
+        fields = reader.get_image_processor_dict(name, **options)[0]
         metadata = fields.get("class_info_file")
         if metadata and Path(name, metadata).is_file():
             options["repo_path"] = os.fspath(name)

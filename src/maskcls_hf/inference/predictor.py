@@ -135,7 +135,7 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, device: str | torch.device | None = None, **options: Any
+        cls, name: str | os.PathLike[str], device: str | torch.device | None = None, **options: Any
     ) -> Predictor:
         """A saved model of this package or a universal one of transformers.
 
@@ -161,12 +161,13 @@ class Predictor:
     @property
     def id2label(self) -> dict[int, str]:
         """Names of the model's classes 0..K-1."""
-        return self.model.config.id2label
+        id2label: dict[int, str] = self.model.config.id2label
+        return id2label
 
     @property
     def finds_segments(self) -> bool:
         """False for models that classify pixels: they do semantic segmentation only."""
-        return self.model.config.model_type != "maskcls_perpixel"
+        return bool(self.model.config.model_type != "maskcls_perpixel")
 
     @property
     def _defaults(self) -> dict[str, Any]:
@@ -346,9 +347,10 @@ class Predictor:
     def _pixels(self, image: Any, input_data_format: str | None) -> Tensor:
         """Image -> (3, H, W) on the 0..255 scale."""
         processor = self.image_processor
-        return processor.process_image(
+        pixels: Tensor = processor.process_image(
             image, processor.do_convert_rgb, input_data_format or processor.input_data_format, processor.device
         )
+        return pixels
 
     def check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
         """Refuses tasks and options, before the model runs.

@@ -197,7 +197,7 @@ class _Stitched:
         return self.rank, self.info["score"]
 
 
-def _cut_off(found: NDArray, grid: TileGrid, tile: Tile) -> NDArray:
+def _cut_off(found: NDArray[Any], grid: TileGrid, tile: Tile) -> NDArray[Any]:
     """Pixels (..., P) at those borders of a tile (..., h, w) that are not borders of the image."""
     borders = []
     if tile.row:
@@ -262,7 +262,7 @@ class PanopticStitch:
         return piece
 
     def _keep_wholes(
-        self, tile: Tile, local: NDArray, infos: list[dict[str, Any]], areas: list[int], numbers: list[int]
+        self, tile: Tile, local: NDArray[Any], infos: list[dict[str, Any]], areas: list[int], numbers: list[int]
     ) -> None:
         cut_off = set(np.unique(_cut_off(local, self.grid, tile)).tolist())
         for info, number in zip(infos, numbers, strict=True):
@@ -371,7 +371,7 @@ def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
 
 def _width(axis: TileAxis, index: int) -> int:
     shared = axis.shared(index)
-    return shared.stop - shared.start
+    return int(shared.stop - shared.start)
 
 
 class InstanceStitch:

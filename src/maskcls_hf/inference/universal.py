@@ -110,17 +110,18 @@ class UniversalProcessor(OutputMapsMixin):
 
     def _processed(self, processor: Any, images: Sequence[Tensor], options: dict[str, Any]) -> BatchFeature:
         try:
-            return processor(images=list(images), return_tensors="pt", **options)
+            inputs: BatchFeature = processor(images=list(images), return_tensors="pt", **options)
         except (KeyError, TypeError) as error:
             if "size" not in options:
                 raise
             raise ValueError(f"{type(self.images).__name__} does not resize to {options['size']}: {error}") from error
+        return inputs
 
     def to_dict(self) -> dict[str, Any]:
         """Fields of their image processor, with our `inference_defaults`."""
         return {**self.images.to_dict(), "inference_defaults": self.inference_defaults}
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Theirs, with our `inference_defaults` among its options."""
         self.images.inference_defaults = self.inference_defaults
         self.theirs.save_pretrained(folder)

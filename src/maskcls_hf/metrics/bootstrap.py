@@ -103,7 +103,8 @@ class Bootstrap:
             rows = torch.cat([none, *self._rows]).numpy()
             images, row_of = np.unique(np.concatenate([[], *self._image_of_row]).astype(int), return_inverse=True)
             weights = np.array([self.weights(number) for number in images]).reshape(-1, self.replicates)
-            return self.metric.weighted_scores(rows, weights, row_of)
+            found: dict[str, NDArray[np.float64]] = self.metric.weighted_scores(rows, weights, row_of)
+            return found
         sums = torch.zeros(self.replicates, *self.metric.shape).double() if self._sums is None else self._sums
         return {name: values.numpy() for name, values in self.metric.scores(sums).items()}
 

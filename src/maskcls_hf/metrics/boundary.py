@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ class BoundaryIoU(SemanticCounts):
         boundaries = [Runs.of(self._boundary(ids, void, distance)) for ids in (of_prediction, of_truth)]
         return self.counts(*overlay(*boundaries))
 
-    def _boundary(self, ids: NDArray, void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:
+    def _boundary(self, ids: NDArray[Any], void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:
         """Map (H, W) with the class of boundary pixels, `_NONE` elsewhere.
 
         One lowest and one highest id of each window serve all classes: they are equal where the window has one class.

@@ -24,7 +24,8 @@ def _mask_overlaps(
     if not (predicted and true):
         return np.zeros((len(predicted), len(true)))
     # to pycocotools, an IoU with a crowd is the part of the prediction that lies in it
-    return np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
+    common: NDArray[np.float64] = np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
+    return common
 
 
 @register_metric("instance_f1")

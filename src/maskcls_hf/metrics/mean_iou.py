@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..models.run_lengths import Ids, count, overlay
 from ..models.segments import Segments, void_id_of
 from .metric import SummedMetric, check_contiguous, register_metric
 
-ClassMap = Segments | Tensor | NDArray
+ClassMap = Segments | Tensor | NDArray[Any]
 
 
 class SemanticCounts(SummedMetric):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,9 @@ class PanopticQuality(SummedMetric):
         outcomes[rows] = 1
         return outcomes
 
-    def _compared(self, found: Segments, true: Segments) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    def _compared(
+        self, found: Segments, true: Segments
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Arguments of `_matched`."""
         if found.size != true.size:
             raise ValueError(
@@ -100,7 +103,7 @@ class PanopticQuality(SummedMetric):
             raise ValueError(f"{true.name}: segments_info has ids {missing} that the map lacks.")
         return overlaps, predicted_labels, true_labels, as_array(true.is_crowd)
 
-    def _check_labels(self, predicted: NDArray, true: NDArray, name: str) -> None:
+    def _check_labels(self, predicted: NDArray[Any], true: NDArray[Any], name: str) -> None:
         for kind, labels in (("predicted", predicted), ("true", true)):
             wrong = (labels < 0) | (labels >= len(self.names))
             if wrong.any():
@@ -147,7 +150,7 @@ def _matched(
     predicted_labels: NDArray[np.int64],
     true_labels: NDArray[np.int64],
     crowd: NDArray[np.bool_],
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Places of segments that match, with their IoUs (T,) each, and which are false positives (P,) and negatives (M,).
 
     Args:

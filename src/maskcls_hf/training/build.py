@@ -67,9 +67,10 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     label2id = {name: label for label, name in id2label.items()}
     try:
         config_class = KINDS[recipe.model.kind].config_class
-        return config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
+        config: PreTrainedConfig = config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
     except _BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
+    return config
 
 
 def _in_short(error: Exception) -> str:

@@ -236,7 +236,8 @@ def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -
         raise CheckpointNotFound(f"There is no checkpoint in {output} to resume from.")
     if isinstance(answer[0], CorruptCheckpoint):
         raise answer[0]
-    return answer[0]
+    checkpoint: Path = answer[0]
+    return checkpoint
 
 
 # -- loading, without running code from the files, whoever has written them -------------------------------------
@@ -434,7 +435,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         torch.set_rng_state(states["torch_manual_seed"])
 
 
-def rng_free(loader: DataLoader, seed: int = 0) -> DataLoader:
+def rng_free(loader: DataLoader[Any], seed: int = 0) -> DataLoader[Any]:
     """Let a loader draw the seeds of its workers from a generator of its own.
 
     From the global one it draws at each start, and with persistent workers only at the first: the random numbers of

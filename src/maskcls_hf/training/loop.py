@@ -161,7 +161,7 @@ class AccelerateLoop:
         return self.scores
 
 
-def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[list[dict[str, Any]]]:
+def batches_of_steps(run: Run, loader: DataLoader[Any], step: int = 0) -> Iterator[list[dict[str, Any]]]:
     """The batches of each optimizer step, epoch after epoch, without end.
 
     Args:
@@ -177,7 +177,7 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[li
         epoch, done = epoch + 1, 0
 
 
-def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:
+def epoch_batches(loader: DataLoader[Any], sampler: Sampler[Any], epoch: int, done: int = 0) -> DataLoader[Any]:
     """The prepared loader of one epoch, after its first `done` batches.
 
     Accelerate does not reach the sampler through the wrappers of a skipped loader in several processes.
@@ -203,12 +203,19 @@ def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float 
         model: after the backward pass.
         clip_norm: the largest norm; None or 0: gradients stay.
     """
-    return whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
+    norm: Tensor = whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
+    return norm
 
 
 @torch.no_grad()
 def evaluate(
-    run: Run, model: nn.Module, loader: DataLoader, accelerator: Accelerator, out: Path, step: int, stop: StopSignals
+    run: Run,
+    model: nn.Module,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    out: Path,
+    step: int,
+    stop: StopSignals,
 ) -> dict[str, float]:
     """Loss and scores of the averaged weights after `step` steps, their names beginning with `eval_`.
 

@@ -74,7 +74,7 @@ def add_lora(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=own_targets,
         modules_to_save=modules,
     )  # fmt: skip
-    adapted: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
+    adapted: Any = get_peft_model(model, settings)
     adapted.train(model.training)
     adapted.lora_base = dict(base or {})
     settings.base_model_name_or_path = adapted.lora_base.get("model") or adapted.lora_base.get("backbone")
@@ -193,7 +193,7 @@ def _load_merged(source: str | Path) -> Any:
         missing = {name for name in own if not any(map(_is_backbone, parents(name))) or "feature_pyramid" in name}
     else:
         raise FileNotFoundError(f"{source} does not say which weights its adapter was trained over.")
-    adapted: Any = PeftModel.from_pretrained(model, str(source))  # type: ignore[arg-type]
+    adapted: Any = PeftModel.from_pretrained(model, str(source))
     saved = tuple(f"{name}." for name in adapted.peft_config["default"].modules_to_save or ())
     if lost := sorted(name for name in missing if not name.startswith(saved)):
         raise ValueError(f"Neither the adapter in {source} nor its base has {len(lost)} weights, such as {lost[0]}.")

@@ -235,7 +235,7 @@ def learning_rate_factor(
         start = 1 / (warmup_steps + 1) if warmup_factor is None else warmup_factor
         warmup = start * (1 - step / warmup_steps) + step / warmup_steps
     if kind == "poly":
-        return warmup * (1 - progress) ** power
+        return float(warmup * (1 - progress) ** power)
     if kind == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * progress))
     if kind == "multistep":

@@ -15,8 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..utils.writing import DISK_ERRORS, CannotWrite, write_json, written
-from .checkpoints import WRITING, last_good_message
+from ..utils.writing import DISK_ERRORS, WRITING, CannotWrite, write_json, written
+from .checkpoints import last_good_message
 
 try:
     import fcntl
@@ -140,7 +140,7 @@ def _lock_descriptor(descriptor: int) -> None:
     import msvcrt
 
     os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # what is locked cannot be read
-    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     os.lseek(descriptor, 0, os.SEEK_SET)
 
 

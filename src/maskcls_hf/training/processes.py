@@ -50,7 +50,7 @@ def items_of_step(
     if accelerator is None:
         return total
     total = total.to(accelerator.device)
-    return accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total  # type: ignore[return-value]
+    return accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total
 
 
 def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[dict[str, Any], float]:
@@ -122,7 +122,7 @@ def is_main_process() -> bool:
 
 def is_fsdp_wanted() -> bool:
     """Whether the training was started with FSDP, as by `accelerate launch --use_fsdp`."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def warn_if_not_sharded(accelerator: Accelerator) -> None:

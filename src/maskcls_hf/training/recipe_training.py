@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_bf16_available, parse_flag_from_env
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations.integration_utils import is_tensorboard_available
 from transformers.utils import logging
 
 from ..data.errors import told_of_workers

@@ -97,7 +97,7 @@ class Run:
     max_steps: int
     held_out: list[str] | None = None
 
-    def loaders(self) -> tuple[DataLoader, DataLoader]:
+    def loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """For training and evaluation, for a loop of one's own."""
         workers = self.recipe.training.workers
         options: dict[str, Any] = dict(
@@ -255,7 +255,7 @@ def _prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path |
             model = add_lora(model, **dataclasses.asdict(recipe.lora), base=_base_of(recipe, given))
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
+        model.to(memory_format=torch.channels_last)
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model

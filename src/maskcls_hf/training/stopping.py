@@ -180,7 +180,7 @@ class StopTraining(TrainerCallback):
             control.should_training_stop = True
 
 
-def shield_workers(loader: DataLoader) -> DataLoader:
+def shield_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Let the workers of a loader outlive signals to the whole group (Ctrl-C, Slurm's SIGTERM): the step needs them."""
     inner = getattr(loader, "base_dataloader", loader)
     if inner.num_workers and getattr(inner.worker_init_fn, "func", None) is not _start_worker:

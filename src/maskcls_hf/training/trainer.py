@@ -47,9 +47,9 @@ from .checkpoints import (
     saving,
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
-from .loop import LossMeans
 from .lora import network_of, save_base
 from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
+from .progress import LossMeans
 from .stopping import EvaluationStopped, shield_workers
 
 STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
@@ -110,7 +110,7 @@ class MaskClsTrainer(Trainer):
         args: TrainingArguments,
         data_collator: Callable[..., Any] | None = None,
         *,
-        sampler: Sampler | None = None,
+        sampler: Sampler[Any] | None = None,
         evaluator: Any = None,
         eval_collator: Callable[..., Any] | None = None,
         ema: Any = None,
@@ -161,7 +161,7 @@ class MaskClsTrainer(Trainer):
 
     # -- data ------------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Loader of the training samples, in the order of the sampler; else as of `Trainer`."""
         self._loads.end()
         args, dataset = self.args, self.train_dataset
@@ -183,12 +183,12 @@ class MaskClsTrainer(Trainer):
         )
         return _protected(self.accelerator.prepare(loader), args.seed)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """As `Trainer.get_eval_dataloader`, with `eval_collator`, and of every image."""
         with self._evaluating():
             return _protected(super().get_eval_dataloader(eval_dataset), self.args.seed)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """As `Trainer.get_test_dataloader`, with `eval_collator`, and of every image."""
         with self._evaluating():
             return _protected(super().get_test_dataloader(test_dataset), self.args.seed)
@@ -204,8 +204,8 @@ class MaskClsTrainer(Trainer):
             self.data_collator, self.args.dataloader_drop_last = kept
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | None]:
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
         """The batches of an optimizer step, and what its loss is divided by.
 
         Args:
@@ -216,7 +216,7 @@ class MaskClsTrainer(Trainer):
         batches = list(islice(epoch_iterator, num_batches))
         return batches, self.num_items(batches) if batches else None
 
-    def num_items(self, batches: list, weight: float = 1.0) -> Tensor | None:
+    def num_items(self, batches: list[Any], weight: float = 1.0) -> Tensor | None:
         """What the loss of these batches is divided by, over all processes; see [`items_of_step`].
 
         Args:
@@ -270,7 +270,7 @@ class MaskClsTrainer(Trainer):
         Private: no callback is told the norm, which takes all gradients to compute. With a loss scaler (fp16)
         gradients may overflow: it skips them.
         """
-        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))
+        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))  # type: ignore[no-untyped-call]
         give_back_memory()
         losses, self._losses = self._losses, {}
         loss, checked = losses.pop("loss"), norm if self.accelerator.scaler is None else None
@@ -409,7 +409,7 @@ class MaskClsTrainer(Trainer):
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
         best = self.state.best_model_checkpoint
         if self.control.should_training_stop and self.args.load_best_model_at_end and best is not None:
             require_whole_checkpoint(best)  # which Trainer loads next
@@ -629,7 +629,7 @@ def _own_names(network: nn.Module) -> Iterator[None]:
         del network.save_pretrained
 
 
-def _protected(loader: DataLoader, seed: int) -> DataLoader:
+def _protected(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     """A loader that leaves the random numbers of the model alone, and whose workers outlive signals to the group."""
     return shield_workers(rng_free(loader, seed))
 

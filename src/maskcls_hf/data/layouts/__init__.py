@@ -83,7 +83,7 @@ def open_dataset(
     layout = find_layout(root, split) if layout is None else layout
     reader = layout_class(layout)
     try:
-        return reader(root, split, cache=cache, **options)  # type: ignore[call-arg, arg-type]  # as subclasses have it
+        return reader(root, split, cache=cache, **options)  # type: ignore[arg-type]  # as subclasses have it
     except TypeError as error:
         raise TypeError(f"Layout {layout} of {root}: {error}") from error
     except (FileNotFoundError, ValueError) as error:
@@ -101,7 +101,8 @@ def layout_class(layout: str) -> type[SegmentationDataset]:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
-    return LAYOUTS[layout]
+    known: type[SegmentationDataset] = LAYOUTS[layout]
+    return known
 
 
 def find_layout(root: Path, split: str | None) -> str:
@@ -143,7 +144,7 @@ def find_splits(
     names = [layout] if layout else list(LAYOUTS)
 
     def is_found(name: str, split: str | None) -> bool:
-        return LAYOUTS[name].find(root, split, options)
+        return bool(LAYOUTS[name].find(root, split, options))
 
     def is_part(name: str, split: str | None) -> bool:
         known = LAYOUTS[name]

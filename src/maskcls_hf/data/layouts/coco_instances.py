@@ -109,7 +109,7 @@ class CocoInstances(CocoDataset):
         more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
         return [*super().places(root, split), *(root / name for name in more)]
 
-    def _instance(self, annotation: Any) -> tuple:
+    def _instance(self, annotation: Any) -> tuple[Any, ...]:
         """As a plain tuple: fewer bytes."""
         label = self.class_of_label[annotation["category_id"]]
         crowd = bool(annotation.get("iscrowd"))
@@ -228,7 +228,8 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLen
     parts = coco_mask.frPyObjects(segmentation, height, width)
     while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
         parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
-    return coco_mask.merge(parts)
+    merged: _RunLengths = coco_mask.merge(parts)
+    return merged
 
 
 def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
@@ -278,7 +279,8 @@ def _checked_run_lengths(segmentation: _RunLengths, size: tuple[int, int], where
             raise ValueError(
                 f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
             )
-        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+        compressed: _RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+        return compressed
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
     try:

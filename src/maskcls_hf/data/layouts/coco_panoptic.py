@@ -73,7 +73,7 @@ class CocoPanoptic(CocoDataset):
         self._segments = Packed([self._segment(s) for s in a["segments_info"]] if a else [] for a in annotation_of)
         self._records = annotation_of if report is not refuse else []  # whole, for a check alone
 
-    def _segment(self, segment: Any) -> tuple:
+    def _segment(self, segment: Any) -> tuple[Any, ...]:
         label = self.class_of_label[segment["category_id"]]
         return (segment["id"], label, bool(segment.get("iscrowd")), segment.get("area"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from ..files import class_name, has_controls, shown
 
@@ -14,6 +14,7 @@ MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
 _MOST_SEGMENTS = 2**24  # of the colors that are their ids
 WHOLE = "a whole number"
 UNREAD = object()
+Item = TypeVar("Item")
 
 
 class _Field(NamedTuple):
@@ -22,7 +23,7 @@ class _Field(NamedTuple):
     optional: bool = False  # it may be missing, or null
 
 
-def _if(good: bool, value: Any) -> Any:
+def _if(good: bool, value: Item) -> Item:
     if not good:
         raise ValueError
     return value
@@ -40,11 +41,11 @@ def is_number(value: Any) -> bool:
 
 def _whole(value: Any) -> int:
     value = int(value) if type(value) is float and value.is_integer() else value
-    return _if(type(value) is int, value)  # nor a bool, which counts as an int
+    return cast(int, _if(type(value) is int, value))  # nor a bool, which counts as an int
 
 
 def _file_name(value: Any) -> str:
-    return _if(not has_controls(class_name(value)), value)
+    return _if(not has_controls(name := class_name(value)), name)
 
 
 def _side(value: Any) -> int:
@@ -60,7 +61,7 @@ def _id(value: Any) -> int | str:
 
 
 def _number(value: Any) -> float:
-    return _if(is_number(value), value)
+    return cast(float, _if(is_number(value), value))
 
 
 def _flag(value: Any) -> int:
@@ -68,7 +69,7 @@ def _flag(value: Any) -> int:
 
 
 def _list(value: Any) -> list[Any]:
-    return _if(type(value) is list, value)
+    return cast(list[Any], _if(type(value) is list, value))
 
 
 ID, FILE_NAME = _Field(_id, "a whole number or a text"), _Field(_file_name, "the name of a file")

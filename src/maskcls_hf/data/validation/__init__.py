@@ -94,10 +94,11 @@ def _open(
         builder.find(split, "reader_refuses", f"layout {layout} has no option {some(unknown)}; it has {has}")
     given = {name: value for name, value in options.items() if name not in unknown}
     try:
-        return reader(root, split, report=builder.report_of(split), **given)
+        data: SegmentationDataset = reader(root, split, report=builder.report_of(split), **given)
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         builder.find(split, "reader_refuses", f"{type(error).__name__}: {error}")
         return None
+    return data
 
 
 def _check(
@@ -127,7 +128,8 @@ def _check(
 def _chosen(length: int, limit: int | None) -> list[int]:
     if limit is None or limit >= length:
         return list(range(length))
-    return np.linspace(0, length - 1, limit).round().astype(int).tolist()
+    chosen: list[int] = np.linspace(0, length - 1, limit).round().astype(int).tolist()
+    return chosen
 
 
 def _looked_for(root: Path, layout: str | None, splits: Sequence[str | None]) -> str:

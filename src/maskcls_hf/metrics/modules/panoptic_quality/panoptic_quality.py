@@ -93,7 +93,7 @@ class PanopticQualityModule(evaluate.Metric):  # type: ignore[misc]  # a class w
         for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             infos = reference["segments_info"]
             truth = Segments(
-                [info["label_id"] for info in infos],
+                torch.tensor([info["label_id"] for info in infos], dtype=torch.int64),
                 Runs.of(np.array(reference["segmentation"]).astype(np.int32) - 1),
                 torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
                 name=f"image {number}",
@@ -142,8 +142,8 @@ def _record(info: Any, where: str) -> dict[str, int]:
     given.setdefault("iscrowd", 0)
     found = {}
     for field in _INFO:
-        value = given.get(field)
-        is_number = isinstance(value, (Integral, np.bool_)) and -(2**63) <= value < 2**63
+        value: Any = given.get(field)
+        is_number = isinstance(value, (Integral, np.bool_)) and -(2**63) <= int(value) < 2**63
         if not is_number or (field == "iscrowd" and value not in (0, 1)):
             needed = "label_id (or category_id)" if field == "label_id" else field
             raise ValueError(f"{where}: {needed} is {value!r}, not a number as needed: {info}.")
