@@ -1,7 +1,7 @@
 """Training augmentation of samples, a function of a seed alone. Images are resampled by torchvision.
 
 Images are (3, H, W) `tv_tensors.Image`, masks `tv_tensors.Mask` of `Segments.pixels`; sizes are (height, width).
-Within a transform randomness is torch's global generator, which [`_seeded`] sets.
+Within a transform randomness is torch's global generator, which [`seeded`] sets.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class TrainTransform:
             seed: one or several integers of at least 0.
         """
         segments = sample["segments"]
-        with _seeded(seed):
+        with seeded(seed):
             image, mask = sample["image"], tv_tensors.Mask(segments.pixels)
             image, mask = self._resize_and_crop(image, mask, segments.class_labels)
             if self.flip and torch.rand(()) < 0.5:
@@ -211,8 +211,21 @@ def stable_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def _seeded(seed: int | Sequence[int]) -> Iterator[None]:
-    """Within, torch's CPU generator starts from `seed`; after it is as before."""
+def seeded(seed: int | Sequence[int]) -> Iterator[None]:
+    """Within, torch's CPU generator starts from `seed`; after it is as before.
+
+    Generators of accelerators are left alone.
+
+    Args:
+        seed: one or several integers of at least 0.
+
+    Example:
+        >>> with seeded((0, 7)):
+        ...     first = torch.rand(2)
+        >>> with seeded((0, 7)):
+        ...     print(torch.equal(torch.rand(2), first))
+        True
+    """
     numbers = (seed,) if isinstance(seed, int) else seed
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the accelerators too, whose dropout would then repeat itself.

@@ -21,7 +21,7 @@ from ..files import IMAGE_SUFFIXES, read_json, shown, some, with_split
 from .coco_records import UNREAD, CocoContent, CocoKind, is_number
 
 _NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
-_USUAL_SPLITS = "(train|training|val|valid|validation|test)[0-9]*"
+USUAL_SPLITS = "(train|training|val|valid|validation|test)[0-9]*"
 
 
 class Packed:
@@ -110,7 +110,7 @@ class CocoDataset(SegmentationDataset):
         names += [path.stem.removeprefix(f"{kind}_") for path in of_kind]
         for path in (*root.glob("annotations/*.json"), *root.glob("*.json")):  # train.json, beside others
             images = root / path.stem, root / "images" / path.stem
-            if re.fullmatch(_USUAL_SPLITS, path.stem) or any(folder.is_dir() for folder in images):
+            if re.fullmatch(USUAL_SPLITS, path.stem) or any(folder.is_dir() for folder in images):
                 names.append(path.stem)
         # of "train" and "train2017", which have one json, the longer one
         return {tuple(cls.find_jsons(root, name)): name for name in sorted(set(names), key=len)}.values()

@@ -21,7 +21,7 @@ from .occurrence import nothing_to_learn
 from .report import ClassCount, Report, SplitReport
 from .vanishing import vanished, vanished_masks
 
-_VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
+VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
 TINY = 10  # pixels
 # Modes that become RGB as they are.
 _IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
@@ -228,7 +228,7 @@ class ReportBuilder:
             labels_of.setdefault(name, []).append(label)
             if has_controls(name):
                 self.find(None, "control_characters", f"{label}: {shown(name)}")
-            if name.lower().replace(" ", "").replace("-", "") in _VOID_NAMES:
+            if name.lower().replace(" ", "").replace("-", "") in VOID_NAMES:
                 self.find(None, "void_class", f"{label}: {name}")
         for name, labels in labels_of.items():
             if len(labels) > 1:
