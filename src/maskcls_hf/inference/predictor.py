@@ -190,12 +190,10 @@ class Predictor:
                 not given is as saved with the model.
 
         Returns:
-            For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`:
-
-            - semantic: classes, int64, -1 for none (see `score_threshold`); a record (id, label_id, area) a class that
-              is there.
-            - panoptic: as `post_process_panoptic_segmentation`.
-            - instance: as `post_process_instance_segmentation`, and `masks`, the whole `MaskRuns` of each instance.
+            For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`. Semantic: classes, int64, -1
+            for none (see `score_threshold`), and a record (id, label_id, area) for each class that is there. Panoptic:
+            as `post_process_panoptic_segmentation`. Instance: as `post_process_instance_segmentation`, and `masks`, the
+            whole `MaskRuns` of each instance.
 
         Raises:
             ValueError: the model or the options cannot do the task; an image is no image. The message names the option,
