@@ -604,10 +604,10 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
 
-    Example:
+    Example::
 
-        >>> outputs = model(**image_processor(image, return_tensors="pt"))
-        >>> semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
+        outputs = model(**image_processor(image, return_tensors="pt"))
+        semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
     """
 
     _auto_class = "AutoModelForUniversalSegmentation"
