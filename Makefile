@@ -64,7 +64,7 @@ typecheck: $(STAMP)  ## mypy
 	$(PY) -m mypy
 
 wheel: $(STAMP)  ## a wheel and a source distribution, into dist/
-	rm -rf build dist
+	rm -rf build/lib build/bdist.* dist
 	$(PY) -m build
 
 clean:  ## remove .venv, caches and outputs
