@@ -1,5 +1,6 @@
 """transformers' EoMT, with DINOv2 and with DINOv3: its checkpoints load as ours, which keep the ViT as a backbone of
-transformers, and ours become theirs where it can represent them."""
+transformers, and ours become theirs where it can represent them.
+"""
 
 import os
 import re
@@ -137,8 +138,11 @@ def at_size(model: PreTrainedModel, side: int) -> None:
 
 
 def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
-    """Names of EoMT in transformers, with this configuration -> ours. Two of theirs are one of ours, `weights_in`,
-    where the DINOv2 of this version of transformers has the two halves of a gated layer as one."""
+    """Names of EoMT in transformers, with this configuration -> ours.
+
+    Two of theirs are one of ours, `weights_in`, where the DINOv2 of this version of transformers has the two halves of
+    a gated layer as one.
+    """
     is_dinov3 = config.model_type == EomtDinov3Config.model_type
     access = ACCESS["dinov3_vit" if is_dinov3 else "dinov2_with_registers"]
     with torch.device("meta"):  # the names in a block differ between versions of transformers
@@ -162,7 +166,8 @@ def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
 
 def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' EoMT, of this configuration of theirs, by our names, without those it calls
-    `leave_out`."""
+    `leave_out`.
+    """
     result: dict[str, Tensor] = {}
     for name, ours in our_names(state, config).items():
         other = name.replace(".gate_proj.", ".up_proj.")
@@ -181,7 +186,8 @@ def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collect
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' EoMT, without those of heads that
-    it lacks. The position of the class token is a part of the token there."""
+    it lacks. The position of the class token is a part of the token there.
+    """
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(OWN_HEADS)}
     with torch.device("meta"):
         theirs = model_of_config(model.config)
@@ -223,8 +229,10 @@ def has_no_counterpart(name: str) -> bool:
 
 
 def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`. The probabilities
-    of its masks become a field of the configuration: they are added to the options, and `base` is taken from them.
+    """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`.
+
+    The probabilities of its masks become a field of the configuration: they are added to the options, and `base` is
+    taken from them.
 
     Raises:
         ValueError: as [`with_base`].

@@ -195,7 +195,8 @@ def state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = 
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' Mask2Former, without those of
-    heads that it lacks."""
+    heads that it lacks.
+    """
     modules = mask2former_modules(model.config.encoder_layers, model.config.decoder_layers)
     state, parts = {}, {}
     for name, value in model.state_dict().items():

@@ -231,7 +231,8 @@ def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = (
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer, without those of
-    heads that it lacks."""
+    heads that it lacks.
+    """
     modules = maskformer_modules(model.config.decoder_layers, model.config.backbone_config)
     state = model.state_dict()
     return {rename(name, modules): value for name, value in state.items() if not name.startswith(OWN_HEADS)}
@@ -244,7 +245,8 @@ def has_no_counterpart(name: str) -> bool:
 
 def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """A checkpoint of transformers' MaskFormer, see [`read_theirs`]: its parameters by our names, and names that our
-    model has no place for."""
+    model has no place for.
+    """
     theirs, absent, unknown = read_theirs(MaskFormerForInstanceSegmentation, path, options, has_no_counterpart)
     return state_from_maskformer(theirs, leave_out=absent), unknown
 

@@ -1,5 +1,6 @@
 """Checkpoints of EoMT's own code (tue-mps/eomt, with timm's DINOv2 or transformers' DINOv3) -> our models: by the names
-of transformers' EoMT, the architecture inferred from names and shapes."""
+of transformers' EoMT, the architecture inferred from names and shapes.
+"""
 
 import math
 import os
@@ -88,7 +89,8 @@ def from_original_eomt(
 
 def taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Projections that timm has in one, each for itself; the position of a class token, which transformers' EoMT has
-    not, added to the token."""
+    not, added to the token.
+    """
     result: dict[str, Tensor] = {}
     shapes = {name: value.shape for name, value in named.items()}
     gated = {  # whose first layer is that of the gate and that of the values
@@ -122,7 +124,8 @@ def eomt_config(
     state: Mapping[str, Tensor], heads: int | None, base: str | os.PathLike | None
 ) -> EomtConfig | EomtDinov3Config:
     """The configuration of transformers' EoMT that weights by its names tell; KeyError: the name of one that is not
-    there. What they do not tell of a DINOv3 is that of `base`, else as published."""
+    there. What they do not tell of a DINOv3 is that of `base`, else as published.
+    """
     kernels = state["embeddings.patch_embeddings." + ("projection." if POSITIONS in state else "") + "weight"]
     size, channels, patch_size, _ = kernels.shape
     layers = {int(name.split(".")[1]) for name in state if name.startswith("layers.")}

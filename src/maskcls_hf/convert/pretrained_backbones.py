@@ -404,7 +404,8 @@ class TimmCheckpoint(BackboneCheckpoint):
 
     def classifier(self, num_channels: int) -> dict[str, Tensor]:
         """Weights of timm's whole model, by timm's names, as timm itself reads them (it renames those of other
-        libraries, and fits the first convolution to the channels)."""
+        libraries, and fits the first convolution to the channels).
+        """
         weights = self.weights()
         empty = make_network(self.name, self.architecture)
         expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
@@ -451,8 +452,10 @@ def timm_of(name: str) -> Any:
 
 
 def make_network(name: str, architecture: str, **arguments: Any) -> Any:
-    """A network of timm, which leaves the state of the random numbers as it was. Not on the device meta, on which older
-    versions of timm make few."""
+    """A network of timm, which leaves the state of the random numbers as it was.
+
+    Not on the device meta, on which older versions of timm make few.
+    """
     with torch.random.fork_rng(devices=[]):
         return timm_of(name).create_model(architecture, **arguments)
 
@@ -481,7 +484,8 @@ def require_architecture(name: str, architecture: str) -> None:
 
 def names_in_features(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a timm model by the names that they may have in transformers' `TimmBackbone`: timm's classes for
-    feature maps keep the model as a part, or take its parts, of which they flatten sequences."""
+    feature maps keep the model as a part, or take its parts, of which they flatten sequences.
+    """
     return {
         f"_backbone.{alias}": tensor
         for name, tensor in classifier.items()

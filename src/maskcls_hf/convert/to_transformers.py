@@ -35,7 +35,7 @@ IMAGE_PROCESSORS = {"MaskFormer": MaskFormerImageProcessor, "Mask2Former": Mask2
 def to_transformers(
     model: PreTrainedModel,
 ) -> MaskFormerForInstanceSegmentation | Mask2FormerForUniversalSegmentation | PreTrainedModel:
-    """transformers' MaskFormer, Mask2Former or EoMT with the weights of `model`: same logits for images without
+    """Transformers' MaskFormer, Mask2Former or EoMT with the weights of `model`: same logits for images without
     padding; EoMT's for images of `backbone_config.image_size` only.
 
     What it cannot represent and what only matters in training or for padded batches is logged as a warning.
@@ -78,7 +78,7 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
 
 
 def processor_to_transformers(processor: MaskClsImageProcessor, processor_class: Any = MaskFormerImageProcessor) -> Any:
-    """transformers' image processor with the options of ours.
+    """Transformers' image processor with the options of ours.
 
     Args:
         processor_class: `MaskFormerImageProcessor`, `Mask2FormerImageProcessor` or `EomtImageProcessor`.

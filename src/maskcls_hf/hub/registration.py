@@ -14,7 +14,8 @@ from ..models.kinds import KINDS
 
 def register() -> None:
     """Make `AutoConfig`, `AutoImageProcessor`, `AutoModel...` and pipelines know the classes, and our classes the
-    checkpoints of others; again does no harm."""
+    checkpoints of others; again does no harm.
+    """
     for config_class, model_class, _ in KINDS.values():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoImageProcessor.register(

@@ -101,7 +101,8 @@ class ConvBatchNormReLU(nn.Module):
 
 def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tensor]] | None:
     """Feature maps of a backbone, and the parameters that they are made of, on meta tensors: shapes and the graph of
-    gradients, while nothing is computed. None: it looks at values, or does not take images of this size."""
+    gradients, while nothing is computed. None: it looks at values, or does not take images of this size.
+    """
     side = getattr(backbone, "image_size", DRY_RUN_SIDE)  # of a network that takes one size only
     parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
     stand_ins = {id(p): parameters[name] for name, p in backbone.named_parameters()}
@@ -134,8 +135,10 @@ def largest_stride(maps: list[Tensor]) -> int:
 
 
 def freeze_unused(backbone: Any, maps: list[Tensor], parameters: dict[str, Tensor]) -> None:
-    """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns. As a
-    parameter, without a gradient, it would stop DistributedDataParallel."""
+    """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns.
+
+    As a parameter, without a gradient, it would stop DistributedDataParallel.
+    """
     seen, nodes = set(), [m.grad_fn for m in maps]
     while nodes:
         node = nodes.pop()
@@ -159,7 +162,8 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
 
 def freeze(backbone: Any) -> None:
     """Make a backbone keep all weights and statistics as loaded, without dropout; of a plain ViT all but the pyramid
-    over it, which is new."""
+    over it, which is new.
+    """
     getattr(backbone, "vit", backbone).eval().requires_grad_(False)
 
 
@@ -423,7 +427,8 @@ GUARDED_FUNCTIONS: dict[Any, Callable[..., Any]] = {
 
 def least(features: Tensor) -> Tensor:
     """(B, C, h, w) -> the least value of each map (B, C, 1, 1): it never wins where a window has a cell of the image,
-    and stays finite where it has none."""
+    and stays finite where it has none.
+    """
     return features.amin((2, 3), keepdim=True)
 
 
@@ -513,7 +518,8 @@ def current_batch() -> PaddedBatch | None:
 
 def checkpoint_with_batch(checkpoint: Callable) -> Callable:
     """A function that checkpoints activations as `checkpoint` does, and runs layers again on the batch of the first
-    time, in whichever thread."""
+    time, in whichever thread.
+    """
 
     def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
         batch = CURRENT.batch or PaddedBatch(None, watch_functions=False)

@@ -369,7 +369,6 @@ class MaskClsConfig(SegmentationNetworkConfig):
         loss_options (`dict`, *optional*): their further arguments, {name: {...}}.
 
     Example:
-
         >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
         >>> config = MaskClsConfig(num_queries=50, id2label={0: "background", 1: "nucleus"})
         >>> model = MaskClsForUniversalSegmentation(config)

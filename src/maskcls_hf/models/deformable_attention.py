@@ -123,8 +123,11 @@ def attend_by_gathering(values: Tensor, sizes: Sizes, places: Tensor, weights: T
 
 
 class WeightedBags(torch.autograd.Function):
-    """The sums and their gradients. Torch's gradient of a bag adds up value by value; here the places are sorted by
-    their cells, and what a cell is part of is a bag again."""
+    """The sums and their gradients.
+
+    Torch's gradient of a bag adds up value by value; here the places are sorted by their cells, and what a cell is part
+    of is a bag again.
+    """
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
@@ -206,7 +209,8 @@ def pad_levels(values: Tensor, sizes: Sizes) -> Tensor:
 
 def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     """The upper left of the four cells around each place, as an index into the padded levels (B, Q, G, R, J) int32,
-    and how far it is from there to the lower right one (B, Q, G, R, J, 2)."""
+    and how far it is from there to the lower right one (B, Q, G, R, J, 2).
+    """
     points = places.shape[4]
     size = level_sizes(sizes, places)
     corner = (places - 0.5).clamp(-torch.ones_like(size), size)

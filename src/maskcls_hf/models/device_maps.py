@@ -169,9 +169,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _bounds_by_pooling(logits: Tensor, sizes: ResizeGeometry, class_probs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value (K, blocks) in blocks of cells, of logits or of class scores made of them. Each
-    pixel of the target lies between cells of one block: along an axis it is made of two neighbors at the padded size,
-    each between two cells."""
+    """The least and the greatest value (K, blocks) in blocks of cells, of logits or of class scores made of them.
+
+    Each pixel of the target lies between cells of one block: along an axis it is made of two neighbors at the padded
+    size, each between two cells.
+    """
     edges = [
         min(cells, STRIDE + 1 + math.ceil(cells / pixels))
         for cells, pixels in zip(sizes.logits, sizes.padded, strict=True)
@@ -307,7 +309,8 @@ if triton is not None:
     @triton.jit
     def _neighbors(place, scale, first, last, end):
         """The two between which places lie, the first of them from `first` to `last`, and the weight of the second, as
-        `F.interpolate` has them, so that they round alike."""
+        `F.interpolate` has them, so that they round alike.
+        """
         source = tl.maximum((place.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
         near = tl.minimum(tl.maximum(source.to(tl.int32), first), last)
         return near, tl.minimum(near + 1, end), tl.maximum(source - near.to(tl.float32), 0.0)
@@ -324,8 +327,10 @@ if triton is not None:
         logits, weights, bounds, count, rows, columns, padded_rows, padded_columns, valid_rows, valid_columns, across,
         threshold, COMPARE: tl.constexpr,
     ):  # fmt: skip
-        """Bounds of what is compared, of 32 maps in one block. What is at least the threshold somewhere counts as the
-        greatest: it is looked at."""
+        """Bounds of what is compared, of 32 maps in one block.
+
+        What is at least the threshold somewhere counts as the greatest: it is looked at.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         top, bottom = _cells(block // across, rows, padded_rows, valid_rows)
         left, right = _cells(block % across, columns, padded_columns, valid_columns)
@@ -363,8 +368,10 @@ if triton is not None:
 
     @kernel
     def _list_candidates(bounds, least, candidates, counts, count, blocks, across, AROUND: tl.constexpr):
-        """The indices that can win in a block, in their order, for 16 blocks. `AROUND`: also those that can win in it
-        or in one of the three before it, which look at its first row or column."""
+        """The indices that can win in a block, in their order, for 16 blocks.
+
+        `AROUND`: also those that can win in it or in one of the three before it, which look at its first row or column.
+        """
         block = tl.program_id(0) * 16 + tl.arange(0, 16)
         exists = block < blocks
         block = tl.minimum(block, blocks - 1)
@@ -401,8 +408,10 @@ if triton is not None:
     def _upsample(
         logits, counts, probs, queries, rows, columns, across, row_scale, column_scale,
     ):  # fmt: skip
-        """Mask probabilities (blocks, N, 256) at the padded size, of 8 queries in one block. Where only one class can
-        win nobody looks at them."""
+        """Mask probabilities (blocks, N, 256) at the padded size, of 8 queries in one block.
+
+        Where only one class can win nobody looks at them.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         if tl.load(counts + blocks + block) > 1:
             pixel = tl.arange(0, 256)[None, :]
@@ -437,7 +446,8 @@ if triton is not None:
         probs_stride, SCORED: tl.constexpr,
     ):  # fmt: skip
         """Class scores (K, valid height, valid width) at `SCORED` pixels of one block, of the classes that are looked
-        at there."""
+        at there.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         number = tl.load(counts + blocks + block)
         pixel = tl.program_id(1) * SCORED + tl.arange(0, SCORED)[None, :]

@@ -113,7 +113,8 @@ if triton is not None:
 
 class FusedPixels:
     """The pixels of masks (T, h, w), all arguments as of `losses.paired_losses`, `sources` (T,) where in
-    `targets.masks` they are."""
+    `targets.masks` they are.
+    """
 
     def __init__(self, logits: Tensor, targets: Any, sources: Tensor, image: Tensor, segment: Tensor):
         self.number, *cells = logits.shape

@@ -200,7 +200,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     @classmethod
     def require_readable(cls, image_processor_dict: Mapping[str, Any]) -> None:
         """Raise `ValueError` for the options of a class whose images are not those of a segmentation network, a
-        classifier or a backbone: it does more with them than these options say."""
+        classifier or a backbone: it does more with them than these options say.
+        """
         from transformers.models.auto import modeling_auto as auto
 
         names = [image_processor_dict.get(key) for key in ("image_processor_type", "feature_extractor_type")]
@@ -236,7 +237,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @property
     def ignore_index(self) -> int | None:
-        """transformers' name of `void_id`."""
+        """Transformers' name of `void_id`."""
         return self.void_id
 
     @ignore_index.setter
@@ -245,7 +246,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @property
     def do_reduce_labels(self) -> bool:
-        """transformers' name of `label_offset=1`."""
+        """Transformers' name of `label_offset=1`."""
         return bool(self.label_offset)
 
     @do_reduce_labels.setter
@@ -387,8 +388,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
 
     def _refuse_binary_maps(self, values: Sequence[int]) -> None:
-        """Told the values of each map of classes. ValueError: `BINARY_MAPS` of them hold 0 and 255 alone and no other
-        one anything else: masks whose second class is 255, of which nothing would be learned.
+        """Told the values of each map of classes.
+
+        ValueError: `BINARY_MAPS` of them hold 0 and 255 alone and no other one anything else: masks whose second class
+        is 255, of which nothing would be learned.
 
         One map does not tell, as it may show nothing but class 0; nor do any where the user has said what is void.
         """

@@ -215,8 +215,10 @@ def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
 
 @contextmanager
 def reading(source: Any) -> Iterator[None]:
-    """Around the reading of a file, URL or encoded image: what goes wrong becomes a ValueError that names it. Of a
-    missing file there is an error that does so already."""
+    """Around the reading of a file, URL or encoded image: what goes wrong becomes a ValueError that names it.
+
+    Of a missing file there is an error that does so already.
+    """
     try:
         yield
     except FileNotFoundError:

@@ -330,7 +330,8 @@ class TransformerLayer(GradientCheckpointingLayer):
     ) -> tuple[Tensor, list[Tensor | None]]:
         """hidden_states (B, n, C), positions (B or 1, n, C), context and the same with positions added (B, m, C);
         `key_mask`, True = attend, masks the context, (B, m) or (B, n, m), or the sequence itself where there is no
-        context. Returns hidden_states and the weights of self-attention and of cross-attention."""
+        context. Returns hidden_states and the weights of self-attention and of cross-attention.
+        """
 
         def add(update: Tensor, norm: nn.LayerNorm, residual: Tensor) -> Tensor:
             return norm(residual + F.dropout(update, self.dropout, self.training))

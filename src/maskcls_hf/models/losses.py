@@ -226,7 +226,8 @@ class ClassLoss:
 
 class MaskLoss:
     """Focal loss or cross-entropy (`config.mask_loss`) and dice loss of the matched masks, at the resolution of the
-    targets, or at points (`config.loss_points`)."""
+    targets, or at points (`config.loss_points`).
+    """
 
     normalizer = "segments"
 
@@ -380,7 +381,8 @@ class _MaskChunks:
 
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
-        the error times the sign, of the sign, and of one."""
+        the error times the sign, of the sign, and of one.
+        """
         if self.is_focal and can_fuse(self.logits):
             try:
                 return self._fused(slice(None)).loss_sums(1 - 2 * FOCAL_ALPHA)
@@ -392,7 +394,8 @@ class _MaskChunks:
 
     def gradient(self, slopes: Tensor) -> Tensor:
         """Derivatives of the losses by the logits (T, h, w), from those by the sums (3, T): of focal, and the constant
-        part and that times the sign in the derivative by the error."""
+        part and that times the sign in the derivative by the error.
+        """
         gradient = torch.empty_like(self.logits)
         self._for_each_part(lambda part: gradient[part].copy_(self._gradient(part, slopes[:, part])))
         return gradient
@@ -680,14 +683,16 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
 
 def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of the classes (B, K, P) at each pixel, a mean over the pixels inside the segments (B, M, P) bool
-    of the classes (B, M): (B,)."""
+    of the classes (B, M): (B,).
+    """
     of_class = F.one_hot(labels, logits.shape[1]).to(logits.dtype).transpose(1, 2)  # (B, K, M)
     return membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
 
 
 def membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
     """Mean over the pixels with a member of -log of the members' probability, from (..., S, P) and (..., S, P) bool to
-    (...). A pixel has one, unless segments overlap: then any of them is right."""
+    (...). A pixel has one, unless segments overlap: then any of them is right.
+    """
     if not members.shape[-2]:
         return log_probabilities.sum((-2, -1))  # zero, and still part of the graph
     inside = members.any(-2)
@@ -749,7 +754,8 @@ def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, sha
 
 def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Divisor of the per-pixel loss: `num_items_in_batch`, the labeled pixels of a whole step; None: of this batch in
-    all processes, over their number, as gradients are averaged."""
+    all processes, over their number, as gradients are averaged.
+    """
     if num_items_in_batch is not None:
         return torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=labels.device).clamp(min=1)
     pixels, processes = count_pixels(labels, ignore_index), 1

@@ -175,9 +175,11 @@ def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, 
 def clean_map(
     segmentation: Tensor, segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. Stuff, what is fused,
-    keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may be a thing that was
-    missed. In the holes of things it counts as nothing."""
+    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas.
+
+    Stuff, what is fused, keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may
+    be a thing that was missed. In the holes of things it counts as nothing.
+    """
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()

@@ -179,7 +179,8 @@ class PaddedTargets:
     @cached_property
     def boxes(self) -> Tensor:
         """Boxes (cx, cy, w, h) around the valid pixels of each segment (B, M, 4) float32, in 0..1; zeros where there
-        are none."""
+        are none.
+        """
         if self.is_index_map:
             corners = boxes_of_index_maps(self.masks, self.rows.shape[1], self.valid_mask)
         else:
@@ -379,7 +380,8 @@ def check_sizes(mask_labels: list[Tensor], padded_size: tuple[int, int], image_s
 
 def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], num_labels: int) -> None:
     """Raise `ValueError` for classes (S,) that are none, and for index maps (B, H, W) with segments that have no class;
-    they are looked at on the CPU only."""
+    they are looked at on the CPU only.
+    """
     if labels.device.type == "cpu" and len(labels):
         least, most = (int(value) for value in labels.aminmax())
         if not 0 <= least <= most < num_labels:
@@ -460,7 +462,8 @@ def to_centers(corners: Tensor) -> Tensor:
 
 def generalized_box_iou(corners: Tensor, others: Tensor) -> Tensor:
     """GIoU in -1..1 (Rezatofighi et al., CVPR 2019) of boxes (..., 4) and (..., 4), which broadcast: (M, 4) and (M, 4)
-    give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0."""
+    give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0.
+    """
 
     def area(first: Tensor, last: Tensor) -> Tensor:
         width, height = (last - first).clamp(min=0).unbind(-1)
@@ -546,7 +549,8 @@ def sums_over_segments(
 def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor, is_focal: bool = True) -> tuple[Tensor, Tensor]:
     """Mean focal loss (RetinaNet, Eq. 5) or cross-entropy, and dice loss (V-Net; 1 added to both parts as in the
     paper's code) of each of R masks with each of M segments of its image: (B, R, P), (B, M, P) and (B, P), bool or
-    shares in 0..1 -> (B, R, M) each."""
+    shares in 0..1 -> (B, R, M) each.
+    """
     parts = _focal_parts if is_focal else _cross_entropy_parts
     probability, outside, inside = sums_over_segments(parts, 3, logits, masks, valid)
     pixels = valid.sum(1).clamp(min=1).view(-1, 1, 1)
@@ -579,8 +583,11 @@ def _cross_entropy_parts(logits: Tensor) -> Tensor:
 
 
 def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
-    """2 |a and b| / (|a| + |b|) in 0..1; 0 where both are empty. Nothing is added to the parts, unlike in the losses:
-    a mask beside a segment has a Dice of 0, however small they are."""
+    """2 |a and b| / (|a| + |b|) in 0..1; 0 where both are empty.
+
+    Nothing is added to the parts, unlike in the losses: a mask beside a segment has a Dice of 0, however small they
+    are.
+    """
     return 2 * overlap / areas.clamp(min=torch.finfo(areas.dtype).tiny)
 
 
@@ -706,7 +713,8 @@ class BoxMatcher(BipartiteMatcher):
 
 class PQMatcher(BipartiteMatcher):
     """Bipartite matching that maximizes the similarity p_i(c_j) * Dice(m_i, m_j), after recognition and segmentation
-    quality, the factors of PQ (Max-DeepLab, PQ-style loss)."""
+    quality, the factors of PQ (Max-DeepLab, PQ-style loss).
+    """
 
     matching = "pq"
 

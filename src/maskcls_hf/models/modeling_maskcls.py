@@ -304,7 +304,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
-        queries, torch's own defaults for the segmentation module and for EoMT's upscaling."""
+        queries, torch's own defaults for the segmentation module and for EoMT's upscaling.
+        """
         # Only by the module that owns a parameter: transformers skips modules without one in code outside its package.
         if isinstance(module, XavierLinear):
             init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std * module.gain)
@@ -500,7 +501,8 @@ class SegmentationModule(nn.Module):
 
 def exclusive_logits(mask_logits: Tensor) -> Tensor:
     """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab): l_i -
-    log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is."""
+    log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is.
+    """
     logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     largest, place = logits.max(1, keepdim=True)
     is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, place, True)
@@ -584,8 +586,11 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
         predict: Callable[..., SegmentLogits] | None = None,
         all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """As of `MaskClsModel`. Where it is exported or compiled, which knows no sizes of images, the ViT sees padding
-        as with `attend_to_padding`."""
+        """As of `MaskClsModel`.
+
+        Where it is exported or compiled, which knows no sizes of images, the ViT sees padding as with
+        `attend_to_padding`.
+        """
         valid = ValidRegion.of_batch(pixel_values, pixel_mask)
         if valid.complete or self.config.attend_to_padding or torch.compiler.is_compiling():
             decoded = self.encoder(pixel_values, predict, all_layers)
@@ -605,7 +610,6 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
     The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
 
     Example:
-
         >>> outputs = model(**image_processor(image, return_tensors="pt"))
         >>> semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
     """
@@ -745,8 +749,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
 
 class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
-    """PerPixelBaseline: a linear classifier on every per-pixel embedding. With `config.transformer_module`
-    PerPixelBaseline+: one query a class, whose mask embedding dotted with E_pixel is the score of the class."""
+    """PerPixelBaseline: a linear classifier on every per-pixel embedding.
+
+    With `config.transformer_module` PerPixelBaseline+: one query a class, whose mask embedding dotted with E_pixel is
+    the score of the class.
+    """
 
     config_class = PerPixelConfig
     _auto_class = "AutoModelForSemanticSegmentation"

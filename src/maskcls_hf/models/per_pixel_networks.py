@@ -43,7 +43,8 @@ class PerPixelNetwork(nn.Module):
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> what the classifier gets (B, C_E, h, w), and the coarsest features of the encoder
-        (B, C_F, h', w'), which the transformer decoder attends to."""
+        (B, C_F, h', w'), which the transformer decoder attends to.
+        """
         raise NotImplementedError
 
     def context_channels(self, config: PreTrainedConfig) -> int:

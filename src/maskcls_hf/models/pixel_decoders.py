@@ -64,7 +64,8 @@ class PixelFeatures:
 
     def mask_logits(self, mask_embeddings: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled; or (B, N,
-        *size), where a `size` is given."""
+        *size), where a `size` is given.
+        """
         embeddings = self.project() if size is None else self.resized(size)  # (B, C_E, h, w)
         mask_embeddings = mask_embeddings.to(embeddings.dtype)
         logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)

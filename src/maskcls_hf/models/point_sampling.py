@@ -50,7 +50,8 @@ class PointSampler:
 
     def of_pairs(self, logits: Tensor, image: Tensor, segment: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Points (T, P, 2) of matched masks, most of them where the mask is the least sure, and the segments there
-        (T, P) in 0..1."""
+        (T, P) in 0..1.
+        """
         candidates = self.on_valid_pixels(image, self.candidates, targets)  # (T, P', 2)
         certainty = logits_at(logits[:, None], candidates, self.padding_mode)[:, 0].abs()
         least = certainty.topk(self.uncertain, largest=False, sorted=False).indices  # (T, P'')

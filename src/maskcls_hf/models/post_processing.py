@@ -118,14 +118,16 @@ class PlainMaps:
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of n queries with class scores (n,) the index that each pixel goes to (H, W), how many pixels each gets (n,),
-        and how many its own mask has (n,): where its logit is at least `mask_logit`."""
+        and how many its own mask has (n,): where its logit is at least `mask_logit`.
+        """
         logits = self.resize(mask_logits)  # (n, H, W)
         winners = (scores[:, None, None] * logits.sigmoid()).argmax(0)  # (H, W)
         return winners, winners.flatten().bincount(minlength=len(scores)), (logits >= mask_logit).sum((1, 2))
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
         """The pixels of each mask (n,), where its logit is above `mask_logit`, and the sum of its probabilities there
-        (n,) float64."""
+        (n,) float64.
+        """
         logits = self.resize(mask_logits)  # (n, H, W)
         inside = logits > mask_logit
         return inside.sum((1, 2)), (logits.sigmoid() * inside).sum((1, 2)).double()
@@ -739,7 +741,8 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
 @dataclass(frozen=True)
 class Window:
     """A part of an image that the network saw: its pairs, sizes as for [`semantic_map`], and its place (rows, columns)
-    in the image."""
+    in the image.
+    """
 
     logits: tuple[Tensor, Tensor]
     sizes: dict[str, Any]

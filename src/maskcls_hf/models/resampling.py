@@ -109,7 +109,8 @@ def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.
 
 def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
     """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
-    them lies between (T, window), and the matrices (T, window, n)."""
+    them lies between (T, window), and the matrices (T, window, n).
+    """
     source = ((positions.float() + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
     lower = source.long()
     upper, weight = (lower + 1).clamp(max=size - 1), source - lower
@@ -135,7 +136,8 @@ def padding(
     shape: Sequence[int], padded_size: tuple[int, int], fill: int = 0, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """A tensor (..., *padded_size) that is `fill` at the bottom and right, and its inside `shape` (..., H, W), a view
-    that holds anything: it is still to be written."""
+    that holds anything: it is still to be written.
+    """
     *channels, height, width = shape
     padded = torch.empty(*channels, *padded_size, dtype=dtype, device=device)
     padded[..., height:, :] = fill

@@ -106,8 +106,10 @@ def places_in(ids: Ids, known: Sequence[int]) -> NDArray[np.int64]:
 
 
 def pairs_in_ranges(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of ranges (R,), `end` outside, the number of the range and each place in it: (P,) each. One that ends before it
-    begins is empty."""
+    """Of ranges (R,), `end` outside, the number of the range and each place in it: (P,) each.
+
+    One that ends before it begins is empty.
+    """
     counts = np.maximum(end - first, 0)
     ones = np.repeat(np.arange(len(counts)), counts)
     return ones, np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)

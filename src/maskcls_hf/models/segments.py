@@ -221,7 +221,8 @@ class Segments:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Of each segment its place as `id`, `label_id`, `area` in pixels, and `score` where there are scores; as
-        pictures need them beside the index map."""
+        pictures need them beside the index map.
+        """
         scores = [None] * len(self) if self.scores is None else self.scores.tolist()
         return [
             dict(id=place, label_id=label, area=mask.area) | ({} if score is None else dict(score=score))
@@ -262,7 +263,8 @@ class Segments:
     @property
     def pixels(self) -> Tensor:
         """What transforms of pixels need: the index map (1, H, W), or where segments overlap a stack of their masks
-        and, last, what is void: (M + 1, H, W) bool."""
+        and, last, what is void: (M + 1, H, W) bool.
+        """
         if not self.overlap:
             return self.index_map[None]
         pixels = self._stack(len(self) + 1)

@@ -144,7 +144,8 @@ class TiledMaps(PlainMaps):
 
 def _present(block: "Block", mask_logits: Tensor, mask_logit: float) -> Iterator[tuple["TilePairs", Tensor, Tensor]]:
     """Masks with the tiles of a block where they can have pixels, their logits there (P, H, W), and which are inside
-    (P, H, W), as 0 and 1."""
+    (P, H, W), as 0 and 1.
+    """
     cells = block.window(mask_logits)  # (n, y, x)
     rows = block.to_padded_rows(cells)
     for pairs in block.groups(block.tile_max(cell_min_max(cells)[1]) > mask_logit, math.prod(block.size)):
@@ -181,7 +182,8 @@ class TilePairs:
 
     def that_can_win(self, least: Tensor, most: Tensor, or_kept: Tensor | None = None) -> tuple["TilePairs", Tensor]:
         """By bounds of their scores at some places (P, y, x): the pairs that can win at one (or are in (C, T) bool),
-        and their indices among these pairs."""
+        and their indices among these pairs.
+        """
         first, *others = self.by_rank(least)
         highest = first.clone()  # (U, y, x)
         for other in others:
@@ -200,7 +202,8 @@ class TilePairs:
 
     def argmax(self, scores: Tensor) -> Tensor:
         """Scores (P, y, x) -> the channel of the greatest in each tile (U, y, x), the first of equals, as floats: to
-        compare into floats and to mix by them is many times as fast as masks of bool. The scores are overwritten."""
+        compare into floats and to mix by them is many times as fast as masks of bool. The scores are overwritten.
+        """
         (best, *others), (first, *channels) = self.by_rank(scores), self.by_rank(self.channel.float()[:, None, None])
         index, greater = torch.empty_like(best), torch.empty_like(best)  # laid out as the scores, which may be a .mT
         index.copy_(first)
@@ -221,7 +224,9 @@ class TilePairs:
 
     def scores(self, by_class: Tensor, probs: Tensor) -> Tensor:
         """(U, ranks, x, y): class probabilities (K, N) times mask probabilities in the tiles of the pairs (U, x, y, N).
-        What has no pair is the score of class 0."""
+
+        What has no pair is the score of class 0.
+        """
         classes = torch.zeros(len(self.tiles), len(self.sizes), dtype=torch.int64, device="cpu")
         classes[self.place, self.rank] = self.channel
         return torch.bmm(by_class[classes], probs.flatten(1, 2).mT).unflatten(2, probs.shape[1:3])
@@ -234,7 +239,8 @@ def max_margin(least: Tensor, most: Tensor) -> Tensor:
 
 def cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values at pixels (C, y, x, ...) -> the least and the greatest of four neighbors (C, y - 1, x - 1, ...): bounds of
-    what is interpolated between them. An axis with a single pixel stays as it is."""
+    what is interpolated between them. An axis with a single pixel stays as it is.
+    """
     least = most = values
     for dim in (1, 2):
         if (pairs := values.shape[dim] - 1) > 0:
@@ -310,7 +316,8 @@ class Block:
 
     def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[TilePairs]:
         """The pairs that are chosen (C, T), in groups of tiles that hold about `GROUP` values, if each pair holds
-        `area`, and so do `channels` more of each tile."""
+        `area`, and so do `channels` more of each tile.
+        """
         counts, values = chosen.sum(0).tolist(), 0
         group: list[int] = []
         for tile, count in enumerate([*counts, None]):

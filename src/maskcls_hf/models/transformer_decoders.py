@@ -176,7 +176,8 @@ class MaskedAttentionTransformerDecoder(nn.Module):
 
     def level(self, number: int, features: PixelFeatures) -> tuple[tuple[int, int], Tensor, Tensor, Tensor | None]:
         """Size (h, w) of a scale, its features without and with positions (B, h * w, C), and where they are image
-        (B, 1, h * w)."""
+        (B, 1, h * w).
+        """
         maps = self.input_projections[number](features.pyramid[number])  # (B, C, h, w)
         height, width = maps.shape[2:]
         inside = None if features.region is None else features.region.mask_at(height, width)

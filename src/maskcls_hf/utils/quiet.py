@@ -29,8 +29,10 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without the bars of transformers and huggingface_hub (of loading, saving and downloading weights). The verbosity
-    is afterwards as before too: Trainer sets it in all processes but the main one."""
+    """Without the bars of transformers and huggingface_hub (of loading, saving and downloading weights).
+
+    The verbosity is afterwards as before too: Trainer sets it in all processes but the main one.
+    """
     shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     if shown:
         logging.disable_progress_bar()

@@ -47,7 +47,7 @@ def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_
 
 
 def color_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colors: Sequence[Color]) -> NDArray[np.uint8]:
-    """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
+    """Ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
     index, numbers = small_index(ids)
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
