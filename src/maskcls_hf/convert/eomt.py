@@ -80,7 +80,7 @@ def config_from_eomt(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
+def _config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
     """The configuration of transformers' EoMT for a `MaskClsConfig`, as far as it has the fields."""
     vit: Any = config.backbone_config
     fields = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
@@ -95,7 +95,7 @@ def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
 
 
 def model_of_config(config: PreTrainedConfig) -> EomtForUniversalSegmentation | EomtDinov3ForUniversalSegmentation:
-    theirs: Any = config_to_eomt(config)
+    theirs: Any = _config_to_eomt(config)
     is_dinov3 = isinstance(theirs, EomtDinov3Config)
     return EomtDinov3ForUniversalSegmentation(theirs) if is_dinov3 else EomtForUniversalSegmentation(theirs)
 
@@ -248,7 +248,7 @@ def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dic
 
 
 def with_base(
-    state: dict[str, Tensor], config: Any, base: str | os.PathLike | None, where: object
+    state: dict[str, Tensor], config: Any, base: str | os.PathLike[str] | None, where: object
 ) -> dict[str, Tensor]:
     """Whole weights by our names, of ones whose ViT may be what training has added to published weights: DINOv3 may not
     be passed on, so EoMT's authors publish the differences.
@@ -261,7 +261,7 @@ def with_base(
     """
     vit = {name: value for name, value in state.items() if name.startswith(f"{VIT}.")}
     if base is None:
-        if are_deltas(vit):
+        if _are_deltas(vit):
             raise ValueError(
                 f"{where} holds the differences to the weights of a pretrained ViT, not whole weights: give these too, "
                 "such as base='facebook/dinov3-vitl16-pretrain-lvd1689m' (maskcls convert --base), whose license is to "
@@ -284,7 +284,7 @@ def with_base(
     return state | {name: pretrained[name].to(value.dtype) + value for name, value in vit.items()}
 
 
-def are_deltas(vit: Mapping[str, Tensor]) -> bool:
+def _are_deltas(vit: Mapping[str, Tensor]) -> bool:
     """Whether the weights of a ViT are differences: scales of norms start at 1, and hardly any ever is negative."""
     scales = [value.flatten() for name, value in vit.items() if "norm" in name and name.endswith(".weight")]
     return bool(scales) and bool((torch.cat(scales) > 0).float().mean() < 0.9)

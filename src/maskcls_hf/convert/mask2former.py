@@ -174,7 +174,7 @@ def mask2former_modules(encoder_layers: int, decoder_layers: int) -> dict[str, s
     return modules
 
 
-def state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+def _state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' Mask2Former by our names, without those it calls `leave_out`."""
     config: Any = model.config
     modules = mask2former_modules(config.encoder_layers, config.decoder_layers - 1)
@@ -217,4 +217,4 @@ def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
 def load_mask2former(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """A checkpoint of transformers' Mask2Former, as `maskformer.load_maskformer`."""
     theirs, absent, unknown = read_theirs(Mask2FormerForUniversalSegmentation, path, options, has_no_counterpart)
-    return state_from_mask2former(theirs, leave_out=absent), unknown
+    return _state_from_mask2former(theirs, leave_out=absent), unknown

@@ -132,11 +132,11 @@ def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
     fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
     fields["compatibility"] = "transformers"
-    fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
+    fields["backbone_config"] = _backbone_from_maskformer(theirs.backbone_config)
     return fields
 
 
-def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
+def _backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
     if backbone.model_type not in SWIN_TYPES:
         return backbone.to_dict()
     fields = {name: getattr(backbone, name) for name in SWIN_FIELDS}
@@ -144,7 +144,7 @@ def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
     return {"model_type": "swin", **fields, "out_features": stages}
 
 
-def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
+def _config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
     """The configuration of transformers' MaskFormer for a `MaskClsConfig`, as far as it has the fields."""
     decoder = {theirs: getattr(config, ours) for ours, theirs in DECODER_FIELDS.items()}
     # Our dropout counts inside attention and feed-forward blocks too.
@@ -157,7 +157,7 @@ def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
 
 
 def model_of_config(config: PreTrainedConfig) -> MaskFormerForInstanceSegmentation:
-    return MaskFormerForInstanceSegmentation(config_to_maskformer(config))
+    return MaskFormerForInstanceSegmentation(_config_to_maskformer(config))
 
 
 def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[str, str]:
@@ -220,7 +220,7 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     return name
 
 
-def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+def _state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
     config: Any = model.config
     modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
@@ -248,7 +248,7 @@ def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Te
     model has no place for.
     """
     theirs, absent, unknown = read_theirs(MaskFormerForInstanceSegmentation, path, options, has_no_counterpart)
-    return state_from_maskformer(theirs, leave_out=absent), unknown
+    return _state_from_maskformer(theirs, leave_out=absent), unknown
 
 
 def read_theirs(

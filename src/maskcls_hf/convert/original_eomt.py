@@ -45,7 +45,7 @@ def is_eomt(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_original_eomt(
-    state: Mapping[str, Tensor], where: str, base: str | os.PathLike | None = None, **overrides: Any
+    state: Mapping[str, Tensor], where: str, base: str | os.PathLike[str] | None = None, **overrides: Any
 ) -> tuple[MaskClsConfig, dict[str, Tensor]]:
     """Configuration and weights by our names.
 
@@ -68,10 +68,10 @@ def from_original_eomt(
     probabilities = named.pop(PROBABILITIES).float()
     if probabilities.min() < 0:  # a difference to the ones that they start from
         probabilities = probabilities + 1
-    named = taken_apart(named)
+    named = _taken_apart(named)
     heads = overrides.pop("num_attention_heads", None)
     try:
-        theirs: Any = eomt_config(named, heads, base)
+        theirs: Any = _eomt_config(named, heads, base)
     except KeyError as error:
         raise ValueError(f"{where} is no checkpoint of EoMT's code: it has no {error}.") from error
     fields = config_from_eomt(theirs.to_dict()) | {
@@ -87,7 +87,7 @@ def from_original_eomt(
     return config, with_base(state_from_eomt(named, theirs), config, base, where)
 
 
-def taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Projections that timm has in one, each for itself; the position of a class token, which transformers' EoMT has
     not, added to the token.
     """
@@ -120,8 +120,8 @@ def taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def eomt_config(
-    state: Mapping[str, Tensor], heads: int | None, base: str | os.PathLike | None
+def _eomt_config(
+    state: Mapping[str, Tensor], heads: int | None, base: str | os.PathLike[str] | None
 ) -> EomtConfig | EomtDinov3Config:
     """The configuration of transformers' EoMT that weights by its names tell; KeyError: the name of one that is not
     there. What they do not tell of a DINOv3 is that of `base`, else as published.

@@ -29,7 +29,7 @@ def draw_maps(
     found = draw_overlay(
         np.full_like(image, 255), predicted.index_map.numpy(), predicted.records, colors, names, legend=False
     )
-    return in_a_row([found, errors], names, [(predicted, colors)])
+    return _in_a_row([found, errors], names, [(predicted, colors)])
 
 
 def draw_case(
@@ -40,10 +40,10 @@ def draw_case(
     overlays = [
         draw_overlay(image, found.index_map.numpy(), found.records, c, names, legend=False) for found, c in colored
     ]
-    return in_a_row([Image.fromarray(image), *overlays], names, colored)
+    return _in_a_row([Image.fromarray(image), *overlays], names, colored)
 
 
-def in_a_row(
+def _in_a_row(
     panels: list[Image.Image], names: dict[int, str], colored: list[tuple[Segments, list[Color]]]
 ) -> Image.Image:
     """Panels of one shape side by side, with the legend of the segments that are drawn in them."""

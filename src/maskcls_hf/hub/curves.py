@@ -46,15 +46,15 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
 
 def losses_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     names = {"loss": "loss in training", "eval_loss": "loss in evaluation"}
-    return {title: points for name, title in names.items() if (points := points_of(log, name))}
+    return {title: points for name, title in names.items() if (points := _points_of(log, name))}
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     """One evaluation alone is no curve."""
-    return {METRICS[name].title: points for name in MAIN if len(points := points_of(log, f"eval_{name}")) > 1}
+    return {METRICS[name].title: points for name in MAIN if len(points := _points_of(log, f"eval_{name}")) > 1}
 
 
-def points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
+def _points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
     """Step and value of the entries that have a finite one."""
     found = [(entry["step"], entry[name]) for entry in log if "step" in entry and entry.get(name) is not None]
     return [(step, value) for step, value in found if math.isfinite(value)]

@@ -88,7 +88,7 @@ def stage(
     options = replace(card or CardOptions(), repo_id=repo_id)
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
-    with removed_if_it_fails(out):
+    with _removed_if_it_fails(out):
         model = load_model(folder)
         if not options.without_weights:
             image_processor = load_image_processor(folder)
@@ -101,7 +101,7 @@ def stage(
         if kept_card is None:
             write_model_card(folder, options, out)
         else:
-            copy_card(kept_card, folder, out)
+            _copy_card(kept_card, folder, out)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
@@ -133,7 +133,7 @@ def handwritten_card(folder: Path) -> str | None:
     return None if GENERATED in text else text
 
 
-def copy_card(text: str, folder: Path, out: Path) -> None:
+def _copy_card(text: str, folder: Path, out: Path) -> None:
     """A card, and the pictures that it shows.
 
     Raises:
@@ -160,7 +160,7 @@ def local_pictures(text: str) -> Iterable[str]:
 
 
 @contextmanager
-def removed_if_it_fails(out: Path) -> Iterator[None]:
+def _removed_if_it_fails(out: Path) -> Iterator[None]:
     """Leave no half of a model in `out`."""
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)

@@ -61,10 +61,10 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cpu":
         return f"{device.type} of {platform.platform()}"
     threads = torch.get_num_threads()
-    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def cpu_name() -> str:
+def _cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")

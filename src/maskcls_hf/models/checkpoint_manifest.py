@@ -34,7 +34,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """File -> bytes and SHA-256.
 
     Raises:
@@ -88,7 +88,7 @@ def verify(folder: Path, contents: bool = True, only: re.Pattern[str] | None = N
         only: of the files these; None: all that are listed, and all that would be loaded though they are not.
     """
     try:
-        files = read_manifest(folder)
+        files = _read_manifest(folder)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, OSError) as error:
@@ -113,7 +113,9 @@ def verify(folder: Path, contents: bool = True, only: re.Pattern[str] | None = N
     return None
 
 
-def require_whole(path: str | os.PathLike | None, only: re.Pattern[str] = MODEL_FILES, subfolder: str = "") -> None:
+def require_whole(
+    path: str | os.PathLike[str] | None, only: re.Pattern[str] = MODEL_FILES, subfolder: str = ""
+) -> None:
     """Before files of the folder `path` are loaded: they are those of its manifest, if it has one.
 
     Names on the Hub, and folders without a manifest, pass.

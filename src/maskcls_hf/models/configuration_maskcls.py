@@ -38,8 +38,8 @@ class Registry(dict[str, Any]):
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"{self.kind}: a name is letters, digits and underscores, got {name!r}.")
         known = self.get(name)
-        if known is not None and qualified_name(known) != qualified_name(part):  # a module may be run twice
-            raise ValueError(f"{self.kind} {name!r} is {qualified_name(known)}: take another name.")
+        if known is not None and _qualified_name(known) != _qualified_name(part):  # a module may be run twice
+            raise ValueError(f"{self.kind} {name!r} is {_qualified_name(known)}: take another name.")
         self[name] = part
 
     def build(self, config: PreTrainedConfig, field: str, *inputs: Any) -> Any:
@@ -52,7 +52,9 @@ class Registry(dict[str, Any]):
         options = getattr(config, f"{field}_options", None) or {}
         return self.make(name, (config, *inputs), options, field, custom_file(config, self.kind, name))
 
-    def make(self, name: str, inputs: tuple, options: dict[str, Any], field: str, file: str | None = None) -> Any:
+    def make(
+        self, name: str, inputs: tuple[Any, ...], options: dict[str, Any], field: str, file: str | None = None
+    ) -> Any:
         """The same for a `name`; `file` is the one of a checkpoint that has the part."""
         part = self.get(name)
         if part is None:
@@ -66,12 +68,12 @@ class Registry(dict[str, Any]):
             inspect.signature(part).bind(*inputs, **options)
         except TypeError as error:
             raise ValueError(
-                f"{field}={name!r}, {qualified_name(part)}, with {field}_options={options}: {error}."
+                f"{field}={name!r}, {_qualified_name(part)}, with {field}_options={options}: {error}."
             ) from error
         return part(*inputs, **options)
 
 
-def qualified_name(part: Any) -> str:
+def _qualified_name(part: Any) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
@@ -208,7 +210,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             if field in PART_FIELDS and getattr(self, field) is None:
                 setattr(self, field, {})
         kwargs = plain(kwargs)
-        refuse_fields_of_maskformer(kwargs, name)
+        _refuse_fields_of_maskformer(kwargs, name)
         warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS}, name)
         self.backbone_config = as_backbone_config(self.backbone_config)
         classes: Any = self.id2label
@@ -223,12 +225,12 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             if kwargs.get("num_labels") not in (None, len(self.id2label)):
                 raise ValueError(f"{name}: num_labels={kwargs['num_labels']} but id2label has {len(self.id2label)}.")
         elif kwargs.get("num_labels") is not None:
-            check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
+            _check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
         super().__post_init__(**kwargs)
         self.check_fields()
 
     @classmethod
-    def from_backbone(cls, name_or_path: str | os.PathLike, **fields: Any) -> Any:
+    def from_backbone(cls, name_or_path: str | os.PathLike[str], **fields: Any) -> Any:
         """A configuration with the `backbone_config` of a pretrained backbone, which the model's `from_backbone` loads.
 
         Args:
@@ -241,7 +243,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; `kwargs` are checked as those of the class are."""
-        refuse_fields_of_maskformer(kwargs, cls.__name__)
+        _refuse_fields_of_maskformer(kwargs, cls.__name__)
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
         if "compatibility" in own:  # sets anew what follows from it
@@ -253,7 +255,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **own}, **kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, of models of this class alone."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         cls.require_readable(config_dict, pretrained_model_name_or_path)
@@ -271,7 +275,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
                 f"{what_reads(model_type)}."
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""
         loaded = getattr(self, "auto_map", None) or {}
         kept = {name: place for name, place in loaded.items() if not str(place).startswith(FORMER_FILES)}
@@ -281,7 +285,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     def check_fields(self) -> None:
         """Raise `ValueError` for the first wrong field; the message names field, value and choices."""
         # Any name, as a card must be able to read any configuration: who builds the part knows whether it is there.
-        check_names(self, "pixel_decoder", "transformer_decoder")
+        _check_names(self, "pixel_decoder", "transformer_decoder")
         check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
         if self.attend_to_padding is None:
             self.attend_to_padding = getattr(self, "compatibility", "exact") != "exact"
@@ -291,11 +295,11 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
-            check_number(self, name, integer=True, minimum=1, maximum=most)
-        check_number(self, "init_xavier_std", minimum=0)
-        check_number(self, "dropout", minimum=0, maximum=1)
+            _check_number(self, name, integer=True, minimum=1, maximum=most)
+        _check_number(self, "init_xavier_std", minimum=0)
+        _check_number(self, "dropout", minimum=0, maximum=1)
         for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm", "freeze_backbone"):
-            check_choice(self, name, (True, False))
+            _check_choice(self, name, (True, False))
         if self.mask_kernel_size % 2 == 0:
             raise ValueError(f"{type(self).__name__}: mask_kernel_size={self.mask_kernel_size} must be odd.")
         if self.mask_upsampling > 1 and self.pixel_decoder != "per_pixel":
@@ -303,10 +307,10 @@ class SegmentationNetworkConfig(PreTrainedConfig):
                 f"{type(self).__name__}: mask_upsampling={self.mask_upsampling} is for pixel_decoder='per_pixel' only."
             )
         if getattr(self, "architecture", "encoder_decoder") == "encoder_decoder":
-            check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
+            _check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
-            check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
-        check_number(self, "num_labels", integer=True, minimum=1)
+            _check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
+        _check_number(self, "num_labels", integer=True, minimum=1)
 
 
 class MaskClsConfig(SegmentationNetworkConfig):
@@ -411,17 +415,19 @@ class MaskClsConfig(SegmentationNetworkConfig):
     loss_options: Any = None
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads the configurations of other implementations too, where the package is installed."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         read = CONFIG_READERS.get(str(config_dict.get("model_type")), dict)
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
-        check_choice(self, "compatibility", COMPATIBILITIES)
-        check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
+        _check_choice(self, "compatibility", COMPATIBILITIES)
+        _check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
         for name in ("query_blocks", "upscale_blocks"):
-            check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
+            _check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
         if self.mask_probabilities is None:
             self.mask_probabilities = [0.0] * self.query_blocks
         if not isinstance(self.mask_probabilities, list) or len(self.mask_probabilities) != self.query_blocks:
@@ -430,25 +436,25 @@ class MaskClsConfig(SegmentationNetworkConfig):
                 f"query_blocks={self.query_blocks} numbers."
             )
         for probability in self.mask_probabilities:
-            check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
+            _check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
         if self.architecture == "encoder_only":
             self.hidden_size = self.mask_feature_size = getattr(self.backbone_config, "hidden_size", self.hidden_size)
         super().check_fields()
-        check_names(self, "matching")
+        _check_names(self, "matching")
         check_options(self, "matching_options", "losses", "loss_options")
         for name, weight in self.losses.items():
-            check_number_of(f"losses[{name!r}]", weight, type(self).__name__, minimum=0)
+            _check_number_of(f"losses[{name!r}]", weight, type(self).__name__, minimum=0)
         if unused := sorted(set(self.loss_options) - set(self.losses)):
             raise ValueError(f"{type(self).__name__}: loss_options of {unused}, which losses does not have.")
         for name in WEIGHTS:
-            check_number(self, name, minimum=0)
-        check_choice(self, "mask_loss", ("focal", "cross_entropy"))
+            _check_number(self, name, minimum=0)
+        _check_choice(self, "mask_loss", ("focal", "cross_entropy"))
         if self.loss_points is not None:
-            check_number(self, "loss_points", integer=True, minimum=1)
-        check_number(self, "loss_oversampling", minimum=1)
-        check_number(self, "loss_importance", minimum=0, maximum=1)
+            _check_number(self, "loss_points", integer=True, minimum=1)
+        _check_number(self, "loss_oversampling", minimum=1)
+        _check_number(self, "loss_importance", minimum=0, maximum=1)
         for name in ("masks_in_evaluation", "query_priors", "output_auxiliary_logits", "exclusive_masks"):
-            check_choice(self, name, (True, False))
+            _check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(
                 f"{type(self).__name__}: matching='fixed' gives query k to class k, so num_queries={self.num_queries} "
@@ -482,7 +488,7 @@ OF_MASKFORMER = {
 }
 
 
-def refuse_fields_of_maskformer(fields: dict[str, Any], of: str) -> None:
+def _refuse_fields_of_maskformer(fields: dict[str, Any], of: str) -> None:
     """Raise `ValueError`, which says what to write instead; those that are off are taken out of `fields`."""
     backbone = fields.get("backbone") or "NAME"
     for field, why in OF_MASKFORMER.items():
@@ -536,7 +542,7 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
                 f"backbone_config: model_type={model_type!r} is not a model type of transformers; "
                 "give a backbone such as 'resnet', 'swin', 'convnext' or 'timm_backbone'."
             )
-        check_layers(fields)
+        _check_layers(fields)
         made = CONFIG_MAPPING[model_type](**fields)
         known = {field.name for field in dataclasses.fields(made)} | set(made.attribute_map)
         # Files of older versions have fields of which nothing is known any more.
@@ -548,18 +554,18 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
     return backbone_config
 
 
-def check_layers(fields: Any) -> None:
+def _check_layers(fields: Any) -> None:
     """Raise `ValueError` for a backbone of more layers than any has, however deep its configuration lies."""
     if isinstance(fields, list):
         for value in fields:
-            check_layers(value)
+            _check_layers(value)
     elif isinstance(fields, dict):
         for name, value in fields.items():
             numbers = value if isinstance(value, list) else [value]
             counted = [number for number in numbers if isinstance(number, (int, float))]
             if name in LAYER_FIELDS and (len(numbers) > MOST_LAYERS or any(n > MOST_LAYERS for n in counted)):
                 raise ValueError(f"backbone_config: {name}={reprlib.repr(value)} is more than {MOST_LAYERS} layers.")
-            check_layers(value)
+            _check_layers(value)
 
 
 def without_code(fields: Any) -> Any:
@@ -576,7 +582,7 @@ def checked_classes(id2label: Any) -> dict[int, str]:
         `ValueError`: other ids, or none.
     """
     try:
-        names = {as_integer(label): as_name(name) for label, name in plain(dict(id2label)).items()}
+        names = {_as_integer(label): _as_name(name) for label, name in plain(dict(id2label)).items()}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"id2label must be a dict of class ids 0, 1, ... and names, got {reprlib.repr(id2label)}."
@@ -586,14 +592,14 @@ def checked_classes(id2label: Any) -> dict[int, str]:
     return {label: names[label] for label in range(len(names))}
 
 
-def as_integer(label: Any) -> int:
+def _as_integer(label: Any) -> int:
     """Of an integer, or its text."""
     if isinstance(label, str):
         return int(label)
     return operator.index(label)
 
 
-def as_name(name: Any) -> str:
+def _as_name(name: Any) -> str:
     if name is None:
         raise TypeError("a class without a name")
     return str(name)
@@ -603,13 +609,13 @@ def shortened(ids: list[int], limit: int = 20) -> str:
     return str(ids) if len(ids) <= limit else f"{ids[:limit]} and {len(ids) - limit} more"
 
 
-def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
+def _check_choice(config: PreTrainedConfig, name: str, choices: tuple[Any, ...]) -> None:
     value = getattr(config, name)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{type(config).__name__}: {name}={value!r} must be one of {list(choices)}.")
 
 
-def check_names(config: PreTrainedConfig, *fields: str) -> None:
+def _check_names(config: PreTrainedConfig, *fields: str) -> None:
     for field in fields:
         if not isinstance(getattr(config, field), str):
             raise ValueError(f"{type(config).__name__}: {field}={getattr(config, field)!r} must be the name of a part.")
@@ -630,13 +636,13 @@ def check_references(custom_parts: dict[str, Any]) -> None:
                 raise ValueError(f"custom_parts: {kind}, {name}: {reference!r} must be file.Class of a part.")
 
 
-def check_number(
+def _check_number(
     config: PreTrainedConfig, name: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
-    check_number_of(name, getattr(config, name), type(config).__name__, minimum, maximum, integer)
+    _check_number_of(name, getattr(config, name), type(config).__name__, minimum, maximum, integer)
 
 
-def check_number_of(
+def _check_number_of(
     name: str, value: Any, of: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
     kind = int if integer else (int, float)
@@ -646,7 +652,7 @@ def check_number_of(
         raise ValueError(f"{of}: {name}={value!r} must be {number} {limits}.")
 
 
-def check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
+def _check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
     value = getattr(config, name)
     if value % divisor:
         raise ValueError(
@@ -676,8 +682,8 @@ class PerPixelConfig(SegmentationNetworkConfig):
 
     def check_fields(self) -> None:
         super().check_fields()
-        check_choice(self, "transformer_module", (True, False))
-        check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
+        _check_choice(self, "transformer_module", (True, False))
+        _check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
         check_several_classes(len(self.id2label or {}))
 
 

@@ -42,7 +42,7 @@ def copy_custom_parts(config: Any, folder: Path) -> None:
     ours = {file.name: file for file in Path(__file__).parent.glob("*.py")}
     noted = config.custom_parts  # of a checkpoint whose code was loaded, where they lie beside ours
     custom_parts: dict[str, dict[str, str]] = {}
-    for kind, name in parts_of(config):
+    for kind, name in _parts_of(config):
         part = REGISTRIES[kind].get(name)
         if part is None:  # a matcher or a loss, which predicting does without
             if name in noted.get(kind, {}):
@@ -68,7 +68,7 @@ def copy_custom_parts(config: Any, folder: Path) -> None:
     config.custom_parts = custom_parts
 
 
-def parts_of(config: Any) -> list[tuple[str, str]]:
+def _parts_of(config: Any) -> list[tuple[str, str]]:
     """Kind and name of each part that a configuration names."""
     kinds = {"pixel_decoder": "pixel_decoder", "transformer_decoder": "transformer_decoder", "matching": "matcher"}
     named = [(kind, getattr(config, field)) for field, kind in kinds.items() if hasattr(config, field)]

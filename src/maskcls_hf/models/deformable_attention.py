@@ -109,20 +109,20 @@ def attend_by_grids(values: Tensor, sizes: Sizes, places: Tensor, weights: Tenso
 
 def attend_by_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
     """As bags of embeddings, which a CPU sums without writing down what it sums."""
-    return WeightedBags.apply(pad_levels(values, sizes), places, weights, sizes)
+    return _WeightedBags.apply(_pad_levels(values, sizes), places, weights, sizes)
 
 
 def attend_by_gathering(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
     """In operations that every exporter knows."""
-    padded = pad_levels(values, sizes)  # (B, G, S', D)
-    first, fraction = first_cells(sizes, places)
-    cells = corner_cells(first, sizes).flatten(3).transpose(1, 2).flatten(2)  # (B, G, Q T)
-    shares = corner_shares(fraction, weights).flatten(3).transpose(1, 2)  # (B, G, Q, T)
+    padded = _pad_levels(values, sizes)  # (B, G, S', D)
+    first, fraction = _first_cells(sizes, places)
+    cells = _corner_cells(first, sizes).flatten(3).transpose(1, 2).flatten(2)  # (B, G, Q T)
+    shares = _corner_shares(fraction, weights).flatten(3).transpose(1, 2)  # (B, G, Q, T)
     found = padded.gather(2, cells.long()[..., None].expand(-1, -1, -1, padded.shape[3])).unflatten(2, shares.shape[2:])
     return (found * shares[..., None]).sum(3).transpose(1, 2).flatten(2)
 
 
-class WeightedBags(torch.autograd.Function):
+class _WeightedBags(torch.autograd.Function):
     """The sums and their gradients.
 
     Torch's gradient of a bag adds up value by value; here the places are sorted by their cells, and what a cell is part
@@ -131,9 +131,9 @@ class WeightedBags(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
-        first, fraction = first_cells(sizes, places)
-        bags = bags_of(first, sizes, padded)
-        shares = corner_shares(fraction, weights)
+        first, fraction = _first_cells(sizes, places)
+        bags = _bags_of(first, sizes, padded)
+        shares = _corner_shares(fraction, weights)
         ctx.sizes = sizes
         ctx.save_for_backward(padded, places, weights)
         attended = F.embedding_bag(bags, padded.flatten(0, 2), per_sample_weights=shares.view_as(bags), mode="sum")
@@ -144,12 +144,12 @@ class WeightedBags(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         padded, places, weights = ctx.saved_tensors
         grad = grad.reshape(-1, padded.shape[3])  # (B Q G, D)
-        first, fraction = first_cells(ctx.sizes, places)
+        first, fraction = _first_cells(ctx.sizes, places)
         of_values = of_places = of_weights = None
         if ctx.needs_input_grad[0]:
-            of_values = grad_of_values(grad, first, corner_shares(fraction, weights), ctx.sizes, padded)
+            of_values = _grad_of_values(grad, first, _corner_shares(fraction, weights), ctx.sizes, padded)
         if any(ctx.needs_input_grad[1:]):
-            products = sampled_products(grad, bags_of(first, ctx.sizes, padded), padded.flatten(0, 2))
+            products = _sampled_products(grad, _bags_of(first, ctx.sizes, padded), padded.flatten(0, 2))
             upper_left, upper_right, lower_left, lower_right = products.view(*first.shape, 4).unbind(-1)
             right, down = fraction.unbind(-1)
             upper, lower = upper_left.lerp(upper_right, right), lower_left.lerp(lower_right, right)
@@ -157,13 +157,13 @@ class WeightedBags(torch.autograd.Function):
             to_the_right = (upper_right - upper_left).lerp(lower_right - lower_left, down)
             of_places = torch.stack([to_the_right, lower - upper], -1) * weights.view_as(first)[..., None]
             # Beyond a level, where places are moved to its border, nothing changes.
-            of_places *= (places >= -0.5) & (places <= level_sizes(ctx.sizes, places) + 0.5)
+            of_places *= (places >= -0.5) & (places <= _level_sizes(ctx.sizes, places) + 0.5)
         return of_values, of_places, of_weights, None
 
 
-def grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
+def _grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
     """The gradient (B, G, S', D) of padded values, of that of the sums (B Q G, D)."""
-    rows, order = (first + blocks_of(padded)).flatten().sort()  # (B Q G R J,)
+    rows, order = (first + _blocks_of(padded)).flatten().sort()  # (B Q G R J,)
     starts = torch.searchsorted(rows, torch.arange(padded.shape[:3].numel(), dtype=rows.dtype))
     bags = order.div(first.shape[3:].numel(), rounding_mode="floor")
     sorted_shares = shares.flatten(0, 4).index_select(0, order)
@@ -174,13 +174,13 @@ def grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, pa
     start = 0
     for height, width in sizes:
         end = start + (height + BORDER) * (width + BORDER)
-        for part, step in zip(others, corner_steps(width)[1:], strict=True):
+        for part, step in zip(others, _corner_steps(width)[1:], strict=True):
             total[:, :, start + step : end] += part[:, :, start : end - step]
         start = end
     return total
 
 
-def sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
+def _sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
     """Of each bag's gradient (n, D) with the rows (S, D) in the bag (n, T): (n, T)."""
     if torch.compiler.is_compiling():  # which fuses it, and has no sparse tensors
         return (rows[bags] * grad[:, None]).sum(-1)
@@ -200,19 +200,19 @@ def sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
 BORDER = 3  # cells of zeros: one before a level, two behind it, where places beyond the level are moved to
 
 
-def pad_levels(values: Tensor, sizes: Sizes) -> Tensor:
+def _pad_levels(values: Tensor, sizes: Sizes) -> Tensor:
     """Each level with a border of zeros, one after the other: (B, S, G, D) -> (B, G, S', D)."""
     levels = values.transpose(1, 2).split([height * width for height, width in sizes], 2)
     padded = [F.pad(level.unflatten(2, size), (0, 0, 1, 2, 1, 2)) for level, size in zip(levels, sizes, strict=True)]
     return torch.cat([level.flatten(2, 3) for level in padded], 2)
 
 
-def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
+def _first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     """The upper left of the four cells around each place, as an index into the padded levels (B, Q, G, R, J) int32,
     and how far it is from there to the lower right one (B, Q, G, R, J, 2).
     """
     points = places.shape[4]
-    size = level_sizes(sizes, places)
+    size = _level_sizes(sizes, places)
     corner = (places - 0.5).clamp(-torch.ones_like(size), size)
     cell = corner.detach().floor()
     # A place that is no number is none of a cell either, and its shares say so.
@@ -224,23 +224,23 @@ def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     return first, corner - cell
 
 
-def level_sizes(sizes: Sizes, places: Tensor) -> Tensor:
+def _level_sizes(sizes: Sizes, places: Tensor) -> Tensor:
     """(x, y) of each place's level (R, J, 2): the last dimensions of `places`, as stretching them there is slow."""
     return places.new_tensor([[[width, height]] * places.shape[4] for height, width in sizes])
 
 
-def corner_steps(width: int) -> list[int]:
+def _corner_steps(width: int) -> list[int]:
     """From the upper left of four cells of a padded level to each of them."""
     return [0, 1, width + BORDER, width + BORDER + 1]
 
 
-def corner_cells(first: Tensor, sizes: Sizes) -> Tensor:
+def _corner_cells(first: Tensor, sizes: Sizes) -> Tensor:
     """(B, Q, G, R, J) -> (B, Q, G, R, J, 4)."""
-    steps = [[corner_steps(width)] * first.shape[4] for _, width in sizes]
+    steps = [[_corner_steps(width)] * first.shape[4] for _, width in sizes]
     return first[..., None] + torch.tensor(steps, device=first.device).int()
 
 
-def corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
+def _corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
     """What each of the four cells has in the sum: (B, Q, G, R, J, 2), (B, Q, G, R J) -> (B, Q, G, R, J, 4)."""
     right, down = fraction.unbind(-1)
     weights = weights.view_as(right)
@@ -250,21 +250,21 @@ def corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)
 
 
-def blocks_of(padded: Tensor) -> Tensor:
+def _blocks_of(padded: Tensor) -> Tensor:
     """Where images and heads start in the rows of padded values (B, G, S', D): (B, 1, G, 1, 1)."""
     batch, heads, cells = padded.shape[:3]
     return torch.arange(0, batch * heads * cells, cells, dtype=torch.int32).view(batch, 1, heads, 1, 1)
 
 
-def bags_of(first: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
+def _bags_of(first: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
     """Rows of padded values that each sum is made of: (B Q G, 4 R J)."""
-    return corner_cells(first + blocks_of(padded), sizes).flatten(3).flatten(0, 2)
+    return _corner_cells(first + _blocks_of(padded), sizes).flatten(3).flatten(0, 2)
 
 
 class DeformableLayer(GradientCheckpointingLayer):
     """Post-norm encoder layer with deformable attention of all levels to all levels."""
 
-    def __init__(self, config, hidden_size: int, levels: int, points: int):
+    def __init__(self, config: Any, hidden_size: int, levels: int, points: int):
         super().__init__()
         self.dropout = config.dropout
         self.self_attn = DeformableAttention(hidden_size, config.num_attention_heads, levels, points)

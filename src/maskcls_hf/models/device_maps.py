@@ -68,7 +68,7 @@ class DeviceMaps(PlainMaps):
     def _greatest_at_target(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
         """The class of the highest score (H, W), of class scores that are made of mask logits at the target size."""
         size = self.sizes.target
-        maximum = RunningMaximum(size, mask_logits.device)
+        maximum = _RunningMaximum(size, mask_logits.device)
         for classes in _chunks(class_probs.shape[1], size):
             scores = mask_logits.new_zeros(classes.stop - classes.start, math.prod(size))
             for queries in _chunks(len(mask_logits), size):
@@ -120,7 +120,7 @@ def _greatest_by_chunks(
     else:
         maps = interpolate(logits if classes is None else logits[classes], sizes.padded)
     maps = maps[:, : sizes.valid[0], : sizes.valid[1]]
-    maximum = RunningMaximum(sizes.target, maps.device)
+    maximum = _RunningMaximum(sizes.target, maps.device)
     areas, prob_sums = [], []
     for chunk in _chunks(len(maps), sizes.target):
         values = interpolate(maps[chunk], sizes.target)  # (c, H, W)
@@ -144,7 +144,7 @@ def _greatest_by_chunks(
     return index, torch.cat(areas), second
 
 
-class RunningMaximum:
+class _RunningMaximum:
     """The greatest of maps that come chunk by chunk, and its index (H, W) int32."""
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:

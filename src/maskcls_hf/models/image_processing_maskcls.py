@@ -163,14 +163,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
     @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; of a checkpoint with a manifest, its files are verified first."""
         require_whole(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs.get("subfolder") or "")
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
         """Also reads the older names in configs of transformers' MaskFormer. A name without meaning is warned about."""
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         warn_about_unused(options, {*self.valid_kwargs.__annotations__, *IN_FILES}, type(self).__name__)
         super().__init__(**options)
         if "void_id" not in options:
@@ -186,12 +186,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: the dict is of an image processor that does something else.
         """
         cls.require_readable(image_processor_dict)
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
         origin = str(image_processor_dict.get("image_processor_type"))
         fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if origin.startswith(name)), {})
-        own = own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
+        own = _own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
         result = super().from_dict({"inference_defaults": WITHOUT_DEFAULTS, **fields, **own}, **options)
         processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
@@ -226,7 +226,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return {name: value for name, value in super().to_dict().items() if name != "_binary_maps"}
 
     @classmethod
-    def from_backbone(cls, name_or_path: str | os.PathLike, **options: Any) -> Any:
+    def from_backbone(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
         """An image processor that prepares images as a pretrained backbone wants them: mean, deviation, interpolation.
 
         Args:
@@ -290,7 +290,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
                 a map has colors, an image is larger than `pad_size`. The message names the image.
         """
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         for name in options:
             if name not in self.valid_kwargs.__annotations__:
                 raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
@@ -307,7 +307,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Canonical forms, checked. transformers' aliases drop out: `own_names` has read them."""
+        """Canonical forms, checked. transformers' aliases drop out: `_own_names` has read them."""
         kwargs = super()._standardize_kwargs(**kwargs)
         for name in INTEGERS:
             value = kwargs.get(name)
@@ -315,7 +315,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 raise ValueError(f"{name}={value!r} must be an integer.")
         if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
             raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
-        check_image_options(kwargs)
+        _check_image_options(kwargs)
         for name, value in kwargs.items():
             if name.startswith("do_") and isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be True or False.")
@@ -418,10 +418,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         resized = [self._resized(image, f"image {i}", **options) for i, image in enumerate(images)]
         offsets: list[tuple[int, int, int]] = []
         if options["do_split_image"]:
-            offsets = window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
+            offsets = _window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
             if segments is not None:
-                segments = [segments[i].with_pixels(window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
-            resized = [window_of(resized[i], *ends) for i, *ends in offsets]
+                segments = [segments[i].with_pixels(_window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
+            resized = [_window_of(resized[i], *ends) for i, *ends in offsets]
         sizes = [_size(image) for image in resized]
         padded = padded_sizes(sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
         data: dict[str, list[Tensor]] = {
@@ -540,7 +540,7 @@ def fields_of_eomt(saved: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def window_offsets(
+def _window_offsets(
     sizes: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]], options: Mapping[str, Any]
 ) -> list[tuple[int, int, int]]:
     """Of images (height, width), windows along their longer side after resizing: image, first pixel, end."""
@@ -553,7 +553,7 @@ def window_offsets(
     return offsets
 
 
-def window_of(pixels: Tensor, start: int, end: int) -> Tensor:
+def _window_of(pixels: Tensor, start: int, end: int) -> Tensor:
     """(..., H, W) -> a window of it, a view."""
     return pixels[..., start:end, :] if pixels.shape[-2] > pixels.shape[-1] else pixels[..., start:end]
 
@@ -573,7 +573,7 @@ def fitted_size(
     return resized
 
 
-def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
+def _own_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names that they are kept under, their numbers as Python's.
 
     Raises:
@@ -596,7 +596,7 @@ def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_image_options(options: Mapping[str, Any]) -> None:
+def _check_image_options(options: Mapping[str, Any]) -> None:
     """ValueError for sizes, deviations and factors with which no image could be made."""
     for name in ("size", "pad_size"):
         for edge, length in dict(options.get(name) or {}).items():

@@ -46,7 +46,7 @@ NUMBERS = {3: "H", 4: "L"}  # types of tags
 SAMPLES = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
 
 
-def open_image(source: str | os.PathLike | io.BytesIO) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read.
 
     Raises:
@@ -59,7 +59,7 @@ def open_image(source: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 @contextmanager
-def opened(source: str | os.PathLike | io.BytesIO) -> Iterator[Image.Image]:
+def opened(source: str | os.PathLike[str] | io.BytesIO) -> Iterator[Image.Image]:
     """As `open_image`, with the header alone; what fails inside is such a ValueError too."""
     try:
         _allow_pixels(os.environ.get(MAX_PIXELS))
@@ -73,7 +73,7 @@ def opened(source: str | os.PathLike | io.BytesIO) -> Iterator[Image.Image]:
         raise ValueError(_cause(source, error)) from error
 
 
-def size_in_header(source: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+def size_in_header(source: str | os.PathLike[str] | io.BytesIO) -> tuple[int, int]:
     """Height and width of a file that is opened so, upright."""
     with opened(source) as image:
         width, height = image.size
@@ -181,7 +181,7 @@ def _tiff_kind(file: IO[bytes]) -> str:
     )
 
 
-def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
+def _cause(source: str | os.PathLike[str] | io.BytesIO, error: Exception) -> str:
     """Why a file cannot be read."""
     if isinstance(error, IsADirectoryError):
         return "it is a folder, not a file"

@@ -250,7 +250,7 @@ class Attention(nn.Module):
     values (B, n, C) and, where they were asked for, the attention weights (B, heads, n, m).
     """
 
-    def __init__(self, config, hidden_size: int):
+    def __init__(self, config: Any, hidden_size: int):
         super().__init__()
         self.config = config  # holds the attention implementation of the moment
         self.num_heads = config.num_attention_heads
@@ -307,7 +307,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     self-attention (Mask2Former, Section 3.2.2).
     """
 
-    def __init__(self, config, hidden_size: int, ffn_dim: int, cross_attention: bool, cross_first: bool = False):
+    def __init__(self, config: Any, hidden_size: int, ffn_dim: int, cross_attention: bool, cross_first: bool = False):
         super().__init__()
         self.dropout = config.dropout
         self.cross_first = cross_first

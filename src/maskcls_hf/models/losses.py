@@ -63,7 +63,7 @@ class MaskClsCriterion:
     batches.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.matcher = MATCHERS.build(config, "matching")
         self.num_labels = config.num_labels
         self.no_object_weight = config.no_object_weight
@@ -196,7 +196,7 @@ def count_items(class_labels: list[Any], num_queries: int) -> Tensor:
     return torch.tensor(counts, dtype=torch.float32, device="cpu")
 
 
-def sum_by_layer(values: Tensor, assignment: Assignment, layers: int) -> Tensor:
+def _sum_by_layer(values: Tensor, assignment: Assignment, layers: int) -> Tensor:
     """(T,) -> (L,)."""
     return values.new_zeros(layers).index_add(0, assignment.layer, values)
 
@@ -209,7 +209,7 @@ class ClassLoss:
 
     normalizer = "class_weight"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_cross_entropy": config.cross_entropy_weight}
         self.no_object_weight = config.no_object_weight
 
@@ -231,7 +231,7 @@ class MaskLoss:
 
     normalizer = "segments"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_mask": config.mask_weight, "loss_dice": config.dice_weight}
         self.is_focal = config.mask_loss == "focal"
         self.sampler = PointSampler.of(config)
@@ -249,8 +249,8 @@ class MaskLoss:
                 matched, targets, image, segment, self.sampler, self.is_focal
             )
         return {
-            "loss_mask": sum_by_layer(of_mask, assignment, layers),
-            "loss_dice": sum_by_layer(dice, assignment, layers),
+            "loss_mask": _sum_by_layer(of_mask, assignment, layers),
+            "loss_dice": _sum_by_layer(dice, assignment, layers),
         }
 
 
@@ -277,7 +277,7 @@ class _PointLosses(torch.autograd.Function):
             with torch.enable_grad():
                 at_points = logits_at(of_part[:, None], points, sampler.padding_mode)[:, 0]
                 counts = has_valid_pixels(targets, image[part])
-                found = [loss * counts for loss in point_losses(at_points, labels, is_focal)]
+                found = [loss * counts for loss in _point_losses(at_points, labels, is_focal)]
                 sums = [loss.sum() for loss in found]
             losses[:, part] = torch.stack(found).detach()
             if slopes is not None:
@@ -289,13 +289,13 @@ class _PointLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         (slopes,) = ctx.saved_tensors
         weights = torch.stack([of_mask, of_dice]).to(slopes.dtype)
         return (slopes * weights[:, :, None, None]).sum(0), None, None, None, None, None
 
 
-def point_losses(logits: Tensor, labels: Tensor, is_focal: bool) -> tuple[Tensor, Tensor]:
+def _point_losses(logits: Tensor, labels: Tensor, is_focal: bool) -> tuple[Tensor, Tensor]:
     """Focal loss or cross-entropy (mean over points) and dice loss of masks (T, P) with segments (T, P) in 0..1."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -346,7 +346,7 @@ class _PairedLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         logits, image, segment, pixels, union, value = ctx.saved_tensors
         of_error = dice / union
         slopes = torch.stack([focal / pixels, of_error, -of_error * value])
@@ -510,7 +510,7 @@ class BoxLoss:
 
     normalizer = "segments"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_bbox": config.box_weight, "loss_giou": config.giou_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
@@ -521,8 +521,8 @@ class BoxLoss:
         distance, giou = box_distances(predictions.boxes[image, layer, query], wanted)
         known, layers = has_box(wanted), predictions.boxes.shape[1]
         return {
-            "loss_bbox": sum_by_layer(distance * known, assignment, layers),
-            "loss_giou": sum_by_layer(giou * known, assignment, layers),
+            "loss_bbox": _sum_by_layer(distance * known, assignment, layers),
+            "loss_giou": _sum_by_layer(giou * known, assignment, layers),
         }
 
 
@@ -536,7 +536,7 @@ class PQStyleLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_pq": config.pq_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
@@ -554,7 +554,7 @@ class MaskIdLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_mask_id": config.mask_id_weight}
         self.exclusive_masks = config.exclusive_masks
 
@@ -572,7 +572,7 @@ class InstanceDiscriminationLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_instance_discrimination": config.instance_discrimination_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
@@ -589,7 +589,7 @@ class SemanticLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_semantic": config.semantic_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
@@ -637,7 +637,7 @@ def pq_style_loss(
     unmatched = torch.ones_like(log_p[..., -1])  # (B, L, N)
     unmatched[image, layer, query] = 0
     negative = -(unmatched * log_p[..., -1]).sum((0, 2))
-    return (PQ_ALPHA * sum_by_layer(positive, assignment, layers) + (1 - PQ_ALPHA) * negative) / queries
+    return (PQ_ALPHA * _sum_by_layer(positive, assignment, layers) + (1 - PQ_ALPHA) * negative) / queries
 
 
 def instance_discrimination_loss(embeddings: Tensor, masks: Tensor) -> Tensor:
@@ -657,7 +657,7 @@ def instance_discrimination_loss(embeddings: Tensor, masks: Tensor) -> Tensor:
     cosines = segments @ pixels  # (B, M, P)
     absent = ~masks.any(2, keepdim=True)  # smaller than a cell, void, or none
     logits = (cosines / TEMPERATURE).masked_fill(absent, torch.finfo(cosines.dtype).min)
-    return membership_loss(logits.log_softmax(1), masks)
+    return _membership_loss(logits.log_softmax(1), masks)
 
 
 def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignment) -> Tensor:
@@ -678,7 +678,7 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
     is_matched = torch.zeros_like(of_segment, dtype=torch.bool)
     is_matched[image, layer, segment] = True
     index = of_segment[..., None].expand(-1, -1, -1, log_probabilities.shape[3])
-    return membership_loss(log_probabilities.gather(2, index), masks[:, None] & is_matched[..., None])
+    return _membership_loss(log_probabilities.gather(2, index), masks[:, None] & is_matched[..., None])
 
 
 def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
@@ -686,10 +686,10 @@ def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
     of the classes (B, M): (B,).
     """
     of_class = F.one_hot(labels, logits.shape[1]).to(logits.dtype).transpose(1, 2)  # (B, K, M)
-    return membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
+    return _membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
 
 
-def membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
+def _membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
     """Mean over the pixels with a member of -log of the members' probability, from (..., S, P) and (..., S, P) bool to
     (...). A pixel has one, unless segments overlap: then any of them is right.
     """

@@ -55,7 +55,7 @@ def distinct(
 # ---- holes and fragments ----
 
 
-class RowRuns(NamedTuple):
+class _RowRuns(NamedTuple):
     """Pixels of one value side by side, row after row, of one map or of several below one another. (R,) each.
 
     `starts` and `stops` are rows times a stride, plus columns; the stride leaves a gap between rows, and between maps
@@ -69,10 +69,10 @@ class RowRuns(NamedTuple):
     stride: int
 
     @classmethod
-    def of(cls, maps: Sequence[NDArray], values: Sequence[int] | None = None) -> "RowRuns":
+    def of(cls, maps: Sequence[NDArray[Any]], values: Sequence[int] | None = None) -> "_RowRuns":
         """Of maps (H, W) whose values are 0 for none; where `values` are given, of masks whose pixels have these."""
         stride = max((pixels.shape[1] for pixels in maps), default=0) + 2
-        parts: list[tuple[NDArray, ...]] = []
+        parts: list[tuple[NDArray[Any], ...]] = []
         first_row = 0
         for number, pixels in enumerate(maps):
             height, width = pixels.shape
@@ -110,7 +110,7 @@ class RowRuns(NamedTuple):
 class Parts:
     """Connected parts of equal value: of each run the number of the first run of its part (R,)."""
 
-    def __init__(self, runs: RowRuns):
+    def __init__(self, runs: _RowRuns):
         self.runs, self.contacts = runs, runs.contacts()
         same = runs.values[self.contacts[0]] == runs.values[self.contacts[1]]
         ones, others = (ends[same] for ends in self.contacts)
@@ -157,7 +157,7 @@ class Parts:
         return is_hole[self.of_run], highest[self.of_run]
 
 
-def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> RowRuns:
+def _clean_runs(runs: _RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> _RowRuns:
     """Without small fragments, then without small holes.
 
     Args:
@@ -183,10 +183,10 @@ def clean_map(
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()
-    runs = RowRuns.of([pixels])
+    runs = _RowRuns.of([pixels])
     kept = np.zeros(max(info["id"] for info in segments_info) + 1, dtype=np.bool_)
     kept[[info["id"] for info in segments_info if info["was_fused"]]] = True
-    cleaned = clean_runs(runs, max_hole_share, min_fragment_share, kept)
+    cleaned = _clean_runs(runs, max_hole_share, min_fragment_share, kept)
     if np.array_equal(cleaned.values, runs.values):
         return segmentation, segments_info
     areas = np.bincount(cleaned.values, cleaned.lengths, len(kept)).astype(np.int64).tolist()
@@ -205,9 +205,9 @@ def clean_windows(
     """
     if not windows or not (max_hole_share or min_fragment_share):
         return {}
-    runs = RowRuns.of(windows, range(1, len(windows) + 1))
+    runs = _RowRuns.of(windows, range(1, len(windows) + 1))
     kept = np.zeros(len(windows) + 1, dtype=np.bool_)
-    cleaned = clean_runs(runs, max_hole_share, min_fragment_share, kept)
+    cleaned = _clean_runs(runs, max_hole_share, min_fragment_share, kept)
     changed = np.flatnonzero(cleaned.values != runs.values)
     numbers = np.unique(np.maximum(cleaned.values, runs.values)[changed])
     ends = np.cumsum([0, *(len(window) + 1 for window in windows)]) * runs.stride  # first row of each window

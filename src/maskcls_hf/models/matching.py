@@ -162,7 +162,7 @@ class PaddedTargets:
     valid_mask: Tensor | None = None
     image_sizes: Tensor | None = None
     is_index_map: bool = False
-    _resampled: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _resampled: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -263,9 +263,9 @@ def prepare_targets(
     class_labels = [as_labels(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
     class_labels = [integers(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
     for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        check_shapes(image, masks, labels)
+        _check_shapes(image, masks, labels)
         if masks.ndim == 3:
-            check_inside(image, masks)
+            _check_inside(image, masks)
     if padded_size is not None:
         check_sizes(mask_labels, padded_size, image_sizes)
     numbers = [len(labels) for labels in class_labels]
@@ -290,7 +290,7 @@ def prepare_targets(
         size = padded_size or (max(height for height, _ in sizes), max(width for _, width in sizes))
     if image_sizes is None:
         image_sizes = to_device(torch.tensor(sizes), device)
-    padded = [pad_to(masks, *size) for masks in mask_labels]
+    padded = [_pad_to(masks, *size) for masks in mask_labels]
     masks = joined(torch.stack if is_index_map else torch.cat, padded, device)  # (B, H, W) or (S, H, W)
     labels = joined(torch.cat, class_labels, device).long()  # (S,)
     check_values(masks if is_index_map else None, labels, numbers, num_labels)
@@ -314,7 +314,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def pad_to(masks: Tensor, height: int, width: int) -> Tensor:
+def _pad_to(masks: Tensor, height: int, width: int) -> Tensor:
     """A stack (M, h, w) or an index map (h, w) -> height x width, with no segment at the bottom and on the right."""
     bottom, right = height - masks.shape[-2], width - masks.shape[-1]
     # without padding F.pad makes a copy
@@ -332,7 +332,7 @@ def masks_of_map(index_map: Tensor, number: int) -> Tensor:
     return index_map == torch.arange(number, device=index_map.device).view(-1, 1, 1)
 
 
-def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
+def _check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
     """Raise `ValueError` unless labels (M,) belong to a stack (M, H, W) or to an index map (H, W)."""
     if masks.ndim == 3 and labels.shape == masks.shape[:1]:
         return
@@ -351,7 +351,7 @@ def described(image: int, masks: Tensor, labels: Tensor) -> str:
     return f"Image {image}: mask_labels {tuple(masks.shape)} and class_labels {tuple(labels.shape)}"
 
 
-def check_inside(image: int, masks: Tensor) -> None:
+def _check_inside(image: int, masks: Tensor) -> None:
     """Raise `ValueError` unless masks are bool, or hold 0 and one other number (looked at on the CPU only)."""
     if masks.dtype == torch.bool or not masks.numel() or masks.device.type != "cpu":
         return
@@ -508,7 +508,7 @@ def full_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def sums_over_segments(
+def _sums_over_segments(
     function: Callable[[Tensor], Tensor], channels: int, logits: Tensor, masks: Tensor, valid: Tensor
 ) -> Tensor:
     """Of functions of mask logits the sums over each segment of the image, and over all its valid pixels.
@@ -552,7 +552,7 @@ def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor, is_focal: bool
     shares in 0..1 -> (B, R, M) each.
     """
     parts = _focal_parts if is_focal else _cross_entropy_parts
-    probability, outside, inside = sums_over_segments(parts, 3, logits, masks, valid)
+    probability, outside, inside = _sums_over_segments(parts, 3, logits, masks, valid)
     pixels = valid.sum(1).clamp(min=1).view(-1, 1, 1)
     focal = (inside[..., :-1] + (outside[..., -1:] - outside[..., :-1])) / pixels
     areas = probability[..., -1:] + masks.sum(2)[:, None]
@@ -591,9 +591,9 @@ def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
     return 2 * overlap / areas.clamp(min=torch.finfo(areas.dtype).tiny)
 
 
-def pairwise_dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+def _pairwise_dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     """Dice (B, R, M) of each of R masks with each of M segments, shapes as in `pairwise_losses`."""
-    (probability,) = sums_over_segments(lambda chunk: chunk.sigmoid_()[:, None], 1, logits, masks, valid)
+    (probability,) = _sums_over_segments(lambda chunk: chunk.sigmoid_()[:, None], 1, logits, masks, valid)
     return dice_coefficient(probability[..., :-1], probability[..., -1:] + masks.sum(2)[:, None])
 
 
@@ -625,7 +625,7 @@ class BipartiteMatcher:
 
     matching = "bipartite"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if not is_scipy_available():
             raise ImportError("Bipartite matching needs scipy: pip install scipy")
         self.weights = matching_weights(config, self.matching)
@@ -645,7 +645,7 @@ class BipartiteMatcher:
             for image, number in enumerate(targets.numbers):
                 matrix = on_host[image, layer, :, :number]  # (N, M) of the image
                 if not np.isfinite(matrix).all():
-                    raise not_finite(terms, layer, image, number)
+                    raise _not_finite(terms, layer, image, number)
                 query, segment = linear_sum_assignment(matrix)
                 pairs.append((np.full_like(query, layer), np.full_like(query, image), query, segment))
         index = np.concatenate(pairs, axis=1) if pairs else np.zeros((4, 0))
@@ -673,7 +673,7 @@ class BipartiteMatcher:
             )
 
 
-def not_finite(terms: dict[str, Tensor], layer: int, image: int, number: int) -> CostsNotFinite:
+def _not_finite(terms: dict[str, Tensor], layer: int, image: int, number: int) -> CostsNotFinite:
     """What to say of the costs of an image's `number` segments in a layer, one of which is NaN or infinite."""
     for name, term in terms.items():
         cost = term[image, layer, :, :number]
@@ -718,14 +718,14 @@ class PQMatcher(BipartiteMatcher):
 
     matching = "pq"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.weights = {"similarity": 1.0}
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
         logits = predictions.mask_logits
         resampled = targets.resampled(logits.shape[-2:], at_centers=True)
-        dice = pairwise_dice(logits.flatten(3).flatten(1, 2), *resampled)
+        dice = _pairwise_dice(logits.flatten(3).flatten(1, 2), *resampled)
         return {"similarity": class_cost(predictions, targets) * dice.view(*logits.shape[:3], -1)}
 
 
@@ -736,7 +736,7 @@ class FixedMatcher:
         `ValueError`: N differs from K, or an image has two segments of one class.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if config.num_queries != config.num_labels:
             raise ValueError(
                 f"Fixed matching gives query k to class k: num_queries={config.num_queries} must equal "

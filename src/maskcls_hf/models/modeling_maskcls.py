@@ -163,7 +163,9 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TransformerLayer"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
         """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer, Mask2Former, EoMT.
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`, and `base`: of an EoMT whose weights are
@@ -196,8 +198,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_backbone(
         cls,
-        name_or_path: str | os.PathLike,
-        weights: str | os.PathLike | None = None,
+        name_or_path: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         output_loading_info: bool = False,
         **fields: Any,
     ) -> Any:
@@ -224,7 +226,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         loaded = backbone.load_into(model)
         return (model, loaded) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; files of parts of somebody's own travel with the checkpoint, like ours.
 
         Raises:
@@ -250,7 +252,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """None: images have no table of embeddings. Accelerate asks when it shares out the weights (FSDP)."""
         return None
 
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As in transformers, but asking for SDPA leaves a backbone that has none (ResNet) as it is."""
         without = any(isinstance(m, PreTrainedModel) and not m._supports_sdpa for m in self.modules())
         if attn_implementation == "sdpa" and without:
@@ -312,7 +314,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
             if module.zero_bias:
                 init.zeros_(module.bias)
             else:
-                uniform_bias(module)
+                _uniform_bias(module)
         elif isinstance(module, (ZeroLinear, SamplingOffsets)):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -321,7 +323,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear) or getattr(module, "init_as_torch", False):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # type: ignore[arg-type]
             if module.bias is not None:
-                uniform_bias(module)
+                _uniform_bias(module)
         elif isinstance(module, QueryTable):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
@@ -350,7 +352,7 @@ def is_initialized(module: Any) -> bool:
     )
 
 
-def uniform_bias(module: Any) -> None:
+def _uniform_bias(module: Any) -> None:
     """As torch does, by the number of inputs."""
     bound = 1 / math.sqrt(module.weight[0].numel())
     init.uniform_(module.bias, -bound, bound)
@@ -359,7 +361,7 @@ def uniform_bias(module: Any) -> None:
 class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     """Backbone and pixel decoder (paper Section 3.2, pixel-level module)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         is_converted = config.pixel_decoder == "per_pixel"
         build = build_per_pixel_network if is_converted else build_backbone
@@ -379,7 +381,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         self.trimming = None if seeing is not None or tried is None else largest_stride(tried[0])
         self.pixel_decoder = PIXEL_DECODERS.build(config, "pixel_decoder", self.backbone.channels)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         self.freeze_parts()
         return self
@@ -430,7 +432,7 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
 
-def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
+def _supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     """Segment embeddings (B, N, C) of all layers, or of the deepest alone."""
     return decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
 
@@ -451,7 +453,7 @@ class SegmentationModule(nn.Module):
     from the start, for any image.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.has_priors = config.query_priors
         if self.has_priors:
@@ -518,7 +520,7 @@ class MaskClsModel(MaskClsPixelLevelModel):
 
     _auto_class: Any = "AutoModel"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if getattr(config, "architecture", "encoder_decoder") != "encoder_decoder":
             raise ValueError(
                 f"MaskClsModel has a pixel decoder and a transformer decoder, architecture={config.architecture!r} has "
@@ -566,13 +568,13 @@ class MaskClsModel(MaskClsPixelLevelModel):
 class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
     """EoMT: a plain ViT whose last blocks see the queries; see `encoder_only.EncoderOnly`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.encoder = EncoderOnly(config)
         self.train(self.training)
         self.post_init()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         if self.config.freeze_backbone:
             freeze(self.encoder)
@@ -671,7 +673,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         feature_maps, features, decoded = self.model.embed(
             pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
-        embeddings = supervised_layers(decoded, all_layers)
+        embeddings = _supervised_layers(decoded, all_layers)
         features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)
         as_product = mask_labels is not None and not want_auxiliary
         layers = [
@@ -728,22 +730,22 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             `ValueError`: ids that are not 0..K-1, or a name given twice.
         """
         id2label = checked_classes(id2label)
-        kept = kept_classes(self.config.id2label, id2label)
+        kept = _kept_classes(self.config.id2label, id2label)
         module = self.segmentation_module
         outputs = [*kept, self.config.num_labels]
-        module.class_predictor = resize_class_head(module.class_predictor, outputs)
+        module.class_predictor = _resize_class_head(module.class_predictor, outputs)
         if module.semantic_predictor is not None:
-            module.semantic_predictor = resize_class_head(module.semantic_predictor, kept)
+            module.semantic_predictor = _resize_class_head(module.semantic_predictor, kept)
         if self.config.query_priors:
-            module.class_priors = resize_class_columns(module.class_priors, outputs)
+            module.class_priors = _resize_class_columns(module.class_priors, outputs)
         if self.config.matching == "fixed":
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
+            decoder.queries_embedder = _resize_class_head(decoder.queries_embedder, kept)
             if self.config.query_priors:
-                module.class_priors = resize_class_head(module.class_priors, kept)
-                module.mask_priors = resize_class_head(module.mask_priors, kept)
+                module.class_priors = _resize_class_head(module.class_priors, kept)
+                module.mask_priors = _resize_class_head(module.mask_priors, kept)
             self.config.num_queries = len(kept)
-        set_classes(self.config, id2label)
+        _set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)
         return self
 
@@ -758,7 +760,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     config_class = PerPixelConfig
     _auto_class = "AutoModelForSemanticSegmentation"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         if config.transformer_module:
             config.num_queries = config.num_labels
@@ -799,7 +801,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         if self.config.transformer_module:
             feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             layers = [
-                features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
+                features.mask_logits(self.mask_embedder(layer)) for layer in _supervised_layers(decoded, all_layers)
             ]
         else:
             decoded = None
@@ -838,18 +840,18 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         """
         id2label = checked_classes(id2label)
         check_several_classes(len(id2label))
-        kept = kept_classes(self.config.id2label, id2label)
+        kept = _kept_classes(self.config.id2label, id2label)
         if self.config.transformer_module:
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
+            decoder.queries_embedder = _resize_class_head(decoder.queries_embedder, kept)
             self.config.num_queries = len(kept)
         else:
-            self.classifier = resize_class_head(self.classifier, kept)
-        set_classes(self.config, id2label)
+            self.classifier = _resize_class_head(self.classifier, kept)
+        _set_classes(self.config, id2label)
         return self
 
 
-def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
+def _kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
     """For each new class the old id of the same name, or None."""
     names = [new[index] for index in range(len(new))]
     if len(set(names)) < len(names):
@@ -860,13 +862,13 @@ def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
     return [ids.get(name) for name in names]
 
 
-def set_classes(config: Any, id2label: dict[int, str]) -> None:
+def _set_classes(config: Any, id2label: dict[int, str]) -> None:
     config.id2label = dict(id2label)
     config.label2id = {name: index for index, name in id2label.items()}
 
 
 @torch.no_grad()
-def resize_class_head(layer: Any, rows: list[int | None]) -> Any:
+def _resize_class_head(layer: Any, rows: list[int | None]) -> Any:
     """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, len(rows))
@@ -883,7 +885,7 @@ def resize_class_head(layer: Any, rows: list[int | None]) -> Any:
 
 
 @torch.no_grad()
-def resize_class_columns(table: Any, columns: list[int | None]) -> Any:
+def _resize_class_columns(table: Any, columns: list[int | None]) -> Any:
     """An embedding like `table` whose vectors have its `columns`; None: zero."""
     new = type(table)(table.num_embeddings, len(columns)).to(table.weight.device, table.weight.dtype)
     for index, column in enumerate(columns):

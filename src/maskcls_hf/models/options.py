@@ -28,7 +28,7 @@ DOWNLOAD_OPTIONS = (
 BACKBONE_READERS: list[Callable[..., Any]] = []
 
 
-def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> Any:
+def open_backbone(name_or_path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Any:
     """`maskcls_hf.convert.open_backbone`, which does not travel with checkpoints.
 
     Raises:

@@ -230,7 +230,7 @@ def classifier_of(adapter: type[PerPixelNetwork], network: nn.Module) -> nn.Conv
         missing.append("the adapter's `classifier`, the path of the convolution that gives the scores of the classes")
     elif len(convolutions) != 1:
         missing.append(f"one convolution at the adapter's `classifier`, {path!r}; there are {len(convolutions)}")
-    elif not is_plain(convolutions[0]):
+    elif not _is_plain(convolutions[0]):
         missing.append(f"a classifier of stride 1 that keeps the size of the map; {path!r} is {convolutions[0]}")
     for name in ("features", "context_channels"):
         if getattr(adapter, name) is getattr(PerPixelNetwork, name):
@@ -242,7 +242,7 @@ def classifier_of(adapter: type[PerPixelNetwork], network: nn.Module) -> nn.Conv
     return convolutions[0]
 
 
-def is_plain(convolution: nn.Conv2d) -> bool:
+def _is_plain(convolution: nn.Conv2d) -> bool:
     """Whether its output at a cell is one product with the k x k cells around it."""
     size = convolution.kernel_size[0]
     steps = {*convolution.stride, *convolution.dilation, convolution.groups}

@@ -93,7 +93,7 @@ class PixelFeatures:
 class FPNPixelDecoder(nn.Module):
     """The light-weight feature pyramid of the paper (Section 4.1): nearest upsampling, sum, 3x3 convolution."""
 
-    def __init__(self, config, in_channels: list[int]):
+    def __init__(self, config: Any, in_channels: list[int]):
         super().__init__()
         size = config.fpn_feature_size
         self.context_channels = in_channels[-1]
@@ -104,7 +104,7 @@ class FPNPixelDecoder(nn.Module):
         )
         self.mask_projection = mask_projection(config, size)
 
-    def build_top(self, config, in_channels: int) -> int:
+    def build_top(self, config: Any, in_channels: int) -> int:
         """Make what runs on the coarsest feature map; returns its number of channels."""
         return in_channels
 
@@ -127,21 +127,21 @@ class FPNPixelDecoder(nn.Module):
 class FPNEncoderPixelDecoder(FPNPixelDecoder):
     """FPN over transformer encoder layers on the coarsest map: COCO panoptic R50 and R101 (paper Appendix A)."""
 
-    def build_top(self, config, in_channels: int) -> int:
+    def build_top(self, config: Any, in_channels: int) -> int:
         size = config.fpn_feature_size
         self.context_channels = size
         self.input_projection = nn.Conv2d(in_channels, size, kernel_size=1)
-        self.encoder = TransformerEncoder(config)
+        self.encoder = _TransformerEncoder(config)
         return size
 
     def top(self, features: Tensor, region: ValidRegion | None) -> Tensor:
         return self.encoder(self.input_projection(features), region)
 
 
-class TransformerEncoder(nn.Module):
+class _TransformerEncoder(nn.Module):
     """`encoder_layers` post-norm transformer layers over a feature map (B, C, h, w)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerLayer(config, config.fpn_feature_size, config.encoder_ffn_dim, cross_attention=False)
@@ -168,7 +168,7 @@ class DeformablePixelDecoder(nn.Module):
         levels, points: maps that attend to each other, and places that a query looks at on each.
     """
 
-    def __init__(self, config, in_channels: list[int], levels: int = 3, points: int = 4):
+    def __init__(self, config: Any, in_channels: list[int], levels: int = 3, points: int = 4):
         super().__init__()
         size = config.fpn_feature_size
         self.context_channels = size
@@ -223,7 +223,7 @@ class DeformablePixelDecoder(nn.Module):
 class PerPixelDecoder(nn.Module):
     """What is left to do where the backbone is a whole per-pixel network (per_pixel_networks.py): the projection."""
 
-    def __init__(self, config, in_channels: list[int]):
+    def __init__(self, config: Any, in_channels: list[int]):
         super().__init__()
         self.context_channels = in_channels[-1]
         self.upsampling = config.mask_upsampling
@@ -234,7 +234,7 @@ class PerPixelDecoder(nn.Module):
         return PixelFeatures(context, [context, finest], self.mask_projection, region, upsampling=self.upsampling)
 
 
-def mask_projection(config, in_channels: int) -> nn.Conv2d:
+def mask_projection(config: Any, in_channels: int) -> nn.Conv2d:
     """Finest features -> per-pixel embeddings."""
     kernel_size = config.mask_kernel_size
     return nn.Conv2d(in_channels, config.mask_feature_size, kernel_size, padding=kernel_size // 2)

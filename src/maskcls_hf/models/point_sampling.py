@@ -18,7 +18,7 @@ class PointSampler:
         config: `loss_points`, `loss_oversampling` and `loss_importance` say how many.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.number = config.loss_points
         self.candidates = int(config.loss_points * config.loss_oversampling)
         self.uncertain = int(config.loss_points * config.loss_importance)
@@ -44,7 +44,7 @@ class PointSampler:
         """
         image = torch.arange(len(predictions.class_logits), device=predictions.class_logits.device)
         points = self.on_valid_pixels(image, self.number, targets)
-        labels = labels_at(points, image, None, targets, self.padding_mode)
+        labels = _labels_at(points, image, None, targets, self.padding_mode)
         on_image = points.new_ones(points.shape[:2]) * has_valid_pixels(targets, image)[:, None]
         return predictions.masks_at(points, self.padding_mode), labels * on_image[:, None], on_image
 
@@ -57,7 +57,7 @@ class PointSampler:
         least = certainty.topk(self.uncertain, largest=False, sorted=False).indices  # (T, P'')
         uncertain = candidates.gather(1, least[..., None].expand(-1, -1, 2))
         points = torch.cat([uncertain, self.on_valid_pixels(image, self.number - self.uncertain, targets)], 1)
-        return points, labels_at(points, image, segment, targets, self.padding_mode)
+        return points, _labels_at(points, image, segment, targets, self.padding_mode)
 
     def on_valid_pixels(self, image: Tensor, points: int, targets: Any) -> Tensor:
         """Uniformly on the valid pixels of the images (n,): (n, points, 2)."""
@@ -87,7 +87,7 @@ def logits_at(logits: Tensor, points: Tensor, padding_mode: str) -> Tensor:
     return F.grid_sample(logits, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)[..., 0]
 
 
-def labels_at(points: Tensor, image: Tensor, segment: Tensor | None, targets: Any, padding_mode: str) -> Tensor:
+def _labels_at(points: Tensor, image: Tensor, segment: Tensor | None, targets: Any, padding_mode: str) -> Tensor:
     """Segments between their pixels, bilinearly, in 0..1; what is not valid has no part in it.
 
     Args:

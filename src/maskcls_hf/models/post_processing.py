@@ -190,13 +190,13 @@ def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Si
     return DeviceMaps(sizes)
 
 
-def by_rule(maps: PlainMaps, rule: Rule) -> PlainMaps:
+def _by_rule(maps: PlainMaps, rule: Rule) -> PlainMaps:
     """`maps`, or those of transformers in their place. Raises ValueError for an unknown rule."""
     require_rule(rule)
     return TransformersMaps(replace(maps.sizes, padded=SQUEEZED, valid=SQUEEZED)) if rule == "transformers" else maps
 
 
-def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Without autocast, which would make the products below in half precision."""
 
     @wraps(function)
@@ -208,7 +208,7 @@ def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, R
     return wrapped
 
 
-@in_float32
+@_in_float32
 def semantic_map(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -265,7 +265,7 @@ def map_of_scores(scores: Tensor, score_threshold: float = 0.0) -> Tensor:
     return class_map.masked_fill_(~(highest > score_threshold), NO_CLASS)
 
 
-@in_float32
+@_in_float32
 def per_pixel_map(
     logits: Tensor,
     *,
@@ -327,7 +327,7 @@ def map_of_windows(
     return (class_map, scores) if return_scores else class_map
 
 
-@in_float32
+@_in_float32
 def panoptic_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -367,7 +367,7 @@ def panoptic_segments(
     _check_fractions(max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
-    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
+    maps = _by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
 
     scores, labels = class_probs.cpu().max(-1)  # (N,), (N,); few: the host is done sooner
     kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
@@ -415,7 +415,7 @@ def class_segments(class_map: Tensor) -> dict[str, Any]:
     return {"segmentation": places.to(torch.int32) + 1, "segments_info": segments}
 
 
-@in_float32
+@_in_float32
 def instance_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -458,7 +458,7 @@ def instance_segments(
     clean_up = dict(max_mask_iou=max_mask_iou, max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     _check_fractions(**clean_up)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
+    maps = _by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
@@ -552,7 +552,7 @@ class OutputMapsMixin:
             to_map = partial(semantic_map, **options)
         maps: list[Any] = []
         images: Any = _images(outputs, target_sizes, pairs)
-        if in_windows(outputs):
+        if _in_windows(outputs):
             images = _windowed_images(outputs, target_sizes)
             to_map = partial(map_of_windows, **options)
         for *logits, sizes in images:
@@ -696,7 +696,7 @@ def classifies_pixels(outputs: Any) -> bool:
     return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
 
 
-def in_windows(outputs: Any) -> bool:
+def _in_windows(outputs: Any) -> bool:
     """Whether these are of windows of images; transformers' EoMT names none, where there are none."""
     offsets = getattr(outputs, "patch_offsets", None)
     return offsets is not None and len(offsets) > 0
@@ -708,7 +708,7 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     Of an image in windows the pairs of all its windows, whose masks are empty beyond their window.
     """
     give_back_memory()
-    if in_windows(outputs):
+    if _in_windows(outputs):
         for windows, sizes in _windowed_images(outputs, target_sizes):
             size = sizes["size"]
             masks = [window.pasted(size) for window in windows]

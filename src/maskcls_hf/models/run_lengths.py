@@ -16,7 +16,7 @@ from torch import Tensor
 Ids = NDArray[np.integer]
 
 
-def as_array(values: Tensor | NDArray | Sequence[float], dtype: type | None = None) -> NDArray:
+def as_array(values: Tensor | NDArray[Any] | Sequence[float], dtype: type | None = None) -> NDArray:
     """An array in the computer's own memory, without a copy where that is possible."""
     return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=dtype)
 
@@ -56,7 +56,7 @@ class Runs(NamedTuple):
         ids = (np.flatnonzero(is_there) + low).astype(values.dtype)
         return ids, self._replace(values=(np.cumsum(is_there) - 1)[offsets])
 
-    def look_up(self, table: NDArray) -> Runs:
+    def look_up(self, table: NDArray[Any]) -> Runs:
         """Each value, a place in a table, becomes what stands there."""
         return self._replace(values=table[self.values])
 
@@ -248,7 +248,7 @@ class MaskRuns:
         places = edges.reshape(-1)
         if not len(places) or places[-1] < height * width:
             places = np.append(places, height * width)
-        return {"size": [height, width], "counts": packed_counts(np.diff(places, prepend=0))}
+        return {"size": [height, width], "counts": _packed_counts(np.diff(places, prepend=0))}
 
 
 def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
 # characters from "0" on; 32 says that more digits follow, 16 in the last one that the number is negative.
 
 
-def packed_counts(runs: NDArray[np.int64]) -> str:
+def _packed_counts(runs: NDArray[np.int64]) -> str:
     """Lengths of runs (R,) below 2^30 -> compressed run lengths."""
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]

@@ -56,7 +56,7 @@ class Segments:
     """
 
     class_labels: Tensor
-    masks: Runs | Tensor | NDArray | Sequence[MaskRuns | Mapping[str, Any]]
+    masks: Runs | Tensor | NDArray[Any] | Sequence[MaskRuns | Mapping[str, Any]]
     is_crowd: Tensor = None  # type: ignore[assignment]  # always a tensor once made
     areas: Tensor | None = None
     scores: Tensor | None = None
@@ -288,7 +288,7 @@ class Segments:
     @classmethod
     def from_ids(
         cls,
-        pixels: Tensor | NDArray | Runs,
+        pixels: Tensor | NDArray[Any] | Runs,
         classes: Mapping[int, int | None],
         crowd_ids: Collection[int] = (),
         areas: Mapping[int, float] | None = None,
@@ -329,7 +329,9 @@ class Segments:
         )
 
     @classmethod
-    def from_class_map(cls, class_map: Tensor | NDArray | Runs, void_id: int | None = None, name: str = "") -> Segments:
+    def from_class_map(
+        cls, class_map: Tensor | NDArray[Any] | Runs, void_id: int | None = None, name: str = ""
+    ) -> Segments:
         """Of a map of classes (H, W) or its runs, each class a segment; `void_id` (None: -1) marks unlabeled pixels.
 
         Raises:
@@ -479,7 +481,7 @@ def _as_map(masks: Tensor) -> Tensor:
     return torch.where(masks, places + 1, 0).sum(0, dtype=torch.int32) - 1
 
 
-def _table(of_places: NDArray, dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray:
+def _table(of_places: NDArray[Any], dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray:
     """(M,) -> (M + 2,), which an index map can be looked up in: places -2 and -1 are the last two."""
     return np.concatenate([of_places, [no_segment, void]]).astype(dtype)
 

@@ -34,24 +34,24 @@ class TiledMaps(PlainMaps):
 
         def write(block: Block) -> None:
             cells = block.window(mask_logits)  # (N, y, x)
-            bounds = [torch.tensordot(by_class, bound.sigmoid(), 1) for bound in cell_min_max(cells)]  # (K, y, x) each
-            can_win = block.tile_max(max_margin(*bounds)) >= 0  # (K, T)
+            bounds = [torch.tensordot(by_class, bound.sigmoid(), 1) for bound in _cell_min_max(cells)]  # (K, y, x) each
+            can_win = block.tile_max(_max_margin(*bounds)) >= 0  # (K, T)
             index = block.filled_with(can_win.byte().argmax(0))
             rows = block.to_padded_rows_of_all(cells)
             for pairs in block.groups(can_win & (can_win.sum(0) > 1), block.padded_area, len(mask_logits)):
                 logits = block.to_padded_of_all(rows, pairs.tiles)  # (U, x, y, N)
                 if resize == "logits":
-                    bounds = [pairs.scores(by_class, bound.sigmoid()) for bound in cell_min_max(logits)]
-                    pairs, _ = pairs.kept(tile_candidates(*bounds)[pairs.place, pairs.rank])
+                    bounds = [pairs.scores(by_class, bound.sigmoid()) for bound in _cell_min_max(logits)]
+                    pairs, _ = pairs.kept(_tile_candidates(*bounds)[pairs.place, pairs.rank])
                     logits = block.to_target_of_all(block.to_padded_of_all(rows, pairs.tiles), pairs.tiles)
                     scores = pairs.scores(by_class, logits.sigmoid_())[pairs.place, pairs.rank]  # (P, W, H)
                 else:
                     of_tiles = pairs.scores(by_class, logits.sigmoid_())  # (U, ranks, x, y)
                     bounds = [
                         bound.view(*of_tiles.shape[:2], *bound.shape[1:])
-                        for bound in cell_min_max(of_tiles.flatten(0, 1))
+                        for bound in _cell_min_max(of_tiles.flatten(0, 1))
                     ]
-                    left, kept = pairs.kept(tile_candidates(*bounds)[pairs.place, pairs.rank])
+                    left, kept = pairs.kept(_tile_candidates(*bounds)[pairs.place, pairs.rank])
                     scores = of_tiles[pairs.place[kept], pairs.rank[kept]]  # (P, x, y)
                     pairs, scores = left, block.to_target(scores.mT, left.tile).mT  # (P, W, H)
                 index[pairs.tiles] = pairs.argmax(scores).mT
@@ -65,12 +65,12 @@ class TiledMaps(PlainMaps):
 
         def write(block: Block) -> None:
             cells = block.window(logits)  # (K, y, x)
-            can_win = block.tile_max(max_margin(*cell_min_max(cells))) >= 0  # (K, T)
+            can_win = block.tile_max(_max_margin(*_cell_min_max(cells))) >= 0  # (K, T)
             index = block.filled_with(can_win.byte().argmax(0))
             rows = block.to_padded_rows(cells)
             for pairs in block.groups(can_win & (can_win.sum(0) > 1), block.padded_area):
                 scores = block.to_padded(rows, pairs)  # (P, y, x)
-                pairs, kept = pairs.that_can_win(*cell_min_max(scores))
+                pairs, kept = pairs.that_can_win(*_cell_min_max(scores))
                 index[pairs.tiles] = pairs.argmax(block.to_target(scores[kept], pairs.tile))
             block.write(segmentation, index)
 
@@ -84,8 +84,8 @@ class TiledMaps(PlainMaps):
         def write(block: Block) -> Tensor:
             """The areas (n,) of masks in the block."""
             cells = block.window(mask_logits)  # (n, y, x)
-            least, most = cell_min_max(cells)
-            can_win = block.tile_max(max_margin(least.sigmoid() * weights, most.sigmoid() * weights)) >= 0  # (n, T)
+            least, most = _cell_min_max(cells)
+            can_win = block.tile_max(_max_margin(least.sigmoid() * weights, most.sigmoid() * weights)) >= 0  # (n, T)
             least, most = -block.tile_max(-least), block.tile_max(most)  # (n, T) each
             crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
             areas = ((least >= mask_logit) * block.areas).sum(1).float()  # in tiles without their outline
@@ -94,7 +94,7 @@ class TiledMaps(PlainMaps):
             rows = block.to_padded_rows(cells)
             for pairs in block.groups((can_win | crossed) & undecided, block.padded_area):
                 logits = block.to_padded(rows, pairs)  # (P, y, x)
-                bounds = cell_min_max(logits.sigmoid() * weights[pairs.channel])
+                bounds = _cell_min_max(logits.sigmoid() * weights[pairs.channel])
                 pairs, kept = pairs.that_can_win(*bounds, or_kept=crossed)
                 logits = block.to_target(logits[kept], pairs.tile)  # (P, H, W)
                 inside = block.existing(torch.ge(logits, mask_logit, out=torch.empty_like(logits)), pairs.tile)
@@ -142,19 +142,19 @@ class TiledMaps(PlainMaps):
         return ids
 
 
-def _present(block: "Block", mask_logits: Tensor, mask_logit: float) -> Iterator[tuple["TilePairs", Tensor, Tensor]]:
+def _present(block: "Block", mask_logits: Tensor, mask_logit: float) -> Iterator[tuple["_TilePairs", Tensor, Tensor]]:
     """Masks with the tiles of a block where they can have pixels, their logits there (P, H, W), and which are inside
     (P, H, W), as 0 and 1.
     """
     cells = block.window(mask_logits)  # (n, y, x)
     rows = block.to_padded_rows(cells)
-    for pairs in block.groups(block.tile_max(cell_min_max(cells)[1]) > mask_logit, math.prod(block.size)):
+    for pairs in block.groups(block.tile_max(_cell_min_max(cells)[1]) > mask_logit, math.prod(block.size)):
         logits = block.to_target(block.to_padded(rows, pairs), pairs.tile)
         inside = torch.gt(logits, mask_logit, out=torch.empty_like(logits))
         yield pairs, logits, block.existing(inside, pairs.tile)
 
 
-class TilePairs:
+class _TilePairs:
     """Pairs of a channel and a tile where it can win: first the first one of each tile, then the second ones, ...
 
     Tiles with most pairs come first, so that those that have an r-th pair are the first ones.
@@ -180,7 +180,7 @@ class TilePairs:
         """Of values (P, ...) those of the first pairs of the tiles (U, ...), then of the second ones, ..."""
         return iter(values.split(self.sizes))
 
-    def that_can_win(self, least: Tensor, most: Tensor, or_kept: Tensor | None = None) -> tuple["TilePairs", Tensor]:
+    def that_can_win(self, least: Tensor, most: Tensor, or_kept: Tensor | None = None) -> tuple["_TilePairs", Tensor]:
         """By bounds of their scores at some places (P, y, x): the pairs that can win at one (or are in (C, T) bool),
         and their indices among these pairs.
         """
@@ -191,13 +191,13 @@ class TilePairs:
         can_win = (most - highest[self.place]).amax((1, 2)) >= 0
         return self.kept(can_win if or_kept is None else can_win | or_kept[self.channel, self.tile])
 
-    def kept(self, kept: Tensor) -> tuple["TilePairs", Tensor]:
+    def kept(self, kept: Tensor) -> tuple["_TilePairs", Tensor]:
         """The pairs that are kept (P,) bool, and their indices among these pairs."""
         chosen = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         chosen[self.channel[kept], self.tile[kept]] = True
         index = torch.empty(self.shape, dtype=torch.int64, device="cpu")
         index[self.channel, self.tile] = torch.arange(len(self), device="cpu")
-        left = TilePairs(chosen)
+        left = _TilePairs(chosen)
         return left, index[left.channel, left.tile]
 
     def argmax(self, scores: Tensor) -> Tensor:
@@ -232,12 +232,12 @@ class TilePairs:
         return torch.bmm(by_class[classes], probs.flatten(1, 2).mT).unflatten(2, probs.shape[1:3])
 
 
-def max_margin(least: Tensor, most: Tensor) -> Tensor:
+def _max_margin(least: Tensor, most: Tensor) -> Tensor:
     """Bounds of C scores at some places (C, y, x) -> how far each can be ahead (C, y, x); below 0 it cannot win."""
     return most - least.amax(0)
 
 
-def cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
+def _cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values at pixels (C, y, x, ...) -> the least and the greatest of four neighbors (C, y - 1, x - 1, ...): bounds of
     what is interpolated between them. An axis with a single pixel stays as it is.
     """
@@ -249,7 +249,7 @@ def cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
     return least, most
 
 
-def tile_candidates(least: Tensor, most: Tensor) -> Tensor:
+def _tile_candidates(least: Tensor, most: Tensor) -> Tensor:
     """Bounds of C scores at some places of each tile (U, C, y, x) -> which can win at any of them (U, C)."""
     return (most - least.amax(1, keepdim=True)).amax((2, 3)) >= 0
 
@@ -314,7 +314,7 @@ class Block:
             slice(left, left + int(start[-1]) + columns.to_padded.shape[1]),
         )
 
-    def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[TilePairs]:
+    def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[_TilePairs]:
         """The pairs that are chosen (C, T), in groups of tiles that hold about `GROUP` values, if each pair holds
         `area`, and so do `channels` more of each tile.
         """
@@ -325,7 +325,7 @@ class Block:
             if group and (count is None or values + added > GROUP):
                 of_group = torch.zeros(self.count, dtype=torch.bool, device="cpu")
                 of_group[group] = True
-                yield TilePairs(chosen & of_group)
+                yield _TilePairs(chosen & of_group)
                 group, values = [], 0
             if count:
                 group.append(tile)
@@ -336,7 +336,7 @@ class Block:
         return maps[:, self.source[0], self.source[1]]
 
     def tile_max(self, bounds: Tensor) -> Tensor:
-        """The greatest in each tile (C, T) of the bounds that `cell_min_max` makes of the window."""
+        """The greatest in each tile (C, T) of the bounds that `_cell_min_max` makes of the window."""
         width = max(1, self.to_padded_columns.shape[1] - 1)
         return bounds.amax(1).unfold(1, width, 1)[:, self.cells].amax(2)
 
@@ -344,7 +344,7 @@ class Block:
         """The window (C, y, x) at the rows of the padded size (C, Y, x)."""
         return self.rows_to_padded @ cells
 
-    def to_padded(self, rows: Tensor, pairs: TilePairs) -> Tensor:
+    def to_padded(self, rows: Tensor, pairs: _TilePairs) -> Tensor:
         """What `to_padded_rows` gave, at those padded pixels that the tiles of pairs depend on (P, Y, X)."""
         windows = rows.unfold(2, self.to_padded_columns.shape[1], 1)[pairs.channel, :, self.cells[pairs.tile]]
         return torch.bmm(windows, self.to_padded_columns[pairs.tile])

@@ -79,7 +79,7 @@ class StandardTransformerDecoder(nn.Module):
     Every layer's output goes through the final norm, not only the last one's: the inner layers are supervised too.
     """
 
-    def __init__(self, config, in_channels: int):
+    def __init__(self, config: Any, in_channels: int):
         super().__init__()
         size = config.hidden_size
         self.input_projection = nn.Conv2d(in_channels, size, 1) if in_channels != size else nn.Identity()
@@ -124,7 +124,7 @@ class MaskedAttentionTransformerDecoder(nn.Module):
     Predictions are made before the first layer too: the segment embeddings are one more than the layers.
     """
 
-    def __init__(self, config, in_channels: int, levels: int = 3):
+    def __init__(self, config: Any, in_channels: int, levels: int = 3):
         super().__init__()
         size, in_channels = config.hidden_size, config.fpn_feature_size
         self.input_projections = nn.ModuleList(

@@ -17,7 +17,7 @@ def no_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> 
     return FileNotFoundError(f"No {kind} folder {path}.{hint}")
 
 
-def require_model_place(name: str | os.PathLike) -> None:
+def require_model_place(name: str | os.PathLike[str]) -> None:
     """ValueError for what is neither a folder nor a possible name on the Hub."""
     text = os.fspath(name)
     if os.path.isdir(text):

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 
 @contextmanager
-def verbosity_kept() -> Iterator[None]:
+def _verbosity_kept() -> Iterator[None]:
     """Afterwards transformers' verbosity is as before, whoever changes it inside."""
     verbosity = logging.get_verbosity()
     try:
@@ -22,7 +22,7 @@ def verbosity_kept() -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' reports of loading: what matters in them is raised as an error."""
-    with verbosity_kept():
+    with _verbosity_kept():
         logging.set_verbosity(logging.CRITICAL)
         yield
 
@@ -37,7 +37,7 @@ def no_progress_bars() -> Iterator[None]:
     if shown:
         logging.disable_progress_bar()
     try:
-        with verbosity_kept():
+        with _verbosity_kept():
             yield
     finally:
         if shown:

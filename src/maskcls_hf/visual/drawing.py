@@ -48,13 +48,13 @@ def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_
 
 def color_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colors: Sequence[Color]) -> NDArray[np.uint8]:
     """Ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
-    index, numbers = small_index(ids)
+    index, numbers = _small_index(ids)
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
     return palette[index]
 
 
-def small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
+def _small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
     """A map of ids (H, W) as places in a list of numbers, which holds all of its ids."""
     low, high = (int(bound) for bound in (ids.min(), ids.max()))
     if high - low < PALETTE:
@@ -80,7 +80,7 @@ class LegendRow(NamedTuple):
     colors: list[Color]
 
 
-def legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], names: dict[int, str]) -> list[LegendRow]:
+def _legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], names: dict[int, str]) -> list[LegendRow]:
     """One row a class, largest area first, with the number of its segments where there are several."""
     area: dict[int, int] = {}
     found: dict[int, list[Color]] = {}
@@ -122,7 +122,7 @@ def draw_overlay(
     factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
     size = (ids.shape[1] * factor, ids.shape[0] * factor)
     pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))  # (H, W, 3)
-    index, numbers = small_index(ids)
+    index, numbers = _small_index(ids)
     index = index.repeat(factor, 0).repeat(factor, 1) if factor > 1 else index
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.float32)
@@ -135,7 +135,7 @@ def draw_overlay(
         mixed = pixels[rows] * (1 - alpha[..., None]) + palette[index[rows]] * alpha[..., None]
         pixels[rows] = mixed.round()
     blended = Image.fromarray(pixels)
-    return beside(blended, legend_rows(segments, colors, names)) if legend and segments else blended
+    return beside(blended, _legend_rows(segments, colors, names)) if legend and segments else blended
 
 
 def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
@@ -153,12 +153,12 @@ def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
     left = picture.width + margin
     for index, row in enumerate(rows):
         top = margin + index * line
-        draw_swatch(draw, row.colors, (left, top, swatch))
+        _draw_swatch(draw, row.colors, (left, top, swatch))
         draw.text((left + swatch + margin * 0.7, top + swatch / 2), row.text, fill=TEXT, font=font, anchor="lm")
     return sheet
 
 
-def draw_swatch(draw: ImageDraw.ImageDraw, colors: list[Color], square: tuple[int, int, int]) -> None:
+def _draw_swatch(draw: ImageDraw.ImageDraw, colors: list[Color], square: tuple[int, int, int]) -> None:
     """A square (left, top, edge), in stripes where a class has several colors."""
     left, top, edge = square
     shown = colors[:4]
