@@ -95,6 +95,7 @@ def _config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
 
 
 def model_of_config(config: PreTrainedConfig) -> EomtForUniversalSegmentation | EomtDinov3ForUniversalSegmentation:
+    """The EoMT of transformers for a `MaskClsConfig`, without weights."""
     theirs: Any = _config_to_eomt(config)
     is_dinov3 = isinstance(theirs, EomtDinov3Config)
     return EomtDinov3ForUniversalSegmentation(theirs) if is_dinov3 else EomtForUniversalSegmentation(theirs)
@@ -167,6 +168,11 @@ def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
 def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' EoMT, of this configuration of theirs, by our names, without those it calls
     `leave_out`.
+
+    Args:
+        state: parameters by their names.
+        config: theirs.
+        leave_out: their names of parameters that are not wanted.
     """
     result: dict[str, Tensor] = {}
     for name, ours in our_names(state, config).items():
@@ -234,6 +240,14 @@ def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dic
     The probabilities of its masks become a field of the configuration: they are added to the options, and `base` is
     taken from them.
 
+    Args:
+        model_class: `EomtForUniversalSegmentation` or `EomtDinov3ForUniversalSegmentation`.
+        path: folder or name on the Hub.
+        options: of `from_pretrained`, changed in place.
+
+    Returns:
+        Parameters by our names, and names that our model has no place for.
+
     Raises:
         ValueError: as [`with_base`].
     """
@@ -254,6 +268,9 @@ def with_base(
     be passed on, so EoMT's authors publish the differences.
 
     Args:
+        state: parameters by our names.
+        config: ours.
+        where: names the checkpoint in messages.
         base: what to add them to, as for `MaskClsForUniversalSegmentation.from_backbone`.
 
     Raises:

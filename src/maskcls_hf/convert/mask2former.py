@@ -100,6 +100,7 @@ def config_to_mask2former(config: PreTrainedConfig) -> Mask2FormerConfig:
 
 
 def model_of_config(config: PreTrainedConfig) -> Mask2FormerForUniversalSegmentation:
+    """The Mask2Former of transformers for a `MaskClsConfig`, without weights."""
     return Mask2FormerForUniversalSegmentation(config_to_mask2former(config))
 
 

@@ -157,6 +157,7 @@ def _config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
 
 
 def model_of_config(config: PreTrainedConfig) -> MaskFormerForInstanceSegmentation:
+    """The MaskFormer of transformers for a `MaskClsConfig`, without weights."""
     return MaskFormerForInstanceSegmentation(_config_to_maskformer(config))
 
 
@@ -190,6 +191,7 @@ def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[
 
 
 def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
+    """Prefixes of parameter names of a Swin: ours -> theirs."""
     encoder = "model.pixel_level_module.encoder"
     modules = {"model.backbone.swin": f"{encoder}.model"}
     for index, stage in enumerate(SWIN_STAGES):
@@ -211,7 +213,12 @@ def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:
-    """`name` with its longest prefix that `modules` knows replaced."""
+    """`name` with its longest prefix that `modules` knows replaced.
+
+    Example:
+        >>> rename("model.backbone.stem.weight", {"model.backbone": "encoder"})
+        'encoder.stem.weight'
+    """
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         prefix = ".".join(parts[:end])
@@ -258,6 +265,7 @@ def read_theirs(
     names.
 
     Args:
+        model_class: of transformers.
         path: folder or name on the Hub.
         options: of `from_pretrained`.
         has_no_counterpart: of names of theirs that we need not.

@@ -82,6 +82,15 @@ def save_from_original(
     "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
     other data sets. EoMT's resizes and pads to the square that the positions of its ViT are for (of DINOv3, which has
     none, 640); its semantic models want `do_split_image`.
+
+    Args:
+        checkpoint: as of `from_original`.
+        out: the folder, which is made.
+        base: as of `from_original`.
+        overrides: as of `from_original`.
+
+    Raises:
+        `ValueError`: as of `from_original`.
     """
     model = from_original(checkpoint, base, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"

@@ -50,6 +50,8 @@ def from_original_eomt(
     """Configuration and weights by our names.
 
     Args:
+        state: parameters by the names in the file.
+        where: names the checkpoint in messages.
         base: weights of a pretrained ViT, which the checkpoint has the differences to; see `eomt.with_base`.
         overrides: fields of the configuration; `num_attention_heads` are those of the ViT, one for 64 channels if not
             given.

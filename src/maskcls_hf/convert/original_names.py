@@ -147,6 +147,7 @@ def _resnet_modules(backbone: PreTrainedConfig) -> Iterator[tuple[str, str]]:
 
 
 def swin_modules(depths: list[int]) -> Iterator[tuple[str, str]]:
+    """Prefixes of parameter names of a Swin with these depths, of the paper's code and ours."""
     yield "backbone.patch_embed.proj", "model.backbone.swin.embeddings.patch_embeddings.projection"
     yield "backbone.patch_embed.norm", "model.backbone.swin.embeddings.norm"
     yield "backbone.layers", "model.backbone.swin.encoder.layers"

@@ -277,6 +277,12 @@ def save_from_per_pixel(
 ) -> None:
     """Convert the per-pixel model at `path`, a folder or a name on the Hub, and its image processor if there is one.
 
+    Args:
+        path: of a checkpoint of transformers, or of one of our baselines.
+        out: the folder, which is made.
+        num_queries: as of `from_per_pixel`.
+        matching: as of `from_per_pixel`.
+
     Raises:
         `ValueError`: as `from_per_pixel`.
     """

@@ -65,7 +65,8 @@ READING_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFErro
 
 
 class LoadedWeights(NamedTuple):
-    """
+    """What was loaded into a backbone.
+
     Args:
         loaded: names of the tensors that the backbone now has from the checkpoint.
         parameters: how many numbers they are.
@@ -124,7 +125,8 @@ def open_backbone(
 
 
 class BackboneCheckpoint:
-    """
+    """A pretrained backbone: its configuration, its weights, and how it wants its images.
+
     Args:
         name: as the user gave it, for messages.
     """
@@ -243,6 +245,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return config
 
     def processor_fields(self) -> dict[str, Any]:
+        """As of `BackboneCheckpoint`; {} but for a warning where no file says how images were normalized."""
         try:
             with quiet():
                 theirs = MaskClsImageProcessor.get_image_processor_dict(self.name, **where_to_look(self.name))[0]
@@ -255,6 +258,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return {name: theirs[name] for name in FIELDS_OF_PROCESSORS if theirs.get(name) is not None}
 
     def require_same(self, config: PreTrainedConfig) -> None:
+        """As of `BackboneCheckpoint`."""
         if config.model_type != self.model_type:
             raise ValueError(
                 f"{self.name} holds a {self.model_type}, backbone_config a {config.model_type}. {WITHOUT_CONFIG}"
@@ -270,6 +274,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return copied
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
+        """As of `BackboneCheckpoint`. Raises `OSError` where the weights cannot be had."""
         try:
             with quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
                 loaded, report = type(backbone).from_pretrained(
@@ -341,8 +346,10 @@ def _shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
 
 
 class TimmCheckpoint(BackboneCheckpoint):
-    """
+    """A model of timm, of its own, saved by it, or in a package.
+
     Args:
+        name: as the user gave it, for messages.
         architecture: of timm, without the tag of its weights.
         images: `mean`, `std` and `interpolation` of its images, where they are known, as timm names them.
         file: of its weights; None: `repository`.
@@ -384,6 +391,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         return TimmBackboneConfig(num_channels=self.num_channels, **fields)
 
     def processor_fields(self) -> dict[str, Any]:
+        """As of `BackboneCheckpoint`."""
         fields: dict[str, Any] = {"do_normalize": True}
         for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
             if theirs in self.images:
@@ -393,6 +401,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         return fields
 
     def require_same(self, config: Any) -> None:
+        """As of `BackboneCheckpoint`."""
         if config.model_type != TimmBackboneConfig.model_type or base_name(config.backbone) != self.architecture:
             other = getattr(config, "backbone", None) or config.model_type
             raise ValueError(
@@ -400,6 +409,7 @@ class TimmCheckpoint(BackboneCheckpoint):
             )
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
+        """As of `BackboneCheckpoint`."""
         classifier = self.classifier(backbone.config.num_channels)
         own = backbone.state_dict()
         return {name: tensor for name, tensor in _names_in_features(classifier).items() if name in own}, {}
@@ -429,6 +439,12 @@ class TimmCheckpoint(BackboneCheckpoint):
             raise ValueError(f"{self.name}: timm's {self.architecture} does not take the weights. {error}") from error
 
     def weights(self) -> dict[str, Tensor]:
+        """Tensors of the file of weights, here or on the Hub, by their names in it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: there is nothing to load, or more than names with tensors.
+        """
         if self.file is None and self.repository is None:
             raise ValueError(f"{self.name}: timm names no weights of it on the Hub. Give a file of them (weights=...).")
         file = self.file or download(self.name, str(self.repository), WEIGHTS_OF_TIMM)
@@ -566,7 +582,16 @@ def _backbone_of_package(name: str) -> TimmCheckpoint:
 
 
 def download(name: str, repository: str, files: Iterable[str]) -> Path:
-    """The first of `files` that a repository on the Hub, or its copy here, has."""
+    """The first of `files` that a repository on the Hub, or its copy here, has.
+
+    Args:
+        name: of the backbone, for messages.
+        repository: on the Hub.
+        files: the first one that is there is taken.
+
+    Raises:
+        OSError: there is none, or the Hub cannot be reached.
+    """
     problem: Exception | None = None
     for file in files:
         try:

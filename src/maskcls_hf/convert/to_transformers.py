@@ -81,6 +81,7 @@ def processor_to_transformers(processor: MaskClsImageProcessor, processor_class:
     """Transformers' image processor with the options of ours.
 
     Args:
+        processor: ours.
         processor_class: `MaskFormerImageProcessor`, `Mask2FormerImageProcessor` or `EomtImageProcessor`.
 
     Raises:

@@ -48,10 +48,12 @@ class Card:
 
     @property
     def name(self) -> str:
+        """Name on the Hub, or else of the folder."""
         return self.options.repo_id or self.model.folder.absolute().name
 
     @property
     def data_name(self) -> str:
+        """Name of the training data, also where nobody says it."""
         return "the training data" if self.options.data is None else self.options.data.name
 
     def section(self, name: str) -> dict[str, Any]:
@@ -118,6 +120,7 @@ def _folded(title: str, text: str) -> str:
 
 
 def use(card: Card) -> str:
+    """How to load and run the model."""
     if card.options.without_weights:
         return "The weights are not published; the training below makes them."
     task, auto_class = card.model.task, card.model.kind.auto_class
@@ -198,6 +201,7 @@ def _training_data(card: Card) -> str:
 
 
 def training(card: Card) -> str:
+    """The recipe of the training as a table, and its curves."""
     parts = []
     if card.recipe is not None:
         named = f", made of the package's recipe {markdown_code(card.recipe.name)}" if card.recipe.name else ""
@@ -219,6 +223,7 @@ def training(card: Card) -> str:
 
 
 def scores(card: Card, evaluation: Scores) -> str:
+    """The scores of one evaluation, as tables."""
     paper = card.section("paper")
     parts = [_evaluation_sentence(card, evaluation.settings)]
     if evaluation.overall:
@@ -259,10 +264,12 @@ def _evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
 
 
 def pictures(shown: Sequence[tuple[str, str]]) -> str:
+    """Pictures with their captions; "" without any."""
     return "\n\n".join(f"![{markdown(caption)}]({path})\n\n{markdown(caption)}" for path, caption in shown)
 
 
 def speed(card: Card) -> str:
+    """The time of an image; "" where it was not measured."""
     if card.options.speed is None:
         return ""
     milliseconds, (height, width), machine = card.options.speed
@@ -270,6 +277,7 @@ def speed(card: Card) -> str:
 
 
 def limitations(card: Card) -> str:
+    """What follows from the model and its scores, and what the options say."""
     model, said = card.model, ["It tells classes apart, not instances."]
     if model.finds_segments:
         said = [

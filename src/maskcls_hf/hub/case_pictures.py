@@ -21,7 +21,15 @@ WRONG, RIGHT, UNKNOWN = (np.array(c, dtype=np.uint8) for c in ((214, 39, 40), (2
 def draw_maps(
     image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
-    """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used."""
+    """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used.
+
+    Args:
+        image: (H, W, 3).
+        true: the annotation.
+        predicted: what the model finds.
+        names: of the classes by their ids.
+        one_color: classes of which all segments have the same color.
+    """
     of_truth, of_prediction = (found.semantic_map(UNLABELED).numpy() for found in (true, predicted))
     judged = np.where((of_truth == of_prediction)[..., None], RIGHT, WRONG)
     errors = Image.fromarray(np.where((of_truth >= 0)[..., None], judged, UNKNOWN))
@@ -35,7 +43,15 @@ def draw_maps(
 def draw_case(
     image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
-    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors."""
+    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors.
+
+    Args:
+        image: (H, W, 3).
+        true: the annotation.
+        predicted: what the model finds.
+        names: of the classes by their ids.
+        one_color: classes of which all segments have the same color.
+    """
     colored = [(found, segment_colors(found.records, len(names), one_color)) for found in (true, predicted)]
     overlays = [
         draw_overlay(image, found.index_map.numpy(), found.records, c, names, legend=False) for found, c in colored
@@ -72,6 +88,7 @@ def true_segments(truth: Segments) -> Segments:
 
 
 def true_classes(truth: Segments, void_id: int) -> Segments:
+    """The annotation as a map of classes, each a segment."""
     return Segments.from_class_map(truth.semantic_map(void_id), void_id)
 
 

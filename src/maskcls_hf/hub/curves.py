@@ -45,6 +45,7 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
 
 
 def losses_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """Losses of training and evaluation over the steps."""
     names = {"loss": "loss in training", "eval_loss": "loss in evaluation"}
     return {title: points for name, title in names.items() if (points := _points_of(log, name))}
 

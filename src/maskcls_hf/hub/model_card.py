@@ -56,6 +56,7 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
 
 
 def recipe_of(model: SavedModel, options: CardOptions) -> Recipe | None:
+    """The recipe that the options name, or else that of the model's folder; None: there is none."""
     path = options.recipe or model.recipe_path()
     return None if path is None else read_recipe(path)
 

@@ -47,6 +47,13 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(  # type: ignore[override]
         self, image: Any, subtask: str | None = None, timeout: float | None = None
     ) -> Any:
+        """As in transformers; an image that is cut into tiles or enlarged stays an image.
+
+        Args:
+            image: PIL image, path, URL or base64.
+            subtask: "semantic", "panoptic" or "instance". None: as saved.
+            timeout: for a download, in seconds.
+        """
         if self._own and self._resamples:
             return {"image": load_image(image, timeout=timeout)}
         return super().preprocess(image, subtask, timeout)

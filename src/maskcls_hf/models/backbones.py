@@ -138,6 +138,11 @@ def freeze_unused(backbone: Any, maps: list[Tensor], parameters: dict[str, Tenso
     """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns.
 
     As a parameter, without a gradient, it would stop DistributedDataParallel.
+
+    Args:
+        backbone: changed in place.
+        maps: feature maps of [`dry_run`].
+        parameters: those that the maps were made of, by their names in the backbone.
     """
     seen, nodes = set(), [m.grad_fn for m in maps]
     while nodes:
@@ -218,6 +223,7 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 def upsample2x(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """A transposed convolution: (B, in_channels, h, w) -> (B, out_channels, 2 h, 2 w)."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
@@ -225,6 +231,7 @@ class PixelNorm(nn.LayerNorm):
     """Layer norm over the channels of each cell: (B, C, h, w) -> (B, C, h, w)."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
         return super().forward(features.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -246,9 +253,10 @@ def is_plain_vit(config: PreTrainedConfig) -> bool:
 
 
 def _check_plain_vit(vit: Any) -> None:
-    """
+    """A plain ViT must give its last map, as a map.
+
     Raises:
-        `ValueError`: it does not give its last map.
+        `ValueError`: it does not.
     """
     config = vit.config
     if config.model_type == "timm_backbone":
@@ -326,6 +334,7 @@ class _PaddedBatch(TorchFunctionMode):
 
 
 def unguarded(batch: _PaddedBatch, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that does not look at whole maps, as it is."""
     return function(*args, **kwargs)
 
 
@@ -337,7 +346,16 @@ def reduce(
     *args: Any,
     **kwargs: Any,
 ) -> Tensor:
-    """A sum, norm or maximum over rows and columns, to which padding adds `nothing` (None: the least value)."""
+    """A sum, norm or maximum over rows and columns, to which padding adds `nothing` (None: the least value).
+
+    Args:
+        nothing: what padding counts as. None: the least value of the type.
+        batch: where the maps are image.
+        function: of torch, called with `features` and the further arguments.
+        features: (B, C, h, w) or (B, h, w, C).
+        args: further arguments of the function, such as the axes.
+        kwargs: the same by their names.
+    """
     axes = _spatial_axes(features, args[0] if args and function is not torch.Tensor.norm else kwargs.get("dim"))
     if axes is None:
         return function(features, *args, **kwargs)
@@ -492,7 +510,17 @@ class PaddingMaskHooks:
     def mask_keys(
         self, layer: Any, stride: int, attention: nn.Module, inputs: tuple[Any, ...]
     ) -> tuple[Any, ...] | None:
-        """Masks the keys that are not image."""
+        """Masks the keys that are not image.
+
+        Args:
+            layer: of Swin, which has the attention.
+            stride: of the layer, in pixels of the image.
+            attention: the module before which this runs.
+            inputs: windows (B * number of windows, L, C), and the mask of shifted windows or None.
+
+        Returns:
+            What the attention gets instead. None: nothing is to be masked.
+        """
         windows, shift_mask = inputs  # (B * number of windows, L, C), (number of windows, L, L), L = window ** 2
         batch = _current_batch()
         region = None if batch is None else batch.region
@@ -591,6 +619,7 @@ def _hide_outside(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor)
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Height and width, of one number for both or of two."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

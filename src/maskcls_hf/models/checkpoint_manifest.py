@@ -27,6 +27,7 @@ class DamagedCheckpoint(OSError):
 
 
 def sha256(path: Path) -> str:
+    """The digest of a file in hexadecimal digits, read block by block."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -84,6 +85,7 @@ def verify(folder: Path, contents: bool = True, only: re.Pattern[str] | None = N
     """What is wrong with a checkpoint, None if it is whole.
 
     Args:
+        folder: of the checkpoint.
         contents: False: files are not read, only measured.
         only: of the files these; None: all that are listed, and all that would be loaded though they are not.
     """
@@ -119,6 +121,11 @@ def require_whole(
     """Before files of the folder `path` are loaded: they are those of its manifest, if it has one.
 
     Names on the Hub, and folders without a manifest, pass.
+
+    Args:
+        path: a folder, or a name on the Hub. None: nothing is loaded.
+        only: the names of files that are looked at.
+        subfolder: of `path`.
 
     Raises:
         DamagedCheckpoint: names the file.

@@ -23,6 +23,13 @@ class Registry(dict[str, Any]):
 
     Args:
         kind: "pixel_decoder", "transformer_decoder", "matcher" or "loss".
+
+    Example:
+        >>> matchers = Registry("matcher")
+        >>> class FirstQueries: ...
+        >>> matchers.register("first_queries", FirstQueries)
+        >>> sorted(matchers)
+        ['first_queries']
     """
 
     def __init__(self, kind: str):
@@ -55,7 +62,18 @@ class Registry(dict[str, Any]):
     def make(
         self, name: str, inputs: tuple[Any, ...], options: dict[str, Any], field: str, file: str | None = None
     ) -> Any:
-        """The same for a `name`; `file` is the one of a checkpoint that has the part."""
+        """The same for a `name`; `file` is the one of a checkpoint that has the part.
+
+        Args:
+            name: that the part was registered by.
+            inputs: what the part is called with, in order.
+            options: its further arguments, by their names.
+            field: of the configuration, which messages name.
+            file: of a checkpoint; None: there is none.
+
+        Raises:
+            `ValueError`: as of [`build`].
+        """
         part = self.get(name)
         if part is None:
             meant = similar(name, list(self))
@@ -89,7 +107,13 @@ REGISTRIES = {registry.kind: registry for registry in (PIXEL_DECODERS, TRANSFORM
 
 
 def custom_file(config: PreTrainedConfig, kind: str, name: str) -> str | None:
-    """The file of a checkpoint that has a part of somebody's own; None: it has none such."""
+    """The file of a checkpoint that has a part of somebody's own; None: it has none such.
+
+    Args:
+        config: its `custom_parts` say which files there are.
+        kind: of a registry, such as "matcher".
+        name: of the part.
+    """
     reference = (getattr(config, "custom_parts", None) or {}).get(kind, {}).get(name)
     return None if reference is None else f"{reference.split('.')[0]}.py"
 
@@ -373,9 +397,10 @@ class MaskClsConfig(SegmentationNetworkConfig):
         loss_options (`dict`, *optional*): their further arguments, {name: {...}}.
 
     Example:
-        >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
+        >>> from maskcls_hf import MaskClsConfig
         >>> config = MaskClsConfig(num_queries=50, id2label={0: "background", 1: "nucleus"})
-        >>> model = MaskClsForUniversalSegmentation(config)
+        >>> config.num_labels, config.backbone_config.model_type
+        (2, 'resnet')
     """
 
     model_type = "maskcls"
@@ -424,6 +449,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
+        """As of `SegmentationNetworkConfig`; fields of None get what follows from others."""
         _check_choice(self, "compatibility", COMPATIBILITIES)
         _check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
         for name in ("query_blocks", "upscale_blocks"):
@@ -580,6 +606,10 @@ def checked_classes(id2label: Any) -> dict[int, str]:
 
     Raises:
         `ValueError`: other ids, or none.
+
+    Example:
+        >>> checked_classes({"1": "nucleus", "0": "background"})
+        {0: 'background', 1: 'nucleus'}
     """
     try:
         names = {_as_integer(label): _as_name(name) for label, name in plain(dict(id2label)).items()}
@@ -606,6 +636,7 @@ def _as_name(name: Any) -> str:
 
 
 def shortened(ids: list[int], limit: int = 20) -> str:
+    """Ids as text: the first `limit` of them, and how many more there are."""
     return str(ids) if len(ids) <= limit else f"{ids[:limit]} and {len(ids) - limit} more"
 
 
@@ -622,6 +653,7 @@ def _check_names(config: PreTrainedConfig, *fields: str) -> None:
 
 
 def check_options(config: PreTrainedConfig, *fields: str) -> None:
+    """Raise `ValueError` unless the fields are dicts whose keys are text."""
     for field in fields:
         value = getattr(config, field)
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
@@ -672,6 +704,11 @@ class PerPixelConfig(SegmentationNetworkConfig):
             `False`: PerPixelBaseline, a linear classifier on the per-pixel embeddings. `True`: PerPixelBaseline+,
             transformer module and mask embeddings added, one query a class, its mask the score of the class.
         semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that the loss leaves out.
+
+    Example:
+        >>> from maskcls_hf import PerPixelConfig
+        >>> PerPixelConfig(transformer_module=True, id2label={0: "background", 1: "nucleus"}).num_labels
+        2
     """
 
     model_type = "maskcls_perpixel"
@@ -681,6 +718,7 @@ class PerPixelConfig(SegmentationNetworkConfig):
     semantic_loss_ignore_index: int = 255
 
     def check_fields(self) -> None:
+        """As of `SegmentationNetworkConfig`, and there must be two classes or more."""
         super().check_fields()
         _check_choice(self, "transformer_module", (True, False))
         _check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)

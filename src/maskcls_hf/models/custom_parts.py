@@ -25,7 +25,16 @@ def saved_fields(path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_custom_parts(path: Any, custom_parts: Any, options: Mapping[str, Any]) -> None:
-    """Register the parts of a checkpoint's own that are not known yet, if its code is trusted."""
+    """Register the parts of a checkpoint's own that are not known yet, if its code is trusted.
+
+    Args:
+        path: of the checkpoint, a folder or a name on the Hub.
+        custom_parts: field of its configuration, {kind: {name: "file.Class"}}.
+        options: of `from_pretrained`; without `trust_remote_code` nothing is loaded.
+
+    Raises:
+        ValueError: `custom_parts` has another form.
+    """
     is_remote_code = __name__.startswith("transformers_modules.")  # then it was trusted before
     if not custom_parts or not (options.get("trust_remote_code") or is_remote_code):
         return

@@ -32,6 +32,7 @@ class SamplingOffsets(nn.Linear):
         self.shape = (heads, levels, points)
 
     def initial_bias(self) -> Tensor:
+        """Offsets (G R J 2,): each head has a direction, in which point after point is one cell further away."""
         heads, levels, points = self.shape
         angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (G, 2), (x, y)
@@ -60,6 +61,9 @@ class DeformableAttention(nn.Module):
         """(B, Q, C), (B, S, C) -> (B, Q, C).
 
         Args:
+            queries (`torch.Tensor` of shape `(B, Q, C)`): what looks.
+            context (`torch.Tensor` of shape `(B, S, C)`): the cells that are looked at, level after level.
+            sizes: height and width of each level in cells.
             reference (`torch.Tensor` of shape `(B or 1, Q, R, 2)`): where each query is on each level, (x, y) in cells;
                 the center of the first cell is (0.5, 0.5).
             inside (`torch.Tensor` of shape `(B, S)`, *optional*): True where there is image; the rest counts as zero,
@@ -82,6 +86,8 @@ def attend(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Ten
     """Weighted sums of values at places between the cells, bilinearly: (B, S, G, D) -> (B, Q, G D).
 
     Args:
+        values (`torch.Tensor` of shape `(B, S, G, D)`): of all cells, level after level.
+        sizes: height and width of each level in cells.
         places (`torch.Tensor` of shape `(B, Q, G, R, J, 2)`): (x, y) in cells of the level.
         weights (`torch.Tensor` of shape `(B, Q, G, R J)`): of the places.
     """
@@ -93,7 +99,10 @@ def attend(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Ten
 
 
 def attend_by_grids(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """By `grid_sample`, which is the fastest on a GPU."""
+    """By `grid_sample`, which is the fastest on a GPU.
+
+    Arguments and result are those of [`attend`].
+    """
     batch, _, heads, channels = values.shape
     sampled = []
     levels = values.split([height * width for height, width in sizes], dim=1)
@@ -108,12 +117,18 @@ def attend_by_grids(values: Tensor, sizes: Sizes, places: Tensor, weights: Tenso
 
 
 def attend_by_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """As bags of embeddings, which a CPU sums without writing down what it sums."""
+    """As bags of embeddings, which a CPU sums without writing down what it sums.
+
+    Arguments and result are those of [`attend`].
+    """
     return _WeightedBags.apply(_pad_levels(values, sizes), places, weights, sizes)
 
 
 def attend_by_gathering(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """In operations that every exporter knows."""
+    """In operations that every exporter knows.
+
+    Arguments and result are those of [`attend`].
+    """
     padded = _pad_levels(values, sizes)  # (B, G, S', D)
     first, fraction = _first_cells(sizes, places)
     cells = _corner_cells(first, sizes).flatten(3).transpose(1, 2).flatten(2)  # (B, G, Q T)
@@ -275,7 +290,15 @@ class DeformableLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, positions: Tensor, reference: Tensor, sizes: Sizes, inside: Tensor | None
     ) -> Tensor:
-        """hidden_states (B, S, C), positions (B or 1, S, C); the rest as in [`DeformableAttention`]."""
+        """One layer: (B, S, C) -> (B, S, C).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, S, C)`): cells of all levels, one level after the other.
+            positions (`torch.Tensor` of shape `(B or 1, S, C)`): added to what asks, not to what is looked at.
+            reference: as of [`DeformableAttention`], as are the others.
+            sizes: height and width of each level in cells.
+            inside: (B, S), True where there is image; None: everywhere.
+        """
         attended = self.self_attn(hidden_states + positions, hidden_states, reference, sizes, inside)
         attended = F.dropout(attended, self.dropout, self.training)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
@@ -287,7 +310,13 @@ def reference_points(sizes: Sizes, valid: list[Tensor] | None, like: Tensor) -> 
     """Centers of all cells, as places on every level: (B or 1, S, R, 2), (x, y) in cells.
 
     Args:
+        sizes: height and width of each level in cells.
+        like: gives device and type.
         valid: of each level the cells that are image (B, 2), rows and columns; None: all.
+
+    Example:
+        >>> reference_points([(1, 2)], None, torch.zeros(())).tolist()
+        [[[[0.5, 0.5]], [[1.5, 0.5]]]]
     """
     if valid is None:
         lengths = [like.new_tensor([[height, width]]) for height, width in sizes]

@@ -39,6 +39,7 @@ class DeviceMaps(PlainMaps):
     """As `PlainMaps`; another class or query only where the best scores tie to the rounding of float32."""
 
     def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """As of `PlainMaps`."""
         if not len(mask_logits):
             return torch.zeros(self.sizes.target, dtype=torch.int64, device=mask_logits.device)
         if resize == "logits":
@@ -47,22 +48,27 @@ class DeviceMaps(PlainMaps):
         return greatest(mask_logits, self.sizes, PRODUCT, class_probs)[0]
 
     def per_pixel_map(self, logits: Tensor) -> Tensor:
+        """As of `PlainMaps`."""
         return greatest(logits, self.sizes, VALUES)[0]
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `PlainMaps`."""
         winners, mask_areas, areas = greatest(mask_logits, self.sizes, WEIGHTED, scores, mask_logit, sums=True)
         return winners, areas, mask_areas
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """As of `PlainMaps`."""
         return greatest(mask_logits, self.sizes, INSIDE, threshold=_next_above(mask_logit), sums=True)[1:]
 
     def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         masks = torch.empty(len(mask_logits), *self.sizes.target, dtype=torch.bool, device=mask_logits.device)
         for chunk in _chunks(len(mask_logits), self.sizes.target):
             torch.gt(self.resize(mask_logits[chunk]), mask_logit, out=masks[chunk])
         return masks
 
     def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         return greatest(mask_logits, self.sizes, INSIDE, threshold=_next_above(mask_logit))[0]
 
     def _greatest_at_target(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
@@ -89,6 +95,9 @@ def greatest(
     """Of logits (C, h, w), brought to the target, the index of the greatest at each pixel, the first of equals.
 
     Args:
+        logits: (C, h, w).
+        sizes: that the logits pass through.
+        sums: also return what is added up over the pixels, see below.
         compare: what of them.
         weights: (C,) for `WEIGHTED`; class probabilities (C, K) for `PRODUCT`.
         threshold: for `INSIDE`, and for the sums.
@@ -204,7 +213,13 @@ def _chunks(count: int, size: tuple[int, int]) -> Iterator[slice]:
 
 @cache
 def kernels_work(device: torch.device, compare: int, sums: bool) -> bool:
-    """Whether the kernels run here and give what chunks give."""
+    """Whether the kernels run here and give what chunks give.
+
+    Args:
+        device: of the logits.
+        compare: `VALUES`, `WEIGHTED`, `INSIDE` or `PRODUCT`.
+        sums: whether the kernels add up pixels, too.
+    """
     if triton is None or device.type != "cuda":
         return False
     try:
@@ -216,7 +231,13 @@ def kernels_work(device: torch.device, compare: int, sums: bool) -> bool:
 
 
 def check_kernels(device: torch.device, compare: int, sums: bool) -> None:
-    """Raises AssertionError where the kernels give something else than chunks for a small example."""
+    """Raises AssertionError where the kernels give something else than chunks for a small example.
+
+    Args:
+        device: CUDA.
+        compare: `VALUES`, `WEIGHTED`, `INSIDE` or `PRODUCT`.
+        sums: whether the kernels add up pixels, too.
+    """
     logits = torch.arange(20 * 7 * 9, dtype=torch.float32, device=device).view(20, 7, 9).mul_(2.1).sin_()
     weights = logits  # not looked at
     if compare == WEIGHTED:

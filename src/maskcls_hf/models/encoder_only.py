@@ -21,6 +21,7 @@ from .transformer_decoders import DecoderOutput, SegmentLogits
 
 
 def embed(vit: Any, pixel_values: Tensor) -> Tensor:
+    """Tokens of images, by the embeddings of a ViT of transformers: (B, 3, H, W) -> (B, prefix + h w, C)."""
     return vit.embeddings(pixel_values)
 
 
@@ -159,7 +160,12 @@ class EncoderOnly(nn.Module):
         """Segment embeddings (B, N, C) and pixel features of each supervised block, deepest last.
 
         Args:
+            pixel_values: (B, 3, H, W), of whole patches.
+            predict: the segmentation module, which makes the masks that queries see.
             every_block: of all blocks with queries; else only what masks and the result need.
+
+        Raises:
+            ValueError: images that are no whole patches.
         """
         grid = self.grid_of(pixel_values)
         tokens = self.access.embed(self.vit, pixel_values)  # (B, prefix + h w, C)
@@ -194,6 +200,12 @@ class EncoderOnly(nn.Module):
 
         Maps are of the padded batch. On a GPU the host waits for the sizes of the images; and processes that share out
         the weights (FSDP) must have equally many sizes, else they wait for each other.
+
+        Args:
+            pixel_values: (B, 3, H, W), the padded batch.
+            region: what of it is image.
+            predict: as of `forward`.
+            every_block: as of `forward`.
         """
         grid = self.grid_of(pixel_values)
         groups: dict[tuple[int, int], list[int]] = {}  # images of each size in patches
@@ -226,7 +238,13 @@ class EncoderOnly(nn.Module):
         return height // rows, width // columns
 
     def add_prediction(self, output: DecoderOutput, tokens: Tensor, grid: tuple[int, int]) -> None:
-        """What segments and masks are predicted from, of tokens (B, T, C)."""
+        """What segments and masks are predicted from, of tokens (B, T, C).
+
+        Args:
+            output: to which the embeddings (B, N, C) and features are appended.
+            tokens: those of queries first, those of patches last.
+            grid: patches (h, w).
+        """
         normed = self.vit.get_submodule(self.access.norm)(tokens)
         patches = normed[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         finest = patches
@@ -239,7 +257,14 @@ class EncoderOnly(nn.Module):
     def foreground(
         self, output: DecoderOutput, predict: Callable[..., SegmentLogits], grid: tuple[int, int], probability: float
     ) -> Tensor:
-        """Patches that queries see (B, N, h w): those of their masks, or all."""
+        """Patches that queries see (B, N, h w): those of their masks, or all.
+
+        Args:
+            output: its last entry is what masks are predicted of.
+            predict: the segmentation module.
+            grid: patches (h, w).
+            probability: that a query sees the patches of its mask alone.
+        """
         with torch.no_grad():
             masks = predict(output.segment_embeddings[-1], output.features[-1], grid).mask_logits
         seen = masks.flatten(2) > 0
@@ -260,6 +285,7 @@ def _in_padded_batch(
     """One output of the batch, of those of its groups; the border of an image goes on over its padding.
 
     Args:
+        outputs: of each group.
         groups: grids of patches, and the places in the batch of images that have them.
         grid: of the padded batch.
     """

@@ -151,6 +151,7 @@ _works = triton is not None
 
 
 def can_fuse(logits: Tensor) -> bool:
+    """Whether the kernels run for these logits: not on a CPU, not in float64, not of no masks, not after a failure."""
     return _works and logits.device.type == "cuda" and logits.dtype != torch.float64 and len(logits) > 0
 
 

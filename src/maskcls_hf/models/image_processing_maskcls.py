@@ -58,7 +58,8 @@ PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of 
 
 
 class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
+    r"""Options of the image processor, beside those of transformers' `ImagesKwargs`.
+
     compatibility (`str`, *optional*, defaults to `"exact"`):
         Whose images and maps these are where implementations differ: `"exact"`, `"transformers"` or `"paper"`. The file
         of transformers' Mask2Former or EoMT is read as `"transformers"`; its MaskFormer's as `"exact"`, as ever. What
@@ -129,6 +130,16 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     Resize -> rescale -> normalize -> pad with 0 at the bottom and right. Defaults: shortest edge 512, longest at
     most 2048 (the paper's ADE20K test setting), ImageNet mean and deviation, multiples of 32 pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> from maskcls_hf import MaskClsImageProcessor
+        >>> image, class_map = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
+        >>> class_map[10:20, 10:20] = 1
+        >>> image_processor = MaskClsImageProcessor(size={"shortest_edge": 60}, num_labels=2)
+        >>> inputs = image_processor(image, class_map, return_tensors="pt")
+        >>> inputs["pixel_values"].shape, inputs["mask_labels"][0].shape, inputs["class_labels"][0]
+        (torch.Size([1, 3, 64, 96]), torch.Size([2, 64, 96]), tensor([0, 1]))
     """
 
     _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
@@ -362,7 +373,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         device: Any = None,
         **options: Any,
     ) -> Tensor:
-        """One image -> (C, H, W) on the 0..255 scale."""
+        """One image -> (C, H, W) on the 0..255 scale.
+
+        Args:
+            image: PIL image, array or tensor.
+            do_convert_rgb: make three channels of gray, palettes, CMYK and transparency.
+            input_data_format: "channels_first" or "channels_last", where an array does not tell.
+            device: of the result.
+            options: of the image processor, which have no part in it.
+        """
         return image_to_tensor(image, bool(do_convert_rgb), input_data_format).to(device)
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
@@ -518,7 +537,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     def resize(  # type: ignore[override]
         self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
     ) -> Tensor:
-        """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given."""
+        """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given.
+
+        Args:
+            image: (C, H, W).
+            size: shortest and longest edge, height and width, or their maxima; in pixels.
+            resample: of `PILImageResampling`. None: bilinear.
+            kwargs: of transformers' `resize`.
+        """
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
@@ -566,7 +592,16 @@ def fitted_size(
     size_rounding: str,
     **options: Any,
 ) -> tuple[int, int]:
-    """Height and width of an image after resizing."""
+    """Height and width of an image after resizing.
+
+    Args:
+        image_size: height and width before.
+        size: as of the image processor's `size`.
+        image_fit: "stretch" rounds up to multiples of `size_divisor`, "pad" does not.
+        size_divisor: None: 1.
+        size_rounding: "down" or "nearest", of the edge that the aspect ratio gives.
+        options: further ones of the image processor, which have no part in it.
+    """
     resized = resized_size(image_size, size, size_rounding)
     if image_fit == "stretch":
         return padded_sizes([resized], True, None, size_divisor)[0]
@@ -613,7 +648,13 @@ def _check_image_options(options: Mapping[str, Any]) -> None:
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:
-    """1 inside, 0 in the padding: (*padded_size) int64."""
+    """1 inside, 0 in the padding: (*padded_size) int64.
+
+    Args:
+        size: height and width of the image.
+        padded_size: height and width with its padding.
+        device: of the result.
+    """
     mask, inside = padding(size, padded_size, dtype=torch.int64, device=device)
     inside.fill_(1)
     return mask

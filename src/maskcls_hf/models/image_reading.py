@@ -262,6 +262,14 @@ def image_to_tensor(
     (gray, alpha), four (RGBA), a palette or CMYK; transparency is laid over white, as transformers does.
     Arrays and tensors are (H, W), or have 1, 3 or 4 channels first or last, which `input_data_format` settles
     where it is ambiguous.
+
+    Args:
+        image: of any mode, type and size.
+        to_rgb: False: as many channels as there are.
+        input_data_format: "channels_first" or "channels_last" of an array or tensor; None: looked for.
+
+    Raises:
+        ValueError: no image: another number of dimensions or channels, no pixel, values out of range, NaN.
     """
     if isinstance(image, Image.Image):
         pixels = _pil_pixels(image, to_rgb)
@@ -350,7 +358,16 @@ def read_colored_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
 
 
 def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:
-    """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside."""
+    """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside.
+
+    Args:
+        stack: the masks; each one of a list is read as a label map, so that it may be a path.
+        image_size: height and width, for a list without masks.
+        where: names the image in messages.
+
+    Raises:
+        ValueError: other dimensions, masks of several sizes, or with several values inside.
+    """
     if isinstance(stack, (list, tuple)):
         masks = [_inside(read_label_map(mask, where), where) for mask in stack]
         sizes = sorted({tuple(mask.shape) for mask in masks})

@@ -61,6 +61,16 @@ class MaskClsCriterion:
     over processes and divided by their number, so that averaged gradients are those of one process with the union of
     the batches. With `num_items_in_batch` (see `count_items`) they are the counts of a step with several accumulated
     batches.
+
+    Example:
+        >>> from maskcls_hf import MaskClsConfig, MaskClsCriterion
+        >>> criterion = MaskClsCriterion(MaskClsConfig(num_queries=3, num_labels=2))
+        >>> layer = SegmentLogits(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4, 4))  # N = 3, K = 2
+        >>> terms = criterion([layer], [torch.ones(1, 8, 8, dtype=torch.bool)], [torch.tensor([0])])
+        >>> sorted(terms)
+        ['loss_cross_entropy', 'loss_dice', 'loss_mask']
+        >>> criterion.total(terms).ndim
+        0
     """
 
     def __init__(self, config: Any) -> None:
@@ -84,7 +94,8 @@ class MaskClsCriterion:
         pixels: PixelLogits | None = None,
         padded_size: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
-        """
+        """The unweighted terms of the loss, each ().
+
         Args:
             layers: class logits (B, N, K + 1), mask logits (B, N, h, w) and, with a box head, boxes (B, N, 4) of each
                 layer, deepest last.
@@ -154,6 +165,13 @@ class MaskClsCriterion:
     def normalizers(
         self, predictions: Predictions, targets: PaddedTargets, num_items_in_batch: Tensor | int | None
     ) -> "LossNormalizers":
+        """What the terms are divided by.
+
+        Args:
+            predictions: of which the number of queries is taken.
+            targets: of this batch.
+            num_items_in_batch: as of the criterion's call.
+        """
         num_queries, device = predictions.class_logits.shape[2], predictions.class_logits.device
         counts = count_items(targets.numbers, num_queries)  # on the CPU: dividing by numbers needs no transfer
         processes = 1
@@ -189,7 +207,12 @@ def count_items(class_labels: list[Any], num_queries: int) -> Tensor:
     their number, as Trainer does), it is `num_items_in_batch`.
 
     Args:
+        num_queries: N.
         class_labels: of each image (M,), or M.
+
+    Example:
+        >>> count_items([torch.tensor([0, 1]), torch.tensor([0, 0, 1])], num_queries=2).tolist()
+        [5.0, 4.0, 2.0]
     """
     numbers = [labels if isinstance(labels, int) else len(labels) for labels in class_labels]
     counts = [sum(numbers), sum(min(number, num_queries) for number in numbers), len(numbers)]
@@ -214,6 +237,7 @@ class ClassLoss:
         self.no_object_weight = config.no_object_weight
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         logits = predictions.class_logits
         layer, image, query, segment = assignment
         no_object = logits.shape[-1] - 1
@@ -238,6 +262,7 @@ class MaskLoss:
         self.one_to_one = config.matching in ONE_TO_ONE
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         layers, queries = predictions.class_logits.shape[1:3]
         _, image, _, segment = assignment
         most = min(queries, max(targets.numbers, default=0)) if self.one_to_one else None
@@ -313,6 +338,8 @@ def paired_losses(
     in the paper's code) of T masks with their segments, at the resolution of the segments.
 
     Args:
+        targets: of the batch.
+        is_focal: False: cross-entropy.
         logits (`torch.Tensor` of shape `(T, h, w)`): of any float type; upsampled bilinearly to (H, W).
         image (`torch.Tensor` of shape `(T,)`): the image of each.
         segment (`torch.Tensor` of shape `(T,)`): the number of its segment in the image.
@@ -514,6 +541,7 @@ class BoxLoss:
         self.weights = {"loss_bbox": config.box_weight, "loss_giou": config.giou_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if predictions.boxes is None:
             return {}
         layer, image, query, segment = assignment
@@ -540,6 +568,7 @@ class PQStyleLoss:
         self.weights = {"loss_pq": config.pq_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_pq"]:
             return {}
         masks, valid = targets.resampled(predictions.mask_logits.shape[-2:], at_centers=True)
@@ -559,6 +588,7 @@ class MaskIdLoss:
         self.exclusive_masks = config.exclusive_masks
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_mask_id"]:
             return {}
         masks, _ = targets.resampled(predictions.mask_logits.shape[-2:], at_centers=True)
@@ -576,6 +606,7 @@ class InstanceDiscriminationLoss:
         self.weights = {"loss_instance_discrimination": config.instance_discrimination_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_instance_discrimination"]:
             return {}
         needed = "instance_discrimination_weight needs per-pixel embeddings"
@@ -593,6 +624,7 @@ class SemanticLoss:
         self.weights = {"loss_semantic": config.semantic_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_semantic"]:
             return {}
         logits = _checked_pixels(predictions.pixels.semantic_logits, "semantic_weight needs semantic logits")
@@ -617,6 +649,7 @@ def pq_style_loss(
     place of the probability. The loss may be negative.
 
     Args:
+        assignment: which query belongs to which segment.
         class_logits: (B, L, N, K + 1), "no object" last.
         mask_logits: (B, L, N, P).
         masks: (B, M, P) bool.
@@ -665,6 +698,7 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
     pixels inside matched segments.
 
     Args:
+        assignment: which query belongs to which segment.
         log_probabilities: (B, L, N, P), of each mask at each pixel.
         masks: (B, M, P) bool.
 
@@ -682,8 +716,15 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
 
 
 def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the classes (B, K, P) at each pixel, a mean over the pixels inside the segments (B, M, P) bool
-    of the classes (B, M): (B,).
+    """Cross-entropy of the classes at each pixel, a mean over the pixels inside segments.
+
+    Args:
+        logits: (B, K, P).
+        masks: (B, M, P) bool.
+        labels: (B, M), the classes of the segments.
+
+    Returns:
+        (B,)
     """
     of_class = F.one_hot(labels, logits.shape[1]).to(logits.dtype).transpose(1, 2)  # (B, K, M)
     return _membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
@@ -726,6 +767,15 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
     """Sum of the cross-entropies of labeled pixels / `pixels` (None: their number), in float32.
 
     Logits (B, K, h, w) are upsampled to labels (B, H, W).
+
+    Args:
+        logits: (B, K, h, w), of any float type.
+        labels: (B, H, W), classes.
+        ignore_index: label of pixels that do not count.
+        pixels: (), the divisor.
+
+    Returns:
+        ()
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -735,6 +785,12 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
 
 def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, shape: tuple[int, int, int]) -> Tensor:
     """Labels of a per-pixel model, of `shape` (B, H, W), as integers.
+
+    Args:
+        labels: as a user gives them.
+        num_labels: K.
+        ignore_index: label of pixels that do not count, which may be no class.
+        shape: that they must have.
 
     Raises:
         `ValueError`: another shape, fractions, or labels outside of the
@@ -753,8 +809,13 @@ def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, sha
 
 
 def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Divisor of the per-pixel loss: `num_items_in_batch`, the labeled pixels of a whole step; None: of this batch in
-    all processes, over their number, as gradients are averaged.
+    """Divisor of the per-pixel loss, (): the labeled pixels of a step.
+
+    Args:
+        labels: (B, H, W).
+        ignore_index: label of pixels that do not count.
+        num_items_in_batch: labeled pixels of the whole step; None: those of this batch in all processes, over the
+            number of processes, as gradients are averaged.
     """
     if num_items_in_batch is not None:
         return torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=labels.device).clamp(min=1)

@@ -30,7 +30,10 @@ def distinct(
     """Places of the masks, best first, that stay: with no better one of their class an IoU above `max_mask_iou`.
 
     Args:
-        labels, areas, boxes: of each mask (n,). A box may be larger than its mask.
+        labels: class of each mask (n,).
+        areas: of each mask (n,), in pixels.
+        boxes: of each mask (n,); a box may be larger than its mask.
+        max_mask_iou: from 0 to 1.
         window: a mask and a box -> its pixels there.
     """
     kept: list[int] = []
@@ -98,7 +101,7 @@ class _RowRuns(NamedTuple):
         return self.stops - self.starts
 
     def contacts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Runs, and those that they touch in the next row or to their right; segments touch at corners too. (P,)"""
+        """Runs (P,), and those that they touch in the next row or to their right; segments touch at corners too."""
         corner = self.values > 0
         first = np.searchsorted(self.stops, self.starts + self.stride - corner, side="right")
         end = np.searchsorted(self.starts, self.stops + self.stride + corner, side="left")
@@ -131,6 +134,7 @@ class Parts:
         """Runs of parts below `min_share` of the area of their segment; never those of its largest part.
 
         Args:
+            min_share: from 0 to 1.
             kept: (V,) of the values, those that keep all of their parts.
         """
         values = self.runs.values
@@ -161,6 +165,9 @@ def _clean_runs(runs: _RowRuns, max_hole_share: float, min_fragment_share: float
     """Without small fragments, then without small holes.
 
     Args:
+        runs: of one map or several.
+        max_hole_share: from 0 to 1; 0: holes stay.
+        min_fragment_share: from 0 to 1; 0: fragments stay.
         stuff: (V,) of the values, those that stay as they are, but in the holes of others.
     """
     if min_fragment_share > 0 and (is_fragment := Parts(runs).fragments(min_fragment_share, stuff)).any():
@@ -179,6 +186,15 @@ def clean_map(
 
     Stuff, what is fused, keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may
     be a thing that was missed. In the holes of things it counts as nothing.
+
+    Args:
+        segmentation: (H, W), integers.
+        segments_info: records as of `panoptic_segments`.
+        max_hole_share: largest hole that is filled, as a part of the area of the thing around it.
+        min_fragment_share: smallest fragment that stays, as a part of the area of its segment.
+
+    Returns:
+        Map and records. Where nothing changes they are those that were given.
     """
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
@@ -199,6 +215,11 @@ def clean_windows(
     windows: Sequence[NDArray[np.bool_]], max_hole_share: float, min_fragment_share: float
 ) -> dict[int, int]:
     """Change masks, each in a window (h, w) that holds all of it, in place.
+
+    Args:
+        windows: bool, written to.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
 
     Returns:
         place -> area of those that changed.
@@ -223,7 +244,17 @@ def clean_windows(
 def clean_masks(
     masks: Sequence[MaskRuns], segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[list[MaskRuns], list[dict[str, Any]]]:
-    """Masks of one image, and their records with their areas."""
+    """Masks of one image, and their records with their areas.
+
+    Args:
+        masks: of the image, which may overlap.
+        segments_info: a record with `area` for each.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
+
+    Returns:
+        New lists of both.
+    """
     places = [place for place, mask in enumerate(masks) if mask.area]
     windows = [masks[place].window() for place in places]
     changed = clean_windows([inside for _, inside in windows], max_hole_share, min_fragment_share)
@@ -254,9 +285,14 @@ def clean_instances(
     """Masks of instances, best first, without duplicates, small fragments and small holes.
 
     Args:
+        mask_logit: what is above it is inside.
+        labels: class of each mask (n,).
+        areas: of each mask (n,), in pixels.
+        max_mask_iou: of two masks of one class with an IoU above this the better stays.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
         maps: makes the masks (`PlainMaps` or what does its work).
         mask_logits: (n, h, w).
-        labels, areas: of each mask (n,).
         as_map: a map of the first mask at each pixel, from 1, instead of the masks.
 
     Returns:
@@ -299,7 +335,16 @@ def clean_instances(
 
 
 def mask_boxes(mask_logits: Tensor, mask_logit: float, sizes: Any) -> list[Box]:
-    """Boxes in the target map that hold all of each mask (n, h, w): bilinear resizing reaches one cell further."""
+    """Boxes in the target map that hold all of each mask (n, h, w): bilinear resizing reaches one cell further.
+
+    Args:
+        mask_logits: (n, h, w), at the size of the network's output.
+        mask_logit: what is above it is inside.
+        sizes: a `ResizeGeometry`.
+
+    Returns:
+        (top, left, bottom, right) of each, in pixels.
+    """
     inside = mask_logits > mask_logit
     ends = []
     for dim, cells in ((2, inside.shape[1]), (1, inside.shape[2])):

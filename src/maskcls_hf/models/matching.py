@@ -79,6 +79,7 @@ class Predictions:
 
     @classmethod
     def of_layers(cls, layers: list[SegmentLogits], pixels: PixelLogits | None = None) -> "Predictions":
+        """Of what the segmentation module gives for each layer, deepest last."""
         classes, masks, boxes = zip(*layers, strict=True)
         joined: Any = masks
         if isinstance(masks[0], Tensor):
@@ -105,6 +106,7 @@ class Predictions:
         """Of the matched queries: (T, h, w).
 
         Args:
+            assignment: which queries are matched.
             most: pairs of a layer that one image has at most. None: they are counted, for which the host waits.
         """
         images, layers, queries = self.class_logits.shape[:3]
@@ -301,7 +303,13 @@ def prepare_targets(
 
 
 def joined(function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], device: torch.device) -> Tensor:
-    """`torch.cat` or `torch.stack` of the tensors: on the CPU if all are there, else on the device."""
+    """`torch.cat` or `torch.stack` of the tensors: on the CPU if all are there, else on the device.
+
+    Args:
+        function: of a list of tensors.
+        tensors: of one device or several.
+        device: that the rest of the step is on.
+    """
     if any(tensor.device.type != "cpu" for tensor in tensors):
         tensors = [tensor.to(device) for tensor in tensors]
     return function(tensors)
@@ -348,6 +356,7 @@ def _check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
 
 
 def described(image: int, masks: Tensor, labels: Tensor) -> str:
+    """What messages say of an image's labels: its number in the batch, and shapes."""
     return f"Image {image}: mask_labels {tuple(masks.shape)} and class_labels {tuple(labels.shape)}"
 
 
@@ -364,7 +373,13 @@ def _check_inside(image: int, masks: Tensor) -> None:
 
 
 def check_sizes(mask_labels: list[Tensor], padded_size: tuple[int, int], image_sizes: Tensor | None) -> None:
-    """Raise `ValueError` unless masks are as large as the network's input, or as their image without padding."""
+    """Raise `ValueError` unless masks are as large as the network's input, or as their image without padding.
+
+    Args:
+        mask_labels: stacks (M, H, W) or index maps (H, W).
+        padded_size: height and width of the network's input.
+        image_sizes: (B, 2), height and width of the images without padding. None: unknown.
+    """
     others = [image for image, masks in enumerate(mask_labels) if tuple(masks.shape[-2:]) != padded_size]
     own_sizes = image_sizes.tolist() if others and image_sizes is not None else None
     for image in others:
@@ -381,6 +396,12 @@ def check_sizes(mask_labels: list[Tensor], padded_size: tuple[int, int], image_s
 def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], num_labels: int) -> None:
     """Raise `ValueError` for classes (S,) that are none, and for index maps (B, H, W) with segments that have no class;
     they are looked at on the CPU only.
+
+    Args:
+        index_maps: None: masks are stacks.
+        labels: of all images one after the other.
+        numbers: how many of them are of each image.
+        num_labels: K.
     """
     if labels.device.type == "cpu" and len(labels):
         least, most = (int(value) for value in labels.aminmax())
@@ -410,6 +431,7 @@ def boxes_of_masks(masks: Tensor, valid: Tensor | None = None) -> Tensor:
     the image. A mask without pixels gets zeros.
 
     Args:
+        masks: (S, H, W) bool.
         valid (`torch.Tensor` of shape `(S, H, W)`, *optional*): bool; None: all pixels count.
     """
     masks = masks if valid is None else masks & valid
@@ -417,7 +439,13 @@ def boxes_of_masks(masks: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def boxes_of_index_maps(maps: Tensor, number: int, valid: Tensor | None = None) -> Tensor:
-    """The same of the segments 0..M-1 of index maps (B, H, W), of which no stacks are made: (B, M, 4) int64."""
+    """The same of the segments 0..M-1 of index maps (B, H, W), of which no stacks are made: (B, M, 4) int64.
+
+    Args:
+        maps: place of the segment at each pixel, -1 in none.
+        number: M.
+        valid: (B, H, W) bool; None: all pixels count.
+    """
     images, height, width = maps.shape
     segments = (maps if valid is None else maps.where(valid, -1)).long() + 1  # 0: in no segment
     image = torch.arange(images, device=maps.device)[:, None, None]
@@ -455,7 +483,12 @@ def to_corners(boxes: Tensor) -> Tensor:
 
 
 def to_centers(corners: Tensor) -> Tensor:
-    """(x0, y0, x1, y1) -> (cx, cy, w, h), each (..., 4)."""
+    """(x0, y0, x1, y1) -> (cx, cy, w, h), each (..., 4).
+
+    Example:
+        >>> to_centers(torch.tensor([0.0, 0.0, 4.0, 2.0]))
+        tensor([2., 1., 4., 2.])
+    """
     first, last = corners[..., :2], corners[..., 2:]
     return torch.cat([(first + last) / 2, last - first], dim=-1)
 
@@ -463,6 +496,11 @@ def to_centers(corners: Tensor) -> Tensor:
 def generalized_box_iou(corners: Tensor, others: Tensor) -> Tensor:
     """GIoU in -1..1 (Rezatofighi et al., CVPR 2019) of boxes (..., 4) and (..., 4), which broadcast: (M, 4) and (M, 4)
     give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0.
+
+    Example:
+        >>> others = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0]])
+        >>> generalized_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), others)
+        tensor([1., 0.])
     """
 
     def area(first: Tensor, last: Tensor) -> Tensor:
@@ -487,11 +525,18 @@ def box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunk_bytes(device: torch.device) -> int:
+    """Bytes that one chunk of a computation may need on a device."""
     return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
 def for_each_chunk(function: Callable[[Any], None], chunks: Iterable[Any], device: torch.device) -> None:
-    """Chunks do not depend on each other: on a CPU several threads do them."""
+    """Chunks do not depend on each other: on a CPU several threads do them.
+
+    Args:
+        function: of a chunk, which keeps the result itself.
+        chunks: what it is called with, one after the other.
+        device: of the computation.
+    """
     if device.type == "cpu":
         parallel_map(function, chunks)
     else:
@@ -500,6 +545,7 @@ def for_each_chunk(function: Callable[[Any], None], chunks: Iterable[Any], devic
 
 
 def slices(length: int, step: int) -> list[slice]:
+    """0 to `length` in slices of `step`, of which the last may be shorter."""
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
@@ -514,6 +560,7 @@ def _sums_over_segments(
     """Of functions of mask logits the sums over each segment of the image, and over all its valid pixels.
 
     Args:
+        channels: how many values the function makes of each.
         function: logits (b, R, p) of some pixels, which it may overwrite -> (b, channels, R, p).
         logits (`torch.Tensor` of shape `(B, R, P)`): R masks an image, of any float type.
         masks (`torch.Tensor` of shape `(B, M, P)`): bool, or shares of the pixels in 0..1.
@@ -550,6 +597,12 @@ def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor, is_focal: bool
     """Mean focal loss (RetinaNet, Eq. 5) or cross-entropy, and dice loss (V-Net; 1 added to both parts as in the
     paper's code) of each of R masks with each of M segments of its image: (B, R, P), (B, M, P) and (B, P), bool or
     shares in 0..1 -> (B, R, M) each.
+
+    Args:
+        logits: (B, R, P), of any float type.
+        masks: (B, M, P).
+        valid: (B, P), where pixels count.
+        is_focal: False: cross-entropy.
     """
     parts = _focal_parts if is_focal else _cross_entropy_parts
     probability, outside, inside = _sums_over_segments(parts, 3, logits, masks, valid)
@@ -587,6 +640,10 @@ def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
 
     Nothing is added to the parts, unlike in the losses: a mask beside a segment has a Dice of 0, however small they
     are.
+
+    Example:
+        >>> dice_coefficient(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
+        tensor([0.5000, 0.0000])
     """
     return 2 * overlap / areas.clamp(min=torch.finfo(areas.dtype).tiny)
 
@@ -621,6 +678,16 @@ class BipartiteMatcher:
 
     Raises:
         `CostsNotFinite`: a `ValueError`; names image, layer and term.
+
+    Example:
+        >>> from maskcls_hf import MaskClsConfig
+        >>> masks = torch.tensor([[[True, False]], [[False, True]]])  # two segments of 1 x 2 pixels
+        >>> targets = prepare_targets([masks], [torch.tensor([0, 1])], num_labels=2, device=torch.device("cpu"))
+        >>> logits = torch.tensor([[-8.0, 8.0], [8.0, -8.0]]).view(1, 1, 2, 1, 2)  # (B, L, N, h, w)
+        >>> predictions = Predictions(torch.zeros(1, 1, 2, 3), logits)
+        >>> assignment = BipartiteMatcher(MaskClsConfig())(predictions, targets)
+        >>> assignment.query.tolist(), assignment.segment.tolist()
+        ([0, 1], [1, 0])
     """
 
     matching = "bipartite"
@@ -635,6 +702,7 @@ class BipartiteMatcher:
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Assignment:
+        """Matched pairs of all layers and images."""
         images, layers, queries = predictions.class_logits.shape[:3]
         self.warn_about_lost_segments(targets.numbers, queries)
         terms = self.cost_terms(predictions, targets)
@@ -663,6 +731,7 @@ class BipartiteMatcher:
         return {"class": class_cost(predictions, targets), "mask": mask.view(shape), "dice": dice.view(shape)}
 
     def warn_about_lost_segments(self, numbers: list[int], num_queries: int) -> None:
+        """Warn, once for a matcher, where an image has more segments than there are queries."""
         worst = max(numbers, default=0)
         if worst > num_queries and not self.warned:
             self.warned = True
@@ -699,6 +768,7 @@ class BoxMatcher(BipartiteMatcher):
     matching = "box"
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
+        """As of `BipartiteMatcher`. Raises `ValueError` for predictions without boxes."""
         if predictions.boxes is None:
             raise ValueError("matching='box' needs predicted boxes: make or load the model with matching='box'.")
         boxes = targets.boxes[:, None, None]  # (B, 1, 1, M, 4)
@@ -723,6 +793,7 @@ class PQMatcher(BipartiteMatcher):
         self.weights = {"similarity": 1.0}
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
+        """As of `BipartiteMatcher`: minus the similarity, the one term."""
         logits = predictions.mask_logits
         resampled = targets.resampled(logits.shape[-2:], at_centers=True)
         dice = _pairwise_dice(logits.flatten(3).flatten(1, 2), *resampled)
@@ -744,6 +815,7 @@ class FixedMatcher:
             )
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Assignment:
+        """Matched pairs of all layers and images."""
         classes = targets.class_labels.cpu().numpy()  # (S,): the one transfer of a step to the host
         image = np.repeat(np.arange(len(targets.numbers)), targets.numbers)
         segment = np.concatenate([np.arange(number) for number in targets.numbers])

@@ -282,6 +282,14 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
     ) -> MaskClsModelOutput:
+        """What the parts have made, by the names of the outputs.
+
+        Args:
+            feature_maps: of the backbone, finest first, each (B, C, h, w).
+            features: of the pixel decoder.
+            decoded: of the transformer decoder; None: there is none.
+            output_hidden_states: None: as the configuration says.
+        """
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -382,11 +390,13 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         self.pixel_decoder = PIXEL_DECODERS.build(config, "pixel_decoder", self.backbone.channels)
 
     def train(self, mode: bool = True) -> Any:
+        """As in torch; what is frozen stays in evaluation mode."""
         super().train(mode)
         self.freeze_parts()
         return self
 
     def freeze_parts(self) -> None:
+        """Freeze what `freeze_batch_norm` and `freeze_backbone` of the configuration say."""
         if self.config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
         if self.config.freeze_backbone:
@@ -428,7 +438,15 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> MaskClsModelOutput:
-        """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
+        """Without a transformer there are no attentions, nor the fields of the transformer decoder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie at
+                the bottom and on the right. None: no padding.
+            output_hidden_states (`bool`, *optional*): return the feature maps. None: as the configuration says.
+            output_attentions: of no effect.
+        """
         return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
 
@@ -438,7 +456,13 @@ def _supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]
 
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None, valid_sizes: Tensor | None = None) -> dict[str, Any]:
-    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch."""
+    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch.
+
+    Args:
+        pixel_values: (B, 3, H, W).
+        pixel_mask: (B, H, W); None: no padding.
+        valid_sizes: (B, 2), where they are known.
+    """
     if valid_sizes is None:
         valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
     padded_sizes = valid_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, None).sizes
@@ -477,10 +501,17 @@ class SegmentationModule(nn.Module):
         size: tuple[int, int] | None = None,
         as_product: bool = False,
     ) -> SegmentLogits:
-        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head.
+        """Pairs of each segment embedding, as logits.
 
-        `size`: of the masks, the grid of a masked attention. None: as large as the per-pixel embeddings.
-        `as_product`: leave masks unmade where they are a plain product.
+        Args:
+            segment_embeddings: (B, N, C).
+            features: of the pixel decoder.
+            size: height and width of the masks, the grid of a masked attention. None: as large as the per-pixel
+                embeddings.
+            as_product: leave masks unmade where they are a plain product.
+
+        Returns:
+            Class logits (B, N, K + 1), mask logits (B, N, h, w), and boxes (B, N, 4) with a box head.
         """
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
@@ -504,6 +535,11 @@ class SegmentationModule(nn.Module):
 def exclusive_logits(mask_logits: Tensor) -> Tensor:
     """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab): l_i -
     log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is.
+
+    Example:
+        >>> logits = torch.tensor([2.0, 0.0, 1.0]).view(1, 3, 1, 1)
+        >>> torch.allclose(exclusive_logits(logits).sigmoid(), logits.softmax(1))
+        True
     """
     logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     largest, place = logits.max(1, keepdim=True)
@@ -541,8 +577,11 @@ class MaskClsModel(MaskClsPixelLevelModel):
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
     ) -> MaskClsModelOutput:
-        """
+        """Embeddings of images.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
@@ -559,7 +598,15 @@ class MaskClsModel(MaskClsPixelLevelModel):
         predict: Callable[..., SegmentLogits] | None = None,
         all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            pixel_mask: (B, H, W); None: no padding.
+            output_attentions: None: as the configuration says.
+            predict: the segmentation module, for transformer decoders that look at masks.
+            all_layers: of no effect here: the decoder gives every layer.
+        """
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
@@ -575,6 +622,7 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
         self.post_init()
 
     def train(self, mode: bool = True) -> Any:
+        """As in torch; a frozen ViT stays in evaluation mode."""
         super().train(mode)
         if self.config.freeze_backbone:
             freeze(self.encoder)
@@ -592,6 +640,13 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
 
         Where it is exported or compiled, which knows no sizes of images, the ViT sees padding as with
         `attend_to_padding`.
+
+        Args:
+            pixel_values: (B, 3, H, W), of whole patches.
+            pixel_mask: (B, H, W); None: no padding.
+            output_attentions: of no effect: there are none to return.
+            predict: the segmentation module, which makes the masks that queries see.
+            all_layers: predict before each block with queries, not only where masks need it.
         """
         valid = ValidRegion.of_batch(pixel_values, pixel_mask)
         if valid.complete or self.config.attend_to_padding or torch.compiler.is_compiling():
@@ -612,8 +667,19 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
     The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
 
     Example:
-        >>> outputs = model(**image_processor(image, return_tensors="pt"))
-        >>> semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
+        >>> import torch
+        >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
+        >>> backbone = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}
+        >>> backbone |= {"layer_type": "basic", "out_features": ["stage1", "stage2"]}
+        >>> sizes = {"hidden_size": 32, "decoder_layers": 1, "fpn_feature_size": 32, "mask_feature_size": 32}
+        >>> config = MaskClsConfig(backbone_config=backbone, num_queries=5, id2label={0: "sky", 1: "tree"}, **sizes)
+        >>> model, image_processor = MaskClsForUniversalSegmentation(config).eval(), MaskClsImageProcessor()
+        >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+        >>> outputs = model(**image_processor(image, size={"height": 64, "width": 96}, return_tensors="pt"))
+        >>> outputs.class_queries_logits.shape  # (B, N, K + 1)
+        torch.Size([1, 5, 3])
+        >>> image_processor.post_process_semantic_segmentation(outputs)[0].shape
+        torch.Size([60, 80])
     """
 
     _auto_class = "AutoModelForUniversalSegmentation"
@@ -627,6 +693,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     @cached_property
     def criterion(self) -> MaskClsCriterion:
+        """The loss of the configuration, made when it is first needed."""
         return MaskClsCriterion(self.config)
 
     @can_return_tuple
@@ -644,8 +711,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         output_attentions: bool | None = None,
         patch_offsets: Tensor | None = None,
     ) -> MaskClsForUniversalSegmentationOutput:
-        """
+        """Pairs of class and mask logits of images, and with labels the loss.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool; or
                 a map (H, W) of their places in class_labels, -1 in none: a few bytes a pixel, whatever M.
@@ -782,8 +852,11 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> PerPixelForSemanticSegmentationOutput:
-        """
+        """Scores of each class at each pixel of images, and with labels the loss.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): classes, `semantic_loss_ignore_index` where the
                 loss must not look (void, padding).
@@ -822,7 +895,13 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     def losses(
         self, layers: list[Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones."""
+        """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones.
+
+        Args:
+            layers: logits (B, K, h, w), deepest last.
+            labels: (B, H, W), checked.
+            num_items_in_batch: labeled pixels of the whole step.
+        """
         ignore_index = self.config.semantic_loss_ignore_index
         pixels = pixels_of_step(labels, ignore_index, num_items_in_batch)
         return {

@@ -113,6 +113,7 @@ class FPNPixelDecoder(nn.Module):
         return features
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """Features of the backbone, finest first -> pixel features; `region`: what is image, None for all."""
         context = self.top(feature_maps[-1], region)
         features = self.outputs[-1](context, region)
         pyramid = [features]
@@ -128,6 +129,7 @@ class FPNEncoderPixelDecoder(FPNPixelDecoder):
     """FPN over transformer encoder layers on the coarsest map: COCO panoptic R50 and R101 (paper Appendix A)."""
 
     def build_top(self, config: Any, in_channels: int) -> int:
+        """Make projection and transformer encoder; returns their number of channels."""
         size = config.fpn_feature_size
         self.context_channels = size
         self.input_projection = nn.Conv2d(in_channels, size, kernel_size=1)
@@ -135,6 +137,7 @@ class FPNEncoderPixelDecoder(FPNPixelDecoder):
         return size
 
     def top(self, features: Tensor, region: ValidRegion | None) -> Tensor:
+        """(B, C_F, H/32, W/32) -> (B, C_fpn, H/32, W/32), through the transformer encoder."""
         return self.encoder(self.input_projection(features), region)
 
 
@@ -186,6 +189,7 @@ class DeformablePixelDecoder(nn.Module):
         self.mask_projection = mask_projection(config, size)
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """Features of the backbone, finest first -> pixel features; `region`: what is image, None for all."""
         with torch.autocast(feature_maps[0].device.type, enabled=False):
             dtype = self.mask_projection.weight.dtype
             feature_maps = [features.to(dtype) for features in feature_maps]
@@ -230,6 +234,7 @@ class PerPixelDecoder(nn.Module):
         self.mask_projection = mask_projection(config, in_channels[0])
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """The two maps of a per-pixel network, its embeddings first -> pixel features."""
         finest, context = feature_maps
         return PixelFeatures(context, [context, finest], self.mask_projection, region, upsampling=self.upsampling)
 

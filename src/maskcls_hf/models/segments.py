@@ -27,7 +27,12 @@ NO_SEGMENT = -2  # annotated as part of no segment, such as the background of CO
 
 
 def void_id_of(num_labels: int) -> int:
-    """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class."""
+    """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class.
+
+    Example:
+        >>> void_id_of(150), void_id_of(1000)
+        (255, 65535)
+    """
     return 255 if num_labels <= 255 else 65535
 
 
@@ -53,6 +58,13 @@ class Segments:
 
     Raises:
         ValueError: the numbers of masks, classes, scores, ... differ.
+
+    Example:
+        >>> segments = Segments(class_labels=torch.tensor([1, 0]), masks=torch.tensor([[0, 0, 1], [0, VOID, 1]]))
+        >>> segments.semantic_map(void_id=255).tolist()
+        [[1, 1, 0], [1, 255, 0]]
+        >>> [mask.area for mask in segments.mask_runs]
+        [3, 2]
     """
 
     class_labels: Tensor
@@ -297,6 +309,8 @@ class Segments:
         """Of a map of ids (H, W) or its runs, or a stack of masks (M, H, W) bool whose ids are their places.
 
         Args:
+            pixels: the ids.
+            name: of the image, for messages.
             classes: id -> class; `VOID`: its pixels are unlabeled; None: they are in no segment. The segments come in
                 this order.
             crowd_ids: ids of crowd regions.
@@ -334,8 +348,17 @@ class Segments:
     ) -> Segments:
         """Of a map of classes (H, W) or its runs, each class a segment; `void_id` (None: -1) marks unlabeled pixels.
 
+        Args:
+            class_map: class id at each pixel.
+            void_id: value of unlabeled pixels.
+            name: of the image, for messages.
+
         Raises:
             ValueError: it is no map of integers.
+
+        Example:
+            >>> Segments.from_class_map(torch.tensor([[3, 3], [7, 255]]), void_id=255).class_labels
+            tensor([3, 7])
         """
         if not isinstance(class_map, Runs):
             ids = as_array(class_map)
@@ -353,6 +376,7 @@ class Segments:
         """Of what the image processor's post-processing or a `Predictor` gives for an image.
 
         Args:
+            name: of the image, for messages.
             found: a map of classes (H, W); or a dict with `segments_info`, records with `id`, `label_id` (and `score`),
                 and their pixels: `masks`, run lengths, or `segmentation`, a map of ids (H, W), a stack (M, H, W) of
                 masks or COCO's run lengths, one a record. Ids below 1 that `segments_info` lacks are no segment.
@@ -399,6 +423,9 @@ class Segments:
         neither.
 
         Args:
+            padded_size: height and width of the network's input.
+            device: of the result.
+            keep_emptied: also segments without a pixel.
             as_map: `mask_labels` (*padded_size) int32, the place of each pixel's segment, -1 in none, unless segments
                 overlap.
         """
@@ -448,7 +475,17 @@ class Segments:
     def semantic_targets(
         self, padded_size: tuple[int, int], void_id: int | None, num_labels: int | None, device: torch.device | str
     ) -> Tensor:
-        """Class ids (*padded_size) int64; void, no segment and padding are `void_id`, which must be no class."""
+        """Class ids (*padded_size) int64; void, no segment and padding are `void_id`, which must be no class.
+
+        Args:
+            padded_size: height and width of the network's input.
+            void_id: value of pixels without a class.
+            num_labels: K, where it is known.
+            device: of the result.
+
+        Raises:
+            ValueError: `void_id` is a class, or None.
+        """
         is_class = void_id is not None and bool((self.class_labels[~self.is_crowd] == void_id).any())
         if void_id is None or void_id < 0 or void_id < (num_labels or 0) or is_class:
             raise ValueError(
@@ -531,6 +568,10 @@ def read_segments(
     """What a user gives as labels for a batch, or `Segments` -> checked segments of each image.
 
     Args:
+        segmentation_maps: as of the image processor.
+        id_to_class: its `instance_id_to_semantic_id`.
+        class_labels: as of the image processor.
+        rules: what label values mean.
         image_sizes: (height, width) that the labels must have.
         new_sizes: of the result; the label values are resized, each pixel to the one under its center.
     """

@@ -27,6 +27,7 @@ class TiledMaps(PlainMaps):
     """As `PlainMaps`; another class or query only where the best scores tie to the rounding of float32."""
 
     def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """As of `PlainMaps`."""
         by_class = class_probs.T.contiguous()  # (K, N)
         segmentation = torch.empty(self.sizes.target, dtype=torch.int64, device="cpu")
         if not len(mask_logits):
@@ -61,6 +62,7 @@ class TiledMaps(PlainMaps):
         return segmentation
 
     def per_pixel_map(self, logits: Tensor) -> Tensor:
+        """As of `PlainMaps`."""
         segmentation = torch.empty(self.sizes.target, dtype=torch.int64, device="cpu")
 
         def write(block: Block) -> None:
@@ -78,6 +80,7 @@ class TiledMaps(PlainMaps):
         return segmentation
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `PlainMaps`."""
         winners = torch.empty(self.sizes.target, dtype=torch.int32, device="cpu")
         weights = scores[:, None, None]
 
@@ -107,6 +110,8 @@ class TiledMaps(PlainMaps):
         return winners, winners.flatten().bincount(minlength=len(scores)), mask_areas.long()
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """As of `PlainMaps`."""
+
         def measure(block: Block) -> Tensor:
             """Areas and sums of probabilities (2, n) in the block."""
             sums = torch.zeros(2, len(mask_logits), dtype=torch.float64, device="cpu")
@@ -119,6 +124,7 @@ class TiledMaps(PlainMaps):
         return areas.long(), prob_sums
 
     def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         masks = torch.zeros(len(mask_logits), *self.sizes.target, dtype=torch.bool, device="cpu")
 
         def write(block: Block) -> None:
@@ -130,6 +136,7 @@ class TiledMaps(PlainMaps):
         return masks
 
     def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         ids = torch.zeros(self.sizes.target, dtype=torch.int32, device="cpu")
 
         def write(block: Block) -> None:
@@ -265,6 +272,7 @@ class TileAxis(NamedTuple):
 
     @classmethod
     def of(cls, logits: int, padded: int, valid: int, target: int) -> "TileAxis":
+        """Of an axis with so many cells, padded pixels, pixels of the image in them, and pixels of the target."""
         length = min(max(TILE * target // valid, 1), LARGEST_TILE)
         count = math.ceil(target / length)
         length = math.ceil(target / count)
@@ -317,6 +325,11 @@ class Block:
     def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[_TilePairs]:
         """The pairs that are chosen (C, T), in groups of tiles that hold about `GROUP` values, if each pair holds
         `area`, and so do `channels` more of each tile.
+
+        Args:
+            chosen: (C, T) bool.
+            area: values of a pair.
+            channels: values of a tile beside its pairs, in areas.
         """
         counts, values = chosen.sum(0).tolist(), 0
         group: list[int] = []
@@ -393,7 +406,13 @@ class Block:
         out[rows, columns] = of_row[: rows.stop - rows.start, : columns.stop - columns.start]
 
     def write_tile(self, out: Tensor, tile: int, values: Tensor) -> None:
-        """The pixels of one tile (H, W) into the map of the whole image."""
+        """The pixels of one tile (H, W) into the map of the whole image.
+
+        Args:
+            out: (H, W), written to.
+            tile: its number in the block.
+            values: of a whole tile, also where it stands out of the map.
+        """
         rows, columns = self.area
         start = columns.start + tile * self.size[1]
         area = out[rows, start : min(start + self.size[1], columns.stop)]

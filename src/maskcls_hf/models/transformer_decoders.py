@@ -59,7 +59,12 @@ class PixelLogits(NamedTuple):
 
 
 def layer_suffix(index: int, layers: int) -> str:
-    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others."""
+    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others.
+
+    Example:
+        >>> [layer_suffix(index, 3) for index in range(3)]
+        ['_0', '_1', '']
+    """
     return "" if index == layers - 1 else f"_{index}"
 
 
@@ -96,6 +101,13 @@ class StandardTransformerDecoder(nn.Module):
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
         output_attentions: bool = False,
     ) -> DecoderOutput:
+        """Segment embeddings of every layer.
+
+        Args:
+            features: of the pixel decoder; of these, the context is looked at.
+            predict: of no use to this decoder.
+            output_attentions: return the weights too.
+        """
         context_map = self.input_projection(features.context)  # (B, C, H/32, W/32)
         region = features.region
         inside = None if region is None else region.mask_at(*context_map.shape[-2:])
@@ -145,6 +157,16 @@ class MaskedAttentionTransformerDecoder(nn.Module):
         predict: Callable[..., SegmentLogits] | None = None,
         output_attentions: bool = False,
     ) -> DecoderOutput:
+        """Segment embeddings before the first layer and of every layer.
+
+        Args:
+            features: of the pixel decoder; the scales of its pyramid are looked at.
+            predict: the segmentation module, which makes the masks of the attention.
+            output_attentions: return the weights too.
+
+        Raises:
+            ValueError: `predict` is missing, or the pyramid has fewer scales than the decoder.
+        """
         if predict is None:
             raise ValueError(
                 "Masked attention looks at predicted masks: call MaskClsForUniversalSegmentation, or give its "

@@ -136,6 +136,7 @@ def parse_yaml(text: str, doubled: list[str] | None = None) -> Any:
     """The values of one document; None where there is none.
 
     Args:
+        text: of one document.
         doubled: where given, keys of the whole document whose values are mappings may stand twice, if these do not
             contradict each other: they count as one, and what is wrong is added to this list.
 
