@@ -69,7 +69,10 @@ def from_original(
     counters = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if _is_counter(name)}
     state |= counters
     _check_complete(state, expected, where)
-    return model_class.from_pretrained(None, config=config, state_dict=state)
+    model: MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation = model_class.from_pretrained(
+        None, config=config, state_dict=state
+    )
+    return model
 
 
 def save_from_original(

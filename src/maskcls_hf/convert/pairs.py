@@ -173,10 +173,10 @@ def _checked_sizes(sizes: Any, count: int) -> Tensor | None:
     """(B, 2) int64."""
     if sizes is None:
         return None
-    sizes = torch.as_tensor(sizes, dtype=torch.int64)
-    if sizes.shape != (count, 2):
-        raise ValueError(f"image_sizes must be one (height, width) for each of {count} images, got {sizes.tolist()}.")
-    return sizes
+    checked = torch.as_tensor(sizes, dtype=torch.int64)
+    if checked.shape != (count, 2):
+        raise ValueError(f"image_sizes must be one (height, width) for each of {count} images, got {checked.tolist()}.")
+    return checked
 
 
 def _checked_detections(

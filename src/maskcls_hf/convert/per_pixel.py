@@ -85,7 +85,8 @@ def from_per_pixel(
     fields["matching"] = matching or ("fixed" if fields["num_queries"] == given.num_labels else "bipartite")
     convert = _from_baseline if given.model_type == PerPixelConfig.model_type else _from_network
     weight = next(source.parameters())
-    return convert(source, given, fields).to(weight.device, weight.dtype).train(source.training)
+    converted: MaskClsForUniversalSegmentation = convert(source, given, fields).to(weight.device, weight.dtype)
+    return converted.train(source.training)
 
 
 def load(path: str | Path) -> Any:
@@ -228,7 +229,7 @@ def _start_queries(
         logits[min(query, num_labels)] = certain
     if weight is None:
         return
-    last = module.mask_embedder.layers[-1]
+    last: Any = module.mask_embedder.layers[-1]
     last.weight.zero_()
     last.bias.zero_()
     rows = weight.flatten(1).cpu()
@@ -258,7 +259,8 @@ def processor_from_per_pixel(processor: Any, **options: Any) -> MaskClsImageProc
             )
     theirs = processor.to_dict()
     if theirs["image_processor_type"] == MaskClsImageProcessor.__name__:
-        return MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)
+        ours: MaskClsImageProcessor = MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)
+        return ours
     kept = {name: theirs[name] for name in PROCESSOR_OPTIONS if theirs.get(name) is not None}
     kept.setdefault("do_normalize", False)
     if theirs.get("keep_aspect_ratio") and set(kept.get("size", {})) == {"height", "width"}:

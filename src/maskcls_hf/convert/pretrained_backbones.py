@@ -242,7 +242,8 @@ class TransformersCheckpoint(BackboneCheckpoint):
             asked = self.fields.get("out_features") or []
             stages = [stage for stage in config.stage_names if stage != "stem"]
             config.out_features = asked if len(asked) > 1 else stages
-        return config
+        made: PreTrainedConfig = config
+        return made
 
     def processor_fields(self) -> dict[str, Any]:
         """As of `BackboneCheckpoint`; {} but for a warning where no file says how images were normalized."""
@@ -321,7 +322,8 @@ def _resampled_kernels(kernels: Tensor, shape: Sequence[int]) -> Tensor:
     size, new = tuple(kernels.shape[2:]), tuple(shape[2:])
     pixels = torch.eye(math.prod(size)).view(-1, 1, *size)
     resize = F.interpolate(pixels, new, mode="bicubic", antialias=True).flatten(1)  # (h w, H W)
-    return (kernels.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new).to(kernels.dtype)
+    resized: Tensor = (kernels.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new)
+    return resized.to(kernels.dtype)
 
 
 def _resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
@@ -429,7 +431,8 @@ class TimmCheckpoint(BackboneCheckpoint):
         overlay = {"state_dict": weights, "num_classes": classes, "label_offset": 0}
         try:
             arguments = {"pretrained": True, "pretrained_cfg_overlay": overlay, "in_chans": num_channels}
-            return _make_network(self.name, self.architecture, **arguments).state_dict()
+            state: dict[str, Tensor] = _make_network(self.name, self.architecture, **arguments).state_dict()
+            return state
         except RuntimeError as error:  # timm loads strictly
             body, found = (
                 {name: shape for name, shape in shapes.items() if not name.startswith(tuple(f"{h}." for h in heads))}

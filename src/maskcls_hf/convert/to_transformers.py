@@ -55,7 +55,8 @@ def to_transformers(
     wrong = [name for name in result.missing_keys if not family.has_no_counterpart(name)] + result.unexpected_keys
     if wrong:
         raise ValueError(f"transformers' {family.NAME} and this model differ in the parameters {', '.join(wrong)}.")
-    return theirs.to(model.device, model.dtype).train(model.training)
+    converted: PreTrainedModel = theirs.to(model.device, model.dtype)
+    return converted.train(model.training)
 
 
 def _family_of(config: PreTrainedConfig) -> Any:

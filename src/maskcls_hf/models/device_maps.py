@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .post_processing import PlainMaps, ResizeGeometry, interpolate
+from .post_processing import PlainMaps, ResizeGeometry
+from .resampling import interpolate
 
 try:
     import triton

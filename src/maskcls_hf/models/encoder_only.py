@@ -145,7 +145,7 @@ class EncoderOnly(nn.Module):
         self.config = config
         size = self.vit.channels[-1]
         config.hidden_size = config.mask_feature_size = size  # which a configuration of timm does not say
-        self.patch_size = patch_size_of(self.vit)
+        self.patch_size: Any = patch_size_of(self.vit)
         self.queries_embedder = nn.Embedding(config.num_queries, size)
         self.upscale = nn.ModuleList(UpscaleBlock(size) for _ in range(config.upscale_blocks))
         self.gradient_checkpointing = False  # set by transformers, with the function that checkpoints

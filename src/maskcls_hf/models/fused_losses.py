@@ -14,7 +14,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None  # type: ignore[assignment]
+    triton = None
 
 logger = logging.get_logger(__name__)
 BLOCK = 1024  # pixels of a program at a time

@@ -270,9 +270,7 @@ class MaskLoss:
         if self.sampler is None:
             of_mask, dice = paired_losses(matched, targets, image, segment, self.is_focal)
         else:
-            of_mask, dice = _PointLosses.apply(  # type: ignore[no-untyped-call]
-                matched, targets, image, segment, self.sampler, self.is_focal
-            )
+            of_mask, dice = _PointLosses.apply(matched, targets, image, segment, self.sampler, self.is_focal)
         return {
             "loss_mask": _sum_by_layer(of_mask, assignment, layers),
             "loss_dice": _sum_by_layer(dice, assignment, layers),
@@ -314,7 +312,7 @@ class _PointLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple[Any, ...]:
         (slopes,) = ctx.saved_tensors
         weights = torch.stack([of_mask, of_dice]).to(slopes.dtype)
         return (slopes * weights[:, :, None, None]).sum(0), None, None, None, None, None
@@ -347,7 +345,7 @@ def paired_losses(
     Returns:
         focal loss or cross-entropy, and dice loss, (T,) each, float32 (float64 of float64).
     """
-    return _PairedLosses.apply(logits, targets, image, segment, is_focal)  # type: ignore[no-untyped-call, return-value]
+    return _PairedLosses.apply(logits, targets, image, segment, is_focal)
 
 
 class _PairedLosses(torch.autograd.Function):
@@ -373,7 +371,7 @@ class _PairedLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Any, ...]:
         logits, image, segment, pixels, union, value = ctx.saved_tensors
         of_error = dice / union
         slopes = torch.stack([focal / pixels, of_error, -of_error * value])

@@ -33,6 +33,8 @@ from .backbones import (
 from .checkpoint_manifest import require_whole
 from .configuration_maskcls import (
     CHECKPOINT_READERS,
+    PIXEL_DECODERS,
+    TRANSFORMER_DECODERS,
     MaskClsConfig,
     PerPixelConfig,
     check_several_classes,
@@ -45,9 +47,8 @@ from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, al
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels, open_backbone
 from .per_pixel_networks import build_per_pixel_network
-from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
+from .pixel_decoders import PixelFeatures
 from .transformer_decoders import (
-    TRANSFORMER_DECODERS,
     DecoderOutput,
     MaskProduct,
     PixelLogits,
@@ -260,7 +261,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, *args: Any, **kwargs: Any
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Layers that run again in the backward pass must know the padding of their batch."""
         super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
@@ -617,7 +622,7 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.encoder = EncoderOnly(config)
+        self.encoder: Any = EncoderOnly(config)
         self.train(self.training)
         self.post_init()
 

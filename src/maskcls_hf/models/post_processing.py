@@ -386,7 +386,7 @@ def map_of_windows(
     least = least_score(score_threshold, len(total))
     if not (return_scores or least):
         return per_pixel_map(total / count, **sizes)  # type: ignore[arg-type]
-    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]  # type: ignore[arg-type]
+    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]
     class_map = map_of_scores(scores, least)
     return (class_map, scores) if return_scores else class_map
 

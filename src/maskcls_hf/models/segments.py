@@ -165,7 +165,7 @@ class Segments:
     def run_lengths(self) -> list[dict[str, Any]]:
         """COCO's compressed run lengths (M,); a file can list many more segments than its map has pixels."""
         if not isinstance(self.masks, (Runs, Tensor)) and all(isinstance(mask, Mapping) for mask in self.masks):
-            return list(self.masks)  # type: ignore[arg-type]  # as they were read
+            return list(self.masks)  # as they were read
         empty = MaskRuns(self.size, *np.zeros((2, 0), dtype=np.int64)).rle()
         return [mask.rle() if mask.area else dict(empty) for mask in self.mask_runs]
 
@@ -518,7 +518,7 @@ def _as_map(masks: Tensor) -> Tensor:
     return torch.where(masks, places + 1, 0).sum(0, dtype=torch.int32) - 1
 
 
-def _table(of_places: NDArray[Any], dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray:
+def _table(of_places: NDArray[Any], dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray[Any]:
     """(M,) -> (M + 2,), which an index map can be looked up in: places -2 and -1 are the last two."""
     return np.concatenate([of_places, [no_segment, void]]).astype(dtype)
 

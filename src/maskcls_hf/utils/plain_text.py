@@ -87,6 +87,6 @@ class PlainConsole(Console):
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
         """As in rich, of printable characters."""
         return super().render_str(printable(text, keep_lines=True), **options)

@@ -72,7 +72,8 @@ def color_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colors: Seq
     index, numbers = _small_index(ids)
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
-    return palette[index]
+    colored: NDArray[np.uint8] = palette[index]
+    return colored
 
 
 def _small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
