@@ -86,7 +86,8 @@ def from_per_pixel(
     convert = _from_baseline if given.model_type == PerPixelConfig.model_type else _from_network
     weight = next(source.parameters())
     converted: MaskClsForUniversalSegmentation = convert(source, given, fields).to(weight.device, weight.dtype)
-    return converted.train(source.training)
+    converted.train(source.training)
+    return converted
 
 
 def load(path: str | Path) -> Any:

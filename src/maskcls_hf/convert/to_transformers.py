@@ -56,7 +56,8 @@ def to_transformers(
     if wrong:
         raise ValueError(f"transformers' {family.NAME} and this model differ in the parameters {', '.join(wrong)}.")
     converted: PreTrainedModel = theirs.to(model.device, model.dtype)
-    return converted.train(model.training)
+    converted.train(model.training)
+    return converted
 
 
 def _family_of(config: PreTrainedConfig) -> Any:

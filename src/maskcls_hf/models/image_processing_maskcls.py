@@ -142,8 +142,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         (torch.Size([1, 3, 64, 96]), torch.Size([2, 64, 96]), tensor([0, 1]))
     """
 
-    _auto_class = "AutoImageProcessor"  # saved with the code that reads it
-    valid_kwargs = MaskClsImageProcessorKwargs  # type: ignore[assignment]
+    _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
+    valid_kwargs = MaskClsImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
     compatibility = "exact"
     image_fit = None
