@@ -1,5 +1,7 @@
-"""`python -m maskcls_hf.cli`: as `maskcls`, but with torch imported first, and so without a policy of waiting threads;
-`python -m maskcls_command` is the same in all."""
+"""`python -m maskcls_hf.cli`: as `maskcls`, but without a policy of waiting threads, as torch is imported first.
+
+`python -m maskcls_command` is the same as `maskcls` in all.
+"""
 
 from .main import app
 

@@ -23,6 +23,12 @@ def map_image(result: Segments, task: Task, colors: Sequence[Color], num_labels:
     Semantic: class ids, 8 bits, or 16 where there are more than 256 classes. Panoptic: COCO's colors, whose
     R + 256 G + 65536 B is the id of the segment, black for none. Instance: the same; see the JSON for the parts of
     instances that others hide.
+
+    Args:
+        result: segments of an image.
+        task: that they are the result of.
+        colors: of each segment; semantic maps have none.
+        num_labels: classes of the model.
     """
     if task == "semantic":
         return Image.fromarray(result.semantic_map().numpy().astype(np.uint8 if num_labels <= 256 else np.uint16))
@@ -30,7 +36,12 @@ def map_image(result: Segments, task: Task, colors: Sequence[Color], num_labels:
 
 
 def color_id(color: Color) -> int:
-    """The id that COCO reads from a pixel of a panoptic PNG."""
+    """The id that COCO reads from a pixel of a panoptic PNG.
+
+    Example:
+        >>> color_id((7, 1, 0))
+        263
+    """
     red, green, blue = color
     return red + 256 * green + 65536 * blue
 
@@ -53,6 +64,11 @@ class CocoRecords:
     Panoptic: COCO's panoptic annotations, with scores. Instance: COCO's results, one RLE each, whose list
     `annotations` is what `pycocotools`' `loadRes` takes. Semantic: areas in pixels of the classes in each image. All
     have boxes, and centroids, which COCO has not.
+
+    Args:
+        task: of the run.
+        names: of the model's classes.
+        stuff: classes without instances.
     """
 
     def __init__(self, task: Task, names: dict[int, str], stuff: Collection[int]):
@@ -65,7 +81,13 @@ class CocoRecords:
             self.categories = [category | {"isthing": int(category["id"] not in stuff)} for category in self.categories]
 
     def of(self, map_name: str, result: Segments, colors: Sequence[Color]) -> dict[str, Any]:
-        """`image` and `annotations` of one image, without the ids that they get among others."""
+        """`image` and `annotations` of one image, without the ids that they get among others.
+
+        Args:
+            map_name: file of its map.
+            result: its segments.
+            colors: of each segment.
+        """
         height, width = result.size
         of_segments = {"semantic": self.areas, "panoptic": self.segments, "instance": self.instances}
         annotations = of_segments[self.task](result, colors)
@@ -75,6 +97,7 @@ class CocoRecords:
 
     @staticmethod
     def areas(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
+        """Records of semantic maps: area, and its part of the image, of each class."""
         pixels = math.prod(result.size)
         return [
             dict(category_id=record["label_id"], area=record["area"], fraction=record["area"] / pixels) | _place(mask)
@@ -83,6 +106,7 @@ class CocoRecords:
 
     @staticmethod
     def instances(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
+        """Records of instances: score, area and run lengths of each."""
         return [
             dict(id=0, image_id=0) | _annotation(record, mask) | dict(segmentation=mask.rle())
             for record, mask in zip(result.records, result.mask_runs, strict=True)
@@ -90,6 +114,7 @@ class CocoRecords:
 
     @staticmethod
     def segments(result: Segments, colors: Sequence[Color]) -> list[dict[str, Any]]:
+        """Records of panoptic maps: color id, score and area of each segment."""
         return [
             dict(id=color_id(color)) | _annotation(record, mask)
             for record, mask, color in zip(result.records, result.mask_runs, colors, strict=True)

@@ -27,6 +27,7 @@ console = PlainConsole(stderr=True)
 
 
 def complain(message: str) -> None:
+    """A line on standard error, in red."""
     console.print(message, style="red", soft_wrap=True)
 
 
@@ -37,7 +38,10 @@ def fail(error: Exception) -> NoReturn:
 
 
 class TextFormatter(logging.Formatter):
+    """Lines of a log without control characters."""
+
     def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
         return printable(super().format(record), keep_lines=True)
 
 
@@ -54,21 +58,25 @@ def show_logs_as_text() -> None:
 
 
 def finite(value: Any) -> Any:
-    """Of an option: NaN passes every comparison with its limits."""
+    """Refuses an option that is NaN or infinite: NaN passes every comparison with its limits.
+
+    Raises:
+        BadParameter: names the number.
+    """
     for number in value if isinstance(value, (list, tuple)) else [value]:
         if number is not None and not math.isfinite(number):
             raise typer.BadParameter(f"{number} is no number.")
     return value
 
 
-def tile_size(pixels: int | None) -> int | None:
+def _tile_size(pixels: int | None) -> int | None:
     """Of an option."""
     if pixels is not None and 0 < pixels < 16:
         raise typer.BadParameter(f"{pixels} is no size of tiles: at least 16 pixels, or 0 for none.")
     return pixels
 
 
-def place_of_model(name: str) -> str:
+def _place_of_model(name: str) -> str:
     """Of an option; said before the imports of seconds, as all that a callback says."""
     try:
         require_model_place(name)
@@ -77,7 +85,7 @@ def place_of_model(name: str) -> str:
     return name
 
 
-def place_of_data(path: Path) -> Path:
+def _place_of_data(path: Path) -> Path:
     try:
         require_folder(path, "data set")
     except OSError as error:
@@ -88,11 +96,11 @@ def place_of_data(path: Path) -> Path:
 ModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", callback=place_of_model,
+        "--model", "-m", callback=_place_of_model,
         help="Folder of a saved model and its image processor, or name on the Hub.",
     ),
 ]  # fmt: skip
-DataOption = Annotated[Path, typer.Option("--data", "-d", callback=place_of_data, help="Folder of the data set.")]
+DataOption = Annotated[Path, typer.Option("--data", "-d", callback=_place_of_data, help="Folder of the data set.")]
 LayoutOption = Annotated[
     str | None, typer.Option(help="Layout of the data: folder, ade20k, cityscapes, ... Default: found by looking.")
 ]
@@ -115,7 +123,7 @@ TileOption = Annotated[
     int | None,
     typer.Option(
         min=0,
-        callback=tile_size,
+        callback=_tile_size,
         help="Cut larger images into tiles of so many pixels; 0: never [the model's, 0].",
     ),
 ]
@@ -144,14 +152,26 @@ ImportOption = Annotated[
 
 
 def check_new_file(path: Path, option: str) -> None:
-    """Raise ValueError where no file can be written."""
+    """Refuses a place where no file can be written.
+
+    Args:
+        path: of the file.
+        option: that names it, for the message.
+
+    Raises:
+        ValueError: it is a folder, or its folder is not there, or cannot be written to.
+    """
     folder = path.absolute().parent
     if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {path}: no file can be written there.")
 
 
 def check_new_folder(path: Path) -> None:
-    """Raise ValueError where no folder can be made or written to."""
+    """Refuses a place where no folder can be made or written to.
+
+    Raises:
+        ValueError: says what stands in the way.
+    """
     there = next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.lexists(folder))
     if not there.is_dir() or not os.access(there, os.W_OK):
         what = "cannot be written to" if there.is_dir() else "is a file"
@@ -159,10 +179,14 @@ def check_new_folder(path: Path) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: an accelerator if there is one.
+    """The device of a name; `auto`: an accelerator if there is one.
 
     Raises:
-        `RuntimeError`: no such device.
+        RuntimeError: no such device.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     import torch
 
@@ -213,14 +237,17 @@ def ends_in_a_line(undone: str = "", *errors: type[Exception]) -> Iterator[None]
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that ends in one line where it is stopped or the system refuses a file. Before it runs, what takes
-    seconds is imported and the parts of users are loaded, for which it gets the option `--import`."""
+    """A command that ends in one line where it is stopped or the system refuses a file.
+
+    Before it runs, what takes seconds is imported and the parts of users are loaded, for which it gets the option
+    `--import`.
+    """
 
     @functools.wraps(command)
     def guard(imports: list[Path] | None = None, **options: Any) -> None:
         with terminable():
             try:
-                with prepared(imports or []):
+                with _prepared(imports or []):
                     command(**options)
             except KeyboardInterrupt as error:
                 stop(error)
@@ -236,7 +263,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def prepared(files: list[Path]) -> Iterator[None]:
+def _prepared(files: list[Path]) -> Iterator[None]:
     """Around the work of a command: classes and parts are known, and weights are loaded and saved without bars."""
     from ..hub import register
     from ..utils.quiet import no_progress_bars

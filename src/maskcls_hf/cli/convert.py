@@ -40,21 +40,21 @@ def convert(
         typer.Option(help="Matching of a converted per-pixel model: fixed with one query a class, else bipartite."),
     ] = None,
 ) -> None:
-    """Convert a checkpoint: the papers' code, transformers' MaskFormer, Mask2Former, EoMT or a per-pixel model to this
-    package, or this to transformers'; or merge the adapter of a LoRA training.
+    """Convert a checkpoint to this package, or from it to transformers; or merge the adapter of a LoRA training.
 
-    What the other side cannot represent is said; what would change the outputs is refused. A per-pixel model
-    (SegFormer, UPerNet, DPT, BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that
-    starts with the same semantic map, to be fine-tuned.
+    It reads the papers' code, transformers' MaskFormer, Mask2Former, EoMT and per-pixel models. What the other side
+    cannot represent is said; what would change the outputs is refused. A per-pixel model (SegFormer, UPerNet, DPT,
+    BEiT, Data2Vec, MobileViT, MobileNetV2, PerPixelBaseline) becomes a mask classifier that starts with the same
+    semantic map, to be fine-tuned.
 
     Example: `maskcls convert model_final.pkl maskformer-swin-tiny-ade --labels ade20k.json`
     """
     with ends_in_a_line("nothing was written"):
         check_new_folder(out)
         if merge:
-            merge_only(to_transformers, labels, num_queries, matching, base)
+            _merge_only(to_transformers, labels, num_queries, matching, base)
         else:
-            check_source(source, to_transformers, labels, num_queries, matching, base)
+            _check_source(source, to_transformers, labels, num_queries, matching, base)
         names = {} if labels is None else class_names(labels)
         with saving_model(out) as folder:
             if merge:
@@ -66,12 +66,12 @@ def convert(
     console.print(f"Written to {printable(out)}.", soft_wrap=True)
 
 
-def merge_only(*others: Any) -> None:
+def _merge_only(*others: Any) -> None:
     if any(others):
         raise ValueError("--merge stands alone: convert the model that it writes.")
 
 
-def check_source(
+def _check_source(
     source: str,
     to_transformers: bool,
     labels: Path | None,
@@ -80,13 +80,13 @@ def check_source(
     base: str | None,
 ) -> None:
     """What can be said before the weights are read."""
-    if is_original(source) and not Path(source).is_file():
+    if _is_original(source) and not Path(source).is_file():
         raise FileNotFoundError(f"There is no file {source}.")
-    if base is not None and (to_transformers or is_per_pixel(source)):
+    if base is not None and (to_transformers or _is_per_pixel(source)):
         raise ValueError("--base is for EoMTs whose weights are differences to those of a pretrained ViT.")
-    if not is_per_pixel(source) and (num_queries is not None or matching is not None):
+    if not _is_per_pixel(source) and (num_queries is not None or matching is not None):
         raise ValueError("--num-queries and --matching are for per-pixel models; other checkpoints have their own.")
-    if labels is not None and (to_transformers or not is_original(source)):
+    if labels is not None and (to_transformers or not _is_original(source)):
         raise ValueError("--labels is for files of the paper's code; other checkpoints know their classes.")
 
 
@@ -99,14 +99,25 @@ def write(
     matching: str | None,
     base: str | None,
 ) -> None:
+    """Write the converted model and its image processor.
+
+    Args:
+        source: file of the papers' code, folder, or name on the Hub.
+        folder: is filled.
+        to_transformers: from this package to transformers.
+        names: fields of the configuration, see [`class_names`].
+        num_queries: of a converted per-pixel model; None: one a class.
+        matching: of a converted per-pixel model; None: fixed with one query a class, else bipartite.
+        base: pretrained ViT of an EoMT whose weights are differences to it.
+    """
     from ..convert import save_as_transformers, save_from_original, save_from_per_pixel
     from ..inference.loading import load_image_processor, load_model
 
     if to_transformers:
         save_as_transformers(source, folder)
-    elif is_original(source):
+    elif _is_original(source):
         save_from_original(source, folder, base, **names)
-    elif is_per_pixel(source):
+    elif _is_per_pixel(source):
         save_from_per_pixel(source, folder, num_queries, matching)
     else:
         options = {} if base is None else {"base": base}
@@ -115,17 +126,17 @@ def write(
         image_processor.save_pretrained(folder)
 
 
-def is_per_pixel(source: str) -> bool:
+def _is_per_pixel(source: str) -> bool:
     """Neither of the paper's code nor what loads as a mask classifier."""
     from ..inference.loading import saved_config
     from ..models.kinds import KINDS
 
     return (
-        not is_original(source) and saved_config(source)["model_type"] not in KINDS["mask_classification"].model_types
+        not _is_original(source) and saved_config(source)["model_type"] not in KINDS["mask_classification"].model_types
     )
 
 
-def is_original(source: str) -> bool:
+def _is_original(source: str) -> bool:
     return Path(source).suffix in (".pkl", ".pth", ".bin", ".ckpt")
 
 

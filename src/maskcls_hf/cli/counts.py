@@ -49,6 +49,7 @@ def counts_table(content: Mapping[str, Any], sources: Collection[str], semantic:
     """Number and area of the segments of each class that was found, over some of the images.
 
     Args:
+        content: of a JSON of `maskcls segment`.
         sources: `source` of the images that count.
         semantic: there are areas of classes, not segments.
     """

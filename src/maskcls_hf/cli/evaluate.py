@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from ..inference import Predictor
     from ..metrics import Evaluator
 
-USUAL_TASKS: dict[str, tuple[str, ...]] = {
+_USUAL_TASKS: dict[str, tuple[str, ...]] = {
     "semantic": ("semantic",), "panoptic": ("panoptic", "semantic"), "instance": ("instance",),
 }  # fmt: skip
-PER_CLASS = "iou_"  # these are in the table of classes
+_PER_CLASS = "iou_"  # these are in the table of classes
 
 SplitOption = Annotated[str, typer.Option(help="Which part of the data; an empty text where it has no parts.")]
 DataOptionsOption = Annotated[
@@ -130,15 +130,15 @@ def evaluate(
     Example: `maskcls evaluate --model runs/camvid --data camvid --split test --bootstrap 1000 --per-class`
     """
     with ends_in_a_line("there are no scores of a part of the images", RuntimeError):
-        check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
+        _check_options(json_file, crop, middle, scale, flip, multi_scale, task or ())
         ways: dict[str, Any] = dict(tile=tile, overlap=overlap, batch_size=batch_size, enlarge=enlarge)
-        ways |= dict(scales=paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
+        ways |= dict(scales=_paper_scales(), flip=True) if multi_scale else dict(scales=scale, flip=flip)
         predictor, dataset = opened(model, device, ways, data, split, layout, data_options or [], task or ())
         thresholds = dict(threshold=threshold, mask_threshold=mask_threshold, overlap_threshold=overlap_threshold)
         options: dict[str, Any] = dict(metrics=metric or (), boundary=boundary, bootstrap=bootstrap, **thresholds)
-        evaluator = new_evaluator(predictor, dataset, task, **options)
+        evaluator = _new_evaluator(predictor, dataset, task, **options)
         images = min(limit or len(dataset), len(dataset))
-        scores = scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
+        scores = _scored(predictor, dataset, evaluator, images, crop=crop, middle=middle, limit=limit)
     used = evaluator.settings | {name: getattr(predictor, name) for name in ("tile", "overlap", "enlarge")}
     if json_file is not None:
         ways = dict(scales=predictor.scales, flip=predictor.flip, crop=crop, middle=middle, bootstrap=bootstrap)
@@ -146,12 +146,12 @@ def evaluate(
         content = dict(settings=of_data | used | ways | dict(options=evaluator.options), scores=scores)
         write_json(json_file, without_nan(content | dict(per_class=evaluator.per_class())), indent=2)
     show(scores, f"{images} images of {data.name}, {split}")
-    console.print(f"Settings: {in_words(used)}.", soft_wrap=True)
+    console.print(f"Settings: {_in_words(used)}.", soft_wrap=True)
     if per_class:
-        show_classes(evaluator)
+        _show_classes(evaluator)
 
 
-def in_words(settings: dict[str, Any]) -> str:
+def _in_words(settings: dict[str, Any]) -> str:
     """Names and values; without an overlap where there are no tiles, and other values that mean nothing."""
     shown = {name: value for name, value in settings.items() if value is not None}
     if "tile" not in shown:
@@ -159,7 +159,7 @@ def in_words(settings: dict[str, Any]) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in shown.items()) or "none"
 
 
-def paper_scales() -> Sequence[float]:
+def _paper_scales() -> Sequence[float]:
     from ..inference import PAPER_SCALES
 
     return PAPER_SCALES
@@ -175,7 +175,23 @@ def opened(
     data_options: Sequence[str],
     tasks: Sequence[str],
 ) -> tuple[Predictor, SegmentationDataset]:
-    """Model and data, of which all is checked that can be before the weights are read. `ways`: of `Predictor`."""
+    """Model and data, of which all is checked that can be before the weights are read.
+
+    Args:
+        model: folder, or name on the Hub.
+        device: see [`choose_device`].
+        ways: arguments of `Predictor`.
+        data: folder of the data set.
+        split: its part; "": it has none.
+        layout: of the data; None: found by looking.
+        data_options: `KEY=VALUE` of the layout's reader.
+        tasks: that are asked for.
+
+    Raises:
+        OSError: there is no such model or data.
+        RuntimeError: there is no such device.
+        ValueError: an option out of its range, data without instances for the task instance, or what cannot be read.
+    """
     from ..data.held_out import open_evaluated
     from ..data.validation.occurrence import told_of_classes
     from ..inference import Predictor
@@ -183,7 +199,7 @@ def opened(
 
     check_predictor_options(**ways)
     place = choose_device(device)
-    dataset = open_evaluated(data, split or None, layout, model, **parsed(data_options))
+    dataset = open_evaluated(data, split or None, layout, model, **_parsed(data_options))
     if told := told_of_classes(dataset, split):
         complain(told)
     if "instance" in tasks and not dataset.has_instances:
@@ -191,7 +207,7 @@ def opened(
     return Predictor.from_pretrained(model, place, **ways), dataset
 
 
-def new_evaluator(
+def _new_evaluator(
     predictor: Predictor, data: SegmentationDataset, tasks: Sequence[str] | None, **options: Any
 ) -> Evaluator:
     """For `tasks`, or else for what the data is annotated for and the model can do; stuff classes are the data's."""
@@ -199,12 +215,12 @@ def new_evaluator(
     from ..metrics import Evaluator
 
     stuff = model_classes(predictor.id2label, data.id2label)[data.stuff_ids].tolist()
-    usual = USUAL_TASKS[data.kind] if predictor.finds_segments else ("semantic",)
+    usual = _USUAL_TASKS[data.kind] if predictor.finds_segments else ("semantic",)
     wanted = list(dict.fromkeys(tasks)) if tasks else usual
     return Evaluator(predictor.image_processor, predictor.id2label, stuff, wanted, **options)
 
 
-def scored(
+def _scored(
     predictor: Predictor, data: SegmentationDataset, evaluator: Evaluator, images: int, **options: Any
 ) -> dict[str, float]:
     from ..inference import evaluate as score_data
@@ -214,7 +230,7 @@ def scored(
         return score_data(predictor, data, evaluator, on_image=lambda: progress.advance(bar), **options)
 
 
-def check_options(
+def _check_options(
     json_file: Path | None,
     crop: int | None,
     middle: bool,
@@ -239,7 +255,7 @@ def check_options(
         check_new_file(json_file, "--json")
 
 
-def parsed(options: Sequence[str]) -> dict[str, Any]:
+def _parsed(options: Sequence[str]) -> dict[str, Any]:
     """`KEY=VALUE` with values as in JSON; what is no JSON is a text."""
     found: dict[str, Any] = {}
     for option in options:
@@ -257,7 +273,7 @@ def parsed(options: Sequence[str]) -> dict[str, Any]:
 
 def show(scores: dict[str, float], title: str) -> None:
     """The scores in per cent, with their intervals if there are any."""
-    names = [name for name in scores if not name.startswith(PER_CLASS) and not name.endswith(("_low", "_high"))]
+    names = [name for name in scores if not name.startswith(_PER_CLASS) and not name.endswith(("_low", "_high"))]
     intervals = any(f"{name}_low" in scores for name in names)
     table = Table(title=cell(title), title_justify="left")
     for heading in ("score", "%", *(("95 % interval",) if intervals else ())):
@@ -270,7 +286,7 @@ def show(scores: dict[str, float], title: str) -> None:
     PlainConsole().print(table)
 
 
-def show_classes(evaluator: Evaluator) -> None:
+def _show_classes(evaluator: Evaluator) -> None:
     from ..metrics import per_class_table
 
     for metric in evaluator.metrics.values():

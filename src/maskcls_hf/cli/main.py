@@ -22,10 +22,13 @@ from .validate import validate
 
 
 class App(typer.Typer):
-    """Shows every text of a process as text: whatever the encoding of its output, and with no control characters in
-    log lines, warnings and errors."""
+    """Shows every text of a process as text, whatever the encoding of its output.
+
+    There are no control characters in log lines, warnings and errors.
+    """
 
     def __call__(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Run a command and end the process; arguments are those of click's commands."""
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -42,12 +45,12 @@ class App(typer.Typer):
             if not hasattr(error, "format_message"):  # no wrong call: a fault of ours
                 print(printable(traceback.format_exc(), keep_lines=True), file=sys.stderr)
                 sys.exit(1)
-            show_usage_error(error)
+            _show_usage_error(error)
             sys.exit(getattr(error, "exit_code", 1))
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def show_usage_error(error: Any) -> None:
+def _show_usage_error(error: Any) -> None:
     for name in ("message", "option_name"):
         if isinstance(getattr(error, name, None), str):
             setattr(error, name, printable(getattr(error, name), keep_lines=True))
@@ -71,7 +74,7 @@ for command in (segment, evaluate, tune, convert, validate, train, push):
     app.command(no_args_is_help=True)(guarded(command))
 
 
-def print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         packages = ("torch", "transformers")
         print(f"maskcls-hf {version('maskcls-hf')} ({', '.join(f'{name} {version(name)}' for name in packages)})")
@@ -79,9 +82,9 @@ def print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass  # without a docstring: the help is that of `app`

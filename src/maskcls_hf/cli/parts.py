@@ -1,5 +1,8 @@
-"""Parts of users, which register themselves when their code is run: files that the command line names, and packages
-that say so in the entry points `maskcls_hf.parts`. Configurations and recipes never load code."""
+"""Parts of users, which register themselves when their code is run.
+
+They are in files that the command line names, and in packages that say so in the entry points `maskcls_hf.parts`.
+Configurations and recipes never load code.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,13 @@ def load_parts(files: Sequence[Path]) -> None:
             package = entry.dist.name if entry.dist else "a package"
             raise ValueError(f"The parts of {package} ({ENTRY_POINTS}: {entry.value}): {_reason(error)}") from error
     for file in files:
-        import_file(file)
+        _import_file(file)
 
 
-def import_file(file: Path) -> None:
+def _import_file(file: Path) -> None:
     """Run a Python file as the module of its name, which worker processes and saved models find it by.
 
-    Raises: as [`load_parts`].
+    Errors as of [`load_parts`].
     """
     path = file.resolve()
     name = path.stem

@@ -106,19 +106,29 @@ def push(
             license=license, dataset=dataset, data_terms=data_terms, data_description=data_description,
             limitations=limitations, results=results or None, recipe=recipe, without_weights=without_weights,
         )  # fmt: skip
-        check_inputs(saved, card, keeps_card, dry_run, failures)
+        _check_inputs(saved, card, keeps_card, dry_run, failures)
         place = choose_device(device)
-        warn(card, keeps_card, folder)
+        _warn(card, keeps_card, folder)
         with tempfile.TemporaryDirectory() as drawn:
             if not keeps_card:
                 cases = dict(root=failures, split=split, number=number, limit=limit, maps_only=maps_only)
-                card = with_pictures(saved, card, pictures, cases, speed, place, Path(drawn))
-            where = publish(folder, repo_id, card, dry_run, private=private, new_card=new_card)
+                card = _with_pictures(saved, card, pictures, cases, speed, place, Path(drawn))
+            where = _publish(folder, repo_id, card, dry_run, private=private, new_card=new_card)
     console.print(f"{'Written to' if dry_run else 'Uploaded:'} {printable(where)}", soft_wrap=True)
 
 
 def opened(folder: Path, repo_id: str, new_card: bool) -> tuple[SavedModel, bool]:
-    """The model, and whether its card is kept, before anything takes time."""
+    """The model, and whether its card is kept, before anything takes time.
+
+    Args:
+        folder: of the saved model.
+        repo_id: OWNER/NAME on the Hub.
+        new_card: replace a card that was written by hand.
+
+    Raises:
+        OSError: no saved model there.
+        ValueError: no possible name on the Hub, or a model that cannot be read.
+    """
     from ..hub.push import check_repo_id, handwritten_card
     from ..hub.saved_model import SavedModel
 
@@ -126,7 +136,7 @@ def opened(folder: Path, repo_id: str, new_card: bool) -> tuple[SavedModel, bool
     return SavedModel(folder), not new_card and handwritten_card(folder) is not None
 
 
-def check_inputs(
+def _check_inputs(
     saved: SavedModel, card: CardOptions, keeps_card: bool, dry_run: Path | None, failures: Path | None
 ) -> None:
     """What can be wrong is said before the model is loaded."""
@@ -145,7 +155,7 @@ def check_inputs(
         raise FileNotFoundError(f"There is no folder {failures} with images for --failures.")
 
 
-def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
+def _warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
     if keeps_card:
         complain(
             f"{folder / 'README.md'} was written by hand and is kept: options for the card have no effect (--new-card)."
@@ -159,7 +169,7 @@ def warn(card: CardOptions, keeps_card: bool, folder: Path) -> None:
         complain("The card will say that the terms of the data are not stated (--data-terms).")
 
 
-def captioned(folder: Path) -> list[Picture]:
+def _captioned(folder: Path) -> list[Picture]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} with pictures.")
     from ..hub.card_options import Picture
@@ -168,7 +178,7 @@ def captioned(folder: Path) -> list[Picture]:
     return [Picture(path, path.stem.replace("_", " ").replace("-", " ")) for path in find_images([folder])]
 
 
-def with_pictures(
+def _with_pictures(
     saved: SavedModel,
     card: CardOptions,
     pictures: Path | None,
@@ -182,16 +192,16 @@ def with_pictures(
     from ..inference import Predictor
 
     if pictures is not None:
-        card = replace(card, pictures=captioned(pictures))
+        card = replace(card, pictures=_captioned(pictures))
     if failures["root"] is not None:
-        card = replace(card, failures=draw_failures(saved, card, device, out, **failures))
+        card = replace(card, failures=_draw_failures(saved, card, device, out, **failures))
     if speed:
         predictor = Predictor.from_pretrained(saved.folder, device)
         card = replace(card, speed=measure_speed(predictor.model, predictor.image_processor))
     return card
 
 
-def publish(
+def _publish(
     folder: Path, repo_id: str, card: CardOptions, dry_run: Path | None, *, private: bool | None, new_card: bool
 ) -> str:
     """Where it went."""
@@ -202,7 +212,7 @@ def publish(
     return f"{dry_run}: {', '.join(stage(folder, dry_run, repo_id, card, new_card=new_card))}"
 
 
-def draw_failures(
+def _draw_failures(
     saved: SavedModel,
     card: CardOptions,
     device: torch.device,

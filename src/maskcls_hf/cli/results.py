@@ -25,8 +25,8 @@ try:
 except ImportError:  # Windows has no locks of folders
     fcntl = None  # type: ignore[assignment]
 
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
-NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+_NOT_IN_NAMES = re.compile(r'[\\/:*?"<>|\x00-\x1f\x7f\ud800-\udfff]')
 LONGEST_NAME = 200  # bytes; file systems take 255, with number and suffix
 SHARE_OF_WRITING = 0.05  # of the time of a run, spent on the JSON
 
@@ -39,6 +39,7 @@ class Results:
 
     Args:
         out: the folder; nothing is written before [`Results.open`].
+        task: of the run.
         csv: write `TASK.csv` too; where there is one already, it is kept up to date.
 
     Raises:
@@ -143,8 +144,15 @@ class Results:
         self._write()
 
     def has(self, path: Path, fingerprint: str, overlay: bool) -> bool:
-        """Whether what this file gives is there already: its record, of this very file and these settings, and its
-        pictures."""
+        """Whether what this file gives is there already.
+
+        That is its record, of this very file and these settings, and its pictures.
+
+        Args:
+            path: of the image.
+            fingerprint: of file and settings, see `Segmenter.fingerprint`.
+            overlay: whether an overlay is among the pictures.
+        """
         image = self.records.get(source_of(path), {"image": {}})["image"]
         folders = ("overlay", "map") if overlay else ("map",)
         return image.get("fingerprint") == fingerprint and all(
@@ -153,6 +161,13 @@ class Results:
 
     def add(self, path: Path, name: str, overlay: bytes | None, map_: bytes, record: dict[str, Any]) -> None:
         """What was found in an image, its pictures as [`png`]; what was found in it before goes.
+
+        Args:
+            path: of the image.
+            name: of its files, without ending, see `names`.
+            overlay: content of the PNG; None: there is none.
+            map_: content of the PNG.
+            record: see `CocoRecords.of`.
 
         Raises:
             CannotWrite: the disk is full, or refuses; nothing half-written is left.
@@ -186,6 +201,7 @@ class Results:
         self._seconds = self._written - start
 
     def content(self) -> dict[str, Any]:
+        """All records as COCO has them, for the JSON."""
         from .coco import coco_content
 
         return coco_content(self.records.values(), self.categories)
@@ -200,7 +216,11 @@ def png(picture: Image.Image) -> bytes:
 
 @contextmanager
 def only_run(folder: Path) -> Iterator[None]:
-    """Raise ValueError where another process is inside; a process that is killed is no longer."""
+    """Inside, no other process is at the folder; one that is killed is no longer.
+
+    Raises:
+        ValueError: another one is.
+    """
     if fcntl is None:
         yield
         return
@@ -225,8 +245,16 @@ def source_of(path: Path) -> str:
 
 
 def output_names(paths: Sequence[Path], known: Mapping[str, str] | None = None) -> list[str]:
-    """For each path its stem, numbered where it is taken, also by one that differs in case only; those that are `known`
-    by their [`source_of`] stay."""
+    """For each path its stem, numbered where it is taken, also by one that differs in case only.
+
+    Args:
+        paths: of images.
+        known: names that stay, by [`source_of`].
+
+    Example:
+        >>> output_names([Path("a/one.png"), Path("b/One.jpg"), Path("two.png")])
+        ['one', 'One_2', 'two']
+    """
     known = known or {}
     taken = {_compared(name) for name in known.values()}
     names = []
@@ -247,6 +275,11 @@ def _compared(name: str) -> str:
 
 
 def file_name(stem: str) -> str:
-    """A stem that is one on every system."""
-    name = NOT_IN_NAMES.sub("_", stem).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(". ") or "_"
-    return f"{name}_" if RESERVED.fullmatch(name) else name
+    """A stem that is one on every system.
+
+    Example:
+        >>> file_name("what?"), file_name("con")
+        ('what_', 'con_')
+    """
+    name = _NOT_IN_NAMES.sub("_", stem).encode()[:LONGEST_NAME].decode(errors="ignore").rstrip(". ") or "_"
+    return f"{name}_" if _RESERVED.fullmatch(name) else name

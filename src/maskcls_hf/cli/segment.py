@@ -121,7 +121,7 @@ def segment(
         raise typer.Exit(1)
     kept = len({*results.records} - {source_of(path) for path in paths})
     try:
-        segment_each(paths, segmenter, results, done, skip_existing)
+        _segment_each(paths, segmenter, results, done, skip_existing)
     except KeyboardInterrupt as error:
         stop(error, f"{sum(done.values())} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:
@@ -134,7 +134,18 @@ def segment(
 def thresholds(
     task: Task, threshold: float | None, mask_threshold: float | None, overlap_threshold: float | None
 ) -> dict[str, float]:
-    """Arguments of the task's post-processing: those that are given."""
+    """Arguments of the task's post-processing: those that are given.
+
+    Args:
+        task: semantic maps have none.
+        threshold: lowest score of a segment, 0 to 1.
+        mask_threshold: probability from which a pixel is in a mask, 0 to 1.
+        overlap_threshold: of panoptic maps: the part of its area that a segment must keep, 0 to 1.
+
+    Example:
+        >>> thresholds("panoptic", 0.7, None, 0.9)
+        {'threshold': 0.7, 'overlap_mask_area_threshold': 0.9}
+    """
     if task == "semantic":
         return {}
     options = {"threshold": threshold, "mask_threshold": mask_threshold}
@@ -144,7 +155,14 @@ def thresholds(
 
 
 def report(results: Results, done: dict[str, bool], images: int, kept: int) -> None:
-    """What was found in the images that are `done`, of how many, and of how many others results are kept."""
+    """Says what was found.
+
+    Args:
+        results: of the run, and of runs before.
+        done: path of each image that has results -> whether they are new.
+        images: that were asked for.
+        kept: number of other images in the folder.
+    """
     table = counts_table(results.content(), {source_of(Path(path)) for path in done}, results.task == "semantic")
     if table.row_count:
         PlainConsole().print(table)
@@ -157,7 +175,7 @@ def report(results: Results, done: dict[str, bool], images: int, kept: int) -> N
     console.print(" ".join(said), soft_wrap=True)
 
 
-def segment_each(
+def _segment_each(
     paths: list[Path], segmenter: Segmenter, results: Results, done: dict[str, bool], skip_existing: bool
 ) -> None:
     """Add each image to `done`, and whether it is new, when its results are written; say what is wrong with others."""
@@ -183,7 +201,11 @@ def is_file(path: Path) -> bool:
 
 
 def find_images(sources: Sequence[Path]) -> list[Path]:
-    """Files as they are given; of a folder its images, in the order of their names. Each once, however it is named."""
+    """Files as they are given; of a folder its images, in the order of their names. Each once, however it is named.
+
+    Raises:
+        ValueError: a folder without images.
+    """
     paths: list[Path] = []
     for source in sources:
         if source.is_dir():

@@ -36,7 +36,8 @@ def saved_task(name: str) -> Task:
     """
     if class_of_saved(name) is PerPixelForSemanticSegmentation:
         return "semantic"
-    return inference_defaults.saved_task(load_image_processor(name))
+    task: Task = inference_defaults.saved_task(load_image_processor(name))
+    return task
 
 
 class Segmenter:
@@ -44,6 +45,8 @@ class Segmenter:
 
     Args:
         name: folder or name on the Hub, of this package or of transformers' MaskFormer.
+        task: "semantic", "panoptic" or "instance".
+        device: where the model is moved to.
         options: arguments of the processor's `post_process_<task>_segmentation`, such as `threshold`.
         overlay: draw the segments over the images.
         inference: arguments of `Predictor`, such as `tile`.
@@ -90,6 +93,7 @@ class Segmenter:
 
     @property
     def names(self) -> dict[int, str]:
+        """Names of the model's classes."""
         return self.predictor.id2label
 
     @property
@@ -107,8 +111,16 @@ class Segmenter:
 
 
 class Outcome(NamedTuple):
-    """What became of a file: an `image` (3, H, W) on the 0..255 scale, its `result`, and the `drawn` content of its two
-    PNG files, overlay (or None) and map, with its record; or an `error`."""
+    """What became of a file.
+
+    Attributes:
+        number: its place among the files.
+        path: of the file.
+        image: (3, H, W), on the 0..255 scale.
+        result: its segments.
+        drawn: content of its two PNG files, overlay (or None) and map, with its record.
+        error: what was wrong.
+    """
 
     number: int
     path: Path
@@ -119,10 +131,12 @@ class Outcome(NamedTuple):
 
     @property
     def size(self) -> Any:
+        """(height, width); None without an image."""
         return None if self.image is None else self.image.shape[-2:]
 
 
 def read(numbered: tuple[int, Path]) -> Outcome:
+    """An image by its number and path, or what was wrong with it."""
     number, path = numbered
     try:
         return Outcome(number, path, image_to_tensor(open_image(path)))
@@ -131,6 +145,14 @@ def read(numbered: tuple[int, Path]) -> Outcome:
 
 
 def draw(outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords) -> Outcome:
+    """The files of an image that has a result; others stay.
+
+    Args:
+        outcome: of a file.
+        name: of its files, without ending.
+        segmenter: that has found the segments.
+        records: makes its record.
+    """
     image, result = outcome.image, outcome.result
     if image is None or result is None:
         return outcome
@@ -156,11 +178,18 @@ def draw(outcome: Outcome, name: str, segmenter: Segmenter, records: CocoRecords
 def segment_files(
     paths: Sequence[Path], segmenter: Segmenter, results: Results, skip_existing: bool = False
 ) -> Generator[tuple[Path, Exception | bool]]:
-    """Write the results of all files, in their order; of each comes True when they are written, or what was wrong with
-    it. `skip_existing`: of those that have the same results already, False comes, and first.
+    """Write the results of all files, in their order.
+
+    Of each comes True when they are written, or what was wrong with it.
 
     Files are read, and results drawn, in threads; this one predicts, and writes. At any time as many images are held as
     a few batches have, and one more for each core.
+
+    Args:
+        paths: of images.
+        segmenter: finds the segments.
+        results: the folder.
+        skip_existing: of those that have the same results already, False comes, and first.
     """
     batch_size = segmenter.predictor.batch_size
     records = CocoRecords(segmenter.task, segmenter.names, segmenter.classes_of_one_segment)
@@ -190,14 +219,22 @@ def segment_files(
 
 
 def segmented(images: Iterable[Outcome], segmenter: Any, batch_size: int) -> Generator[Outcome]:
-    """With results, not always in order: images of one size go together. Where a batch fails, its images go one by
-    one."""
+    """Images with results, not always in order: images of one size go together.
+
+    Where a batch fails, its images go one by one.
+
+    Args:
+        images: that were read, or not.
+        segmenter: finds the segments.
+        batch_size: images at once.
+    """
     for batch in same_size_together(images, lambda image: image.size, batch_size):
         yield from of_batch([outcome for outcome in batch if outcome.image is not None], segmenter)
         yield from (outcome for outcome in batch if outcome.image is None)
 
 
 def of_batch(batch: list[Outcome], segmenter: Any) -> list[Outcome]:
+    """Images with results; where they fail together, one by one."""
     try:
         results = segmenter([outcome.image for outcome in batch]) if batch else []
     except Exception as error:  # what an image can do to a model is not foreseen

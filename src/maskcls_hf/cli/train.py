@@ -10,7 +10,7 @@ from ..utils.plain_text import cell
 from .console import DataOption, console, ends_in_a_line, fail
 
 
-def print_recipes(wanted: bool) -> None:
+def _print_recipes(wanted: bool) -> None:
     if wanted:
         with ends_in_a_line():
             from ..training import list_recipes
@@ -39,7 +39,7 @@ def train(
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of a step: less memory, same results.")] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log to OUT/runs too.")] = False,
     show_recipes: Annotated[
-        bool, typer.Option("--list", callback=print_recipes, is_eager=True, help="Show the recipes and exit.")
+        bool, typer.Option("--list", callback=_print_recipes, is_eager=True, help="Show the recipes and exit.")
     ] = False,
 ) -> None:
     """Train a model by a recipe, evaluate it and save it.

@@ -71,7 +71,7 @@ def tune(
         predictor, dataset = opened(model, device, {"batch_size": 1}, data, split, layout, data_options or [], ())
         from ..inference import tune as tune_model
 
-        with passes() as on_pass:
+        with _passes() as on_pass:
             found = tune_model(predictor, dataset, task, metric, limit=limit, on_pass=on_pass)
         settings = dict(model=model, data=str(data), split=split)
         folder = saved(found, predictor.image_processor, Path(model), out or Path(model), settings)
@@ -82,7 +82,15 @@ def tune(
 
 
 def check_target(model: str, out: Path | None) -> None:
-    """ValueError where the thresholds could not be saved."""
+    """Refuses a place where the thresholds could not be saved.
+
+    Args:
+        model: folder of the model.
+        out: folder for a copy; None: they are saved in place.
+
+    Raises:
+        ValueError: a model on the Hub, of transformers, or a checkpoint of a training; a folder that holds something.
+    """
     from ..inference.loading import saved_config
     from ..models.checkpoint_manifest import MANIFEST
     from ..models.kinds import KIND_OF_TYPE
@@ -104,7 +112,7 @@ def check_target(model: str, out: Path | None) -> None:
 
 
 @contextmanager
-def passes() -> Iterator[Callable[[str, int], Callable[[], None]]]:
+def _passes() -> Iterator[Callable[[str, int], Callable[[], None]]]:
     """`on_pass` of `maskcls_hf.inference.tune`: a bar that begins anew for each."""
     with progress_bar("{task.description}", transient=True) as progress:
         bar = progress.add_task("")
@@ -117,7 +125,18 @@ def passes() -> Iterator[Callable[[str, int], Callable[[], None]]]:
 
 
 def saved(found: Tuning, image_processor: Any, model: Path, folder: Path, settings: dict[str, Any]) -> Path:
-    """Write image processor, JSON and picture, all or none of them; in another folder with the model."""
+    """Write image processor, JSON and picture, all or none of them; in another folder with the model.
+
+    Args:
+        found: the thresholds.
+        image_processor: gets them.
+        model: its folder.
+        folder: where they are saved, which can be that of the model.
+        settings: of the command, for the JSON.
+
+    Returns:
+        The folder.
+    """
     from ..models.checkpoint_manifest import MANIFEST
     from ..models.inference_defaults import defaults_of, merged_defaults
 

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from ..data.validation import Finding, Report, SplitReport
 
 COLORS = {"error": "red", "warning": "yellow", "note": "cyan"}
-LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
-ALL_CLASSES = 60  # a table of more shows its two ends
-SHOWN_FINDINGS = 4
-SHOWN_SIZES = 4
+_LONGEST_EDGE = 4  # times the shortest: the image processor's 512 and 2048
+_ALL_CLASSES = 60  # a table of more shows its two ends
+_SHOWN_FINDINGS = 4
+_SHOWN_SIZES = 4
 
 
-def is_folder(path: Path) -> Path:
+def _is_folder(path: Path) -> Path:
     if not path.is_dir():
         raise typer.BadParameter(f"{printable(path)} is no folder.", param_hint="DATA")
     return path
 
 
-DataArgument = Annotated[Path, typer.Argument(metavar="DATA", callback=is_folder, help="Folder of the data.")]
+DataArgument = Annotated[Path, typer.Argument(metavar="DATA", callback=_is_folder, help="Folder of the data.")]
 SplitsOption = Annotated[
     list[str] | None, typer.Option("--split", help="A part of the data, such as train; all. Can be given again.")
 ]
@@ -115,7 +115,7 @@ def validate(
 
 
 def _edges(shortest: int) -> dict[str, int]:
-    return {"shortest_edge": shortest, "longest_edge": LONGEST_EDGE * shortest}
+    return {"shortest_edge": shortest, "longest_edge": _LONGEST_EDGE * shortest}
 
 
 def _of_recipe(name: str, data: Path) -> dict[str, Any]:
@@ -145,6 +145,7 @@ def _of_recipe(name: str, data: Path) -> dict[str, Any]:
 
 
 def show(report: Report, out: Console) -> None:
+    """Print a report: splits, sizes, classes, findings and their number."""
     heading = Text.assemble((printable(report.root), "bold"), f": layout {report.layout or 'unknown'}")
     out.print(heading.append(f", {report.kind} labels\n"))
     if report.splits:
@@ -186,9 +187,9 @@ def _split_table(report: Report) -> Table:
 
 
 def _sizes(split: SplitReport) -> str:
-    sizes = [f"{width} x {height} ({number})" for (height, width), number in split.sizes.most_common(SHOWN_SIZES)]
-    if len(split.sizes) > SHOWN_SIZES:
-        sizes.append(f"{len(split.sizes) - SHOWN_SIZES} more sizes")
+    sizes = [f"{width} x {height} ({number})" for (height, width), number in split.sizes.most_common(_SHOWN_SIZES)]
+    if len(split.sizes) > _SHOWN_SIZES:
+        sizes.append(f"{len(split.sizes) - _SHOWN_SIZES} more sizes")
     return printable(f"{split.name or 'Images'}, width x height: {', '.join(sizes)}")
 
 
@@ -204,11 +205,11 @@ def _class_table(report: Report) -> Table:
         table.add_column(cell(split.name or "all"), justify="right")
         table.add_column("pixels", justify="right")
     rows = list(_class_rows(report))
-    half = ALL_CLASSES // 2
-    for row in rows if len(rows) <= ALL_CLASSES else rows[:half]:
+    half = _ALL_CLASSES // 2
+    for row in rows if len(rows) <= _ALL_CLASSES else rows[:half]:
         table.add_row(*map(cell, row))
-    if len(rows) > ALL_CLASSES:
-        table.add_row("...", f"{len(rows) - ALL_CLASSES} more: see --json")
+    if len(rows) > _ALL_CLASSES:
+        table.add_row("...", f"{len(rows) - _ALL_CLASSES} more: see --json")
         for row in rows[-half:]:
             table.add_row(*map(cell, row))
     return table
@@ -217,7 +218,7 @@ def _class_table(report: Report) -> Table:
 def _class_rows(report: Report) -> Iterator[list[str]]:
     """Classes that occur: a few in the order of their ids, many with the largest first."""
     labels = sorted(set().union(*(split.classes for split in report.splits)))
-    if len(labels) > ALL_CLASSES:
+    if len(labels) > _ALL_CLASSES:
         labels.sort(key=lambda label: -sum(count.pixels for count in report.class_counts(label)))
     for label in labels:
         row = [str(label), report.class_names.get(label, "?")]
@@ -240,9 +241,9 @@ def _finding_lines(kind: str, findings: list[Finding]) -> Iterator[str | Text]:
     yield Text.assemble(
         (rule.severity.upper(), f"bold {color}"), " ", (f"{rule.title}{number}", "bold"), " ", (kind, "dim")
     )
-    for finding in findings[:SHOWN_FINDINGS]:
+    for finding in findings[:_SHOWN_FINDINGS]:
         where = finding.file or finding.split or ""
         yield printable(f"  {where}: {finding.message}" if where else f"  {finding.message}")
-    if len(findings) > SHOWN_FINDINGS:
-        yield f"  ... and {len(findings) - SHOWN_FINDINGS} more, see --json"
+    if len(findings) > _SHOWN_FINDINGS:
+        yield f"  ... and {len(findings) - _SHOWN_FINDINGS} more, see --json"
     yield f"  What to do: {rule.advice}"

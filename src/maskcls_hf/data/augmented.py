@@ -21,6 +21,16 @@ class AugmentedDataset(Dataset[Sample]):
     A key is what `EpochSampler` yields: (epoch, index), or (epoch, index, occurrence) where an image occurs several
     times an epoch; a plain index is epoch 0. The sample is a function of `seed` and key, in whichever process it is
     made.
+
+    Args:
+        dataset: gives samples by index.
+        transform: called as `transform(sample, (seed, epoch, index))`, with the occurrence behind it if the key has
+            one; such as [`TrainTransform`].
+        seed: at least 0; another one gives other augmentations.
+
+    Raises:
+        ValueError: `seed` is negative.
+        DataError: (on access) what the transform raises, with the name of the image.
     """
 
     def __init__(self, dataset: Dataset[Sample], transform: Callable[[Sample, tuple[int, ...]], Sample], seed: int):
@@ -44,14 +54,20 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     their share of the batches agree on them.
 
     Args:
-        length: of the data set.
+        length: of the data set, in images.
         seed: of the order.
         shuffle: False: in the order of the data set.
-        repeats: how often each image occurs an epoch, see `repeats_by_area`; keys then are
+        repeats: how often each image occurs an epoch, see [`repeats_by_area`]; keys then are
             (epoch, index, occurrence).
 
     Raises:
         ValueError: `repeats` is not one number of at least 0 for each image, or all are 0.
+
+    Example:
+        >>> sampler = EpochSampler(3, seed=0, shuffle=False, repeats=[1, 2, 0])
+        >>> sampler.set_epoch(5)
+        >>> list(sampler)
+        [(5, 0, 0), (5, 1, 0), (5, 1, 1)]
     """
 
     def __init__(self, length: int, seed: int, shuffle: bool = True, repeats: Sequence[int] | None = None):
@@ -67,6 +83,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
             self.places = [(index, occurrence) for index in range(length) for occurrence in range(repeats[index])]
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch whose keys the next iteration gives, counted from 0; the Trainer and Accelerate call it."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -82,9 +99,23 @@ class EpochSampler(Sampler[tuple[int, ...]]):
 
 
 def repeats_by_area(sizes: Sequence[tuple[int, int]], side: int) -> list[int]:
-    """How many squares of `side` pixels each (height, width) holds by its area, at least 1.
+    """How many squares of `side` pixels each image holds by its area, at least 1.
 
     With it as `repeats`, crops see each pixel of a large image about as often as one of a small image.
+
+    Args:
+        sizes: (height, width) of each image, in pixels.
+        side: of the training crop, in pixels.
+
+    Returns:
+        A number for each image.
+
+    Raises:
+        ValueError: `side` is below 1.
+
+    Example:
+        >>> repeats_by_area([(300, 300), (1000, 1500)], side=500)
+        [1, 6]
     """
     if side < 1:
         raise ValueError(f"side must be at least 1 pixel, got {side}.")

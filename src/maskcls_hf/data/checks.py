@@ -22,6 +22,14 @@ Severity = Literal["error", "warning", "note"]
 
 
 class Rule(NamedTuple):
+    """What a kind of finding means.
+
+    Attributes:
+        severity: "error", which a reader raises; "warning"; or "note", which can be right as it is.
+        title: of the finding, in a few words.
+        advice: what to do about it.
+    """
+
     severity: Severity
     title: str
     advice: str
@@ -154,12 +162,20 @@ RULES = _read_rules(_RULES)
 
 @dataclass(frozen=True)
 class Finding:
-    """
+    """One thing that is wrong with a data set.
+
     Args:
         kind: key of `RULES`.
         message: what is wrong there.
         split: of the data; None: all of it.
         file: below the data folder, or the image that the finding is about; None: the split.
+
+    Example:
+        >>> finding = Finding("double_id", "two images have id 7", split="train")
+        >>> finding.severity
+        'error'
+        >>> finding.to_dict()["advice"]
+        'Number them anew; annotations refer to images by id.'
     """
 
     kind: str
@@ -169,14 +185,18 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
+        """How bad it is, as `RULES` says of its kind."""
         return RULES[self.kind].severity
 
     def to_dict(self) -> dict[str, str | None]:
+        """The finding with severity, title and advice of its kind, for a JSON file."""
         rule, where = RULES[self.kind], {"split": self.split, "file": self.file, "message": self.message}
         return {"kind": self.kind, "severity": rule.severity, "title": rule.title, **where, "advice": rule.advice}
 
 
 class ReportFault(Protocol):
+    """What a reader calls with a fault of the data; it may raise, or note the fault and let the reader go on."""
+
     def __call__(self, kind: str, message: str, file: Path | str | None = None, error: Exception | None = None) -> None:
         """Says what is wrong.
 
@@ -189,14 +209,43 @@ class ReportFault(Protocol):
 
 
 def refuse(kind: str, message: str, file: Path | str | None = None, error: Exception | None = None) -> None:
-    """The `report` of a reader that nobody checks: errors are raised, warnings and notes let pass."""
+    """The `report` of a reader that nobody checks: errors are raised, warnings and notes let pass.
+
+    Args:
+        kind: key of `RULES`.
+        message: what is wrong.
+        file: not looked at: the error names it.
+        error: to be raised; None: a ValueError of the message.
+
+    Raises:
+        Exception: `error`, or the ValueError, if `RULES` calls this kind an error.
+
+    Example:
+        >>> refuse("tiny_segment", "3 pixels")  # a note
+        >>> refuse("bad_json", "no list of images")
+        Traceback (most recent call last):
+        ValueError: no list of images
+    """
     if RULES[kind].severity == "error":
         raise error or ValueError(message)
 
 
 def is_binary(values: Collection[int], class_names: Mapping[int, str]) -> bool:
-    """Whether maps of classes hold 0 and 255 alone, as masks in image editors do, and 255 is unlabeled though there are
-    further classes. So can a map in which nothing is but the first class: all maps of a data set together tell."""
+    """Whether maps of classes hold 0 and 255 alone, and 255 is unlabeled though there are further classes.
+
+    Masks of image editors do. So can a map in which nothing is but the first class: all maps of a data set together
+    tell.
+
+    Args:
+        values: label values of the maps.
+        class_names: the file's id of each class -> its name.
+
+    Example:
+        >>> is_binary({0, 255}, {0: "background", 1: "cell"})
+        True
+        >>> is_binary({0, 255}, {0: "background", 255: "cell"})
+        False
+    """
     return set(values) == {0, 255} and 255 not in class_names and len(class_names) > 1
 
 
@@ -227,7 +276,16 @@ class Picture:
 def compare_sizes(
     label_size: tuple[int, int], picture: Picture | None, what: str, kind: str, report: ReportFault
 ) -> None:
-    """Reports, as this `kind`, a label whose size (height, width) is not that of its image."""
+    """Reports a label whose size is not that of its image.
+
+    Args:
+        label_size: (height, width).
+        picture: the image; None: it could not be read, so that there is nothing to compare.
+        what: the label in words, such as "the label".
+        kind: of the finding, unless the EXIF orientation explains it (`exif_mismatch`), or leaves open whether the
+            label is turned (`exif_turned`).
+        report: is told.
+    """
     if picture is None:
         return
     if label_size == picture.size:
@@ -247,10 +305,12 @@ def _shown(size: tuple[int, ...]) -> str:
 
 
 class CheckedSegment(NamedTuple):
-    """
-    Args:
+    """A segment that a check has found.
+
+    Attributes:
         label: id of its class in the files.
         area: pixels.
+        crowd: whether it is a crowd region.
         place: its id in the map, or its place among the masks, of [`Checked`].
     """
 
@@ -268,7 +328,8 @@ class Checked:
         size: (height, width).
         ids: map (H, W) in which the segments are, or
         masks: the segments themselves.
-        void: unlabeled pixels.
+        segments: those with a pixel.
+        void: number of unlabeled pixels.
         values: all values of a label map, void and unknown ones too.
         palette: color of each value of a palette file.
     """
@@ -283,7 +344,12 @@ class Checked:
 
     @classmethod
     def of(cls, segments: Segments, label_ids: Sequence[int]) -> Checked:
-        """Of the segments that a reader gives; `label_ids`: the files' id of each class."""
+        """The check of segments that a reader gives.
+
+        Args:
+            segments: of an image; those without a pixel are left out.
+            label_ids: the files' id of each class 0..K-1.
+        """
         masks = segments.mask_runs
         void = 0 if segments.void is None else int(segments.void.sum())
         if segments.is_map:
@@ -301,7 +367,7 @@ class Checked:
         )
 
     def add(self, areas: Mapping[int, int], labels: Mapping[int, int | None], crowds: Collection[int] = ()) -> None:
-        """Segments of a map or of masks.
+        """Adds segments of a map or of masks.
 
         Args:
             areas: pixels of each place.
@@ -316,14 +382,24 @@ class Checked:
 
 
 class Region(NamedTuple):
-    """Pixels of one id; `box` is (left, top, width, height)."""
+    """Pixels of one id.
+
+    Attributes:
+        area: their number.
+        box: (left, top, width, height) around them, in pixels.
+    """
 
     area: int
     box: Sequence[int]
 
 
 def regions(ids: np.ndarray) -> dict[int, Region]:
-    """Area and box of every id of a map (H, W), from its runs within rows."""
+    """Area and box of every id of a map (H, W), from its runs within rows.
+
+    Example:
+        >>> regions(np.array([[0, 0, 7], [0, 7, 7]]))[7]
+        Region(area=3, box=[1, 0, 2, 2])
+    """
     if not ids.size:
         return {}
     values = ids.ravel()

@@ -29,6 +29,17 @@ class MaskClsCollator:
     Raises:
         ValueError: (on call) the image processor's void id is a class of the samples; what the image processor finds
             wrong. The message names the images.
+
+    Example:
+        >>> import torch
+        >>> from maskcls_hf import MaskClsImageProcessor
+        >>> from maskcls_hf.data.sample import as_sample
+        >>> segments = Segments.from_class_map(torch.tensor([[0, 1], [1, 1]]))
+        >>> sample = as_sample(torch.zeros(3, 2, 2, dtype=torch.uint8), segments, "tiny")
+        >>> collate = MaskClsCollator(MaskClsImageProcessor(num_labels=2), do_resize=False)
+        >>> batch = collate([sample])
+        >>> batch["class_labels"]
+        [tensor([0, 1])]
     """
 
     def __init__(self, image_processor: Any, *, keep_ground_truth: bool = False, **processor_kwargs: Any):
@@ -37,8 +48,18 @@ class MaskClsCollator:
         self.processor_kwargs = {"label_offset": 0, "input_data_format": "channels_first", **processor_kwargs}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """The batch of some samples.
+
+        Args:
+            samples: B of them, of any sizes.
+
+        Returns:
+            `pixel_values` (B, 3, H, W); `pixel_mask` (B, H, W); of each image `mask_labels` (M, H, W) and
+            `class_labels` (M,), and `void_mask` (B, H, W), or `labels` (B, H, W); `ground_truth`. Which of them: see
+            above.
+        """
         for sample in samples:
-            check_sample(sample)
+            _check_sample(sample)
         names = ", ".join(sample["segments"].name for sample in samples)
         with naming_image(names):
             return self._batch(samples, names)
@@ -72,7 +93,7 @@ class MaskClsCollator:
         return batch
 
 
-def check_sample(sample: Any) -> None:
+def _check_sample(sample: Any) -> None:
     """Raise `ValueError` for what no reader of this package gives."""
     is_dict = isinstance(sample, Mapping)
     if not (is_dict and "image" in sample and isinstance(sample.get("segments"), Segments)):

@@ -36,6 +36,16 @@ class Classes:
         stuff_ids (`list[int]`): classes that are one segment an image.
         has_instances (`bool`): segments have an identity; else the annotations are maps of classes.
         void_id (`int`): value of unlabeled pixels in maps of classes: 255, or 65535 for more than 255 classes.
+
+    Raises:
+        ValueError: a stuff class has no name.
+
+    Example:
+        >>> classes = Classes({7: "road", 24: "person"}, "panoptic", stuff=[7])
+        >>> classes.id2label, classes.stuff_ids
+        ({0: 'road', 1: 'person'}, [0])
+        >>> classes.processor_fields()["label_ids_to_fuse"]
+        [0]
     """
 
     def __init__(self, class_names: Mapping[int, str], kind: Kind, stuff: Collection[int] | None = None):
@@ -57,7 +67,7 @@ class Classes:
         """The file's ids of `stuff_ids`."""
         return {self.label_ids[i] for i in self.stuff_ids}
 
-    def model_fields(self) -> dict[str, dict]:
+    def model_fields(self) -> dict[str, dict[Any, Any]]:
         """`id2label` and `label2id`, for the configuration of a model."""
         return {"id2label": dict(self.id2label), "label2id": {name: i for i, name in self.id2label.items()}}
 
@@ -80,12 +90,18 @@ class SegmentationDataset(Classes, Dataset[Sample]):
     may go on where it calls `report` with what is wrong, and look more closely in `check`.
 
     Args:
-        class_names, kind, stuff: see [`Classes`].
+        class_names: see [`Classes`].
+        kind: see [`Classes`].
+        stuff: see [`Classes`].
         cache: keep what was read in memory after its first use; every loader worker has its own.
         report: told what is wrong, see [`ReportFault`].
 
     Attributes:
         names (`list[str]`): name of each image.
+
+    Raises:
+        ValueError: no class is named; (on access) what is wrong with an image or its annotation.
+        DataError: (on access) the same, where the message did not name the image.
 
     Example::
 
@@ -136,6 +152,7 @@ class SegmentationDataset(Classes, Dataset[Sample]):
         """Whether a split of the data in `root` has this layout; False always: it is only opened by its name.
 
         Args:
+            root: folder of the data.
             split: None: the data has no splits.
             options: of the constructor, where `maskcls validate` or a recipe gives them.
         """
@@ -164,13 +181,23 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
     @abstractmethod
     def read(self, index: int, size: tuple[int, int]) -> Segments:
-        """Segments of an image of this size (height, width). ValueError or OSError: what is wrong with them."""
+        """Segments of an image.
+
+        Args:
+            index: of the image.
+            size: (height, width) of the image, which its annotation should have.
+
+        Raises:
+            ValueError: what is wrong with them; an OSError of the file may pass, too.
+        """
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
         """Annotation of an image with all that is wrong with it; None where it cannot be read.
 
         Args:
+            index: of the image.
             picture: the image; None: it cannot be read.
+            report: is told what is wrong.
         """
         if picture is None:
             return None
@@ -232,7 +259,17 @@ class SegmentationDataset(Classes, Dataset[Sample]):
 
 
 def check_size(size: tuple[int, int], expected: tuple[int, int], annotation: str, image_name: str) -> None:
-    """ValueError that names both unless annotation and image have one size (height, width)."""
+    """Refuses an annotation of another size than its image.
+
+    Args:
+        size: (height, width) of the annotation.
+        expected: (height, width) of the image.
+        annotation: where it stands, for the message.
+        image_name: for the message.
+
+    Raises:
+        ValueError: the two differ; names both.
+    """
     if size == expected:
         return
     message = (

@@ -9,9 +9,13 @@ from torch.utils.data import get_worker_info
 
 
 class DataError(ValueError):
-    """Names the image. Out of a loader worker it comes as it was raised."""
+    """Names the image that something is wrong with.
+
+    Out of a loader worker it comes as it was raised.
+    """
 
     def __init__(self, message: str):
+        """Takes the message, also as torch's loader gives it with the traceback of a worker."""
         if message.startswith("Caught "):  # torch raises it anew with the worker's traceback, which ends in the message
             message = message.rpartition(f"\n{__name__}.{type(self).__name__}: ")[2].strip()
         super().__init__(message)
@@ -22,7 +26,14 @@ def naming_image(image: str, often_named: bool = True) -> Iterator[None]:
     """Whatever fails inside names the image: ValueError and OSError as they are, where they do, else a `DataError`.
 
     Args:
+        image: its name.
         often_named: the errors mostly say the name themselves; False: where they seem to, it is by chance.
+
+    Example:
+        >>> with naming_image("street_7"):
+        ...     raise KeyError("area")
+        Traceback (most recent call last):
+        maskcls_hf.data.errors.DataError: image street_7: KeyError: 'area'
     """
     try:
         yield

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,15 +22,26 @@ from torch import Tensor
 from ..models.image_reading import image_to_tensor, open_image, read_colored_map, read_label_map, size_in_header
 from ..models.run_lengths import Runs
 
+Read = TypeVar("Read")
+
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
+_CONTROL = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control characters, half characters, ends of lines
 
 
 def read_image(source: Any, where: str = "") -> Tensor:
     """Path, PIL image, array or a `datasets` record of `bytes` and `path` -> (3, H, W), on the scale of 0..255.
 
-    uint8; float32 of 16-bit and floating-point images.
+    Args:
+        source: the image; a file is turned upright by its EXIF orientation.
+        where: what messages call it; "": as `source`.
+
+    Returns:
+        uint8; float32 of 16-bit and floating-point images.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image.
     """
     where = where or str(source)
     image = decoded(source, where)
@@ -41,31 +52,56 @@ def read_image(source: Any, where: str = "") -> Tensor:
 
 
 def read_map(source: Any, where: str = "") -> Tensor:
-    """Label map (H, W) of integers from a file or a value as for [`read_image`]; a palette gives its indices."""
+    """Label map (H, W) of integers from a file or a value as for [`read_image`]; a palette gives its indices.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or has several channels.
+    """
     where = where or str(source)
     return read_label_map(decoded(source, where), where)
 
 
 def read_colored_ids(source: Any, where: str = "") -> Tensor:
-    """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B."""
+    """Ids (H, W) int32 of a COCO panoptic PNG: R + 256 G + 65536 B.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image, or not of three channels.
+    """
     where = where or str(source)
     return read_colored_map(decoded(source, where), where)
 
 
 def unique_ids(ids: Tensor | Runs) -> list[int]:
-    """The values of a map of ids, rising: of its runs, which are far fewer than its pixels."""
-    return np.unique((ids if isinstance(ids, Runs) else Runs.of(ids.numpy())).values).tolist()
+    """The values of a map of ids, rising: of its runs, which are far fewer than its pixels.
+
+    Example:
+        >>> unique_ids(torch.tensor([[0, 0, 5], [5, 2, 2]]))
+        [0, 2, 5]
+    """
+    values: list[int] = np.unique((ids if isinstance(ids, Runs) else Runs.of(ids.numpy())).values).tolist()
+    return values
 
 
 def int32_ids(ids: Tensor, where: str) -> Tensor:
-    """A map of ids (H, W) as int32; ValueError where they do not fit."""
+    """A map of ids (H, W) as int32.
+
+    Raises:
+        ValueError: an id is 2^31 or more, or below -2^31; `where` is the map's name in the message.
+    """
     if ids.dtype == torch.int64 and ids.numel() and not -(2**31) <= int(ids.min()) <= int(ids.max()) < 2**31:
         raise ValueError(f"{where} holds ids from {int(ids.min())} to {int(ids.max())}, which are to lie below 2^31.")
     return ids.int()
 
 
 def decoded(source: Any, where: str) -> Any:
-    """A path, the bytes of a file or a record of bytes and path as PIL image; anything else as it is."""
+    """A path, the bytes of a file or a record of bytes and path as PIL image; anything else as it is.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, or no image; `where` is its name in the message.
+    """
     source = _file_of(source)
     if source is None:
         raise ValueError(f"{where} is empty.")
@@ -85,7 +121,7 @@ def _file_of(source: Any) -> Any:
     return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
-def _opened_as(read: Callable[[Any], Any], source: Any, where: str) -> Any:
+def _opened_as(read: Callable[[Any], Read], source: Any, where: str) -> Read:
     try:
         return read(source)
     except FileNotFoundError as error:
@@ -97,17 +133,28 @@ def _opened_as(read: Callable[[Any], Any], source: Any, where: str) -> Any:
 
 
 def image_size(source: Any, where: str = "") -> tuple[int, int]:
-    """Height and width of an image, upright by its EXIF orientation, from the header alone."""
+    """Height and width of an image, upright by its EXIF orientation, from the header alone.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no image.
+    """
     where = where or str(source)
     return _opened_as(size_in_header, _file_of(source), where)
 
 
 def folders_in(path: Path) -> list[str]:
+    """Names of the folders in a folder; none where it does not exist."""
     return [entry.name for entry in os.scandir(path) if entry.is_dir()] if path.is_dir() else []
 
 
 def some(names: Sequence[Any], limit: int = 5) -> str:
-    """The first names of a list, for a message."""
+    """The first names of a list, for a message.
+
+    Example:
+        >>> some([3, 5, 8], limit=2)
+        '3, 5, ...'
+    """
     return ", ".join(map(str, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
@@ -117,7 +164,11 @@ def shown(value: Any) -> str:
 
 
 def class_name(value: Any) -> str:
-    """The value itself. ValueError: it is no text, a blank one, or one that no file can hold."""
+    """The value itself, if it can be the name of a class.
+
+    Raises:
+        ValueError: it is no text, a blank one, or one that no file can hold.
+    """
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{shown(value)} is no text, or a blank one")
     if any(unicodedata.category(character) == "Cs" for character in value):
@@ -126,19 +177,37 @@ def class_name(value: Any) -> str:
 
 
 def has_controls(text: str) -> bool:
-    """Whether there are characters in a text that a terminal would obey, or that end a line."""
-    return not text.isprintable() and any(unicodedata.category(character) in CONTROL for character in text)
+    r"""Whether there are characters in a text that a terminal would obey, or that end a line.
+
+    Example:
+        >>> has_controls("road"), has_controls("ro\nad")
+        (False, True)
+    """
+    return not text.isprintable() and any(unicodedata.category(character) in _CONTROL for character in text)
 
 
 def with_split(pattern: str, split: str | None) -> str:
-    """`"annotations/{split}.json"` -> the path of a split. ValueError: it is no text."""
+    """The path of a split, of a pattern with `{split}` in it.
+
+    Raises:
+        ValueError: the pattern is no text.
+
+    Example:
+        >>> with_split("annotations/{split}.json", "train")
+        'annotations/train.json'
+    """
     if not isinstance(pattern, str):
         raise ValueError(f"A folder is a text such as 'images/{{split}}', got {shown(pattern)}.")
     return pattern.replace("{split}", split or "")
 
 
 def read_json(path: Path) -> Any:
-    """Raises FileNotFoundError or ValueError, with the path."""
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, no JSON, nested too deeply, or has a key twice in one object. Messages have the path.
+    """
     try:
         content = path.read_bytes()
         if not content or content.isspace():
@@ -161,7 +230,16 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
-    """Label id -> name, from a mapping or a JSON file such as {"0": "sky", "1": "road"}."""
+    """Label id -> name, from a mapping or a JSON file such as {"0": "sky", "1": "road"}.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it names no classes, or one twice; a key is no number, a name no text.
+
+    Example:
+        >>> read_class_names({"0": "sky", "1": "road"})
+        {0: 'sky', 1: 'road'}
+    """
     where = "id2label"
     content: Any = names
     if not isinstance(names, Mapping):
@@ -177,7 +255,15 @@ def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
 
 
 def checked_names(names: Iterable[tuple[Any, Any]], where: str) -> dict[int, str]:
-    """Names by label id, from pairs of both. ValueError: an id is no number or stands twice, a name is no text."""
+    """Names by label id.
+
+    Args:
+        names: pairs of label id, a number or the text of one, and name.
+        where: they stand, for messages.
+
+    Raises:
+        ValueError: an id is no number or stands twice, a name is no text.
+    """
     checked: dict[int, str] = {}
     for key, name in names:
         if (label := _label_id(key)) is None:

@@ -19,7 +19,7 @@ class Sample(TypedDict):
     torchvision's transforms know no segments and let them pass: give them the image and
     `tv_tensors.Mask(segments.pixels)`, and `segments.with_pixels(mask)` are those of the result.
 
-    Args:
+    Attributes:
         image: (3, H, W) uint8; of a 16-bit file float32 on the same scale of 0..255, so that nothing is lost.
         segments: of the same size, with classes 0..K-1 and the name of the image. A segment without a pixel is no
             target, but scores count it as not found. Training sees crowds as void, scores as COCO does.
@@ -30,7 +30,13 @@ class Sample(TypedDict):
 
 
 def as_sample(image: Tensor, segments: Segments, name: str) -> Sample:
-    """The sample of an image (3, H, W). Forms of masks that are made for it are not kept in a cache."""
+    """The sample of an image. Forms of masks that are made for it are not kept in a cache.
+
+    Args:
+        image: (3, H, W), uint8, or float32 on the scale of 0..255.
+        segments: of the same size.
+        name: that messages and scores give the image.
+    """
     return Sample(image=tv_tensors.Image(image), segments=replace(segments, name=name))
 
 

@@ -28,14 +28,14 @@ from .sample import Sample
 
 logger = logging.get_logger(__name__)
 
-Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
-TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
+_Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+_TRIES = 10  # crops looked at for one that is acceptable, as in the paper's code
 NEEDED = object()  # an option without default
 _CROP = {"crop_size": None, "single_category_limit": 1.0}
 _JITTERED_CROP = {"crop_size": NEEDED, "single_category_limit": 1.0, "scale": (0.5, 2.0)}
 _SHORTEST_EDGE = {"short_edges": NEEDED, "longest_edge": None}
 # Way of resizing -> the options that it reads, with their defaults.
-RESIZE_OPTIONS: dict[str | None, dict[str, Any]] = {
+_RESIZE_OPTIONS: dict[str | None, dict[str, Any]] = {
     "crop_first": _JITTERED_CROP,
     "large_scale_jitter": _JITTERED_CROP,
     "shortest_edge": {**_SHORTEST_EDGE, **_CROP},
@@ -75,7 +75,10 @@ class TrainTransform:
             None: only the crop.
         scale: bounds of the factor; of "crop_first" relative to the file's pixels and uniform in the logarithm, of
             "large_scale_jitter" uniform. Default [0.5, 2].
-        short_edges, longest_edge, first_short_edges, crop_range: see `resize`, in pixels.
+        short_edges: lengths in pixels, of which one is drawn; see `resize`.
+        longest_edge: in pixels; see `resize`.
+        first_short_edges: lengths in pixels, see `resize`. Default [400, 500, 600].
+        crop_range: [low, high] in pixels, see `resize`. Default [384, 600].
         single_category_limit: largest share of a crop's labeled pixels that one class may have; of ten crops the
             first to keep it is taken, or the last. None or 1: off.
         flip: mirror half of the images.
@@ -90,6 +93,15 @@ class TrainTransform:
 
     Raises:
         ValueError: an option has no sensible value, is missing, or is one that `resize` does not read; names it.
+
+    Example:
+        >>> from maskcls_hf.data.sample import Segments, as_sample
+        >>> segments = Segments.from_class_map(torch.zeros(60, 80, dtype=torch.int64))
+        >>> sample = as_sample(torch.zeros(3, 60, 80, dtype=torch.uint8), segments, "gray")
+        >>> transform = TrainTransform(32, flip=True, color=None)
+        >>> augmented = transform(sample, seed=(0, 1))
+        >>> augmented["image"].shape, augmented["segments"].size
+        (torch.Size([3, 32, 32]), (32, 32))
     """
 
     def __init__(
@@ -120,15 +132,21 @@ class TrainTransform:
             "single_category_limit": single_category_limit,
         }
         self.resize = resize
-        self.options = checked_options(resize, {name: value for name, value in given.items() if value is not None})
+        self.options = _checked_options(resize, {name: value for name, value in given.items() if value is not None})
         self.flip = flip
         self.swapped = class_swaps(swap_on_flip or {}, id2label)
         if flip and swap_on_flip is None:
-            warn_of_sides(id2label or {})
+            _warn_of_sides(id2label or {})
         self.any_orientation = any_orientation
-        self.recolor = recoloring(color, any_contrast)
+        self.recolor = _recoloring(color, any_contrast)
 
     def __call__(self, sample: Sample, seed: int | Sequence[int]) -> Sample:
+        """Another sample, as `seed` decides.
+
+        Args:
+            sample: an image with its segments.
+            seed: one or several integers of at least 0.
+        """
         segments = sample["segments"]
         with seeded(seed):
             image, mask = sample["image"], tv_tensors.Mask(segments.pixels)
@@ -148,7 +166,7 @@ class TrainTransform:
         # torchvision takes floating point to lie in 0..1, samples of 16-bit files lie in 0..255.
         return tv_tensors.wrap(self.recolor(tv_tensors.wrap(image / 255, like=image)) * 255, like=image)
 
-    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, labels: Tensor) -> Pair:
+    def _resize_and_crop(self, image: tv_tensors.Image, ids: tv_tensors.Mask, labels: Tensor) -> _Pair:
         options = self.options
         acceptable = None
         if (limit := options.get("single_category_limit", 1.0)) < 1:
@@ -165,7 +183,7 @@ class TrainTransform:
             image, ids = random_crop(image, ids, options["crop_size"], acceptable)
         return image, ids
 
-    def _first_crop_of_detr(self, image: tv_tensors.Image, ids: tv_tensors.Mask) -> Pair:
+    def _first_crop_of_detr(self, image: tv_tensors.Image, ids: tv_tensors.Mask) -> _Pair:
         short_edge = one_of(self.options["first_short_edges"])
         image, ids = resize(image, ids, shortest_edge_size(image.shape[-2:], short_edge, None))
         low, high = self.options["crop_range"]
@@ -183,13 +201,31 @@ class TrainTransform:
 
 
 def stable_seed(*numbers: int) -> int:
-    """One 64-bit seed of non-negative integers, the same on every machine."""
+    """One 64-bit seed of non-negative integers, the same on every machine.
+
+    Example:
+        >>> stable_seed(0, 1) == stable_seed(0, 1), stable_seed(0, 1) == stable_seed(1, 0)
+        (True, False)
+    """
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
 
 @contextmanager
 def seeded(seed: int | Sequence[int]) -> Iterator[None]:
-    """torch's CPU generator starts from `seed` within, and is as before after."""
+    """Within, torch's CPU generator starts from `seed`; after it is as before.
+
+    Generators of accelerators are left alone.
+
+    Args:
+        seed: one or several integers of at least 0.
+
+    Example:
+        >>> with seeded((0, 7)):
+        ...     first = torch.rand(2)
+        >>> with seeded((0, 7)):
+        ...     print(torch.equal(torch.rand(2), first))
+        True
+    """
     numbers = (seed,) if isinstance(seed, int) else seed
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the accelerators too, whose dropout would then repeat itself.
@@ -197,20 +233,33 @@ def seeded(seed: int | Sequence[int]) -> Iterator[None]:
         yield
 
 
-class RandomRotate90(v2.Transform):
+class RandomRotate90(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Turn by 0, 90, 180 or 270 degrees, without resampling, for images that have no up."""
 
     _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, int]:
+        """Draws the number of quarter turns, 0 to 3."""
         return {"turns": int(torch.randint(4, ()))}
 
     def transform(self, inpt: Any, params: dict[str, int]) -> Any:
+        """Turns an image or a mask (..., H, W) counterclockwise by `turns` quarters."""
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)), like=inpt)
 
 
-class CenterCrop(v2.Transform):
-    """The middle of a sample or an image, at most `size` x `size` pixels and never padded."""
+class CenterCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """The middle of a sample or an image, at most `size` x `size` pixels and never padded.
+
+    Args:
+        size: in pixels.
+
+    Raises:
+        ValueError: `size` is no whole number of at least 1.
+
+    Example:
+        >>> CenterCrop(4)(tv_tensors.Image(torch.zeros(3, 3, 9))).shape
+        torch.Size([3, 3, 4])
+    """
 
     def __init__(self, size: int):
         super().__init__()
@@ -218,6 +267,7 @@ class CenterCrop(v2.Transform):
         self.size = size
 
     def forward(self, *inputs: Any) -> Any:
+        """Crops a [`Sample`], or whatever torchvision's transforms take."""
         if not isinstance(inputs[0], dict):
             return super().forward(*inputs)
         image, segments = inputs[0]["image"], inputs[0]["segments"]
@@ -225,17 +275,28 @@ class CenterCrop(v2.Transform):
         return Sample(image=image, segments=segments.with_pixels(mask))
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The size of the crop: `size`, on a side that is shorter all of it."""
         return {"output_size": [min(self.size, length) for length in v2.query_size(flat_inputs)]}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Crops one image or mask."""
         return self._call_kernel(F.center_crop, inpt, **params)
 
 
 # Resizing and crops
 
 
-def resize(image: tv_tensors.Image, mask: tv_tensors.Mask, size: tuple[int, int]) -> Pair:
-    """The image bilinear with antialias, each id as under the pixel's center."""
+def resize(image: tv_tensors.Image, mask: tv_tensors.Mask, size: tuple[int, int]) -> _Pair:
+    """The image bilinear with antialias, each id as under the pixel's center.
+
+    Args:
+        image: (3, H, W).
+        mask: (H, W) or (M, H, W), as `Segments.pixels`.
+        size: new (height, width).
+
+    Returns:
+        Image and mask of the new size.
+    """
     resized = resize_nearest(mask.as_subclass(Tensor), (size[0], size[1]))
     return F.resize(image, list(size), antialias=True), tv_tensors.wrap(resized, like=mask)
 
@@ -245,11 +306,21 @@ def random_crop(
     ids: tv_tensors.Mask,
     size: Sequence[int],
     acceptable: Callable[[tv_tensors.Mask], bool] | None = None,
-) -> Pair:
-    """A window of `size`, on a side that is shorter all of it; the last of `TRIES` if none is acceptable."""
+) -> _Pair:
+    """A window of `size`, on a side that is shorter all of it; the last of `_TRIES` if none is acceptable.
+
+    Args:
+        image: (3, H, W).
+        ids: mask of the same size.
+        size: (height, width) of the window.
+        acceptable: looks at the mask of the window; None: any is taken.
+
+    Returns:
+        Image and mask of the window.
+    """
     full_height, full_width = image.shape[-2:]
     height, width = min(size[0], full_height), min(size[1], full_width)
-    for _ in range(TRIES):
+    for _ in range(_TRIES):
         top = int(torch.randint(full_height - height + 1, ()))
         left = int(torch.randint(full_width - width + 1, ()))
         window = F.crop(ids, top, left, height, width)
@@ -265,6 +336,8 @@ def no_class_dominates(mask: tv_tensors.Mask, class_labels: Tensor, limit: float
 
     Args:
         mask: `Segments.pixels`, of segments of these classes.
+        class_labels: (M,).
+        limit: share, above 0.
     """
     if mask.dtype == torch.bool:
         counts = mask[:-1].flatten(1).sum(1)
@@ -276,7 +349,22 @@ def no_class_dominates(mask: tv_tensors.Mask, class_labels: Tensor, limit: float
 
 
 def shortest_edge_size(size: Sequence[int], short_edge: int, longest_edge: int | None) -> tuple[int, int]:
-    """(height, width) with the given short edge, or a smaller one where the long edge would be too long."""
+    """The size with the given short edge, or a smaller one where the long edge would be too long.
+
+    Args:
+        size: (height, width) of the image.
+        short_edge: in pixels.
+        longest_edge: in pixels; None: any.
+
+    Returns:
+        (height, width).
+
+    Example:
+        >>> shortest_edge_size((480, 640), short_edge=240, longest_edge=None)
+        (240, 320)
+        >>> shortest_edge_size((480, 640), short_edge=480, longest_edge=320)
+        (240, 320)
+    """
     scale = short_edge / min(size)
     if longest_edge is not None:
         scale = min(scale, longest_edge / max(size))
@@ -284,12 +372,40 @@ def shortest_edge_size(size: Sequence[int], short_edge: int, longest_edge: int |
 
 
 def fitted_size(size: Sequence[int], box: Sequence[int], factor: float) -> tuple[int, int]:
-    """The largest (height, width) of the same shape within `factor` times the box."""
+    """The largest size of the same shape within `factor` times the box.
+
+    Args:
+        size: (height, width) of the image.
+        box: (height, width).
+        factor: above 0.
+
+    Returns:
+        (height, width).
+
+    Example:
+        >>> fitted_size((480, 640), box=(512, 512), factor=0.5)
+        (192, 256)
+    """
     return _scaled(size, factor * min(box[0] / size[0], box[1] / size[1]))
 
 
 def window_size(size: Sequence[int], target: Sequence[int], factor: float) -> tuple[int, int]:
-    """The window of an image that becomes `target` when enlarged by `factor`, by more where it would not fit."""
+    """The window of an image that becomes `target` when enlarged by `factor`, by more where it would not fit.
+
+    Args:
+        size: (height, width) of the image.
+        target: (height, width) of the training crop.
+        factor: above 0.
+
+    Returns:
+        (height, width), within the image.
+
+    Example:
+        >>> window_size((1000, 1000), target=(512, 512), factor=2)
+        (256, 256)
+        >>> window_size((128, 256), target=(512, 512), factor=2)
+        (128, 128)
+    """
     factor = max(factor, target[0] / size[0], target[1] / size[1])
     height, width = _scaled(target, 1 / factor)
     return min(height, size[0]), min(width, size[1])
@@ -300,17 +416,19 @@ def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 
 def uniform(low: float, high: float) -> float:
+    """A number of [low, high), drawn by torch's global generator."""
     return low + (high - low) * float(torch.rand(()))
 
 
 def one_of(values: Sequence[int]) -> int:
+    """One of the values, drawn by torch's global generator."""
     return values[int(torch.randint(len(values), ()))]
 
 
 # Colors
 
 
-def recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transform | None:
+def _recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transform | None:
     """The changes of color that [`TrainTransform`] is asked for; None: none."""
     steps: list[v2.Transform] = []
     if color == "ssd":
@@ -325,7 +443,7 @@ def recoloring(color: str | float | None, with_any_contrast: bool) -> v2.Transfo
     return v2.Compose(steps) if steps else None
 
 
-class SSDColor(v2.Transform):
+class SSDColor(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Brightness, contrast, saturation and hue as in the paper's training (detectron2's `ColorAugSSDTransform`).
 
     Each is changed with probability 1/2: brightness by adding up to +-32 of 255; contrast by a factor of 0.5 to 1.5
@@ -336,6 +454,7 @@ class SSDColor(v2.Transform):
     _transformed_types = (tv_tensors.Image,)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draws the changes; None: the property stays."""
         return {
             "brightness": uniform(-32, 32) if _coin() else None,
             "contrast": uniform(0.5, 1.5) if _coin() else None,
@@ -345,6 +464,7 @@ class SSDColor(v2.Transform):
         }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Changes the colors of one image, see [`ssd_color`]."""
         return tv_tensors.wrap(ssd_color(inpt.as_subclass(Tensor), **params), like=inpt)
 
 
@@ -356,7 +476,19 @@ def ssd_color(
     hue: float | None,
     contrast_first: bool,
 ) -> Tensor:
-    """(3, H, W) uint8, or floating point in 0..1 -> the same; None leaves a property as it is."""
+    """Changes brightness, contrast, saturation and hue of an image; None leaves a property as it is.
+
+    Args:
+        image: (3, H, W), uint8, or floating point in 0..1.
+        brightness: is added, in steps of 1/255 of full scale.
+        contrast: factor on all channels.
+        saturation: factor on that of HSV, see [`scale_saturation`].
+        hue: is added, in parts of the circle.
+        contrast_first: whether contrast is changed before saturation and hue, or after them.
+
+    Returns:
+        The same shape and type.
+    """
     if brightness is not None:
         bound = 1 if image.is_floating_point() else 255
         image = (image + brightness * bound / 255).clamp(0, bound).to(image.dtype)
@@ -372,7 +504,16 @@ def ssd_color(
 
 
 def scale_saturation(image: Tensor, factor: float) -> Tensor:
-    """Saturation of HSV times `factor`, at most 1; hue and value stay. torchvision's blends with luma instead."""
+    """Saturation of HSV times `factor`, at most 1; hue and value stay. torchvision's blends with luma instead.
+
+    Args:
+        image: (3, H, W), uint8 or floating point.
+        factor: 0 makes it gray, 1 leaves it.
+
+    Example:
+        >>> scale_saturation(torch.tensor([200, 100, 100]).view(3, 1, 1), 0.5).flatten().tolist()
+        [200, 150, 150]
+    """
     value = image.amax(-3, keepdim=True).float()
     chroma = value - image.amin(-3, keepdim=True)
     factors = (value / chroma).nan_to_num(1).clamp(max=factor)  # value / chroma = 1 / saturation; 0 / 0 is black
@@ -402,8 +543,16 @@ def _coin() -> bool:
 def class_swaps(table: Mapping[int | str, int | str], id2label: Mapping[int, str] | None = None) -> dict[int, int]:
     """Class -> the class that takes its place in a mirrored image, in both directions.
 
+    Args:
+        table: pairs of classes, by their ids or by their names.
+        id2label: names of the classes; None: ids alone are known.
+
     Raises:
         ValueError: a class that is not there, whose name several have, that is swapped with itself or with two.
+
+    Example:
+        >>> class_swaps({"left door": "right door"}, {0: "wall", 1: "left door", 2: "right door"})
+        {1: 2, 2: 1}
     """
     swaps: dict[int, int] = {}
     for pair in table.items():
@@ -430,7 +579,7 @@ def _class_id(label: int | str, id2label: Mapping[int, str] | None) -> int:
     return ids[0]
 
 
-def warn_of_sides(id2label: Mapping[int, str]) -> None:
+def _warn_of_sides(id2label: Mapping[int, str]) -> None:
     names = {name.lower() for name in id2label.values()}
     sided = sorted(name for name in names if "left" in name and name.replace("left", "right") in names)
     if sided:
@@ -440,12 +589,12 @@ def warn_of_sides(id2label: Mapping[int, str]) -> None:
         )
 
 
-def checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]:
+def _checked_options(resize: str | None, given: dict[str, Any]) -> dict[str, Any]:
     """The options that a way of resizing reads, with defaults filled in."""
-    if resize not in RESIZE_OPTIONS:
-        ways = ", ".join(str(way) for way in RESIZE_OPTIONS)
+    if resize not in _RESIZE_OPTIONS:
+        ways = ", ".join(str(way) for way in _RESIZE_OPTIONS)
         raise ValueError(f"resize={resize!r} is not a way of resizing; there are {ways}.")
-    defaults = RESIZE_OPTIONS[resize]
+    defaults = _RESIZE_OPTIONS[resize]
     for name in given:
         if name not in defaults:
             raise ValueError(f"resize={resize!r} reads {', '.join(defaults)}, not {name}: leave it out.")

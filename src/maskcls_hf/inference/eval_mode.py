@@ -21,8 +21,16 @@ def in_eval_mode(model: Model) -> Model:
 
 
 def eval_copy(model: Model) -> Model:
-    """A copy of the modules in evaluation mode. It has the parameters and buffers of the model, not copies of them, and
-    in evaluation mode nothing writes to them."""
+    """A copy of the modules in evaluation mode, which shares the parameters and buffers of the model.
+
+    In evaluation mode nothing writes to them.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+        >>> copied = eval_copy(model)
+        >>> copied.training, model.training, copied[0].weight is model[0].weight
+        (False, True, True)
+    """
     shared = (*chain(model.parameters(), model.buffers()), getattr(model, "config", None))
     copied = copy.deepcopy(model, {id(value): value for value in shared})
     for module in copied.modules():  # not eval(), which modules may override

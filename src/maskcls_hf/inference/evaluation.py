@@ -30,6 +30,8 @@ def evaluate(
     """Predict the images of `data` one after the other and score them at their own size.
 
     Args:
+        predictor: of the model.
+        data: annotated images.
         evaluator: its scores so far are forgotten. Its classes are those of the model; classes of the data are found
             among them by name.
         crop: score crops of so many pixels as images of their own, side by side in the middle of each image.
@@ -70,6 +72,10 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
 
     Raises:
         ValueError: they do not have the same names.
+
+    Example:
+        >>> model_classes({0: "sky", 1: "road"}, {0: "road", 1: "sky"})
+        tensor([1, 0])
     """
     names = [of_model[label] for label in sorted(of_model)]
     wanted = [of_data[label] for label in sorted(of_data)]
@@ -77,23 +83,28 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
         return torch.arange(len(names), device="cpu")
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise ValueError(
-            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {listed(names)}\n"
-            f"data ({len(wanted)}): {listed(wanted)}\n"
-            f"only the model has: {listed(sorted(set(names) - set(wanted))) or '-'}\n"
-            f"only the data has: {listed(sorted(set(wanted) - set(names))) or '-'}"
+            f"The classes of the model and of the data differ.\nmodel ({len(names)}): {_listed(names)}\n"
+            f"data ({len(wanted)}): {_listed(wanted)}\n"
+            f"only the model has: {_listed(sorted(set(names) - set(wanted))) or '-'}\n"
+            f"only the data has: {_listed(sorted(set(wanted) - set(names))) or '-'}"
         )
     place = {name: label for label, name in enumerate(names)}
     return torch.tensor([place[name] for name in wanted], device="cpu")
 
 
-def listed(names: Iterable[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(printable, names))
 
 
 def crops(sample: Sample, size: int | None, middle: bool = False) -> Iterator[Sample]:
     """Crops of `size` x `size`, side by side in the middle of an image, or the `middle` one alone.
 
-    A crop is as long as the image where the image is shorter. None: the whole image.
+    A crop is as long as the image where the image is shorter.
+
+    Args:
+        sample: an image with its segments.
+        size: in pixels; None: the whole image.
+        middle: one crop.
     """
     if size is None:
         yield sample

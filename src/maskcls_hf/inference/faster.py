@@ -19,13 +19,18 @@ from .eval_mode import eval_copy
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 # As torch.cpu.get_capabilities names the instructions, of Intel and AMD, and of ARM.
-BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
+_BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16")
 
 logger = logging.get_logger(__name__)
 
 
 def faster_network(model: Any, dtype: Dtype, compile: bool) -> Any:
     """What predicts in place of the model, in evaluation mode; None: the model does so itself.
+
+    Args:
+        model: on its device.
+        dtype: see [`Predictor`].
+        compile: by `torch.compile`.
 
     Raises:
         ValueError: the device does not compute in `dtype`.
@@ -45,7 +50,7 @@ def faster_network(model: Any, dtype: Dtype, compile: bool) -> Any:
     network = None
     if weights != model.dtype:
         network = copy.deepcopy(eval_copy(model)).to(weights)
-    return CompiledNetwork(network or eval_copy(model)) if compile else network
+    return _CompiledNetwork(network or eval_copy(model)) if compile else network
 
 
 def autocast(device: torch.device, dtype: Dtype) -> AbstractContextManager[Any]:
@@ -57,20 +62,23 @@ def has_bfloat16() -> bool:
     """Whether this processor multiplies in bfloat16."""
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return any(capabilities.get(name) for name in BFLOAT16_INSTRUCTIONS)
+        return any(capabilities.get(name) for name in _BFLOAT16_INSTRUCTIONS)
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of older versions
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-class CompiledNetwork(nn.Module):
-    """A network by `torch.compile`, or itself where that fails. On CUDA what it starts is recorded for each size of its
-    inputs, and replayed: at a few images most of the time goes into starting kernels."""
+class _CompiledNetwork(nn.Module):
+    """A network by `torch.compile`, or itself where that fails.
+
+    On CUDA what it starts is recorded for each size of its inputs, and replayed: at a few images most of the time goes
+    into starting kernels.
+    """
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network = network
         self.compiled: Any = torch.compile(network)
-        self.graphs: CudaGraphs | None = CudaGraphs() if torch.cuda.is_available() else None
+        self.graphs: _CudaGraphs | None = _CudaGraphs() if torch.cuda.is_available() else None
 
     def forward(self, **inputs: Any) -> Any:
         if self.compiled is not None:
@@ -89,7 +97,7 @@ class CompiledNetwork(nn.Module):
         return self.network(**inputs)
 
 
-class CudaGraphs:
+class _CudaGraphs:
     """What a function starts on CUDA, recorded for each size of its inputs and replayed.
 
     The inputs are tensors or None by name, the outputs any structure of tensors. Threads take turns.

@@ -31,13 +31,16 @@ from .universal import NOT_RUN, UniversalProcessor, universal_class
 
 logger = logging.get_logger(__name__)
 
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-PATIENCE = 3.0  # seconds until the Hub counts as out of reach
+_PATIENCE = 3.0  # seconds until the Hub counts as out of reach
 
 
-def saved_config(name: str | os.PathLike) -> dict[str, Any]:
-    """Content of the `config.json` of a saved model: its folder, or its name on the Hub.
+def saved_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """Content of the `config.json` of a saved model.
+
+    Args:
+        name: its folder, or its name on the Hub.
 
     Raises:
         ValueError: there is none; a folder that does not exist, and the Hub out of reach, are said at once.
@@ -61,7 +64,7 @@ def saved_config(name: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
+def where_to_look(name: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of `from_pretrained` for a folder or a name on the Hub: where the Hub is out of reach, its files here.
 
     Raises:
@@ -74,8 +77,10 @@ def where_to_look(name: str | os.PathLike) -> dict[str, Any]:
 
 
 def hub_answers() -> bool:
-    """Whether a connection to the Hub, or to the proxy before it, can be opened; huggingface_hub itself would try for
-    half a minute."""
+    """Whether a connection to the Hub, or to the proxy before it, can be opened.
+
+    huggingface_hub itself would try for half a minute.
+    """
     address = urlsplit(constants.ENDPOINT)
     proxy = urllib.request.getproxies().get(address.scheme)
     if proxy and not urllib.request.proxy_bypass(address.hostname or ""):
@@ -84,22 +89,30 @@ def hub_answers() -> bool:
     answers: list[bool] = []
 
     def connect() -> None:
-        with suppress(OSError), socket.create_connection(place, timeout=PATIENCE):
+        with suppress(OSError), socket.create_connection(place, timeout=_PATIENCE):
             answers.append(True)
 
     thread = threading.Thread(target=connect, daemon=True)  # looking up a name has no time limit of its own
     thread.start()
-    thread.join(PATIENCE)
+    thread.join(_PATIENCE)
     return bool(answers)
 
 
-def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
-    """Of this package, or the universal one of transformers that runs as it is. Raise ValueError where there is no
-    saved model, or one of another kind."""
+def class_of_saved(name: str | os.PathLike[str]) -> type[PreTrainedModel]:
+    """The class of a saved model: of this package, or the universal one of transformers that runs as it is.
+
+    Args:
+        name: its folder, or its name on the Hub.
+
+    Raises:
+        ValueError: there is no saved model, or one of another kind.
+    """
     model_type = saved_config(name)["model_type"]
     if model_type in KIND_OF_TYPE:
-        return KIND_OF_TYPE[model_type].model_class
-    if (theirs := universal_class(model_type)) is not None:
+        own: type[PreTrainedModel] = KIND_OF_TYPE[model_type].model_class
+        return own
+    theirs: type[PreTrainedModel] | None = universal_class(model_type)
+    if theirs is not None:
         return theirs
     raise ValueError(
         f"{name} has model_type {model_type!r}; this package runs {', '.join(KIND_OF_TYPE)} and universal segmentation "
@@ -107,7 +120,7 @@ def class_of_saved(name: str | os.PathLike) -> type[PreTrainedModel]:
     )
 
 
-def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any) -> Any:
+def load_model(name: str | os.PathLike[str], model_class: Any = None, **options: Any) -> Any:
     """A saved model of this package or a universal one of transformers, with all of its weights.
 
     `from_pretrained` alone replaces weights that are missing by random ones and says so in a warning.
@@ -127,7 +140,7 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     else:
         require_whole(name)  # our own classes do so themselves
     try:
-        check_files(name)
+        _check_files(name)
         with quiet():
             model, report = model_class.from_pretrained(
                 name, output_loading_info=True, ignore_mismatched_sizes=True, **where_to_look(name), **options
@@ -145,14 +158,16 @@ def load_model(name: str | os.PathLike, model_class: Any = None, **options: Any)
     except Exception as error:  # safetensors and unpickling raise errors of many kinds
         raise ValueError(f"The weights in {name} cannot be read: {_first_line(error)}") from error
     if options.keys() & vars(model.config).keys():
-        report = report | without_changes(report, model_class, name)
+        report = report | _without_changes(report, model_class, name)
     check_weights(model, report, name)
     return model
 
 
-def without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike) -> dict[str, set[str]]:
-    """Missing and unknown weights of a model that was loaded with other fields of its configuration, without those of
-    heads that these bring or take away; that new ones are random is logged."""
+def _without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.PathLike[str]) -> dict[str, set[str]]:
+    """The report on a model with other fields of its configuration, without the heads that these change.
+
+    That new heads are random is logged.
+    """
     config = model_class.config_class.from_pretrained(name, **where_to_look(name))
     with torch.device("meta"):
         own = set(model_class(config).state_dict())
@@ -163,7 +178,16 @@ def without_changes(report: Mapping[str, Any], model_class: Any, name: str | os.
 
 
 def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: object) -> None:
-    """Raise ValueError unless all weights were there, had a place, and are finite."""
+    """Refuses a model unless all weights were there, had a place, and are finite.
+
+    Args:
+        model: as loaded.
+        report: of `from_pretrained`, with the keys that were missing, unexpected and of another shape.
+        where: it was loaded from, for messages.
+
+    Raises:
+        ValueError: names a weight.
+    """
     if mismatched := sorted(report["mismatched_keys"]):
         name, *shapes = mismatched[0]
         saved, expected = (tuple(shape) for shape in shapes)
@@ -179,11 +203,14 @@ def check_weights(model: PreTrainedModel, report: Mapping[str, Any], where: obje
             raise ValueError(f"The weights in {where} are broken: {name} holds NaN or infinite values.")
 
 
-def check_files(name: str | os.PathLike) -> None:
-    """Raise ValueError where a folder's files of weights, or their index, hold what transformers would take, or leave
-    out, without a word."""
+def _check_files(name: str | os.PathLike[str]) -> None:
+    """Refuses weights that transformers would take, or leave out, without a word.
+
+    Raises:
+        ValueError: a folder's files of weights, or their index, hold such.
+    """
     files = [Path(name, "model.safetensors")]
-    for index in (Path(name, file) for file in INDEXES):
+    for index in (Path(name, file) for file in _INDEXES):
         if not index.is_file():
             continue
         try:
@@ -199,22 +226,26 @@ def check_files(name: str | os.PathLike) -> None:
         files += [Path(name, shard) for shard in shards if shard.endswith(".safetensors")]
         for file in files[1:]:
             listed = {weight for weight, shard in places.items() if shard == file.name}
-            if file.is_file() and (other := listed ^ stored_types(file).keys()):
+            if file.is_file() and (other := listed ^ _stored_types(file).keys()):
                 raise ValueError(f"{file} holds other weights than {index.name} says, such as {min(other)}.")
     for file in files:
-        for weight, kind in stored_types(file).items() if file.is_file() else ():
+        for weight, kind in _stored_types(file).items() if file.is_file() else ():
             if weight.endswith(("weight", "bias")) and not kind.startswith(("F", "BF")):
                 raise ValueError(f"{file} holds {weight} as {kind}, not as floating-point numbers.")
 
 
-def stored_types(file: Path) -> dict[str, str]:
+def _stored_types(file: Path) -> dict[str, str]:
     """Weight -> its type, as the header of a safetensors file names it: "F32", "BF16", "I8"."""
     with safe_open(file, "pt") as tensors:
         return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118 (no mapping)
 
 
-def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
+def load_image_processor(name: str | os.PathLike[str], **options: Any) -> Any:
     """The image processor beside a saved model: a `MaskClsImageProcessor`, or what stands in its place.
+
+    Args:
+        name: folder of the model, or its name on the Hub.
+        options: of the image processor, over the saved ones.
 
     Raises:
         OSError: there is none.
@@ -222,7 +253,7 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
     """
     model_type = str(saved_fields(name, where_to_look(name)).get("model_type"))
     if model_type not in KIND_OF_TYPE and universal_class(model_type) is not None:
-        return UniversalProcessor(load_their_processor(name))
+        return UniversalProcessor(_load_their_processor(name))
     try:
         with quiet():
             return MaskClsImageProcessor.from_pretrained(name, **where_to_look(name), **options)
@@ -236,7 +267,7 @@ def load_image_processor(name: str | os.PathLike, **options: Any) -> Any:
         raise ValueError(f"The {PROCESSORS[0]} in {name} cannot be used: {error}") from error
 
 
-def load_their_processor(name: str | os.PathLike) -> Any:
+def _load_their_processor(name: str | os.PathLike[str]) -> Any:
     """The processor of a universal model of transformers. A file of its class metadata is looked for beside it first.
 
     Raises:
@@ -245,7 +276,8 @@ def load_their_processor(name: str | os.PathLike) -> Any:
     """
     options = where_to_look(name)
     with quiet():
-        fields = MaskClsImageProcessor.get_image_processor_dict(name, **options)[0]
+        reader: Any = MaskClsImageProcessor
+        fields = reader.get_image_processor_dict(name, **options)[0]
         metadata = fields.get("class_info_file")
         if metadata and Path(name, metadata).is_file():
             options["repo_path"] = os.fspath(name)

@@ -35,32 +35,27 @@ Result = dict[str, Any]
 Item = TypeVar("Item")
 
 # Options of the post-processing that it sets itself.
-OWN_OPTIONS = {
+_OWN_OPTIONS = {
     "target_sizes": "maps have the size of their image",
     "return_segmentation_scores": "it gives the map of the highest scores; for the scores, call the image processor's "
     "post_process_semantic_segmentation",
     "return_coco_annotation": "each of its masks is MaskRuns, whose rle() is COCO's encoding",
     "return_binary_maps": "each of its masks is MaskRuns, whose dense() is the binary map",
 }
-OVERLAP = 0.25  # of tiles
+_OVERLAP = 0.25  # of tiles
 BLEND_MEMORY = 256 << 20  # bytes of class scores that wait for the next row of tiles
 # Holes and fragments are those of whole segments, not of their parts in a tile.
-NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
+_NO_SHARES = {task: dict(max_hole_share=0.0, min_fragment_share=0.0) for task in ("panoptic", "instance")}
 WINDOW = 4  # batches among whose images those of one size are looked for
-BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
+_BATCH_ON_GPU = 8  # images that keep a GPU busy; on a CPU one at a time is as fast
 
 
 class Predictor:
     """A model and its image processor, for images of any size.
 
     The model predicts in evaluation mode, in whatever mode it is, and is left as it is: see [`in_eval_mode`]. Several
-    threads may use one predictor, also while another trains the model.
-
-    Example:
-
-        >>> predict = Predictor.from_pretrained("model_cards/maskcls-nuclei-tiny", tile=128)
-        >>> result = predict("slide.png", task="panoptic", threshold=0.5)
-        >>> result["segmentation"], result["segments_info"]
+    threads may use one predictor, also while another trains the model. What is saved are the `inference_defaults` of
+    the image processor; see models/inference_defaults.py.
 
     Args:
         model: a mask-classification or per-pixel model; or one of transformers as it is, such as OneFormer, whose
@@ -78,17 +73,22 @@ class Predictor:
         tile: cut larger images into overlapping tiles of so many pixels of the image, each of which is an image to the
             image processor and the model: N queries then are N segments a tile. None: as saved, else never; 0: never.
         overlap: part of a tile that it shares with the next one at least, 0 to 0.5. None: as saved, else 0.25.
-        scales, flip: average class scores over these scales and mirrored copies; for semantic segmentation.
+        scales: average class scores over these factors of the image's size; for semantic segmentation. None: [1].
+        flip: average class scores over mirrored copies too; for semantic segmentation.
         batch_size: images, or tiles of an image, that the model sees at once, those of one size together where there
             are enough. None: 8 on a GPU, else 1.
         enlarge: network pixels an image pixel, instead of the resizing of the image processor. None: as saved, else
             that; 0: that.
 
-    What is saved are the `inference_defaults` of the image processor; see models/inference_defaults.py.
-
     Raises:
         ValueError: an unknown task; a tile, an overlap or a scale outside its range; a dtype that the device does not
             compute with; a model or processor of transformers that cannot run as it is.
+
+    Example::
+
+        predict = Predictor.from_pretrained("model_cards/maskcls-nuclei-tiny", tile=128)
+        result = predict("slide.png", task="panoptic", threshold=0.5)
+        result["segmentation"], result["segments_info"]
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Predictor:
         image_processor = as_processor(image_processor, model)
         saved = defaults_of(image_processor)
         tile = plain(saved.get("tile") if tile is None else tile) or None
-        overlap = saved.get("overlap", OVERLAP) if overlap is None else overlap
+        overlap = saved.get("overlap", _OVERLAP) if overlap is None else overlap
         enlarge = (saved.get("enlarge") if enlarge is None else enlarge) or None
         batch_size = plain(batch_size)
         for name, value in (("tile", tile), ("batch_size", batch_size)):
@@ -121,7 +121,7 @@ class Predictor:
         if any(not 0 < scale < math.inf for scale in (*(scales or ()), enlarge or 1.0)):
             raise ValueError(f"scales and enlarge must be positive numbers, got {scales} and {enlarge}.")
         if task is not None:
-            check_task(task)
+            _check_task(task)
         if dtype not in DTYPES:
             raise ValueError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
         self.tile, self.overlap = tile, overlap
@@ -135,16 +135,18 @@ class Predictor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | os.PathLike, device: str | torch.device | None = None, **options: Any
+        cls, name: str | os.PathLike[str], device: str | torch.device | None = None, **options: Any
     ) -> Predictor:
-        """A saved model of this package or a universal one of transformers: its folder, or its name on the Hub.
+        """A saved model of this package or a universal one of transformers.
 
         Args:
+            name: its folder, or its name on the Hub.
             device: None: the CPU.
             options: those of the class.
 
         Raises:
             ValueError: no model there, one of another kind, or weights that are not whole; an option outside its range.
+            OSError: files are missing, or are not those that the checkpoint was saved with.
         """
         check_predictor_options(**options)
         class_of_saved(name)
@@ -154,16 +156,18 @@ class Predictor:
     @property
     def batch_size(self) -> int:
         """Images that the model sees at once."""
-        return self._batch_size or (1 if self.model.device.type == "cpu" else BATCH_ON_GPU)
+        return self._batch_size or (1 if self.model.device.type == "cpu" else _BATCH_ON_GPU)
 
     @property
     def id2label(self) -> dict[int, str]:
-        return self.model.config.id2label
+        """Names of the model's classes 0..K-1."""
+        id2label: dict[int, str] = self.model.config.id2label
+        return id2label
 
     @property
     def finds_segments(self) -> bool:
         """False for models that classify pixels: they do semantic segmentation only."""
-        return self.model.config.model_type != "maskcls_perpixel"
+        return bool(self.model.config.model_type != "maskcls_perpixel")
 
     @property
     def _defaults(self) -> dict[str, Any]:
@@ -186,12 +190,10 @@ class Predictor:
                 not given is as saved with the model.
 
         Returns:
-            For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`:
-
-            - semantic: classes, int64, -1 for none (see `score_threshold`); a record (id, label_id, area) a class that
-              is there.
-            - panoptic: as `post_process_panoptic_segmentation`.
-            - instance: as `post_process_instance_segmentation`, and `masks`, the whole `MaskRuns` of each instance.
+            For each image `segmentation`, a map (H, W) on the CPU, and `segments_info`. Semantic: classes, int64, -1
+            for none (see `score_threshold`), and a record (id, label_id, area) for each class that is there. Panoptic:
+            as `post_process_panoptic_segmentation`. Instance: as `post_process_instance_segmentation`, and `masks`, the
+            whole `MaskRuns` of each instance.
 
         Raises:
             ValueError: the model or the options cannot do the task; an image is no image. The message names the option,
@@ -214,6 +216,13 @@ class Predictor:
             tasks: the options of each task.
             input_data_format: "channels_first" or "channels_last" for arrays and tensors; None: that of the image
                 processor.
+
+        Returns:
+            For each image the result of each task, as a call gives them.
+
+        Raises:
+            ValueError: as a call.
+            TypeError: as a call.
         """
         self.check(tasks)
         if self.network is None:
@@ -241,8 +250,8 @@ class Predictor:
         assert self.tile is not None
         grid = TileGrid((image.shape[-2], image.shape[-1]), self.tile, self.overlap)
         options = {task: task_options(self._defaults, task, tasks[task]) for task in tasks}
-        of_tiles = {task: options[task] | NO_SHARES.get(task, {}) for task in tasks}
-        stitchers: dict[Task, Any] = {task: STITCHERS[task](grid) for task in tasks if task != "semantic"}
+        of_tiles = {task: options[task] | _NO_SHARES.get(task, {}) for task in tasks}
+        stitchers: dict[Task, Any] = {task: _STITCHERS[task](grid) for task in tasks if task != "semantic"}
         columns = None
         if "semantic" in tasks:
             stitchers["semantic"] = SemanticBlend(grid, self._least_score(tasks["semantic"]))
@@ -254,7 +263,7 @@ class Predictor:
                 for tile, of_tile in zip(batch, found, strict=True):
                     stitchers[task].add(tile, of_tile)
         return {
-            task: RESULTS[task](clean_stitched(task, stitcher.result(), options[task]))
+            task: RESULTS[task](_clean_stitched(task, stitcher.result(), options[task]))
             for task, stitcher in stitchers.items()
         }
 
@@ -336,18 +345,23 @@ class Predictor:
     def _pixels(self, image: Any, input_data_format: str | None) -> Tensor:
         """Image -> (3, H, W) on the 0..255 scale."""
         processor = self.image_processor
-        return processor.process_image(
+        pixels: Tensor = processor.process_image(
             image, processor.do_convert_rgb, input_data_format or processor.input_data_format, processor.device
         )
+        return pixels
 
     def check(self, tasks: Mapping[Task, dict[str, Any]]) -> None:
-        """Before the model runs.
+        """Refuses tasks and options, before the model runs.
+
+        Args:
+            tasks: the options of each task.
 
         Raises:
             ValueError: a task that the model or the predictor's options cannot do; a threshold outside 0..1.
+            TypeError: an option that there is not.
         """
         for task, options in tasks.items():
-            check_task(task)
+            _check_task(task)
             if task != "semantic" and not self.finds_segments:
                 raise ValueError(f"a per-pixel model knows no segments: its only task is semantic, not {task}.")
             if task != "semantic" and self._augments:
@@ -363,8 +377,8 @@ class Predictor:
                 )
             allowed = options_of(task)
             for name in tasks[task]:
-                if name in OWN_OPTIONS:
-                    raise ValueError(f"{name} is not for a Predictor: {OWN_OPTIONS[name]}.")
+                if name in _OWN_OPTIONS:
+                    raise ValueError(f"{name} is not for a Predictor: {_OWN_OPTIONS[name]}.")
                 if task == "instance" and name == "overlap_mask_area_threshold":
                     raise ValueError(f"{name} is not for instances: they may overlap.")
                 if name not in allowed:
@@ -374,30 +388,53 @@ class Predictor:
                     require_range(name, value, "[0, 1]")
 
 
-def check_task(task: Any) -> None:
+def _check_task(task: Any) -> None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
 
 
 def options_of(task: Task) -> list[str]:
-    """Names of the options of a task that a [`Predictor`] takes."""
+    """Names of the options of a task that a [`Predictor`] takes.
+
+    Example:
+        >>> "threshold" in options_of("panoptic"), "return_binary_maps" in options_of("instance")
+        (True, False)
+    """
     post_process = getattr(MaskClsImageProcessor, f"post_process_{task}_segmentation")
     return [
-        name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *OWN_OPTIONS}
+        name for name in inspect.signature(post_process).parameters if name not in {"self", "outputs", *_OWN_OPTIONS}
     ]
 
 
 def check_predictor_options(**options: Any) -> None:
-    """
+    """Refuses options of [`Predictor`], without a model.
+
     Raises:
-        ValueError: an option of [`Predictor`] outside its range.
+        ValueError: one of them is outside its range.
+
+    Example:
+        >>> check_predictor_options(tile=512, overlap=0.7)
+        Traceback (most recent call last):
+        ValueError: overlap must be a part of the tile from 0 to 0.5, got 0.7.
     """
     Predictor(None, None, **options)
 
 
 def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], number: int) -> Iterator[list[Item]]:
-    """Batches of `number` items, the last of fewer. Each begins with the first item that is left; of those that follow
-    it closely, the ones of its size go before the others."""
+    """Batches of `number` items, the last of fewer, those of one size together where it can be had.
+
+    Each begins with the first item that is left; of those that follow it closely, the ones of its size go before the
+    others.
+
+    Args:
+        items: any.
+        size_of: what must be equal.
+        number: of items in a batch.
+
+    Example:
+        >>> list(same_size_together(["a", "bb", "c", "dd"], len, 2))
+        [['a', 'c'], ['bb', 'dd']]
+    """
     waiting: list[Item] = []
 
     def places_of_first_size() -> list[int]:
@@ -417,7 +454,7 @@ def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], nu
         yield take()
 
 
-def semantic_result(class_map: Tensor) -> Result:
+def _semantic_result(class_map: Tensor) -> Result:
     """Map (H, W) -> map and records of its classes."""
     classes = class_map.flatten()
     areas = (classes if classes.min() >= 0 else classes[classes != NO_CLASS]).bincount().tolist()
@@ -425,13 +462,13 @@ def semantic_result(class_map: Tensor) -> Result:
     return {"segmentation": class_map.cpu(), "segments_info": records}
 
 
-def panoptic_result(found: Result) -> Result:
+def _panoptic_result(found: Result) -> Result:
     return found | {"segmentation": found["segmentation"].cpu()}
 
 
-def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
+def _clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
     """Without the small holes and fragments of whole segments."""
-    shares = {name: options[name] for name in NO_SHARES.get(task, ())}
+    shares = {name: options[name] for name in _NO_SHARES.get(task, ())}
     if task == "panoptic":
         segmentation, segments_info = clean_map(found["segmentation"], found["segments_info"], **shares)
         return {"segmentation": segmentation, "segments_info": segments_info}
@@ -441,7 +478,7 @@ def clean_stitched(task: Task, found: Any, options: Mapping[str, Any]) -> Any:
     return found
 
 
-def instance_result(found: Result) -> Result:
+def _instance_result(found: Result) -> Result:
     """Masks (n, H, W) or runs, best first -> map of ids, -1 where there is none and the best where they overlap."""
     masks = found["segmentation"]
     size = found["size"] if isinstance(masks, list) else tuple(masks.shape[1:])
@@ -452,5 +489,5 @@ def instance_result(found: Result) -> Result:
     return {"segmentation": torch.from_numpy(ids), "segments_info": found["segments_info"], "masks": masks}
 
 
-STITCHERS: dict[Task, Any] = {"panoptic": PanopticStitch, "instance": InstanceStitch}
-RESULTS: dict[Task, Any] = {"semantic": semantic_result, "panoptic": panoptic_result, "instance": instance_result}
+_STITCHERS: dict[Task, Any] = {"panoptic": PanopticStitch, "instance": InstanceStitch}
+RESULTS: dict[Task, Any] = {"semantic": _semantic_result, "panoptic": _panoptic_result, "instance": _instance_result}

@@ -28,17 +28,21 @@ from ..models.post_processing import map_of_scores
 from ..models.run_lengths import MaskRuns, pairs_in_ranges
 from .tiling import Tile, TileAxis, TileGrid, relative
 
-MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves
-MIN_PART = 0.5  # of a segment that one tile alone finds and sees in part, the least part where that tile answers
-MIN_JOINED = 0.95  # of what one tile sees whole, the least part that makes do without the rest
-MAX_SHARED = 0.5  # of the smaller of two things, the largest part that both may have
+_MIN_IOU = 0.5  # above it two segments of one tile cannot both match a third without overlapping themselves
+_MIN_PART = 0.5  # of a segment that one tile alone finds and sees in part, the least part where that tile answers
+_MIN_JOINED = 0.95  # of what one tile sees whole, the least part that makes do without the rest
+_MAX_SHARED = 0.5  # of the smaller of two things, the largest part that both may have
 
 
 class SemanticBlend:
-    """Class scores, blended with weights that sum to one, and the class with the highest score; none where it is not
-    above a `score_threshold` other than 0.
+    """Class scores, blended with weights that sum to one, and the class with the highest score.
 
-    Holds scores of the strips of one row of a band, (K, strip, band); see `TileGrid.visits`.
+    No class where it is not above a `score_threshold` other than 0. Holds scores of the strips of one row of a band,
+    (K, strip, band); see `TileGrid.visits`.
+
+    Args:
+        grid: of the tiles.
+        score_threshold: that the class of a pixel must have more than; 0: each pixel has a class.
     """
 
     def __init__(self, grid: TileGrid, score_threshold: float = 0.0):
@@ -48,7 +52,12 @@ class SemanticBlend:
         self.above: dict[int, Tensor] = {}  # of the upper neighbors, by column, (K, ramp, w)
 
     def add(self, tile: Tile, scores: Tensor) -> None:
-        """`scores` (K, h, w) of a tile; they are changed."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            scores: (K, h, w) of the tile; they are changed.
+        """
         rows, columns = self.grid.rows, self.grid.columns
         for dim, axis, index in ((1, rows, tile.row), (2, columns, tile.column)):
             reach = axis.reach(index)
@@ -94,7 +103,7 @@ def _fade(scores: Tensor, dim: int, axis: TileAxis, index: int) -> None:
         part *= weights if dim == 2 else weights[:, None]
 
 
-class Pieces:
+class _Pieces:
     """Segments of single tiles, and which of them are one segment of the image (union-find).
 
     Pieces count from 1; 0 is no segment. `infos` are the records of the tiles, whose areas are those in the tile;
@@ -129,7 +138,7 @@ class Pieces:
         `ious`: (ones, others).
         """
         pairs = []
-        for row, column in np.argwhere(ious > MIN_IOU).tolist():
+        for row, column in np.argwhere(ious > _MIN_IOU).tolist():
             first, second = self.infos[ones[row]], self.infos[others[column]]
             if first["label_id"] == second["label_id"]:
                 value = first["score"] * second["score"] * ious[row, column]
@@ -140,32 +149,32 @@ class Pieces:
                 joined |= {one, other}
                 self.join(one, other)
 
-    def segments(self) -> list[Stitched]:
+    def segments(self) -> list[_Stitched]:
         """Those that stay, in the order of their first pieces."""
         members: dict[int, list[int]] = {}
         for piece in range(1, len(self.parents)):
             members.setdefault(self.root(piece), []).append(piece)
-        segments: list[Stitched] = []
+        segments: list[_Stitched] = []
         for pieces in members.values():
             info = self.infos[pieces[0]]
             area = sum(self.areas[piece] for piece in pieces)
             alone = len(pieces) == 1 and not info["was_fused"]
             wholes = [] if info["was_fused"] else [self.wholes[piece] for piece in pieces if piece in self.wholes]
             whole = max(wholes, key=lambda mask: mask.area, default=None)
-            if whole is not None and not alone and area >= MIN_JOINED * whole.area:
+            if whole is not None and not alone and area >= _MIN_JOINED * whole.area:
                 whole = None
-            if area == 0 or (alone and whole is None and area < MIN_PART * info["area"]):
+            if area == 0 or (alone and whole is None and area < _MIN_PART * info["area"]):
                 continue
             score = max(self.infos[piece]["score"] for piece in pieces)
             if not info["was_fused"]:
                 score = sum(self.infos[piece]["score"] * self.areas[piece] for piece in pieces) / area
             rank = 2 if not alone or area == info["area"] else 0 if whole is None else 1
-            segments.append(Stitched(pieces, info | {"score": score, "area": area}, whole, rank))
+            segments.append(_Stitched(pieces, info | {"score": score, "area": area}, whole, rank))
         return segments
 
 
 @dataclass
-class Stitched:
+class _Stitched:
     """A segment of the image.
 
     Args:
@@ -188,7 +197,7 @@ class Stitched:
         return self.rank, self.info["score"]
 
 
-def _cut_off(found: NDArray, grid: TileGrid, tile: Tile) -> NDArray:
+def _cut_off(found: NDArray[Any], grid: TileGrid, tile: Tile) -> NDArray[Any]:
     """Pixels (..., P) at those borders of a tile (..., h, w) that are not borders of the image."""
     borders = []
     if tile.row:
@@ -203,17 +212,26 @@ def _cut_off(found: NDArray, grid: TileGrid, tile: Tile) -> NDArray:
 
 
 class PanopticStitch:
-    """Segments without overlap; classes that are fused within a tile are fused over the image."""
+    """Segments without overlap; classes that are fused within a tile are fused over the image.
+
+    Args:
+        grid: of the tiles.
+    """
 
     def __init__(self, grid: TileGrid):
         self.grid = grid
-        self.pieces = Pieces()
+        self.pieces = _Pieces()
         self.fused: dict[int, int] = {}  # first piece of each fused class
         self.segmentation = torch.zeros(grid.size, dtype=torch.int32, device="cpu")  # pieces
         self.beside: dict[int, Tensor] = {}  # by row, what the tile to the left saw of the strip that both see
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
-        """`found`: what `post_process_panoptic_segmentation` returns for a tile."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            found: what `post_process_panoptic_segmentation` returns for it.
+        """
         if tile.lead_in:
             return
         rows, columns = self.grid.rows, self.grid.columns
@@ -244,7 +262,7 @@ class PanopticStitch:
         return piece
 
     def _keep_wholes(
-        self, tile: Tile, local: NDArray, infos: list[dict[str, Any]], areas: list[int], numbers: list[int]
+        self, tile: Tile, local: NDArray[Any], infos: list[dict[str, Any]], areas: list[int], numbers: list[int]
     ) -> None:
         cut_off = set(np.unique(_cut_off(local, self.grid, tile)).tolist())
         for info, number in zip(infos, numbers, strict=True):
@@ -285,7 +303,7 @@ class PanopticStitch:
         for row in self.segmentation:  # in place: the map may be large
             row.copy_(numbers[row])
 
-    def _make_whole(self, place: int, segments: list[Stitched]) -> None:
+    def _make_whole(self, place: int, segments: list[_Stitched]) -> None:
         """Give a thing its pixels beyond the seam, from nothing and from stuff, or drop it or what is there instead."""
         segment, number = segments[place], place + 1
         assert segment.whole is not None
@@ -299,14 +317,14 @@ class PanopticStitch:
             area, common = rival.info["area"], int(common)
             if rival.whole is not None:
                 area, common = rival.whole.area, common_pixels(segment.whole, rival.whole)
-            if common > MAX_SHARED * min(area, segment.whole.area):
+            if common > _MAX_SHARED * min(area, segment.whole.area):
                 loser = min(segment, rival, key=lambda one: one.merit)
                 self._drop(loser, number if loser is segment else int(other))
                 if loser is segment:
                     return
             else:
                 shared += common
-        if shared > MAX_SHARED * segment.whole.area:
+        if shared > _MAX_SHARED * segment.whole.area:
             self._drop(segment, number)
             return
         is_free = np.array([True, *(s.info["was_fused"] for s in segments)])
@@ -319,20 +337,27 @@ class PanopticStitch:
         view[taken] = number
         segment.info["area"] += int(counts.sum())
 
-    def _drop(self, segment: Stitched, number: int) -> None:
+    def _drop(self, segment: _Stitched, number: int) -> None:
         segment.dropped = True
         y, x = self._extent(segment)
         view = self.segmentation[y, x]
         view[view == number] = 0
 
-    def _extent(self, segment: Stitched) -> tuple[slice, slice]:
+    def _extent(self, segment: _Stitched) -> tuple[slice, slice]:
         if segment.whole is None:
             return slice(None), slice(None)
         return segment.whole.window()[0]
 
 
 def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
-    """Of two masks of one image."""
+    """Number of pixels that two masks of one image share.
+
+    Example:
+        >>> masks = np.zeros((2, 4, 4), dtype=bool)
+        >>> masks[0, :2], masks[1, 1:3] = True, True
+        >>> common_pixels(*MaskRuns.of_masks(masks))
+        4
+    """
     left, top, width, height = one.box
     of_left, of_top, of_width, of_height = other.box
     if left >= of_left + of_width or of_left >= left + width or top >= of_top + of_height or of_top >= top + height:
@@ -346,21 +371,30 @@ def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
 
 def _width(axis: TileAxis, index: int) -> int:
     shared = axis.shared(index)
-    return shared.stop - shared.start
+    return int(shared.stop - shared.start)
 
 
 class InstanceStitch:
-    """Scored masks, which may overlap."""
+    """Scored masks, which may overlap.
+
+    Args:
+        grid: of the tiles.
+    """
 
     def __init__(self, grid: TileGrid):
         self.grid = grid
-        self.pieces = Pieces()
+        self.pieces = _Pieces()
         self.masks: list[MaskRuns] = []  # of pieces 1, 2, ...: where their tiles answer
         self.tiles: list[tuple[int, int]] = []  # of pieces 1, 2, ...: row and column
         self.strips: dict[tuple[int, int, str], tuple[list[int], list[MaskRuns]]] = {}
 
     def add(self, tile: Tile, found: dict[str, Any]) -> None:
-        """`found`: what `post_process_instance_segmentation(return_binary_maps=True)` returns for a tile."""
+        """Adds a tile.
+
+        Args:
+            tile: in the order of `TileGrid.visits`.
+            found: what `post_process_instance_segmentation(return_binary_maps=True)` returns for it.
+        """
         if tile.lead_in:
             return
         rows, columns = self.grid.rows, self.grid.columns
@@ -412,7 +446,7 @@ class InstanceStitch:
         ]
         return {"segmentation": masks, "segments_info": infos, "size": self.grid.size}
 
-    def _drop_doubles(self, segments: list[Stitched], masks: list[MaskRuns]) -> None:
+    def _drop_doubles(self, segments: list[_Stitched], masks: list[MaskRuns]) -> None:
         """Of what a tile found beyond its seams and what another found there, one stays."""
         of_tile: dict[tuple[int, int], list[int]] = {}
         for place, segment in enumerate(segments):
@@ -431,7 +465,7 @@ class InstanceStitch:
                 if rival is segment or rival.dropped or rival.info["label_id"] != segment.info["label_id"]:
                     continue
                 smaller = min(masks[place].area, masks[other].area)
-                if common_pixels(masks[place], masks[other]) > MAX_SHARED * smaller:
+                if common_pixels(masks[place], masks[other]) > _MAX_SHARED * smaller:
                     min(segment, rival, key=lambda one: one.merit).dropped = True
 
 

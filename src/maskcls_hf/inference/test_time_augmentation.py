@@ -22,7 +22,12 @@ def scaled_size(size: Any, image_size: tuple[int, int] | None, scale: float, lar
     Args:
         size: that of the image processor.
         image_size: height and width where images keep their size; None: `size` decides.
+        scale: factor on the plain size.
         largest: of all scales; the longest edge is bounded by this times its own bound, as in the paper's configs.
+
+    Example:
+        >>> scaled_size({"shortest_edge": 512, "longest_edge": 2048}, None, scale=0.5, largest=1.75)
+        {'shortest_edge': 256, 'longest_edge': 3584}
     """
     if image_size is not None:
         height, width = (max(1, round(length * scale)) for length in image_size)
@@ -41,10 +46,13 @@ def mean_scores(
     scales: Sequence[float],
     flip: bool,
 ) -> list[Tensor]:
-    """Class scores of images (3, H, W), averaged over their copies: (K, H, W) each.
+    """Class scores of images, averaged over their copies: (K, H, W) each.
 
     Args:
+        images: (3, H, W) each.
         scores_of: class scores (K, H, W) of images at a scale, at their own size.
+        scales: of the copies.
+        flip: of each scale a mirrored copy, too.
     """
     totals: list[Tensor] = []
     for scale in scales:

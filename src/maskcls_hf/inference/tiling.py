@@ -11,7 +11,13 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """Place of a tile in its grid. `lead_in`: visited again, for what it adds to the blend with its right neighbor."""
+    """Place of a tile in its grid.
+
+    Attributes:
+        row: from 0.
+        column: from 0.
+        lead_in: visited again, for what it adds to the blend with its right neighbor.
+    """
 
     row: int
     column: int
@@ -32,6 +38,11 @@ class TileAxis:
         seams: for each tile but the last, the pixel from which the next one answers: the middle of what they share.
         ramps: for each tile but the last, (first, end) of the pixels in which it blends with the next one: `overlap`
             pixels around the seam, fewer where seams are closer than that.
+
+    Example:
+        >>> axis = TileAxis(200, 128, 0.25)
+        >>> axis.starts, axis.seams
+        ([0, 72], [100])
     """
 
     def __init__(self, length: int, tile: int, overlap: float):
@@ -66,10 +77,20 @@ class TileAxis:
 
 
 class TileGrid:
-    """Tiles of an image of `size` (height, width).
+    """Tiles of an image.
+
+    Args:
+        size: (height, width) of the image.
+        tile: side of a tile in pixels.
+        overlap: part of a tile that it shares with the next one at least.
 
     Raises:
         ValueError: a tile below 16 pixels, an overlap outside 0..0.5.
+
+    Example:
+        >>> grid = TileGrid((200, 100), tile=128, overlap=0.25)
+        >>> [(tile.row, tile.column) for tile in grid.visits()]
+        [(0, 0), (1, 0)]
     """
 
     def __init__(self, size: tuple[int, int], tile: int, overlap: float):
@@ -99,6 +120,11 @@ class TileGrid:
 
 
 def check_tile(tile: int, overlap: float) -> None:
+    """Refuses tiles that are too small, or overlap too much.
+
+    Raises:
+        ValueError: a tile below 16 pixels, an overlap outside 0..0.5.
+    """
     if not tile >= 16:  # nor NaN
         raise ValueError(f"tile must be at least 16 pixels, got {tile}.")
     if not 0 <= overlap <= 0.5:

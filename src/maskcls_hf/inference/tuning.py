@@ -47,6 +47,9 @@ class Tuning:
     """What [`tune`] found.
 
     Args:
+        task: "panoptic" or "instance".
+        metric: "pq" or "f1".
+        images: number of images that were looked at.
         options: the best values, by the names of `post_process_<task>_segmentation`.
         before: the values that the model had.
         tried: each setting that was tried, in order, with its `scores`.
@@ -62,6 +65,11 @@ class Tuning:
     calibration: Calibration
 
     def scores_of(self, options: Mapping[str, float]) -> dict[str, float]:
+        """Scores of a setting that was tried.
+
+        Raises:
+            StopIteration: it was not.
+        """
         return next(entry["scores"] for entry in self.tried if entry["options"] == options)
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,6 +106,9 @@ def tune(
         on_pass: called before all images are gone through, with what for and how many; what it returns is called after
             each.
 
+    Returns:
+        The best values, and all that were tried.
+
     Raises:
         ValueError: a per-pixel model, PQ of instances that overlap, data without instances or of other classes, an
             unknown option, or a value outside [0, 1].
@@ -113,7 +124,7 @@ def tune(
     own = {name: float(fixed.pop(name)) for name in grid}
     images = min(limit or len(data), len(data))
     with tempfile.TemporaryDirectory(prefix="maskcls-tune-") as folder:
-        cache = OutputCache(predictor, Path(folder), task, fixed, min([*grid["threshold"], own["threshold"]]))
+        cache = _OutputCache(predictor, Path(folder), task, fixed, min([*grid["threshold"], own["threshold"]]))
         cache.fill(data, images, on_pass("Predicting", images))
         search = Search(cache, measure(predictor.id2label, stuff_ids=stuff), metric, on_pass)
         best = search.along(own, grid)
@@ -147,7 +158,7 @@ def _fixed_options(predictor: Predictor, task: str, stuff: Sequence[int]) -> dic
     return task_options(saved, task, {}, NO_CLEAN_UP[task]) | {"label_ids_to_fuse": sorted(stuff)}
 
 
-class OutputCache:
+class _OutputCache:
     """Annotated images with the outputs of the model in a folder, one file each; maps are made of these.
 
     Args:
@@ -163,7 +174,13 @@ class OutputCache:
         self.images = 0
 
     def fill(self, data: SegmentationDataset, images: int, on_image: Callable[[], None]) -> None:
-        """See each image once."""
+        """See each image once.
+
+        Args:
+            data: annotated images.
+            images: how many of them.
+            on_image: called after each.
+        """
         of_model = model_classes(self.predictor.id2label, data.id2label)
         see = self.predictor._outputs
         outputs: list[dict[str, Tensor]] = []
@@ -210,11 +227,18 @@ class OutputCache:
 
 
 class Search:
-    """Scores of settings on the images of a cache; `tried` has them all."""
+    """Scores of settings on the images of a cache; `tried` has them all.
+
+    Args:
+        cache: annotated images with the outputs of the model.
+        metric: is copied for each setting.
+        score: of the metric, the one that is searched for.
+        on_pass: see [`tune`].
+    """
 
     def __init__(
         self,
-        cache: OutputCache,
+        cache: _OutputCache,
         metric: Any,
         score: str,
         on_pass: Callable[[str, int], Callable[[], None]],

@@ -1,5 +1,8 @@
-"""Models of transformers as they are: OneFormer, and whatever returns `class_queries_logits` and
-`masks_queries_logits`. Their own processor makes the input; the maps are ours."""
+"""Models of transformers as they are: OneFormer, and whatever predicts probability-mask pairs.
+
+So it does if it returns `class_queries_logits` and `masks_queries_logits`. Their own processor makes the input; the
+maps are ours.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ..models.inference_defaults import WITHOUT_DEFAULTS, checked_inference_defa
 from ..models.modeling_maskcls import MaskClsForUniversalSegmentationOutput, image_sizes
 from ..models.post_processing import OutputMapsMixin
 
-PAIRS = ("class_queries_logits", "masks_queries_logits")
+_PAIRS = ("class_queries_logits", "masks_queries_logits")
 NOT_RUN = {
     "detr": "maskcls_hf.convert.pairs_from_detr makes probability-mask pairs of what it predicts",
     "videomt": "it segments videos, not images",
@@ -25,15 +28,16 @@ NOT_RUN = {
 
 
 def universal_class(model_type: str) -> Any:
-    """transformers' class for the saved models of a type that predict pairs; None: they don't."""
+    """Class of transformers for the saved models of a type that predict pairs; None: they don't."""
     if model_type in NOT_RUN or model_type not in CONFIG_MAPPING:
         return None
     return MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING.get(CONFIG_MAPPING[model_type], None)
 
 
 class UniversalProcessor(OutputMapsMixin):
-    """A processor of transformers in the place of a `MaskClsImageProcessor`: it makes the input, maps are made as ours
-    makes them.
+    """A processor of transformers in the place of a `MaskClsImageProcessor`.
+
+    It makes the input, and maps are made as ours makes them.
 
     Args:
         theirs: an image processor, or a processor with one. One that takes tasks (OneFormer's) is told the task.
@@ -82,7 +86,17 @@ class UniversalProcessor(OutputMapsMixin):
     def __call__(
         self, images: Sequence[Tensor], task: str | None = None, return_tensors: str = "pt", **options: Any
     ) -> BatchFeature:
-        """What the processor gives for images (3, H, W), and `pixel_mask` and `original_sizes`."""
+        """What the processor gives for images, and `pixel_mask` and `original_sizes`.
+
+        Args:
+            images: (3, H, W) each, on the 0..255 scale.
+            task: that a processor with tasks is told; None: panoptic.
+            return_tensors: not looked at: "pt".
+            options: of the processor.
+
+        Raises:
+            ValueError: the processor does not resize to the given `size`.
+        """
         of_task = {"task_inputs": [task or "panoptic"] * len(images)} if self.takes_task else {}
         inputs = self._processed(self.theirs, images, options | of_task)
         if "pixel_mask" not in inputs:  # where white images lie in what comes out
@@ -96,16 +110,18 @@ class UniversalProcessor(OutputMapsMixin):
 
     def _processed(self, processor: Any, images: Sequence[Tensor], options: dict[str, Any]) -> BatchFeature:
         try:
-            return processor(images=list(images), return_tensors="pt", **options)
+            inputs: BatchFeature = processor(images=list(images), return_tensors="pt", **options)
         except (KeyError, TypeError) as error:
             if "size" not in options:
                 raise
             raise ValueError(f"{type(self.images).__name__} does not resize to {options['size']}: {error}") from error
+        return inputs
 
     def to_dict(self) -> dict[str, Any]:
+        """Fields of their image processor, with our `inference_defaults`."""
         return {**self.images.to_dict(), "inference_defaults": self.inference_defaults}
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Theirs, with our `inference_defaults` among its options."""
         self.images.inference_defaults = self.inference_defaults
         self.theirs.save_pretrained(folder)
@@ -114,11 +130,15 @@ class UniversalProcessor(OutputMapsMixin):
 def as_processor(theirs: Any, model: Any) -> Any:
     """An image processor of ours as it is, another one as [`UniversalProcessor`].
 
+    Args:
+        theirs: a processor; None stays None.
+        model: that it is for.
+
     Raises:
         ValueError: model and processor cannot run as they are; says what to do.
     """
     processor = theirs if theirs is None or hasattr(theirs, "task_options") else UniversalProcessor(theirs)
-    takes_task = "task_inputs" in inputs_of(model)
+    takes_task = "task_inputs" in _inputs_of(model)
     kind = type(model).__name__
     if takes_task and not getattr(processor, "takes_task", False):
         raise ValueError(f"{kind} is told the task: give it its own processor, which makes task inputs.")
@@ -127,7 +147,7 @@ def as_processor(theirs: Any, model: Any) -> Any:
     return processor
 
 
-def inputs_of(model: Any) -> Collection[str]:
+def _inputs_of(model: Any) -> Collection[str]:
     """Names of what its `forward` takes."""
     forward = getattr(model, "forward", None)
     return () if forward is None else inspect.signature(forward).parameters
@@ -138,11 +158,13 @@ def pairs_of(network: Any, model: Any, inputs: BatchFeature) -> Any:
 
     Args:
         network: `model`, or what predicts in its place.
+        model: of this package, or of transformers.
+        inputs: of the image processor.
 
     Raises:
         ValueError: images of another size than a network of one size takes, or outputs that are no pairs.
     """
-    taken = inputs_of(model)
+    taken = _inputs_of(model)
     if "original_sizes" in taken:
         return network(**inputs)
     size, fixed = tuple(inputs["pixel_values"].shape[-2:]), getattr(model.config, "image_size", None)
@@ -150,8 +172,8 @@ def pairs_of(network: Any, model: Any, inputs: BatchFeature) -> Any:
     if fixed is not None and size != (fixed, fixed):
         raise ValueError(f"{kind} takes images of {fixed} x {fixed}, its image processor gives {size[0]} x {size[1]}.")
     outputs = network(**{name: value for name, value in inputs.items() if name in taken})
-    pairs = {name: getattr(outputs, name, None) for name in PAIRS}
+    pairs = {name: getattr(outputs, name, None) for name in _PAIRS}
     if any(logits is None for logits in pairs.values()):
-        raise ValueError(f"{kind} predicts no probability-mask pairs: its outputs have no {' and '.join(PAIRS)}.")
+        raise ValueError(f"{kind} predicts no probability-mask pairs: its outputs have no {' and '.join(_PAIRS)}.")
     sizes = image_sizes(inputs["pixel_values"], inputs.get("pixel_mask"))
     return MaskClsForUniversalSegmentationOutput(**pairs, **sizes, original_sizes=inputs.get("original_sizes"))

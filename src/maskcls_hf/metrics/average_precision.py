@@ -21,16 +21,16 @@ from ..models.segments import Segments
 from .metric import check_sizes, class_names, register_metric, things
 
 Numbers = NDArray[np.float64]
-PADDING = -100.0  # what transformers' Trainer pads with
+_PADDING = -100.0  # what transformers' Trainer pads with
 DETECTION, TRUTH = 0.0, 1.0
 KIND, CLASS, SCORE, MATCHED, IGNORED = range(5)  # columns of a measurement
 
 
 def pad_rows(measurements: Sequence[Tensor]) -> Tensor:
-    """Measurements of a batch, each (D, F) -> (B, largest D, F), padded with `PADDING`."""
+    """Measurements of a batch, each (D, F) -> (B, largest D, F), padded with `_PADDING`."""
     if not measurements:
         return torch.zeros(0, 0, 5, dtype=torch.float64, device="cpu")
-    return torch.nn.utils.rnn.pad_sequence(list(measurements), batch_first=True, padding_value=PADDING)
+    return torch.nn.utils.rnn.pad_sequence(list(measurements), batch_first=True, padding_value=_PADDING)
 
 
 @register_metric("mask_ap")
@@ -48,6 +48,17 @@ class MaskAP:
         id2label: names of the classes that count; instances of others are skipped.
         stuff_ids: those that don't count.
         max_detections: most instances of a class in an image that count (COCO: 100).
+
+    Raises:
+        ValueError: every class is stuff, or `max_detections` is below 1.
+
+    Example:
+        >>> mask = torch.zeros(1, 50, 50, dtype=torch.bool)
+        >>> mask[0, 10:40, 10:40] = True
+        >>> metric = MaskAP({0: "cell"})
+        >>> metric.update(Segments([0], mask, scores=torch.tensor([0.9])), Segments([0], mask))
+        >>> round(metric.compute()["ap"], 3)
+        1.0
     """
 
     reads = "instance"
@@ -134,7 +145,11 @@ class MaskAP:
         return torch.from_numpy(np.concatenate(blocks))
 
     def add(self, measurements: Tensor) -> None:
-        """Add the measurement of one image (D, 5), or those of several (..., D, 5), padded with `PADDING`."""
+        """Adds the measurement of one image (D, 5), or those of several (..., D, 5), padded with `_PADDING`.
+
+        Raises:
+            ValueError: the last axis is not 5.
+        """
         if measurements.shape[-1] != 5:
             raise ValueError(f"MaskAP takes measurements (..., D, 5), got {tuple(measurements.shape)}.")
         self._rows.append(self.rows(measurements))
@@ -143,15 +158,17 @@ class MaskAP:
     def rows(measurements: Tensor) -> Tensor:
         """Measurements (..., D, 5) -> (D', 5) without padding."""
         rows = measurements.detach().cpu().double().reshape(-1, 5)
-        return rows[rows[:, KIND] != PADDING]
+        return rows[rows[:, KIND] != _PADDING]
 
     def update(self, found: Segments, true: Segments) -> None:
         """Measure one image and add it; arguments of `measure`."""
         self.add(self.measure(found, true))
 
     def compute(self) -> dict[str, float]:
-        """`ap` (mean over IoU 0.50:0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and `ar`, the mean
-        recall over IoU 0.50:0.95. NaN without true instances, 0 without predicted ones."""
+        """`ap` (mean over IoU 0.50:0.95), `ap50`, `ap75`, `ap_small`, `ap_medium`, `ap_large`, and `ar`.
+
+        The last is the mean recall over IoU 0.50:0.95. NaN without true instances, 0 without predicted ones.
+        """
         precision, recall = self.accumulated(self._labels_there())
         return summary(precision, recall)
 
@@ -170,10 +187,15 @@ class MaskAP:
         return sorted({int(label) for rows in self._rows for label in rows[:, CLASS].unique().tolist()})
 
     def accumulated(self, labels: Sequence[int] | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Precision (IoU thresholds, recalls, classes, areas) and recall (IoU thresholds, classes, areas) by
-        pycocotools; -1 where there is no true instance. `labels`: of these classes; None: of all.
+        """Precision and recall by pycocotools; -1 where there is no true instance.
 
         pycocotools joins the records of all images of a class, so that one joined record is the same to it.
+
+        Args:
+            labels: of these classes; None: of all.
+
+        Returns:
+            Precision (IoU thresholds, recalls, classes, areas) and recall (IoU thresholds, classes, areas).
         """
         rows = torch.cat([torch.zeros(0, 5, dtype=torch.float64, device="cpu"), *self._rows]).numpy()
         labels = list(self.names) if labels is None else list(labels)
@@ -217,7 +239,7 @@ class MaskAP:
         Args:
             rows: measurements of all images (D, 5).
             weights: how often each image occurs in each replicate (images, R).
-            image_of_row: (D,)
+            image_of_row: (D,), the place of its image in `weights`.
         """
         labels = np.unique(rows[:, CLASS])  # no score is of the others
         shape = (self.thresholds, len(labels), self.areas, weights.shape[1])

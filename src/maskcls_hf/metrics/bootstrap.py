@@ -29,6 +29,20 @@ class Bootstrap:
         replicates: number of replicates.
         seed: of the Poisson numbers.
         level: part of the replicates inside an interval.
+
+    Raises:
+        ValueError: fewer than 2 replicates, a level that is not between 0 and 1, or a metric of another kind.
+
+    Example:
+        >>> from maskcls_hf.metrics import MeanIoU
+        >>> metric = MeanIoU({0: "road", 1: "sky"})
+        >>> bootstrap = Bootstrap(metric, replicates=100)
+        >>> truth = torch.tensor([[0, 0, 1, 1]])
+        >>> for found in (truth, 1 - truth, truth):
+        ...     bootstrap.add(metric.measure(found, truth)[None])
+        >>> low, high = bootstrap.intervals()["mean_iou"]
+        >>> 0 <= low < high <= 1
+        True
     """
 
     def __init__(self, metric: Any, replicates: int = 1000, seed: int = 0, level: float = 0.95):
@@ -55,11 +69,15 @@ class Bootstrap:
         return np.random.Generator(bits).poisson(1.0, self.replicates)
 
     def add(self, measurements: Tensor, numbers: Sequence[int] | None = None) -> None:
-        """Add the measurements of B images (B, ...).
+        """Adds the measurements of B images.
 
         Args:
+            measurements: (B, ...), as the metric gives them.
             numbers: of the images in the data set, where a process adds but a share of them. None: they follow those
                 added so far.
+
+        Raises:
+            ValueError: the measurements are of another shape, or not as many as the numbers.
         """
         images = list(range(self.images, self.images + len(measurements)) if numbers is None else numbers)
         if len(images) != len(measurements):
@@ -85,7 +103,8 @@ class Bootstrap:
             rows = torch.cat([none, *self._rows]).numpy()
             images, row_of = np.unique(np.concatenate([[], *self._image_of_row]).astype(int), return_inverse=True)
             weights = np.array([self.weights(number) for number in images]).reshape(-1, self.replicates)
-            return self.metric.weighted_scores(rows, weights, row_of)
+            found: dict[str, NDArray[np.float64]] = self.metric.weighted_scores(rows, weights, row_of)
+            return found
         sums = torch.zeros(self.replicates, *self.metric.shape).double() if self._sums is None else self._sums
         return {name: values.numpy() for name, values in self.metric.scores(sums).items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ class BoundaryIoU(SemanticCounts):
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
+        stuff_ids: not looked at; all metrics take it.
         void_id: as for `SemanticCounts`.
         width: of the boundary, as a part of the diagonal of the image.
     """
@@ -62,7 +64,7 @@ class BoundaryIoU(SemanticCounts):
         boundaries = [Runs.of(self._boundary(ids, void, distance)) for ids in (of_prediction, of_truth)]
         return self.counts(*overlay(*boundaries))
 
-    def _boundary(self, ids: NDArray, void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:
+    def _boundary(self, ids: NDArray[Any], void: NDArray[np.bool_], distance: int) -> NDArray[np.int32]:
         """Map (H, W) with the class of boundary pixels, `_NONE` elsewhere.
 
         One lowest and one highest id of each window serve all classes: they are equal where the window has one class.
@@ -77,7 +79,9 @@ class BoundaryIoU(SemanticCounts):
         return np.where(boundary & ~void & (ids != no_class), ids, _NONE)
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`boundary_iou` of each class."""
         return {"boundary_iou": self.iou(sums)}
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`boundary_iou`, the mean over the classes that occur."""
         return {"boundary_iou": self.iou(sums).nanmean(-1)}

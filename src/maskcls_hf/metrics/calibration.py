@@ -14,16 +14,25 @@ from ..utils.writing import replacing
 
 @dataclass(frozen=True)
 class Calibration:
-    """Predicted segments in bins of equal width by their score (a reliability diagram), and the expected calibration
-    error: the sum over the bins of |share of matched segments - mean score|, weighted by the share of all segments that
-    are in the bin (Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks, ICML 2017, Eq. 3). A segment
-    counts as right where it matches a true one of its class with IoU > 0.5.
+    """Predicted segments in bins of equal width by their score: a reliability diagram.
+
+    The expected calibration error is the sum over the bins of |share of matched segments - mean score|, weighted by the
+    share of all segments that are in the bin (Guo, Pleiss, Sun, Weinberger, On Calibration of Modern Neural Networks,
+    ICML 2017, Eq. 3). A segment counts as right where it matches a true one of its class with IoU > 0.5.
 
     Args:
         edges: of the bins (bins + 1); a score on an edge is in the lower bin, 0 in the first.
         counts: segments in each bin.
-        scores, matched: mean score and share of matched segments in each bin; None in an empty one.
+        scores: mean score in each bin; None in an empty one.
+        matched: share of matched segments in each bin; None in an empty one.
         error: None without any segment.
+
+    Example:
+        >>> calibration = Calibration.of((np.array([0.95, 0.95, 0.55]), np.array([1, 0, 1])))
+        >>> calibration.counts
+        [0, 0, 0, 0, 0, 1, 0, 0, 0, 2]
+        >>> round(calibration.error, 3)
+        0.45
     """
 
     edges: list[float]
@@ -34,9 +43,11 @@ class Calibration:
 
     @classmethod
     def of(cls, found: tuple[NDArray[np.floating], NDArray[np.integer]], bins: int = 10) -> Calibration:
-        """
+        """The calibration of segments with their outcomes.
+
         Args:
             found: score (S,), from 0 to 1, and outcome (S,) of each segment: 1 matched, 0 not, -1 does not count.
+            bins: number of bins.
         """
         scores, outcomes = found
         counted = outcomes >= 0
@@ -60,7 +71,12 @@ class Calibration:
         return cls(edges.tolist(), counts.tolist(), means, shares, error)
 
     def draw(self, path: str | Path, title: str = "") -> bool:
-        """Write the reliability diagram as PNG; False without matplotlib: then there is none."""
+        """Writes the reliability diagram as PNG; False without matplotlib: then there is none.
+
+        Args:
+            path: of the PNG.
+            title: above the diagram; "": none.
+        """
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

@@ -25,8 +25,9 @@ from .metric import MAPS, METRICS
 
 
 class Evaluator:
-    """Scores at the original size of the images, without the padding, in memory that does not grow with the images
-    (of AP the matches of each instance stay).
+    """Scores at the original size of the images, without the padding.
+
+    Memory does not grow with the images, but for the matches of each instance that AP keeps.
 
     - semantic: mean IoU and its kin; boundary IoU, if `boundary`.
     - panoptic: PQ, SQ, RQ of all classes, things and stuff.
@@ -47,8 +48,9 @@ class Evaluator:
         tasks: what is scored.
         metrics: further metrics: registered names, classes, or ready ones.
         bootstrap: replicates for 95 % intervals over images; 0: no intervals.
-        threshold, mask_threshold, overlap_threshold: of panoptic maps; the second of instances too. None: as saved with
-            the image processor, else 0.5, 0.5 and 0.8.
+        threshold: of panoptic maps, 0 to 1. None: as saved with the image processor, else 0.5.
+        mask_threshold: of panoptic maps and of instances, 0 to 1. None: as saved, else 0.5.
+        overlap_threshold: of panoptic maps, 0 to 1. None: as saved, else 0.8.
         post_processing: further options of the maps, as `inference_defaults` has them, such as {"panoptic":
             {"max_hole_share": 0.05}}. What neither this nor the image processor says about duplicates, holes and
             fragments is off, as in the paper's code.
@@ -59,6 +61,14 @@ class Evaluator:
         ValueError: no task, an unknown one, instances of classes of which none is a thing, boundaries without the task
             semantic, an unknown metric, or a threshold or number out of its range.
         TypeError: no metric has such an option.
+
+    Example:
+        >>> from maskcls_hf import MaskClsImageProcessor
+        >>> evaluator = Evaluator(MaskClsImageProcessor(num_labels=2), {0: "road", 1: "sky"})
+        >>> truth = Segments.from_class_map(torch.tensor([[0, 0, 1, 1]]))
+        >>> evaluator.add(evaluator.measure_maps([{"semantic": torch.tensor([[0, 0, 0, 1]])}], [truth]))
+        >>> round(evaluator.compute()["mean_iou"], 3)
+        0.583
     """
 
     def __init__(
@@ -131,6 +141,10 @@ class Evaluator:
         Returns:
             For each metric (B, ...), float64 on the CPU. Those of AP have a row for each instance (B, D, 5), so that D
             differs between batches.
+
+        Raises:
+            ValueError: the model classifies pixels, and other maps are scored than semantic ones; what a metric finds
+                wrong.
         """
         if classifies_pixels(outputs) and set(self.options) != {"semantic"}:
             raise ValueError(f"a per-pixel model knows no segments: tasks can be semantic only, not {self.tasks}.")
@@ -150,6 +164,7 @@ class Evaluator:
         Args:
             maps: of each image those that `options` names, as `Predictor.predict(images, evaluator.options)` or the
                 image processor (instances as binary maps) makes them, or `Segments`.
+            ground_truth: of each image, of the size of its maps.
         """
         measured: dict[str, list[Tensor]] = {name: [] for name in self.metrics}
         for of_image, true in zip(maps, ground_truth, strict=True):

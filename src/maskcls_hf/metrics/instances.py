@@ -17,14 +17,15 @@ from ..models.segments import Segments
 from .metric import SummedMetric, check_sizes, register_metric, things
 
 
-def mask_overlaps(
+def _mask_overlaps(
     predicted: list[dict[str, Any]], areas: NDArray[np.float64], true: list[dict[str, Any]]
 ) -> NDArray[np.float64]:
     """Common pixels of each predicted mask, with its area (P,), and each true one (T,), COCO encodings: (P, T)."""
     if not (predicted and true):
         return np.zeros((len(predicted), len(true)))
     # to pycocotools, an IoU with a crowd is the part of the prediction that lies in it
-    return np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
+    common: NDArray[np.float64] = np.rint(coco_mask.iou(predicted, true, [1] * len(true)) * areas[:, None])
+    return common
 
 
 @register_metric("instance_f1")
@@ -40,6 +41,17 @@ class InstanceF1(SummedMetric):
     Args:
         id2label: names of the classes that count; segments of others are skipped.
         stuff_ids: those that don't count.
+        iou_threshold: 0 to 1.
+
+    Raises:
+        ValueError: every class is stuff.
+
+    Example:
+        >>> true = Segments([0, 0], torch.tensor([[0, 0, 1, 1]]))
+        >>> metric = InstanceF1({0: "cell"})
+        >>> metric.update(Segments([0], torch.tensor([[0, 0, -1, -1]])), true)
+        >>> {name: round(score, 3) for name, score in metric.compute().items()}
+        {'f1': 0.667, 'precision': 1.0, 'recall': 0.5}
     """
 
     reads = "panoptic"
@@ -54,6 +66,10 @@ class InstanceF1(SummedMetric):
     def measure(self, found: Segments, true: Segments) -> Tensor:
         """Counts (3, K) of one image.
 
+        Args:
+            found: predicted instances.
+            true: annotations of the image.
+
         Raises:
             ValueError: the sizes differ.
         """
@@ -65,7 +81,11 @@ class InstanceF1(SummedMetric):
         return torch.from_numpy(counts.reshape(self.shape))
 
     def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
-        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
+        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither.
+
+        Raises:
+            ValueError: the sizes differ.
+        """
         check_sizes(found, true)
         crowd = as_array(true.is_crowd)
         predicted_labels, true_labels = as_array(found.class_labels), as_array(true.class_labels)
@@ -73,7 +93,7 @@ class InstanceF1(SummedMetric):
         predicted_labels = predicted_labels[is_thing]
         predicted = [found.run_lengths[place] for place in is_thing]
         areas = np.array([found.mask_runs[place].area for place in is_thing], dtype=np.float64)
-        overlaps = mask_overlaps(predicted, areas, true.run_lengths)
+        overlaps = _mask_overlaps(predicted, areas, true.run_lengths)
         true_areas = np.array([mask.area for mask in true.mask_runs], dtype=np.float64)
         outcomes = np.full(len(found), -1, dtype=np.int8)
         for label in {*predicted_labels.tolist()}:
@@ -90,9 +110,11 @@ class InstanceF1(SummedMetric):
         return outcomes
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`f1`, `precision` and `recall` of each class."""
         return _f1(sums)
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`f1`, `precision` and `recall` over the instances of all classes."""
         return _f1(sums.sum(-1, keepdim=True), last=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..models.run_lengths import Ids, count, overlay
 from ..models.segments import Segments, void_id_of
 from .metric import SummedMetric, check_contiguous, register_metric
 
-ClassMap = Segments | Tensor | NDArray
+ClassMap = Segments | Tensor | NDArray[Any]
 
 
 class SemanticCounts(SummedMetric):
@@ -21,8 +22,12 @@ class SemanticCounts(SummedMetric):
 
     Args:
         id2label: names of the K classes, ids 0..K-1.
+        stuff_ids: not looked at; all metrics take it.
         void_id: marks unlabeled pixels in maps; where a prediction has it, a pixel is predicted as no class. None:
             255, or 65535 with more than 255 classes.
+
+    Raises:
+        ValueError: the classes are not 0..K-1, or `void_id` is one of them.
     """
 
     reads = "semantic"
@@ -37,10 +42,20 @@ class SemanticCounts(SummedMetric):
             raise ValueError(f"void_id={self.void_id} is one of the {num_labels} classes: choose another number.")
 
     def class_map(self, given: ClassMap, name: str) -> Segments:
+        """Segments as they are; a map of class ids (H, W) as segments, which messages call `name`."""
         return given if isinstance(given, Segments) else Segments.from_class_map(given, self.void_id, name)
 
     def counts(self, predicted: Ids, true: Ids, pixels: NDArray[np.int64]) -> Tensor:
-        """Classes and pixels of runs (R,) -> (3, K); ids outside the classes are of no class."""
+        """Pixels of each class; ids outside the classes are of no class.
+
+        Args:
+            predicted: class ids of runs (R,).
+            true: class ids of the same runs (R,).
+            pixels: their lengths (R,).
+
+        Returns:
+            (3, K) float64: predicted right, true, predicted.
+        """
         number = len(self.names)
         predicted, true = (np.where((ids >= 0) & (ids < number), ids, number) for ids in (predicted, true))
         right = np.where(predicted == true, true, number)
@@ -58,7 +73,13 @@ class MeanIoU(SemanticCounts):
     """Mean and frequency-weighted IoU, pixel accuracy and mean accuracy (Long, Shelhamer, Darrell, CVPR 2015).
 
     Void pixels don't count. Classes that neither the predictions nor the targets hold have IoU NaN and don't count in
-    the mean.
+    the mean. Arguments: see [`SemanticCounts`].
+
+    Example:
+        >>> metric = MeanIoU({0: "road", 1: "sky"})
+        >>> metric.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 255]]))
+        >>> {name: round(score, 3) for name, score in metric.compute().items()}["mean_iou"]
+        0.333
     """
 
     tasks = ("semantic",)
@@ -67,7 +88,8 @@ class MeanIoU(SemanticCounts):
         """Counts (3, K) of one image.
 
         Args:
-            found, true: its segments, or class ids (H, W).
+            found: predicted segments, or class ids (H, W).
+            true: annotated segments, or class ids (H, W).
 
         Raises:
             ValueError: the sizes differ, or an id lies outside the classes.
@@ -82,10 +104,12 @@ class MeanIoU(SemanticCounts):
         return self.counts(predicted, target, pixels)
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`iou` and `accuracy` of each class."""
         right, true, _ = sums.unbind(-2)
         return {"iou": self.iou(sums), "accuracy": right / true}
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`mean_iou`, `frequency_weighted_iou`, `pixel_accuracy` and `mean_accuracy`."""
         right, true, _ = sums.unbind(-2)
         iou, total = self.iou(sums), true.sum(-1)
         return {
@@ -101,13 +125,28 @@ class MeanIoU(SemanticCounts):
 
 
 def check_sizes(found: ClassMap, true: ClassMap) -> None:
-    """Raises a `ValueError` unless both are maps (H, W) of one size."""
+    """Refuses maps that are not (H, W), or not of one size.
+
+    Raises:
+        ValueError: names both sizes.
+    """
     sizes = [tuple(one.size if isinstance(one, Segments) else one.shape) for one in (found, true)]
     if sizes[0] != sizes[1] or len(sizes[0]) != 2:
         raise ValueError(f"Prediction {sizes[0]} and target {sizes[1]} must be maps of one size.")
 
 
 def check_ids(ids: Ids, name: str, num_labels: int, void_id: int | None = None) -> None:
+    """Refuses ids that are no class.
+
+    Args:
+        ids: any shape.
+        name: of the map, for the message.
+        num_labels: K; classes are 0..K-1.
+        void_id: passes, too; None: there is none.
+
+    Raises:
+        ValueError: names the first ones.
+    """
     wrong = (ids < 0) | (ids >= num_labels)
     if void_id is not None:
         wrong &= ids != void_id

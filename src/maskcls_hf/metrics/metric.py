@@ -38,10 +38,33 @@ def register_metric(name: str, metric: Any = None) -> Any:
       `weighted_scores(rows, weights (images, R), image_of_row (D,)) -> {score: array (R,)}`.
 
     Args:
+        name: letters, digits and underscores.
         metric: the class. None: used as a decorator, `@register_metric("dice")`.
+
+    Returns:
+        The class.
 
     Raises:
         ValueError: the name is taken, or the class has no such methods.
+
+    Example:
+        >>> class Dice(SummedMetric):  # of maps of classes
+        ...     reads, measures = "semantic", 2
+        ...
+        ...     def measure(self, found, true):
+        ...         pairs = [(found.semantic_map() == label, true.semantic_map() == label) for label in self.names]
+        ...         return torch.tensor([[2 * (f & t).sum(), f.sum() + t.sum()] for f, t in pairs]).double().T
+        ...
+        ...     def class_scores(self, sums):
+        ...         return {"dice": sums[..., 0, :] / sums[..., 1, :]}
+        ...
+        ...     def scores(self, sums):
+        ...         return {"dice": self.class_scores(sums)["dice"].nanmean(-1)}
+        >>> metric = Dice({0: "road", 1: "sky"})
+        >>> one, other = (Segments.from_class_map(torch.tensor([ids])) for ids in ([0, 0, 1, 1], [0, 1, 1, 1]))
+        >>> metric.update(one, other)
+        >>> round(metric.compute()["dice"], 3)
+        0.733
     """
     if metric is None:
         return lambda metric: register_metric(name, metric)
@@ -54,13 +77,22 @@ def register_metric(name: str, metric: Any = None) -> Any:
 
 
 def class_names(id2label: Mapping[int, str]) -> dict[int, str]:
-    """Names as keys of results: the id is added to a name that several classes have."""
+    """Names as keys of results: the id is added to a name that several classes have.
+
+    Example:
+        >>> class_names({0: "cat", 1: "dog", 2: "cat"})
+        {0: 'cat (0)', 1: 'dog', 2: 'cat (2)'}
+    """
     times = Counter(id2label.values())
     return {i: f"{name} ({i})" if times[name] > 1 else name for i, name in sorted(id2label.items())}
 
 
 def things(id2label: Mapping[int, str], stuff_ids: Collection[int]) -> dict[int, str]:
-    """The classes with instances. ValueError: there are none."""
+    """The classes with instances.
+
+    Raises:
+        ValueError: there are none.
+    """
     found = {label: name for label, name in id2label.items() if label not in set(stuff_ids)}
     if not found:
         raise ValueError("Every class is stuff, so that there are no instances to score: leave out that task.")
@@ -68,7 +100,11 @@ def things(id2label: Mapping[int, str], stuff_ids: Collection[int]) -> dict[int,
 
 
 def check_contiguous(id2label: Mapping[int, str]) -> None:
-    """Raises a `ValueError` unless the classes are 0..K-1."""
+    """Refuses classes that are not 0..K-1.
+
+    Raises:
+        ValueError: names those that are missing.
+    """
     expected = list(range(len(id2label)))
     if sorted(id2label) != expected:
         missing = sorted(set(expected) - set(id2label), key=int)[:5]
@@ -76,7 +112,11 @@ def check_contiguous(id2label: Mapping[int, str]) -> None:
 
 
 def check_sizes(found: Segments, true: Segments) -> None:
-    """Raises a `ValueError` where masks and image differ in size."""
+    """Refuses masks and an image that differ in size.
+
+    Raises:
+        ValueError: names both sizes.
+    """
     if len(found) and found.size != true.size:
         raise ValueError(
             f"{true.name}: masks and image differ in size: masks of {found.size} are scored on an image of {true.size}."
@@ -87,10 +127,12 @@ class SummedMetric(ABC):
     """A metric that depends on the images through one sum of measurements, so that memory stays constant.
 
     A measurement is a float64 tensor of one shape for all images: processes can gather measurements, and a bootstrap
-    can weigh them.
+    can weigh them. A subclass has `reads`, `measures` (numbers a class), `measure`, `class_scores` and `scores`; see
+    [`register_metric`].
 
     Args:
         id2label: names of the classes that are scored.
+        stuff_ids: classes without instances; not looked at here.
 
     Attributes:
         sums (`torch.Tensor`): sum of the measurements so far.
@@ -128,7 +170,7 @@ class SummedMetric(ABC):
         """Sums of measurements (..., *shape) -> scores over all classes (...)."""
 
     def add(self, measurements: Tensor) -> None:
-        """Add the measurement of one image (*shape), or those of several (..., *shape).
+        """Adds the measurement of one image (*shape), or those of several (..., *shape).
 
         Raises:
             ValueError: the shape is another one.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,17 @@ class PanopticQuality(SummedMetric):
     Args:
         id2label: names of the K classes, ids 0..K-1.
         stuff_ids: classes of stuff; the others are things.
+
+    Raises:
+        ValueError: the classes are not 0..K-1, or one of stuff is not among them.
+
+    Example:
+        >>> true = Segments([0, 1], torch.tensor([[0, 0, 0, 1]]))
+        >>> metric = PanopticQuality({0: "road", 1: "car"}, stuff_ids=[0])
+        >>> metric.update(Segments([0], torch.tensor([[0, 0, 0, 0]])), true)
+        >>> scores = metric.compute()
+        >>> scores["pq_stuff"], scores["pq_things"]
+        (0.75, 0.0)
     """
 
     reads = "panoptic"
@@ -48,19 +60,29 @@ class PanopticQuality(SummedMetric):
     def measure(self, found: Segments, true: Segments) -> Tensor:
         """(4, K) of one image.
 
+        Args:
+            found: predicted segments, without overlap.
+            true: annotations of the image.
+
         Raises:
             ValueError: the sizes differ, segments overlap, a predicted one has no pixel, or a class is unknown.
         """
         return torch.from_numpy(_matches(*self._compared(found, true), num_labels=len(self.names)))
 
     def outcomes(self, found: Segments, true: Segments) -> NDArray[np.int8]:
-        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither."""
+        """Of each predicted segment (P,): 1, a true positive; 0, a false positive; -1, neither.
+
+        Raises:
+            ValueError: as `measure`.
+        """
         rows, _, _, false_positive, _ = _matched(*self._compared(found, true))
         outcomes = np.where(false_positive, 0, -1).astype(np.int8)
         outcomes[rows] = 1
         return outcomes
 
-    def _compared(self, found: Segments, true: Segments) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    def _compared(
+        self, found: Segments, true: Segments
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Arguments of `_matched`."""
         if found.size != true.size:
             raise ValueError(
@@ -81,7 +103,7 @@ class PanopticQuality(SummedMetric):
             raise ValueError(f"{true.name}: segments_info has ids {missing} that the map lacks.")
         return overlaps, predicted_labels, true_labels, as_array(true.is_crowd)
 
-    def _check_labels(self, predicted: NDArray, true: NDArray, name: str) -> None:
+    def _check_labels(self, predicted: NDArray[Any], true: NDArray[Any], name: str) -> None:
         for kind, labels in (("predicted", predicted), ("true", true)):
             wrong = (labels < 0) | (labels >= len(self.names))
             if wrong.any():
@@ -89,12 +111,14 @@ class PanopticQuality(SummedMetric):
                 raise ValueError(f"{name}: {kind} segments have classes {found} outside 0..{len(self.names) - 1}.")
 
     def class_scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`pq`, `sq` and `rq` of each class."""
         ious, hits, false_positives, false_negatives = sums.unbind(-2)
         segments = hits + (false_positives + false_negatives) / 2
         sq = torch.where((hits == 0) & (segments > 0), 0.0, ious / hits)
         return {"pq": ious / segments, "sq": sq, "rq": hits / segments}
 
     def scores(self, sums: Tensor) -> dict[str, Tensor]:
+        """`pq`, `sq` and `rq`, means over all classes, and with `_things` and `_stuff` over those."""
         groups = {"": torch.ones_like(self.is_stuff), "_things": ~self.is_stuff, "_stuff": self.is_stuff}
         of_classes = self.class_scores(sums)
         return {
@@ -126,12 +150,14 @@ def _matched(
     predicted_labels: NDArray[np.int64],
     true_labels: NDArray[np.int64],
     crowd: NDArray[np.bool_],
-) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
-    """Places of predicted and true segments that match, with their IoUs (T,) each, and which are false positives (P,)
-    and false negatives (M,).
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Places of segments that match, with their IoUs (T,) each, and which are false positives (P,) and negatives (M,).
 
     Args:
         overlaps: pixels of each predicted segment (rows) in each true one (columns); the last two: in none, void.
+        predicted_labels: (P,)
+        true_labels: (M,)
+        crowd: (M,)
     """
     predicted_areas = overlaps[:-2].sum(1)  # (P,)
     true_areas = overlaps[:, :-2].sum(0)  # (M,)

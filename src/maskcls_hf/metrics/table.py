@@ -13,7 +13,12 @@ PerClass = Mapping[str, Mapping[str, float]]
 
 
 def per_class_table(*per_class: PerClass, title: str | None = None) -> Table:
-    """What `per_class()` of one or more metrics returned, as a table of rich: a row a class, in per cent."""
+    """What `per_class()` of one or more metrics returned, as a table of rich: a row a class, in per cent.
+
+    Args:
+        per_class: class -> score -> value, 0 to 1.
+        title: above the table.
+    """
     headings, *rows = _cells(*per_class)
     table = Table(title=None if title is None else cell(title))
     for column, heading in enumerate(headings):
@@ -24,13 +29,31 @@ def per_class_table(*per_class: PerClass, title: str | None = None) -> Table:
 
 
 def per_class_markdown(*per_class: PerClass) -> str:
-    """The same as Markdown."""
+    """The same as Markdown.
+
+    Example:
+        >>> print(per_class_markdown({"road": {"iou": 0.917}, "sky": {"iou": 0.5}}))
+        | class | iou |
+        | --- | ---: |
+        | road | 91.7 |
+        | sky | 50.0 |
+    """
     headings, *rows = _cells(*per_class)
     return markdown_table([list(map(markdown, headings)), *([markdown(name), *values] for name, *values in rows)])
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """A table of Markdown, from texts for its cells, headings first; the first column is aligned left, others right."""
+    """A table of Markdown; the first column is aligned left, others right.
+
+    Args:
+        rows: texts for the cells, as they are; headings first.
+
+    Example:
+        >>> print(markdown_table([["model", "PQ"], ["tiny", "64.0"]]))
+        | model | PQ |
+        | --- | ---: |
+        | tiny | 64.0 |
+    """
     lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 1)], *rows[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -27,25 +27,29 @@ from .recipe import Recipe, hints_of_section
 
 logger = logging.get_logger(__name__)
 
-TRAINING_FIELDS = (
+_TRAINING_FIELDS = (
     "freeze_batch_norm", "freeze_backbone", "dropout", "deep_supervision", "attend_to_padding", "cross_entropy_weight",
     "mask_weight", "dice_weight", "no_object_weight", "box_weight", "giou_weight", "pq_weight",
     "instance_discrimination_weight", "mask_id_weight", "semantic_weight",
 )  # fmt: skip
 
 # Of values that no configuration checks: those of backbones are read by transformers, timm and torch.
-BUILDING_ERRORS = (
+_BUILDING_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StrictDataclassError, TypeError,
     ValueError,
 )  # fmt: skip
 
 
 def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
-    """Configuration of the recipe's model for these classes; without a `backbone_config`, that of its backbone's
-    checkpoint.
+    """Configuration of the recipe's model for these classes.
 
-    Of a recipe for mask classification that is turned into a per-pixel one (`--set model.kind=per_pixel`), fields that
-    only mask classification has are left out, and the other way round.
+    Without a `backbone_config` the backbone's is that of its checkpoint. Of a recipe for mask classification that is
+    turned into a per-pixel one (`--set model.kind=per_pixel`), fields that only mask classification has are left out,
+    and the other way round.
+
+    Args:
+        recipe: its section `model` counts.
+        id2label: names of the classes 0..K-1.
 
     Raises:
         ValueError: a value that the configuration refuses; names the recipe.
@@ -58,14 +62,15 @@ def build_config(recipe: Recipe, id2label: dict[int, str]) -> PreTrainedConfig:
     if fields.get("num_queries") == "num_labels":
         fields["num_queries"] = len(id2label)
     if fields.get("backbone_config") is None and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             fields["backbone_config"] = backbone.config()
     label2id = {name: label for label, name in id2label.items()}
     try:
         config_class = KINDS[recipe.model.kind].config_class
-        return config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
-    except BUILDING_ERRORS as error:
+        config: PreTrainedConfig = config_class(**copy.deepcopy(fields), id2label=dict(id2label), label2id=label2id)
+    except _BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
+    return config
 
 
 def _in_short(error: Exception) -> str:
@@ -76,6 +81,8 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     """The recipe's model for these classes.
 
     Args:
+        recipe: its section `model` counts.
+        id2label: names of the classes 0..K-1.
         pretrained: load the backbone's weights, if the recipe names a checkpoint; False: everything from scratch.
 
     Raises:
@@ -86,16 +93,16 @@ def build_model(recipe: Recipe, id2label: dict[int, str], pretrained: bool = Tru
     try:
         model = KINDS[recipe.model.kind].model_class(config)
         getattr(model, "criterion", None)  # made when it is used: its parts are known
-    except BUILDING_ERRORS as error:
+    except _BUILDING_ERRORS as error:
         raise ValueError(f"Recipe {recipe.name}, section model: {_in_short(error)}") from error
     if pretrained and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             backbone.load_into(model)
     return model
 
 
 @contextmanager
-def pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
+def _pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
     """What the recipe names in `backbone_checkpoint`; an error with it names the key, and how to do without."""
     where = f"Recipe {recipe.name}, model.backbone_checkpoint={recipe.model.backbone_checkpoint!r}"
     advice = "Or train from scratch: --set model.backbone_checkpoint=null"
@@ -112,7 +119,12 @@ def pretrained_backbone(recipe: Recipe) -> Iterator[Any]:
 def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> Any:
     """A saved model for fine-tuning. Classes of the same names keep their weights, the others start afresh.
 
-    Of the recipe's `model` section only `TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
+    Of the recipe's `model` section only `_TRAINING_FIELDS` count, where it names them; the rest is the saved model's.
+
+    Args:
+        recipe: see above.
+        folder: of the saved model.
+        id2label: names of the classes of the data.
 
     Raises:
         FileNotFoundError: no saved model there.
@@ -133,7 +145,7 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
             f"{folder} holds a model of the kind {kind}, recipe {recipe.name} is for {recipe.model.kind}: "
             f"--set model.kind={kind}"
         )
-    fields = {name: value for name, value in recipe.model.config.items() if name in TRAINING_FIELDS}
+    fields = {name: value for name, value in recipe.model.config.items() if name in _TRAINING_FIELDS}
     model = load_saved(folder, **fields)
     getattr(model, "criterion", None)  # made when it is used: its parts are known
     if model.config.id2label == id2label:
@@ -149,8 +161,10 @@ def load_model(recipe: Recipe, folder: str | Path, id2label: dict[int, str]) -> 
 
 
 def upsets_onednn(model: nn.Module) -> bool:
-    """Whether, in channels-last layout, a backward pass on a CPU would write past its memory: it has a strided 1x1
-    convolution of under 16 channels (github.com/uxlfoundation/oneDNN/issues/6035)."""
+    """Whether, in channels-last layout, a backward pass on a CPU would write past its memory.
+
+    So it does for a strided 1x1 convolution of under 16 channels (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
     convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return any(c.in_channels < 16 and max(c.stride) > 1 and c.kernel_size == (1, 1) for c in convolutions)
 
@@ -173,15 +187,19 @@ def build_image_processor(
     """Image processor of the recipe.
 
     Args:
+        recipe: its section `image_processor` counts, and the thresholds of `evaluation`.
         model_path: folder of a saved model, whose options hold where the recipe says nothing.
         task: of the data; the model's from then on, unless the recipe says another.
         pretrained: without a saved model, those of the backbone's checkpoint hold there, if the recipe names one.
         fields: what the data set's `processor_fields()` gives; they hold above all else.
+
+    Raises:
+        ValueError: an option that the image processor refuses; names the recipe.
     """
     per_pixel = recipe.model.kind == "per_pixel"
     options: dict[str, Any] = {"label_format": "semantic" if per_pixel else "segments", **recipe.image_processor}
     if model_path is None and pretrained and recipe.model.backbone_checkpoint is not None:
-        with pretrained_backbone(recipe) as backbone:
+        with _pretrained_backbone(recipe) as backbone:
             options = backbone.processor_fields() | options
     said = options.pop("inference_defaults", None) or {}
     options |= fields

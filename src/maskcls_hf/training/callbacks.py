@@ -1,5 +1,7 @@
-"""Averaged weights, a budget of time, annealed masks and a guard against empty ones, for the Trainer and for loops of
-one's own."""
+"""Averaged weights, a budget of time, annealed masks and a guard against empty ones.
+
+All of them are for the Trainer and for loops of one's own.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +42,17 @@ class ExponentialMovingAverage:
 
     Raises:
         ValueError: the decay is not between 0 and 1.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> ema = ExponentialMovingAverage(model, decay=0.999)
+        >>> ema.update(model)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.add_(1)
+        >>> with ema.swapped(model):
+        ...     averaged = model.weight.item()
+        >>> round(model.weight.item() - averaged, 4)
+        1.0
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -56,8 +69,11 @@ class ExponentialMovingAverage:
         self.average.requires_grad_(False)
 
     def decay_after(self, updates: int) -> float:
-        """The decay of the next update. It rises to `decay`, so that the average is over about the last tenth of a
-        young training and not over its beginning (as in TensorFlow's ExponentialMovingAverage)."""
+        """The decay of the next update, after so many.
+
+        It rises to `decay`, so that the average is over about the last tenth of a young training and not over its
+        beginning (as in TensorFlow's ExponentialMovingAverage).
+        """
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
@@ -68,8 +84,10 @@ class ExponentialMovingAverage:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Inside, `model` has the averaged weights; afterwards its own ones, bit for bit. Without an update so far it
-        keeps its own."""
+        """Inside, `model` has the averaged weights; afterwards its own ones, bit for bit.
+
+        Without an update so far it keeps its own.
+        """
         if not int(self.average.n_averaged):
             yield
             return
@@ -81,9 +99,11 @@ class ExponentialMovingAverage:
             self._swap(model)
 
     def state_dict(self) -> dict[str, Any]:
+        """The averaged weights, and the number of updates, for a checkpoint."""
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
         self.average.load_state_dict(state)
 
     def _follow(self, model: nn.Module) -> None:
@@ -112,6 +132,12 @@ class TimeBudget(TrainerCallback):
 
     Raises:
         ValueError: the budget is not above 0, or infinite.
+
+    Example:
+        >>> budget = TimeBudget(max_minutes=10)
+        >>> budget.minutes_spent = 5.0
+        >>> budget.progress(step=100, max_steps=1000)
+        0.5
     """
 
     def __init__(self, max_minutes: float | None = None):
@@ -146,25 +172,34 @@ class TimeBudget(TrainerCallback):
             self.minutes_spent = minutes.item()
 
     def state_dict(self) -> dict[str, float]:
+        """The minutes spent, for a checkpoint."""
         return {"minutes_spent": self.minutes_spent}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
+        """Goes on from what `state_dict` gave.
+
+        Raises:
+            ValueError: the minutes are negative or infinite.
+        """
         require_range("minutes_spent", state["minutes_spent"], "[0, inf)")
         self.minutes_spent = state["minutes_spent"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Time counts from here."""
         self.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the training with an evaluation and a checkpoint when no time is left."""
         self.tick(args.device)
         if self.spent:
             control.should_training_stop = control.should_save = control.should_evaluate = True
 
 
 class MaskAnnealing(TrainerCallback):
-    """Anneals the masked attention of an EoMT (Kerssies et al., CVPR 2025, Section 3.3): each block that sees the
-    queries masks with a probability that is 1 before its part of the training, 0 after it and (1 - progress) ** 0.9
-    inside; so inference needs no masks.
+    """Anneals the masked attention of an EoMT, so that inference needs no masks.
+
+    Each block that sees the queries masks with a probability that is 1 before its part of the training, 0 after it and
+    (1 - progress) ** 0.9 inside (Kerssies et al., CVPR 2025, Section 3.3).
 
     The probabilities are numbers in the model's configuration, which wrappers and adapters share: a checkpoint has
     those of its step. `torch.compile(dynamic=True)` takes them as symbols, and compiles anew only where one becomes 0.
@@ -187,7 +222,7 @@ class MaskAnnealing(TrainerCallback):
         progress: Callable[[int, int], float] | None = None,
     ):
         self.config = model.config
-        if not has_attention_masks(model):
+        if not _has_attention_masks(model):
             raise ValueError("mask_annealing: only an EoMT (architecture='encoder_only') has masks to anneal.")
         blocks = self.config.query_blocks
         self.intervals = annealing_intervals(blocks) if intervals is None else [tuple(pair) for pair in intervals]
@@ -201,32 +236,40 @@ class MaskAnnealing(TrainerCallback):
         self.progress = progress or (lambda step, max_steps: step / max_steps)
 
     def set(self, step: int, max_steps: int) -> None:
-        """The probabilities after so many steps."""
+        """Sets the probabilities after so many steps."""
         done = self.progress(step, max_steps)
         shares = [(done - start) / (end - start) for start, end in self.intervals]
         self.config.mask_probabilities = [(1 - min(max(share, 0.0), 1.0)) ** 0.9 for share in shares]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets the probabilities of the step at which the training begins or goes on."""
         self.set(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Sets the probabilities of the next step."""
         self.set(state.global_step, state.max_steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The weights of the best checkpoint were trained with its probabilities."""
+        """Where the best checkpoint is loaded: its weights were trained with its probabilities."""
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if best is not None and (file := Path(best) / "config.json").is_file():
             self.config.mask_probabilities = json.loads(file.read_text(encoding="utf-8"))["mask_probabilities"]
 
 
 def annealing_intervals(blocks: int) -> list[tuple[float, float]]:
-    """Start and end of each block in shares of the training, as in the published trainings: a sixth each, the first
-    from 1/6 on, the last from 4/6 on."""
+    """Start and end of each block in shares of the training, as in the published trainings.
+
+    A sixth each, the first from 1/6 on, the last from 4/6 on.
+
+    Example:
+        >>> [(round(start, 2), round(end, 2)) for start, end in annealing_intervals(4)]
+        [(0.17, 0.33), (0.33, 0.5), (0.5, 0.67), (0.67, 0.83)]
+    """
     starts = [(1 + 3 * block / max(1, blocks - 1)) / 6 for block in range(blocks)]
     return [(start, start + 1 / 6) for start in starts]
 
 
-def has_attention_masks(model: Any) -> bool:
+def _has_attention_masks(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "architecture", None) == "encoder_only"
 
 
@@ -238,6 +281,7 @@ def choose_annealing(
     """The annealing of a training, if it has one; what happens to an EoMT's masks is logged by the main process.
 
     Args:
+        model: any, without wrappers.
         choice: True, False, or the intervals of `MaskAnnealing`; None: anneal the masks of an EoMT that was not loaded
             from a checkpoint, whose own probabilities would stay.
         progress: as in `MaskAnnealing`.
@@ -245,7 +289,7 @@ def choose_annealing(
     Raises:
         ValueError: as in `MaskAnnealing`.
     """
-    if not has_attention_masks(model) and not choice:
+    if not _has_attention_masks(model) and not choice:
         return None
     loaded_from = getattr(model.config, "name_or_path", None)
     if choice is None:
@@ -265,8 +309,9 @@ def choose_annealing(
 
 
 class CollapseGuard:
-    """Warns of a training that has collapsed to empty masks: no query has a class, and a pixel above 0.5, on the
-    training images since the last look.
+    """Warns of a training that has collapsed to empty masks.
+
+    So it has when no query has a class, and a pixel above 0.5, on the training images since the last look.
 
     One reduction a batch, on its device; the host looks where losses are logged. Nothing is said of images without
     segments, of outputs without masks, and before the end of the warm-up or of the first tenth of the training.
@@ -278,7 +323,12 @@ class CollapseGuard:
 
     @torch.no_grad()
     def watch(self, outputs: Any, class_labels: Sequence[Tensor] | None) -> None:
-        """Count a batch of the training."""
+        """Counts a batch of the training.
+
+        Args:
+            outputs: of the model, with `class_queries_logits` (B, N, K+1) and `masks_queries_logits` (B, N, h, w).
+            class_labels: (M,) of each image; None, or all empty: the batch does not count.
+        """
         names = ("class_queries_logits", "masks_queries_logits")
         classes, masks = (outputs.get(name) if hasattr(outputs, "get") else None for name in names)
         if classes is None or masks is None or not any(map(len, class_labels or ())):
@@ -288,7 +338,13 @@ class CollapseGuard:
         self.found = found if self.found is None else self.found | found
 
     def check(self, step: int, max_steps: int, warmup_steps: int = 0) -> None:
-        """Look, and warn once a collapse."""
+        """Looks, and warns once of a collapse.
+
+        Args:
+            step: number of steps that are done.
+            max_steps: of the training.
+            warmup_steps: in which nothing is said.
+        """
         found, self.found = self.found, None
         if found is None or step <= max(warmup_steps, max_steps / 10):
             return

@@ -57,6 +57,10 @@ def saving(final: Path, accelerator: Accelerator | None = None) -> Iterator[Path
     adds the manifest and renames the folder. An older folder `final` is replaced. A process that is killed at any
     moment leaves either no `final` or a whole one.
 
+    Args:
+        final: the folder of the checkpoint.
+        accelerator: of the processes; None: there is one.
+
     Raises:
         CannotWrite: in all processes, if one could not write.
     """
@@ -103,6 +107,12 @@ def rotate(output: Path, limit: int | None, newest: Path, best: str | Path | Non
 
     Those go first that are incomplete, then those of later steps, which the training that wrote `newest` has not
     made, then the oldest.
+
+    Args:
+        output: the run's folder.
+        limit: how many are kept; None or below 1: all.
+        newest: a checkpoint.
+        best: a checkpoint; None: none is the best.
     """
     if not limit or limit < 1:
         return
@@ -183,6 +193,11 @@ def last_good_checkpoint(output: Path) -> Path | None:
 
 
 def require_whole_checkpoint(checkpoint: str | Path) -> None:
+    """Refuses a checkpoint that is not whole.
+
+    Raises:
+        CorruptCheckpoint: a file is missing, or is not the one that the manifest names.
+    """
     problem = verify(Path(checkpoint))
     if problem is not None:
         raise CorruptCheckpoint(f"{checkpoint} is not a whole checkpoint: {problem}.")
@@ -200,8 +215,13 @@ def last_good_message(output: str | Path | None) -> str:
 def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -> Path:
     """[`last_good_checkpoint`], the same in all processes, which all call this; leftovers are removed first.
 
+    Args:
+        output: the run's folder.
+        accelerator: of the processes; None: there is one.
+
     Raises:
-        CheckpointNotFound, CorruptCheckpoint: in all processes.
+        CheckpointNotFound: in all processes: there is none.
+        CorruptCheckpoint: in all processes: none is whole.
     """
     answer: list[Any] = [None]
     if accelerator is None or accelerator.is_main_process:
@@ -216,7 +236,8 @@ def checkpoint_to_resume(output: Path, accelerator: Accelerator | None = None) -
         raise CheckpointNotFound(f"There is no checkpoint in {output} to resume from.")
     if isinstance(answer[0], CorruptCheckpoint):
         raise answer[0]
-    return answer[0]
+    checkpoint: Path = answer[0]
+    return checkpoint
 
 
 # -- loading, without running code from the files, whoever has written them -------------------------------------
@@ -232,23 +253,28 @@ NUMPY: list[Any] = [
     *{type(np.dtype(kind)) for kind in ("uint32", "int64", "int32", "float32", "float64", "bool")},
 ]
 METADATA = ".metadata"  # of sharded checkpoints: a plain pickle
-METADATA_NAMES = {
+_METADATA_NAMES = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
 }
-METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA_CLASSES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 # Broken files, and states of other sizes or kinds.
-BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
+_BROKEN = (ArithmeticError, AttributeError, EOFError, LookupError, RuntimeError, SafetensorError, TypeError, ValueError)
 # Of torch's messages: how to let files run code, and what concerns its authors.
-ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
+_ADVICE = re.compile(r"^.*WeightsUnpickler error: |(In PyTorch 2\.6|Check the documentation|This is an internal).*")
 
 _one_thread = threading.RLock()  # the environment is of all threads
 
 
 class CheckpointLoads:
-    """Inside `with`, between [`begin`] and [`end`], `torch.load` reads tensors, numbers and plain containers, even
-    where its caller asks for more: Accelerate does for states of one's own, torch for those of sharded checkpoints.
+    """Inside `with`, between [`begin`] and [`end`], `torch.load` reads tensors, numbers and plain containers alone.
+
+    Even where its caller asks for more: Accelerate does for states of one's own, torch for those of sharded
+    checkpoints.
+
+    Args:
+        folder: of the checkpoint; None: there is none, until [`begin`] names one.
 
     Raises:
         CorruptCheckpoint: a file of the checkpoint `folder` holds more, or is broken.
@@ -269,6 +295,7 @@ class CheckpointLoads:
                 _check_metadata(path)
 
     def end(self) -> None:
+        """From here on `torch.load` does as its caller says."""
         if self._forced is not None:
             self._forced.close()
             self._forced = None
@@ -298,7 +325,7 @@ def _raise_as_corrupt(folder: str | Path, error: BaseException) -> None:
     if isinstance(error, pickle.UnpicklingError) or type(error).__name__ == "CheckpointException":
         raise CorruptCheckpoint(_message(folder, error)) from error
     past_its_end = isinstance(error, OSError) and error.filename is None
-    if isinstance(error, BROKEN) or past_its_end:
+    if isinstance(error, _BROKEN) or past_its_end:
         raise CorruptCheckpoint(f"{folder} cannot be loaded: {_in_short(error)}") from error
 
 
@@ -328,15 +355,15 @@ def _message(folder: str | Path, error: BaseException) -> str:
 
 def _in_short(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    return ADVICE.sub("", text).strip()[:300] or type(error).__name__
+    return _ADVICE.sub("", text).strip()[:300] or type(error).__name__
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or (module, name) in METADATA_NAMES:
+        if is_dtype or (module, name) in _METADATA_NAMES:
             return super().find_class(module, name)
-        if module in METADATA_CLASSES:
+        if module in _METADATA_CLASSES:
             found: Any = getattr(import_module(module), name, None)
             own = isinstance(found, type) and found.__module__ == module
             if own and (is_dataclass(found) or issubclass(found, Enum)):
@@ -345,7 +372,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 def _check_metadata(path: Path) -> None:
-    """torch unpickles this file whatever it names."""
+    """Look before torch does, which unpickles this file whatever it names."""
     try:
         with path.open("rb") as file:
             _MetadataUnpickler(file).load()
@@ -359,8 +386,22 @@ def _check_metadata(path: Path) -> None:
 
 
 def save_state(accelerator: Accelerator, output: Path, step: int, limit: int | None = None) -> Path:
-    """Write OUTPUT/checkpoint-STEP: models, optimizers, random numbers and all that is registered with
-    `accelerator.register_for_checkpointing`; keep `limit` checkpoints. All processes call it."""
+    """Write OUTPUT/checkpoint-STEP, and keep `limit` checkpoints. All processes call it.
+
+    It has models, optimizers, random numbers and all that is registered with `accelerator.register_for_checkpointing`.
+
+    Args:
+        accelerator: that has prepared them.
+        output: the run's folder.
+        step: number of steps that are done.
+        limit: how many checkpoints are kept; None: all.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        CannotWrite: names what could not be written, the folder and the cause.
+    """
     final = Path(output) / f"checkpoint-{step}"
     with saving(final, accelerator) as folder:
         accelerator.save_state(str(folder))
@@ -371,6 +412,10 @@ def save_state(accelerator: Accelerator, output: Path, step: int, limit: int | N
 
 def load_state(accelerator: Accelerator, folder: Path) -> None:
     """Restore what [`save_state`] wrote. All processes call it.
+
+    Args:
+        accelerator: that has prepared models and optimizers.
+        folder: of the checkpoint.
 
     Raises:
         CorruptCheckpoint: the random numbers of this process are missing, for instance because the checkpoint was
@@ -390,7 +435,7 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         torch.set_rng_state(states["torch_manual_seed"])
 
 
-def rng_free(loader: DataLoader, seed: int = 0) -> DataLoader:
+def rng_free(loader: DataLoader[Any], seed: int = 0) -> DataLoader[Any]:
     """Let a loader draw the seeds of its workers from a generator of its own.
 
     From the global one it draws at each start, and with persistent workers only at the first: the random numbers of

@@ -28,7 +28,9 @@ def check_finite(
     output: str | Path | None = None,
     grad_norm: Tensor | float | None = None,
 ) -> None:
-    """Once a step, between backward and the optimizer's step: one transfer to the host, in all processes.
+    """Refuses a step whose loss or gradient is NaN or infinite.
+
+    Once a step, between backward and the optimizer's step: one transfer to the host, in all processes.
 
     Args:
         loss: of the step, or the sum of those of its accumulated batches.
@@ -39,6 +41,12 @@ def check_finite(
 
     Raises:
         DivergenceError: one of them is NaN or infinite, in any process.
+
+    Example:
+        >>> check_finite(torch.tensor(1.0), {"loss_dice": torch.tensor(0.5)}, step=1)
+        >>> check_finite(torch.tensor(1.0), {"loss_dice": torch.tensor(torch.nan)}, step=2)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        maskcls_hf.training.divergence.DivergenceError: loss_dice became NaN or infinite in step 2. ...
     """
     values = {**loss_dict, "loss": loss}
     if grad_norm is not None:
@@ -57,6 +65,10 @@ def reraise_as_divergence(step: int | str, output: str | Path | None = None) -> 
 
     Args:
         step: number of the step, or what else the pass is for, such as "the evaluation after step 9".
+        output: the run's folder, where the last good checkpoint is looked for.
+
+    Raises:
+        DivergenceError: names the step and the images.
     """
     try:
         yield
@@ -73,6 +85,11 @@ def evaluation_after(step: int, ground_truth: Sequence[Any] | None) -> str:
 
 def check_weights(model: nn.Module, step: int, output: str | Path | None = None) -> None:
     """Before a checkpoint: weights and buffers are finite. One transfer to the host.
+
+    Args:
+        model: with or without wrappers.
+        step: number of steps that are done.
+        output: the run's folder, where the last good checkpoint is looked for.
 
     Raises:
         DivergenceError: names those that are not.

@@ -38,15 +38,20 @@ class AccelerateLoop:
 
     Args:
         run: what is trained.
+        accelerator: of the processes, see [`accelerator_options`].
         out: folder for checkpoints, model, log and scores.
+        stop: the signals that have come, see [`stop_signals`].
         resume: go on from the last whole checkpoint in `out`.
 
     Attributes:
-        model, optimizer: prepared by Accelerate. `network`: the model without wrappers.
+        model: prepared by Accelerate.
+        optimizer: prepared by Accelerate.
+        network: the model without wrappers.
         step: number of steps that are done.
 
     Raises:
-        CheckpointNotFound, CorruptCheckpoint: there is nothing to resume, or it cannot be loaded.
+        CheckpointNotFound: there is nothing to resume.
+        CorruptCheckpoint: what is to be resumed cannot be loaded.
     """
 
     def __init__(self, run: Run, accelerator: Accelerator, out: Path, stop: StopSignals, resume: bool = False):
@@ -76,6 +81,7 @@ class AccelerateLoop:
         self.progress.start(self.step)
 
     def anneal(self) -> None:
+        """Sets the probabilities of an EoMT's masked attention, see [`MaskAnnealing`]; nothing for other models."""
         if self.annealing is not None:
             self.annealing.set(self.step, self.run.max_steps)
 
@@ -102,6 +108,7 @@ class AccelerateLoop:
 
         Args:
             losses: of the step, multiplied by the number of processes, each of which has a share.
+            grad_norm: () of the step, before clipping.
             learning_rate: that the step was made with.
         """
         settings, step = self.run.recipe.training, self.step + 1
@@ -128,12 +135,14 @@ class AccelerateLoop:
         self.progress.resume_clock()
 
     def report(self, values: dict[str, float]) -> None:
+        """Writes values to the log, the bar and the trackers of Accelerate; nothing where there are none."""
         if values:
             epoch = self.step * self.run.accumulate / len(self.train_loader)
             self.progress.log(self.log.add(self.step, epoch, values))
             self.accelerator.log(values, step=self.step)
 
     def evaluate(self) -> None:
+        """Evaluates and reports the scores; {} where a signal has stopped it."""
         self.scores = evaluate(self.run, self.model, self.eval_loader, self.accelerator, self.out, self.step, self.stop)
         self.report(self.scores)
 
@@ -152,8 +161,14 @@ class AccelerateLoop:
         return self.scores
 
 
-def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[list[dict[str, Any]]]:
-    """The batches of each optimizer step, epoch after epoch, from step number `step` on; `loader` is prepared."""
+def batches_of_steps(run: Run, loader: DataLoader[Any], step: int = 0) -> Iterator[list[dict[str, Any]]]:
+    """The batches of each optimizer step, epoch after epoch, without end.
+
+    Args:
+        run: says how many batches make a step, and has the sampler.
+        loader: of the training, prepared by Accelerate.
+        step: number of steps that are done.
+    """
     epoch, done = divmod(step * run.accumulate, len(loader))
     while True:
         batches = iter(epoch_batches(loader, run.sampler, epoch, done))
@@ -162,11 +177,16 @@ def batches_of_steps(run: Run, loader: DataLoader, step: int = 0) -> Iterator[li
         epoch, done = epoch + 1, 0
 
 
-def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 0) -> DataLoader:
-    """The prepared loader of one epoch, after its first `done` batches (of this process).
+def epoch_batches(loader: DataLoader[Any], sampler: Sampler[Any], epoch: int, done: int = 0) -> DataLoader[Any]:
+    """The prepared loader of one epoch, after its first `done` batches.
 
-    `sampler` is the one inside `loader`; it has `set_epoch`. Accelerate does not reach it through the wrappers of a
-    skipped loader in several processes.
+    Accelerate does not reach the sampler through the wrappers of a skipped loader in several processes.
+
+    Args:
+        loader: prepared by Accelerate.
+        sampler: the one inside `loader`; it has `set_epoch`.
+        epoch: from 0.
+        done: batches of this process.
     """
     loader.set_epoch(epoch)  # type: ignore[attr-defined]
     if done:
@@ -176,19 +196,36 @@ def epoch_batches(loader: DataLoader, sampler: Sampler, epoch: int, done: int = 
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, clip_norm: float | None) -> Tensor:
-    """Norm () of all gradients, which are scaled to `clip_norm` if it is larger; None or 0: they stay."""
-    return whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
+    """Norm () of all gradients, which are scaled to `clip_norm` if it is larger.
+
+    Args:
+        accelerator: that has prepared the model.
+        model: after the backward pass.
+        clip_norm: the largest norm; None or 0: gradients stay.
+    """
+    norm: Tensor = whole_norm(accelerator.clip_grad_norm_(model.parameters(), clip_norm or float("inf")))
+    return norm
 
 
 @torch.no_grad()
 def evaluate(
-    run: Run, model: nn.Module, loader: DataLoader, accelerator: Accelerator, out: Path, step: int, stop: StopSignals
+    run: Run,
+    model: nn.Module,
+    loader: DataLoader[Any],
+    accelerator: Accelerator,
+    out: Path,
+    step: int,
+    stop: StopSignals,
 ) -> dict[str, float]:
     """Loss and scores of the averaged weights after `step` steps, their names beginning with `eval_`.
 
     Args:
-        model, loader: prepared by Accelerate; the loader's batches have `ground_truth`.
+        run: says what is evaluated.
+        model: prepared by Accelerate.
+        loader: prepared by Accelerate; its batches have `ground_truth`.
+        accelerator: that has prepared them.
         out: the run's folder, for messages.
+        step: number of steps that are done, for messages.
         stop: a signal ends the evaluation; the scores are then {}.
     """
     network, losses = accelerator.unwrap_model(model), []
@@ -220,8 +257,17 @@ def evaluate(
 def save_training(
     run: Run, model: nn.Module, accelerator: Accelerator, log: TrainingLog, scores: dict[str, float], out: Path
 ) -> None:
-    """Write to `out` the model with its averaged weights, its image processor, the log and the scores. All processes
-    call it.
+    """Write to `out` the model with its averaged weights, its image processor, the log and the scores.
+
+    All processes call it.
+
+    Args:
+        run: what was trained.
+        model: prepared by Accelerate.
+        accelerator: that has prepared it.
+        log: becomes `trainer_state.json`.
+        scores: become `eval_results.json`.
+        out: the run's folder.
 
     Raises:
         CannotWrite: names what could not be written, the folder and the cause.

@@ -1,5 +1,7 @@
-"""LoRA (Hu et al., 2021) through the library peft: the backbone keeps its weights and learns by small matrices beside
-them, all else learns as ever; adapters are saved, and merged into a model."""
+"""LoRA (Hu et al., 2021) through the library peft; adapters are saved, and merged into a model.
+
+The backbone keeps its weights and learns by small matrices beside them, all else learns as ever.
+"""
 
 from __future__ import annotations
 
@@ -38,6 +40,7 @@ def add_lora(
     Statistics of the backbone's batch norms stay: an adapter does not hold them.
 
     Args:
+        model: is changed.
         rank: of the matrices.
         targets: names of layers of the backbone, or the ends of names, such as `q_proj`; None: all its linear layers.
         alpha: the update is multiplied by alpha / rank; None: by 1.
@@ -50,19 +53,19 @@ def add_lora(
     Raises:
         ValueError: peft is not installed, nothing is called so, or the backbone is frozen.
     """
-    require_peft()
+    _require_peft()
     from peft import LoraConfig, get_peft_model
 
     if model.config.freeze_backbone:
         raise ValueError("lora and model.freeze_backbone: a frozen backbone does not learn, and LoRA keeps it anyway.")
-    backbone = next(name for name, _ in model.named_modules() if is_backbone(name))
+    backbone = next(name for name, _ in model.named_modules() if _is_backbone(name))
     layers = {name: m for name, m in model.named_modules() if name.startswith(f"{backbone}.") and isinstance(m, LAYERS)}
     layers = {name: m for name, m in layers.items() if "feature_pyramid" not in name.split(".")}
     own_targets = [name for name, module in layers.items() if isinstance(module, nn.Linear)]
     if targets is not None or not own_targets:
         own_targets = matching(targets or [], list(layers), "targets")
     if modules_to_save is None:
-        modules = [*modules_outside(model, backbone)]
+        modules = [*_modules_outside(model, backbone)]
     else:
         modules = matching(modules_to_save, [name for name, _ in model.named_modules()], "modules_to_save")
     model.config.freeze_batch_norm = True
@@ -71,25 +74,38 @@ def add_lora(
         r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=own_targets,
         modules_to_save=modules,
     )  # fmt: skip
-    adapted: Any = get_peft_model(model, settings)  # type: ignore[arg-type]
+    adapted: Any = get_peft_model(model, settings)
     adapted.train(model.training)
     adapted.lora_base = dict(base or {})
     settings.base_model_name_or_path = adapted.lora_base.get("model") or adapted.lora_base.get("backbone")
     return adapted
 
 
-def require_peft() -> None:
+def _require_peft() -> None:
     if find_spec("peft") is None:
         raise ValueError("lora needs the library peft, which is not installed: pip install maskcls-hf[lora]")
 
 
-def is_backbone(name: str) -> bool:
+def _is_backbone(name: str) -> bool:
     """Of a module's name: a plain ViT, or the backbone that is none."""
     return name.split(".")[-1] in ("backbone", "vit")
 
 
 def matching(given: Sequence[str], known: Sequence[str], option: str) -> list[str]:
-    """Those of the `known` names that are `given`, or end so."""
+    """Those of the `known` names that are `given`, or end so, sorted.
+
+    Args:
+        given: names, or their ends from a dot on.
+        known: names of modules.
+        option: of the recipe, for the message.
+
+    Raises:
+        ValueError: one of the given fits none, or nothing is given.
+
+    Example:
+        >>> matching(["q_proj"], ["layer.0.q_proj", "layer.0.k_proj"], "targets")
+        ['layer.0.q_proj']
+    """
     found = {end: [name for name in known if f".{name}".endswith(f".{end}")] for end in given}
     if unknown := [end for end, names in found.items() if not names] or (not given and ["nothing"]):
         ends = sorted({name.split(".")[-1] for name in known if not name.split(".")[-1].isdigit()})
@@ -102,30 +118,30 @@ def matching(given: Sequence[str], known: Sequence[str], option: str) -> list[st
     return sorted({name for names in found.values() for name in names})
 
 
-def modules_outside(model: nn.Module, backbone: str, name: str = "") -> Iterator[str]:
+def _modules_outside(model: nn.Module, backbone: str, name: str = "") -> Iterator[str]:
     """Names of the largest modules with parameters that neither hold the backbone nor are mere lists."""
     for child_name, child in model.named_children():
         path = f"{name}.{child_name}".removeprefix(".")
         if path == backbone and not hasattr(child, "feature_pyramid") or next(child.parameters(), None) is None:
             continue
         if f"{backbone}.".startswith(f"{path}.") or isinstance(child, nn.ModuleList):
-            yield from modules_outside(child, f"{backbone}.vit" if path == backbone else backbone, path)
+            yield from _modules_outside(child, f"{backbone}.vit" if path == backbone else backbone, path)
         else:
             yield path
 
 
 def network_of(model: nn.Module) -> Any:
     """The network beneath adapters."""
-    return model.get_base_model() if is_adapted(model) else model  # type: ignore[operator]
+    return model.get_base_model() if _is_adapted(model) else model  # type: ignore[operator]
 
 
-def is_adapted(model: nn.Module) -> bool:
+def _is_adapted(model: nn.Module) -> bool:
     return hasattr(type(model), "get_base_model")
 
 
 def save_base(model: nn.Module, folder: str | Path) -> None:
     """Beside a saved adapter, what [`merge_adapter`] needs. Models without one: nothing."""
-    if is_adapted(model):
+    if _is_adapted(model):
         network = network_of(model)
         base = getattr(model, "lora_base", None) or {"model": network.name_or_path or None}
         base = {name: os.path.abspath(place) if os.path.exists(str(place)) else place for name, place in base.items()}
@@ -138,19 +154,20 @@ def merge_adapter(source: str | Path, folder: str | Path) -> None:
 
     Args:
         source: folder of a training's results, of one of its checkpoints, or of an adapter alone.
+        folder: where the model is written.
 
     Raises:
         OSError: no adapter there, or its base cannot be found.
         ValueError: peft is not installed, or the adapter is for another network.
     """
-    load_merged(source).save_pretrained(folder)
+    _load_merged(source).save_pretrained(folder)
     with suppress(OSError):
         load_image_processor(str(source)).save_pretrained(folder)
 
 
-def load_merged(source: str | Path) -> Any:
+def _load_merged(source: str | Path) -> Any:
     """The model of [`merge_adapter`]."""
-    require_peft()
+    _require_peft()
     from peft import PeftModel
 
     if not Path(source, BASE).is_file() or not Path(source, "adapter_config.json").is_file():
@@ -173,10 +190,10 @@ def load_merged(source: str | Path) -> Any:
         missing = own.keys() - fitting.keys()
     elif base.get("backbone"):
         open_backbone(base["backbone"], base.get("backbone_weights")).load_into(model)
-        missing = {name for name in own if not any(map(is_backbone, parents(name))) or "feature_pyramid" in name}
+        missing = {name for name in own if not any(map(_is_backbone, parents(name))) or "feature_pyramid" in name}
     else:
         raise FileNotFoundError(f"{source} does not say which weights its adapter was trained over.")
-    adapted: Any = PeftModel.from_pretrained(model, str(source))  # type: ignore[arg-type]
+    adapted: Any = PeftModel.from_pretrained(model, str(source))
     saved = tuple(f"{name}." for name in adapted.peft_config["default"].modules_to_save or ())
     if lost := sorted(name for name in missing if not name.startswith(saved)):
         raise ValueError(f"Neither the adapter in {source} nor its base has {len(lost)} weights, such as {lost[0]}.")
@@ -184,6 +201,11 @@ def load_merged(source: str | Path) -> Any:
 
 
 def parents(name: str) -> list[str]:
-    """Names of the modules that a parameter lies in."""
+    """Names of the modules that a parameter lies in.
+
+    Example:
+        >>> parents("model.head.weight")
+        ['model', 'model.head']
+    """
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]

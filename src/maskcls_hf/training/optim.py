@@ -1,5 +1,7 @@
-"""AdamW with the parameter groups of the paper's code; the learning rate over a training, the paper's curves and the
-usual ones."""
+"""AdamW with the parameter groups of the paper's code, and the learning rate over a training.
+
+Its curves are the paper's and the usual ones.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..models.options import require_range
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
-POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
-TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm, _NormBase)
+_POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embeddings")
+_TOKENS = ("cls_token", "register_tokens", "reg_token")  # of ViTs
 
 
 def parameter_groups(
@@ -30,13 +32,19 @@ def parameter_groups(
     decay_query_blocks: bool = True,
     decay_norms: bool = False,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimizer: the backbone learns at `backbone_multiplier` times the learning rate (paper
-    Section 4.1: 0.1 for ResNets, 1 for Swin); norms, embeddings, tokens and position tables have no weight decay. The
-    feature pyramid over a plain ViT is new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
+    """Groups for an optimizer: rates of backbone and rest, and what has no weight decay.
+
+    The backbone learns at `backbone_multiplier` times the learning rate (paper Section 4.1: 0.1 for ResNets, 1 for
+    Swin); norms, embeddings, tokens and position tables have no weight decay. The feature pyramid over a plain ViT is
+    new like the pixel decoder, and learns at the whole rate (as in ViTDet's code).
 
     Parameters that need no gradient are left out. `of_backbone` of a group is for [`build_scheduler`].
 
     Args:
+        model: without wrappers.
+        learning_rate: of all but the backbone.
+        weight_decay: of AdamW.
+        backbone_multiplier: of the backbone's learning rate.
         layer_decay: of a plain ViT block i of N learns at layer_decay ** (N - 1 - i) times the backbone's rate, its
             embeddings as block 0, and its last norm at all of it (EoMT's code has 0.8).
         decay_query_blocks: False: an EoMT's blocks with queries learn at all of it, too (as its code with DINOv3).
@@ -44,12 +52,18 @@ def parameter_groups(
 
     Raises:
         ValueError: a rate, decay or multiplier that is negative, infinite or NaN; `layer_decay` without a plain ViT.
+
+    Example:
+        >>> model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.LayerNorm(2)})
+        >>> groups = parameter_groups(model, 1e-4, 0.05, backbone_multiplier=0.1)
+        >>> [(f"{group['lr']:.0e}", group["weight_decay"], group["of_backbone"]) for group in groups]
+        [('1e-04', 0.0, False), ('1e-05', 0.05, True)]
     """
     require_range("learning_rate", learning_rate, "[0, inf)")
     require_range("weight_decay", weight_decay, "[0, inf)")
     require_range("backbone_multiplier", backbone_multiplier, "[0, inf)")
     require_range("layer_decay", layer_decay, "(0, 1]")
-    layers_above = {} if layer_decay == 1 else blocks_above(model, decay_query_blocks)
+    layers_above = {} if layer_decay == 1 else _blocks_above(model, decay_query_blocks)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = defaultdict(list)
     seen: set[int] = set()
     for module_name, module in model.named_modules():
@@ -59,7 +73,7 @@ def parameter_groups(
             seen.add(id(parameter))
             parts = module_name.split(".")
             in_backbone = ("backbone" in parts or "vit" in parts) and "feature_pyramid" not in parts
-            undecayed = isinstance(module, (*NORMS, nn.Embedding)) or name.endswith(POSITION_TABLES + TOKENS)
+            undecayed = isinstance(module, (*_NORMS, nn.Embedding)) or name.endswith(_POSITION_TABLES + _TOKENS)
             multiplier = backbone_multiplier * layer_decay ** layers_above.get(id(parameter), 0)
             key = (
                 learning_rate * (multiplier if in_backbone else 1.0),
@@ -73,7 +87,7 @@ def parameter_groups(
     ]
 
 
-def blocks_above(model: nn.Module, count_query_blocks: bool = True) -> dict[int, int]:
+def _blocks_above(model: nn.Module, count_query_blocks: bool = True) -> dict[int, int]:
     """How many blocks of a plain ViT come after a parameter's own, by its id; of embeddings, after the first.
 
     Raises:
@@ -104,7 +118,15 @@ def build_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     **options: Any,
 ) -> torch.optim.AdamW:
-    """AdamW over [`parameter_groups`], whose further arguments `options` are.
+    """AdamW over [`parameter_groups`].
+
+    Args:
+        model: see [`parameter_groups`].
+        learning_rate: see [`parameter_groups`].
+        weight_decay: see [`parameter_groups`].
+        backbone_multiplier: see [`parameter_groups`].
+        betas: of AdamW.
+        options: `layer_decay`, `decay_query_blocks`, `decay_norms`: see [`parameter_groups`].
 
     Raises:
         ValueError: as [`parameter_groups`]; betas outside [0, 1).
@@ -123,10 +145,14 @@ SCHEDULES = ("poly", "cosine", "multistep", "constant")
 def build_scheduler(
     optimizer: Optimizer, kind: str, max_steps: int, progress: Callable[[int], float] | None = None, **shape: Any
 ) -> LambdaLR:
-    """Scheduler that multiplies each group's learning rate by [`learning_rate_factor`]; `of_backbone` is that of the
-    group.
+    """Scheduler that multiplies each group's learning rate by [`learning_rate_factor`].
+
+    Its `of_backbone` is that of the group, as [`parameter_groups`] says.
 
     Args:
+        optimizer: such as of [`build_optimizer`].
+        kind: of curve, one of `SCHEDULES`.
+        max_steps: optimizer steps of the whole training.
         progress: share of the training that is done at a step, 0 to 1, where it can run ahead of the steps
             ([`TimeBudget`]); default: the share of steps.
         shape: the other arguments of [`learning_rate_factor`], which says what is wrong with them.
@@ -158,6 +184,7 @@ def learning_rate_factor(
     """Part of the full learning rate that the optimizer step number `step`, from 0, is made with.
 
     Args:
+        step: number of steps that are done.
         kind: `"poly"`, (1 - progress) ** power, the paper's for semantic segmentation; `"cosine"` from 1 to 0;
             `"multistep"`, times gamma at each milestone, the paper's for COCO panoptic; `"constant"`.
         max_steps: optimizer steps of the whole training.
@@ -173,7 +200,13 @@ def learning_rate_factor(
         of_backbone: the factor of the backbone's rate.
 
     Raises:
-        `ValueError`: unknown kind, steps or factors out of range, milestones that do not ascend or are missing.
+        ValueError: unknown kind, steps or factors out of range, milestones that do not ascend or are missing.
+
+    Example:
+        >>> [round(learning_rate_factor(step, "poly", max_steps=100), 3) for step in (0, 50, 100)]
+        [1.0, 0.536, 0.0]
+        >>> learning_rate_factor(700, "multistep", max_steps=1000, milestones=[600, 900])
+        0.1
     """
     if kind not in SCHEDULES:
         raise ValueError(f"Unknown schedule {kind!r}, choose one of {list(SCHEDULES)}.")
@@ -202,7 +235,7 @@ def learning_rate_factor(
         start = 1 / (warmup_steps + 1) if warmup_factor is None else warmup_factor
         warmup = start * (1 - step / warmup_steps) + step / warmup_steps
     if kind == "poly":
-        return warmup * (1 - progress) ** power
+        return float(warmup * (1 - progress) ** power)
     if kind == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * progress))
     if kind == "multistep":

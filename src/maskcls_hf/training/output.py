@@ -15,8 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
 
-from ..utils.writing import DISK_ERRORS, CannotWrite, write_json, written
-from .checkpoints import WRITING, last_good_message
+from ..utils.writing import DISK_ERRORS, WRITING, CannotWrite, write_json, written
+from .checkpoints import last_good_message
 
 try:
     import fcntl
@@ -26,7 +26,7 @@ except ImportError:  # Windows
 logger = logging.get_logger(__name__)
 
 LOCK = ".training"
-NO_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "ENOSYS", "EINVAL") if hasattr(errno, name)}
+_NO_LOCKS = {getattr(errno, name) for name in ("ENOLCK", "ENOTSUP", "ENOSYS", "EINVAL") if hasattr(errno, name)}
 
 _occupied: set[str] = set()  # by this process, which locks of files do not keep out
 _guard = threading.Lock()
@@ -38,8 +38,12 @@ class FolderInUse(ValueError):
 
 @contextmanager
 def training_in(out: Path) -> Iterator[None]:
-    """Around a training that writes to `out`, in all of its processes: the folder is its own, and errors in writing
-    say what is left.
+    """Around a training that writes to `out`, in all of its processes.
+
+    The folder is its own, and errors in writing say what is left.
+
+    Args:
+        out: made, where it is not there.
 
     Raises:
         FolderInUse: another training is at it.
@@ -73,7 +77,10 @@ def training_in(out: Path) -> Iterator[None]:
 def occupied(out: Path) -> Iterator[None]:
     """Inside, `out` is there and locked. The lock dies with the process, however it ends.
 
-    Raises: as [`training_in`].
+    Raises:
+        FolderInUse: another training is at it.
+        ValueError: `out` is a file.
+        CannotWrite: the folder, or its lock.
     """
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; the results need a folder.")
@@ -112,7 +119,7 @@ def _lock(out: Path) -> int:
         try:
             _lock_descriptor(descriptor)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                     raise
@@ -133,7 +140,7 @@ def _lock_descriptor(descriptor: int) -> None:
     import msvcrt
 
     os.lseek(descriptor, 1 << 30, os.SEEK_SET)  # what is locked cannot be read
-    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
     os.lseek(descriptor, 0, os.SEEK_SET)
 
 
@@ -159,4 +166,5 @@ def _quiet_threads() -> Iterator[None]:
 
 
 def save_results(scores: dict[str, float], out: Path) -> None:
+    """Write OUT/eval_results.json."""
     write_json(out / "eval_results.json", scores, indent=2, sort_keys=True)

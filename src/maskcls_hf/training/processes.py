@@ -36,6 +36,7 @@ def items_of_step(
     Args:
         batches: of this process; with `class_labels`, or `labels` of a per-pixel model.
         config: of the model.
+        accelerator: of the processes; None: there is one.
         weight: of the counts of this process; 0 where its batch is but a copy, see [`without_copies`].
 
     Returns:
@@ -49,7 +50,7 @@ def items_of_step(
     if accelerator is None:
         return total
     total = total.to(accelerator.device)
-    return accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total  # type: ignore[return-value]
+    return accelerator.reduce(total, "sum") if accelerator.num_processes > 1 else total
 
 
 def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[dict[str, Any], float]:
@@ -64,6 +65,13 @@ def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[
         outputs = model(**batch, num_items_in_batch=items)  # by all processes
         loss = accelerator.reduce(outputs.loss * weight, "sum")  # of the batches of all processes
         losses = accelerator.gather_for_metrics(loss.repeat(number))
+
+    Args:
+        batch: as the collator makes it; what has one entry an image is cut.
+        accelerator: that has prepared the loader.
+
+    Returns:
+        The batch of this process, and its weight.
     """
     number = len(batch["pixel_values"])
     state, own = accelerator.gradient_state, number
@@ -80,7 +88,12 @@ def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[
 
 
 def filled_up(measurements: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
-    """Measurements of a batch [`without_copies`] for `number` images again, as `gather_for_metrics` expects them."""
+    """Measurements of a batch [`without_copies`] for `number` images again, as `gather_for_metrics` expects them.
+
+    Example:
+        >>> filled_up({"iou": torch.tensor([0.5, 0.7])}, 4)["iou"]
+        tensor([0.5000, 0.7000, 0.7000, 0.7000])
+    """
     return {
         name: torch.cat([values, values[-1:].expand(number - len(values), *values.shape[1:])])
         for name, values in measurements.items()
@@ -103,12 +116,13 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def is_main_process() -> bool:
+    """Whether this is the process of rank 0, as launchers say in `RANK`."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
 def is_fsdp_wanted() -> bool:
-    """`accelerate launch --use_fsdp`."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP")
+    """Whether the training was started with FSDP, as by `accelerate launch --use_fsdp`."""
+    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def warn_if_not_sharded(accelerator: Accelerator) -> None:

@@ -27,7 +27,7 @@ WINDOW = 50  # steps that speed and remaining time are measured over
 
 class _Console(PlainConsole):
     def on_broken_pipe(self) -> None:
-        """rich would end the process; see [`unread`]."""
+        """Goes on where rich would end the process; see [`unread`]."""
         raise
 
 
@@ -106,6 +106,7 @@ class TrainingProgress:
             self._bar.update(self._evaluation, completed=done, total=total, visible=done != total)
 
     def stop(self) -> None:
+        """Takes the bar away; nothing where there is none."""
         atexit.unregister(self.stop)
         if self._bar is not None:
             with unread():
@@ -140,7 +141,13 @@ def _clock(seconds: float) -> str:
 
 
 class ShowProgress(TrainerCallback):
-    """A `TrainingProgress` for the Trainer, in place of its own bar."""
+    """A `TrainingProgress` for the Trainer, in place of its own bar.
+
+    Args:
+        images_a_step: over all processes and accumulated batches.
+        budget: its minutes bound the remaining time.
+        console: default: standard error.
+    """
 
     def __init__(self, images_a_step: int, budget: TimeBudget | None = None, console: Console | None = None):
         self.images_a_step, self.budget, self.console = images_a_step, budget, console
@@ -148,40 +155,67 @@ class ShowProgress(TrainerCallback):
         self._batches = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begins the bar, in the main process."""
         show = state.is_world_process_zero
         self.progress = TrainingProgress(state.max_steps, self.images_a_step, self.budget, show, self.console)
         self.progress.start(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar on."""
         self.progress.advance(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Shows losses and scores."""
         self.progress.log(logs or {})
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar of the evaluation on."""
         self._batches += 1
         loader = kwargs.get("eval_dataloader")
         if loader is not None:
             self.progress.evaluating(self._batches, len(loader))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves the time of saving, and of evaluation, out of the speed."""
         self._batches = 0
         self.progress.resume_clock()
 
     on_evaluate = on_save
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes the bar away."""
         self.progress.stop()
 
 
 class TrainingLog:
-    """The log of a loop of one's own, in the form of Trainer's trainer_state.json."""
+    """The log of a loop of one's own, in the form of Trainer's trainer_state.json.
+
+    Args:
+        max_steps: of the training.
+
+    Example:
+        >>> log = TrainingLog(max_steps=100)
+        >>> log.add(50, 0.5, {"loss": 2.0})
+        {'loss': 2.0, 'epoch': 0.5, 'step': 50}
+        >>> log.has(50, "loss")
+        True
+    """
 
     def __init__(self, max_steps: int) -> None:
         self.max_steps = max_steps
         self.entries: list[dict[str, Any]] = []
 
     def add(self, step: int, epoch: float, values: Mapping[str, float]) -> dict[str, Any]:
+        """Adds a line.
+
+        Args:
+            step: number of steps that are done.
+            epoch: passes over the data that are done.
+            values: losses or scores.
+
+        Returns:
+            The line.
+        """
         entry = {**values, "epoch": epoch, "step": step}
         self.entries.append(entry)
         return entry
@@ -197,9 +231,11 @@ class TrainingLog:
         write_json(Path(folder) / "trainer_state.json", state, indent=2)
 
     def state_dict(self) -> dict[str, Any]:
+        """The lines, for a checkpoint."""
         return {"entries": self.entries}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
         self.entries = [{**entry, "step": int(entry["step"])} for entry in state["entries"]]
 
 
@@ -215,7 +251,11 @@ class LossMeans:
         return bool(self._sums)
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Losses of one step; nothing is transferred."""
+        """Adds losses of one step; nothing is transferred.
+
+        Args:
+            losses: () each; those of inner layers, whose names end with a number, are left out.
+        """
         self._steps += 1
         for name, value in losses.items():
             if not name[-1].isdigit():

@@ -43,11 +43,13 @@ Count = Annotated[int, "(0, inf)"]
 
 @dataclass
 class DataSection:
-    """
+    """Section `data`: which images, and how they are divided.
+
     Args:
-        layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic"; None: found by
-            looking.
-        train_split, eval_split: names of the two parts.
+        layout: of the data folder: "folder", "ade20k", "cityscapes", "coco_instances", "coco_panoptic", or one of
+            `register_layout`; None: found by looking.
+        train_split: name of the part that is trained on.
+        eval_split: name of the part that is evaluated.
         val_share: where the data has no `eval_split`, the share of its images, at least one, that `training.seed`
             chooses to be held out from the training and evaluated; None: that is an error.
         options: further arguments of `open_dataset`.
@@ -64,7 +66,8 @@ class DataSection:
 
 @dataclass
 class ModelSection:
-    """
+    """Section `model`: kind of model, weights to start from, and fields of its configuration.
+
     Args:
         kind: mask classification, or the paper's per-pixel baselines.
         backbone_checkpoint: the backbone's weights, as `maskcls_hf.convert.open_backbone` takes them: a folder, a name
@@ -85,9 +88,11 @@ class ModelSection:
 
 @dataclass
 class SamplingSection:
-    """
+    """Section `sampling`: how often images occur.
+
     Args:
         by_area: side in pixels; an image occurs as often an epoch as it holds squares of this side, at least once.
+            None: every image once.
     """
 
     by_area: Count | None = None
@@ -95,7 +100,18 @@ class SamplingSection:
 
 @dataclass
 class OptimizerSection:
-    """AdamW, see `parameter_groups`; `clip_norm` is the largest norm of the gradient, None or 0: no limit."""
+    """Section `optimizer`: AdamW, see [`parameter_groups`].
+
+    Args:
+        learning_rate: of all but the backbone.
+        weight_decay: of all but norms, embeddings, tokens and position tables.
+        backbone_multiplier: of the backbone's learning rate.
+        layer_decay: of the learning rate, from block to block of a plain ViT; 1: none.
+        decay_query_blocks: False: an EoMT's blocks with queries are left out of `layer_decay`.
+        decay_norms: norms, embeddings, tokens and position tables have weight decay, too.
+        clip_norm: the largest norm of the gradient; None or 0: no limit.
+        betas: of AdamW.
+    """
 
     learning_rate: Positive = 1e-4
     weight_decay: NotNegative = 1e-4
@@ -109,7 +125,15 @@ class OptimizerSection:
 
 @dataclass
 class LoraSection:
-    """The backbone learns by small matrices beside its weights, which stay, see `add_lora`; `rank` None: by these."""
+    """Section `lora`: the backbone learns by small matrices beside its weights, which stay, see [`add_lora`].
+
+    Args:
+        rank: of the matrices; None: no LoRA, the weights themselves learn.
+        targets: names of layers of the backbone, or their ends; None: all its linear layers.
+        alpha: the update is multiplied by alpha / rank; None: by 1.
+        dropout: of what goes into the matrices.
+        modules_to_save: modules that learn in full; None: all outside of the backbone.
+    """
 
     rank: Count | None = None
     targets: list[str] | None = None
@@ -118,23 +142,29 @@ class LoraSection:
     modules_to_save: list[str] | None = None
 
 
-DEFAULT_STEPS = 160000
-LENGTHS = ("max_steps", "epochs")  # of a training: one says it
+_DEFAULT_STEPS = 160000
+_LENGTHS = ("max_steps", "epochs")  # of a training: one says it
 
 
 @dataclass
 class ScheduleSection:
-    """
+    """Section `schedule`: length of the training, and its learning rate, see [`learning_rate_factor`].
+
     Args:
         kind: shape of the learning rate over the steps.
         max_steps: optimizer steps of the training; without `epochs` 160000 by default.
         epochs: passes over the training images, instead of `max_steps`. One has as many whole steps as the images make
             (as often as `sampling` repeats them); the images that are left over are others in each.
-        warmup_steps: linear warm-up, from `warmup_factor` (None: 1 / (warmup_steps + 1)) to 1.
+        warmup_steps: linear warm-up, from `warmup_factor` to 1.
+        warmup_factor: part of the learning rate that the warm-up begins with; None: 1 / (warmup_steps + 1).
         backbone_warmup_steps: above 0 the backbone waits at 0 for the `warmup_steps` of the rest, then warms up for so
             many; poly and cosine begin after the warm-up.
         power: of poly, (1 - step / max_steps) ** power.
-        milestones, gamma: of multistep: the rate is multiplied by gamma at each of these steps.
+        milestones: of multistep: steps at which the rate falls, ascending.
+        gamma: of multistep: the rate is multiplied by it at each of these steps.
+
+    Raises:
+        ValueError: `max_steps` and `epochs` are both given.
     """
 
     kind: Literal["poly", "cosine", "multistep", "constant"] = "poly"
@@ -149,36 +179,47 @@ class ScheduleSection:
 
     def __post_init__(self) -> None:
         if self.epochs is None:
-            self.max_steps = DEFAULT_STEPS if self.max_steps is None else self.max_steps
+            self.max_steps = _DEFAULT_STEPS if self.max_steps is None else self.max_steps
         elif self.max_steps is not None:
             raise ValueError(f"schedule.max_steps={self.max_steps} or schedule.epochs={self.epochs}: give one of them.")
 
     @property
     def all_warmup_steps(self) -> int:
+        """Steps until the last learning rate has warmed up."""
         return self.warmup_steps + self.backbone_warmup_steps
 
     def steps(self, steps_an_epoch: int) -> int:
-        """Of the whole training."""
+        """Steps of the whole training, where an epoch has so many; 1 at least.
+
+        Example:
+            >>> ScheduleSection(epochs=2.5).steps(steps_an_epoch=10)
+            25
+        """
         if self.epochs is None:
             return cast(int, self.max_steps)
         return max(1, math.ceil(round(self.epochs * steps_an_epoch, 6)))
 
     def curve(self, max_steps: int) -> dict[str, Any]:
         """Arguments of `learning_rate_factor` for so many steps."""
-        return {**{k: v for k, v in dataclasses.asdict(self).items() if k not in LENGTHS}, "max_steps": max_steps}
+        return {**{k: v for k, v in dataclasses.asdict(self).items() if k not in _LENGTHS}, "max_steps": max_steps}
 
 
 @dataclass
 class TrainingSection:
-    """
+    """Section `training`: batches, precision, log and checkpoints.
+
     Args:
         batch_size: images of an optimizer step, over all processes and accumulated batches.
         mask_annealing: of an EoMT's masked attention, from 1 to 0; or start and end for each of its blocks with
             queries, in shares of the training. None: true for a new model; a saved one keeps its probabilities.
         ema_decay: of the averaged weights that are evaluated and saved; None: no average.
-        max_minutes: end on time; the schedule then follows the clock too.
+        seed: of new weights, order, augmentation and the images that are held out.
+        precision: of the forward pass; "fp16" needs a GPU.
+        gradient_checkpointing: compute activations again in the backward pass: less memory, same gradients.
+        max_minutes: end on time; the schedule then follows the clock too. None: no limit.
         workers: loader processes for each training process.
-        log_steps, save_steps: steps between lines of the log, and between checkpoints.
+        log_steps: steps between lines of the log.
+        save_steps: steps between checkpoints.
         save_total_limit: checkpoints that are kept.
         channels_last: memory layout of convolutions; faster, the numbers are the same up to rounding.
     """
@@ -199,7 +240,13 @@ class TrainingSection:
 
 @dataclass
 class MultiScaleSection:
-    """Test-time augmentation of `maskcls evaluate --multi-scale`: short edges in pixels, each also flipped."""
+    """Test-time augmentation of `maskcls evaluate --multi-scale`.
+
+    Args:
+        short_edges: in pixels, one pass each.
+        longest_edge: in pixels, at most; None: any.
+        flip: each pass also of the mirrored image.
+    """
 
     short_edges: list[Count] = field(default_factory=list)
     longest_edge: Count | None = None
@@ -208,14 +255,17 @@ class MultiScaleSection:
 
 @dataclass
 class EvaluationSection:
-    """
+    """Section `evaluation`: what is scored, and when.
+
     Args:
         tasks: of "semantic", "panoptic", "instance".
         metrics: names of further metrics, such as those of `register_metric`.
         every_steps: steps between evaluations; None: only the one at the end.
         batch_size: images of a forward pass; None: as in training.
-        threshold, overlap_threshold: of the panoptic map, and saved with the model, which is then run with them. None:
-            0.5 and 0.8.
+        threshold: of the panoptic map: the least probability of a segment's class; saved with the model, which is then
+            run with it. None: 0.5.
+        overlap_threshold: of the panoptic map: the least share of a mask that no other takes; saved likewise. None:
+            0.8.
         crop: evaluate the middle of images, of this side in pixels; None: whole images.
         bootstrap: replicates for 95 % intervals; 0: none.
         boundary: boundary IoU too.
@@ -236,9 +286,26 @@ class EvaluationSection:
 
 @dataclass
 class Recipe:
-    """A training. `image_processor` and `augmentation` are options of `MaskClsImageProcessor` and `TrainTransform`;
-    `paper` holds the scores to expect. `doubled` says which sections stand twice in the file: no training starts with
-    them."""
+    """A training, as [`load_recipe`] reads it.
+
+    Args:
+        name: of the file, without its ending.
+        doubled: which sections stand twice in the file: no training starts with them.
+        paper: the scores to expect.
+        data: see [`DataSection`].
+        model: see [`ModelSection`].
+        image_processor: options of `MaskClsImageProcessor`.
+        augmentation: options of `TrainTransform`.
+        sampling: see [`SamplingSection`].
+        lora: see [`LoraSection`].
+        optimizer: see [`OptimizerSection`].
+        schedule: see [`ScheduleSection`].
+        training: see [`TrainingSection`].
+        evaluation: see [`EvaluationSection`].
+
+    Raises:
+        ValueError: a value that is out of range; names it.
+    """
 
     name: str = ""
     doubled: tuple[str, ...] = field(default=(), compare=False)
@@ -257,7 +324,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise ValueError for the first value that is out of range."""
         for section in dataclasses.fields(self):
-            require_ranges(section.name, getattr(self, section.name))
+            _require_ranges(section.name, getattr(self, section.name))
         try:
             learning_rate_factor(0, **self.schedule.curve(self.schedule.steps(steps_an_epoch=1)))
         except ValueError as error:
@@ -274,7 +341,12 @@ class Recipe:
         return {key: value for key, value in sections.items() if value != {}}
 
     def differences(self, other: Recipe) -> list[str]:
-        """`section.key` of all values that are not those of `other`."""
+        """`section.key` of all values that are not those of `other`.
+
+        Example:
+            >>> load_recipe("finetune").differences(load_recipe("finetune", ["training.seed=1"]))
+            ['training.seed']
+        """
         sections, others = self.as_dict(), other.as_dict()
         return [
             f"{name}.{key}"
@@ -289,13 +361,13 @@ class Recipe:
         write_text(path, header + dump_yaml(self.as_dict()))
 
 
-def require_ranges(owner: str, section: Any) -> None:
+def _require_ranges(owner: str, section: Any) -> None:
     """ValueError for the first value of a section that is out of the range that its annotation gives."""
     if not dataclasses.is_dataclass(section):
         return
     for name, hint in get_type_hints(type(section), include_extras=True).items():
         value = getattr(section, name)
-        require_ranges(f"{owner}.{name}", value)
+        _require_ranges(f"{owner}.{name}", value)
         _require_in_range(f"{owner}.{name}", value, hint)
 
 
@@ -311,7 +383,7 @@ def _require_in_range(name: str, value: Any, hint: Any) -> None:
             _require_in_range(name, value, choice)
 
 
-SECTIONS: dict[str, Any] = {
+_SECTIONS: dict[str, Any] = {
     name: hint for name, hint in get_type_hints(Recipe).items() if name not in ("name", "doubled")
 }
 
@@ -332,6 +404,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     backbone of another model type replaces the whole backbone, and the scores under `paper` are never inherited.
 
     Args:
+        source: name or path.
         overrides: `"section.key=value"`, the value in YAML; dots lead into nested values
             (`model.backbone_config.depths=[1,1,1,1]`).
 
@@ -340,6 +413,11 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         ValueError: no valid YAML, an unknown section or key, one that stands twice (in a file, or in the overrides with
             two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
             section that stands twice and does not contradict itself is read, but no training starts with it.
+
+    Example:
+        >>> recipe = load_recipe("finetune", ["optimizer.learning_rate=1e-4", "schedule.max_steps=200"])
+        >>> recipe.name, recipe.optimizer.learning_rate, recipe.schedule.max_steps
+        ('finetune', 0.0001, 200)
     """
     path = _find(source)
     doubled: list[str] = []
@@ -348,7 +426,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         sections = _overridden(sections, override)
     try:
-        values = {name: _section(hint, sections[name]) for name, hint in SECTIONS.items() if name in sections}
+        values = {name: _section(hint, sections[name]) for name, hint in _SECTIONS.items() if name in sections}
         return Recipe(name=path.stem, doubled=tuple(doubled), **values)
     except ValueError as error:
         raise ValueError(f"{' '.join([str(path), *(f'--set {o}' for o in overrides)])}: {error}") from error
@@ -391,7 +469,7 @@ def _read(path: Path, below: tuple[Path, ...], doubled: list[str]) -> dict[str, 
     content = read_yaml(path, twice)
     doubled += [f"{path}, {problem}" for problem in twice]
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path} must hold sections ({', '.join(SECTIONS)}).")
+        raise ValueError(f"{path} must hold sections ({', '.join(_SECTIONS)}).")
     given = dict(content)
     base = given.pop("base", None)
     if base is not None and not isinstance(base, str):
@@ -411,7 +489,7 @@ def _require_distinct(overrides: Sequence[str]) -> None:
         if given.setdefault(name.strip(), text) != text:
             raise ValueError(f"--set {name.strip()} is given twice: {given[name.strip()]} and {text}.")
     lengths = [
-        f"schedule.{name}={text}" for name in LENGTHS if (text := given.get(f"schedule.{name}", "null")) != "null"
+        f"schedule.{name}={text}" for name in _LENGTHS if (text := given.get(f"schedule.{name}", "null")) != "null"
     ]
     if len(lengths) > 1:
         raise ValueError(f"--set {' --set '.join(lengths)}: give one of them.")
@@ -439,15 +517,15 @@ def _merged(sections: dict[str, dict[str, Any]], given: Mapping[str, Any], where
     """`given` over `sections`, its keys and types checked; `where` it comes from, for messages."""
     merged = dict(sections)
     for name, values in given.items():
-        if name not in SECTIONS:
-            raise ValueError(f"{where}: unknown section {name!r}; there are {', '.join(['base', *SECTIONS])}.")
+        if name not in _SECTIONS:
+            raise ValueError(f"{where}: unknown section {name!r}; there are {', '.join(['base', *_SECTIONS])}.")
         values = {} if values is None else values
         if not isinstance(values, Mapping):
             raise ValueError(f"{where}: {name} must hold keys and values, got {values!r}.")
-        checked = _checked(name, with_new_names(name, values, where), merged, where)
+        checked = _checked(name, _with_new_names(name, values, where), merged, where)
         base = merged.get(name, {})
-        if name == "schedule" and any(checked.get(length) is not None for length in LENGTHS):
-            base = {key: value for key, value in base.items() if key not in LENGTHS}  # said in the other unit
+        if name == "schedule" and any(checked.get(length) is not None for length in _LENGTHS):
+            base = {key: value for key, value in base.items() if key not in _LENGTHS}  # said in the other unit
         merged[name] = {**base, **{k: _over(base.get(k), v) for k, v in checked.items()}}
     return merged
 
@@ -465,16 +543,16 @@ def _over(base: Any, value: Any) -> Any:
 def _checked(
     section: str, values: Mapping[str, Any], sections: Mapping[str, dict[str, Any]], where: str
 ) -> dict[str, Any]:
-    hint = SECTIONS[section]
+    hint = _SECTIONS[section]
     hints = get_type_hints(hint) if dataclasses.is_dataclass(hint) else {}
     kind = str({**sections.get("model", {}), **values}.get("kind", "mask_classification"))
     hints = {name: hint for name, hint in hints.items() if name != "config"} | hints_of_section(section, kind)
     for key in values:
         if hints:
-            require_known(key, hints, where, section)
+            _require_known(key, hints, where, section)
     if section == "paper":
         return dict(values)
-    return {key: as_type(value, hints.get(key, Any), where, f"{section}.{key}") for key, value in values.items()}
+    return {key: _as_type(value, hints.get(key, Any), where, f"{section}.{key}") for key, value in values.items()}
 
 
 def _headline(path: Path) -> str:
@@ -486,7 +564,7 @@ def _headline(path: Path) -> str:
 
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", dict: "keys and values"}
 # What no recipe gives, as the data or the training loop does, or nothing uses it.
-OF_OTHERS = {
+_OF_OTHERS = {
     "augmentation": ("id2label", "return"),
     "image_processor": (
         "crop_size", "data_format", "device", "disable_grouping", "do_center_crop", "do_reduce_labels", "ignore_index",
@@ -495,12 +573,12 @@ OF_OTHERS = {
     ),
 }  # fmt: skip
 
-RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
+_RENAMED = {"augmentation": {"colour": "color"}}  # keys of recipes of before -> what they are called now
 
 
-def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def _with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """A section with its keys of before under their names of now, with a warning."""
-    for old, new in RENAMED.get(section, {}).items():
+    for old, new in _RENAMED.get(section, {}).items():
         if old in values and new in values:
             raise ValueError(f"{where}: {section}.{old} is the old name of {section}.{new}: give one of the two.")
         if old in values:
@@ -510,20 +588,24 @@ def with_new_names(section: str, values: Mapping[str, Any], where: str) -> Mappi
 
 
 def hints_of_section(section: str, model_kind: str) -> dict[str, Any]:
-    """Keys that `model`, `image_processor` and `augmentation` take from the code that reads them, and the types of
-    their values; {} for others."""
+    """Keys that a section takes from the code that reads them, and the types of their values.
+
+    Args:
+        section: "model", "image_processor" or "augmentation"; {} for others.
+        model_kind: "mask_classification" or "per_pixel".
+    """
     if section == "model":
         config = KINDS.get(model_kind, KINDS["mask_classification"]).config_class
         own = (f for f in dataclasses.fields(config) if f.name not in PreTrainedConfig.__dataclass_fields__)
         hints = {f.name: f.type for f in own}
         return hints | {"backbone_config": dict | None, "num_queries": int | Literal["num_labels"]}
-    if section not in OF_OTHERS:
+    if section not in _OF_OTHERS:
         return {}
     hints = get_type_hints(MaskClsImageProcessorKwargs if section == "image_processor" else TrainTransform.__init__)
-    return {name: hint for name, hint in sorted(hints.items()) if name not in OF_OTHERS[section]}
+    return {name: hint for name, hint in sorted(hints.items()) if name not in _OF_OTHERS[section]}
 
 
-def require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
+def _require_known(key: Any, known: Collection[str], where: str, owner: str) -> None:
     """ValueError, with the nearest known key, for one that `owner` does not have."""
     if key not in known:
         close = difflib.get_close_matches(str(key), known, n=1)
@@ -531,10 +613,11 @@ def require_known(key: Any, known: Collection[str], where: str, owner: str) -> N
         raise ValueError(f"{where}: unknown key {owner}.{key}{hint}; {owner} has {', '.join(sorted(known))}.")
 
 
-def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
+def _as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     """`value` as `hint` wants it: integers are numbers, lists become tuples. All numbers are finite.
 
     Args:
+        value: of a YAML file.
         hint: Any, a class, `Literal`, a dataclass (the value stays a dict), a list, tuple or mapping of these, or one
             of several.
         where: file, for messages.
@@ -552,10 +635,10 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
     if origin in (Union, UnionType):
         choices = [argument for argument in arguments if argument is not type(None)]
         if len(choices) == 1:
-            return as_type(value, choices[0], where, owner)
+            return _as_type(value, choices[0], where, owner)
         for choice in choices:
             try:
-                return as_type(value, choice, where, owner)
+                return _as_type(value, choice, where, owner)
             except ValueError:
                 pass
     if origin is Literal and isinstance(value, str) and value in arguments:
@@ -565,13 +648,13 @@ def as_type(value: Any, hint: Any, where: str, owner: str) -> Any:
         hints = arguments if fixed else [arguments[0]] * len(value)
         if len(hints) == len(value):
             items = enumerate(zip(value, hints, strict=True))
-            made = [as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
+            made = [_as_type(item, hint, where, f"{owner}[{i}]") for i, (item, hint) in items]
             return tuple(made) if origin is tuple else made
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {
-            as_type(key, arguments[0], where, f"a key of {owner}"): None
+            _as_type(key, arguments[0], where, f"a key of {owner}"): None
             if inner is None
-            else as_type(inner, arguments[1], where, f"{owner}.{key}")
+            else _as_type(inner, arguments[1], where, f"{owner}.{key}")
             for key, inner in value.items()
         }
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
@@ -605,8 +688,8 @@ def _shown(value: Any) -> str:
 def _checked_fields(value: Mapping[str, Any], hint: Any, where: str, owner: str) -> dict[str, Any]:
     hints = get_type_hints(hint)
     for key in value:
-        require_known(key, hints, where, owner)
-    return {key: as_type(inner, hints[key], where, f"{owner}.{key}") for key, inner in value.items()}
+        _require_known(key, hints, where, owner)
+    return {key: _as_type(inner, hints[key], where, f"{owner}.{key}") for key, inner in value.items()}
 
 
 def _name(hint: Any) -> str:

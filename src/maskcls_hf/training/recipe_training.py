@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import is_bf16_available, parse_flag_from_env
 from transformers import PrinterCallback, ProgressCallback, TrainingArguments
-from transformers.integrations import is_tensorboard_available
+from transformers.integrations.integration_utils import is_tensorboard_available
 from transformers.utils import logging
 
 from ..data.errors import told_of_workers
@@ -38,8 +38,10 @@ TRAINING_ERRORS = (OSError, ValueError, CorruptCheckpoint, DivergenceError)
 
 @contextmanager
 def as_script() -> Iterator[None]:
-    """Around the training of a script: it ends with one line, without a traceback, where data, settings or the machine
-    do not allow it or a signal has stopped it."""
+    """Around the training of a script: it ends with one line, without a traceback, and an exit code.
+
+    So where data, settings or the machine do not allow it, or a signal has stopped it.
+    """
     try:
         yield
     except TRAINING_ERRORS as error:
@@ -68,15 +70,24 @@ def train(
     the log, `split.json` where it has held out images for evaluation by itself, and checkpoints. The generators of
     Python, NumPy and torch are seeded with `training.seed`.
 
-    Args: as [`prepared_run`].
+    Args:
+        recipe: what is trained, and how.
+        data: folder of the data set.
+        out: folder for the results.
+        model: fine-tune the saved model in this folder.
+        resume: go on from the last whole checkpoint in `out`.
+        accumulate: batches of a step, for less memory; the results are the same.
+        tensorboard: write the log to `out`/runs too.
 
     Returns:
-        the scores of the last evaluation, their names beginning with `eval_`.
+        The scores of the last evaluation, their names beginning with `eval_`.
 
     Raises:
-        OSError, ValueError: as [`prepare`]; `out` holds another training, or one is at it.
+        OSError: as [`prepare`].
+        ValueError: as [`prepare`]; `out` holds another training, or one is at it.
         CannotWrite: an OSError that names what could not be written, the cause, and the last good checkpoint.
-        CheckpointNotFound, CorruptCheckpoint: there is nothing to resume, or it cannot be loaded.
+        CheckpointNotFound: there is nothing to resume.
+        CorruptCheckpoint: what is to be resumed cannot be loaded.
         DivergenceError: the loss became NaN or infinite.
         TrainingStopped: a KeyboardInterrupt, by a signal.
     """
@@ -92,7 +103,7 @@ def train(
         with stop.patient():
             trainer.train(resume_from_checkpoint=resume)
             stops = stop.agreed(trainer.args.device)
-            scores = {} if stops else last_evaluation(trainer) or scores_of(trainer.evaluate())
+            scores = {} if stops else _last_evaluation(trainer) or scores_of(trainer.evaluate())
         if not scores:
             raise stop.stopped()
         trainer.save_model()
@@ -113,20 +124,23 @@ def prepared_run(
     accumulate: int = 1,
     tensorboard: bool = False,
 ) -> Iterator[tuple[Run, StopSignals]]:
-    """The run of a recipe in the folder `out`, which is its own inside, and the signals that come. All that the user
-    can mend is checked before: see [`prepare`], [`check_output`], [`check_precision`].
+    """The run of a recipe in the folder `out`, which is its own inside, and the signals that come.
+
+    All that the user can mend is checked before: see [`prepare`], [`_check_output`], [`_check_precision`].
 
     Args:
+        recipe: what is trained, and how.
         data: folder of the data set.
+        out: folder for the results.
         model: fine-tune the saved model in this folder.
         resume: go on from the last whole checkpoint in `out`.
         accumulate: batches of a step, for less memory; the results are the same.
         tensorboard: write the log to `out`/runs too.
     """
-    check_precision(recipe)
-    state = PartialState(cpu=on_cpu())
+    _check_precision(recipe)
+    state = PartialState(cpu=_on_cpu())
     with no_progress_bars(), told_of_workers(), stop_signals() as stop, training_in(out):
-        check_output(recipe, out, resume, tensorboard)
+        _check_output(recipe, out, resume, tensorboard)
         record = read_record(out) if resume else None
         held_out = None if record is None else record["images"]
         run = prepare(
@@ -134,12 +148,12 @@ def prepared_run(
         )
         if state.is_main_process:
             recipe.save(out / "recipe.yaml")
-            record_held_out(run, Path(data), out)
+            _record_held_out(run, Path(data), out)
             print(printable(run.describe()), flush=True)
         yield run, stop
 
 
-def record_held_out(run: Run, data: Path, out: Path) -> None:
+def _record_held_out(run: Run, data: Path, out: Path) -> None:
     """Write which images the training has held out by itself, for a resume and for `maskcls evaluate`."""
     section = run.recipe.data
     if run.held_out is None:
@@ -150,7 +164,13 @@ def record_held_out(run: Run, data: Path, out: Path) -> None:
 
 
 def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = None) -> MaskClsTrainer:
-    """The Trainer of a run, which signals can stop."""
+    """The Trainer of a run, which signals can stop.
+
+    Args:
+        run: what is trained.
+        args: such as of [`training_arguments`].
+        stop: the signals that have come; None: none come.
+    """
     callbacks = [
         run.budget,
         ShowProgress(run.recipe.training.batch_size, run.budget),
@@ -176,22 +196,31 @@ def build_trainer(run: Run, args: TrainingArguments, stop: StopSignals | None = 
     return trainer
 
 
-def on_cpu() -> bool:
-    """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so. To be told to Accelerate and
-    Trainer, or each process started by torchrun trains alone."""
+def _on_cpu() -> bool:
+    """Training is on the CPU: there is nothing else, or `accelerate launch --cpu` says so.
+
+    To be told to Accelerate and Trainer, or each process started by torchrun trains alone.
+    """
     return not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
 
 
-def check_precision(recipe: Recipe) -> None:
+def _check_precision(recipe: Recipe) -> None:
     """ValueError where this machine would train in another precision, or fail to."""
     precision = recipe.training.precision
-    if on_cpu() and precision == "fp16":
+    if _on_cpu() and precision == "fp16":
         raise ValueError("training.precision=fp16 needs a GPU; on a CPU: --set training.precision=bf16, or float32.")
-    if not on_cpu() and precision == "bf16" and not is_bf16_available():
+    if not _on_cpu() and precision == "bf16" and not is_bf16_available():
         raise ValueError("training.precision=bf16: this device has none; --set training.precision=fp16, or float32.")
 
 
 def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> TrainingArguments:
+    """Arguments of Trainer, as the recipe says.
+
+    Args:
+        run: what is trained.
+        out: folder for the results.
+        tensorboard: write the log to `out`/runs too.
+    """
     settings, every = run.recipe.training, run.recipe.evaluation.every_steps
     return TrainingArguments(
         output_dir=str(out),
@@ -215,23 +244,29 @@ def training_arguments(run: Run, out: Path, tensorboard: bool = False) -> Traini
         save_total_limit=settings.save_total_limit,
         ddp_find_unused_parameters=False,
         disable_tqdm=True,
-        use_cpu=on_cpu(),
+        use_cpu=_on_cpu(),
         report_to="tensorboard" if tensorboard else "none",
     )
 
 
 def accelerator_options(run: Run, out: Path, tensorboard: bool = False) -> dict[str, Any]:
-    """Arguments of `Accelerator` for a loop of one's own."""
+    """Arguments of `Accelerator` for a loop of one's own, as the recipe says.
+
+    Args:
+        run: what is trained.
+        out: folder for the results.
+        tensorboard: log to TensorBoard, too.
+    """
     precision = run.recipe.training.precision
     return {
-        "cpu": on_cpu(),
+        "cpu": _on_cpu(),
         "mixed_precision": "no" if precision == "float32" else precision,
         "log_with": "tensorboard" if tensorboard else None,
         "project_dir": out,
     }
 
 
-def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
+def _last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
     """Scores of the evaluation after the last step, if there was one."""
     for entry in reversed(trainer.state.log_history):
         if "eval_loss" in entry and entry.get("step") == trainer.state.global_step:
@@ -240,11 +275,13 @@ def last_evaluation(trainer: MaskClsTrainer) -> dict[str, float] | None:
 
 
 def scores_of(metrics: dict[str, float]) -> dict[str, float]:
+    """Of what an evaluation gives the scores, without its speed."""
     return {name: value for name, value in metrics.items() if name.startswith("eval_") and name not in SPEED}
 
 
-def check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
-    """
+def _check_output(recipe: Recipe, out: Path, resume: bool, tensorboard: bool = False) -> None:
+    """Refuses a folder that holds other results, or nothing to resume.
+
     Raises:
         ValueError: `out` has checkpoints that nobody asked to resume, another model, or a folder in the place of a
             file; or TensorBoard is not installed.

@@ -57,9 +57,25 @@ logger = logging.get_logger(__name__)
 class Run:
     """What [`prepare`] makes of a recipe and a data set.
 
-    `batch_size` and `eval_batch_size` are those of one process and forward pass; `accumulate` batches make a step.
-    `ema` is None without averaged weights; `held_out` names the images for evaluation where the data has no split for
-    it.
+    Args:
+        recipe: that was prepared.
+        model: the network, without wrappers.
+        image_processor: of the model.
+        train_data: augmented samples, whose keys the sampler gives.
+        eval_data: samples as they are, or their middles.
+        sampler: order of the training.
+        train_collator: batches of the training.
+        eval_collator: batches of the evaluation, with `ground_truth`.
+        optimizer: of the model's parameters.
+        scheduler: of the optimizer.
+        evaluator: of the recipe's tasks and metrics.
+        ema: averaged weights; None: there are none.
+        budget: of time, which the scheduler follows.
+        batch_size: images of one process and forward pass, in training.
+        eval_batch_size: the same in evaluation.
+        accumulate: batches that make a step.
+        max_steps: of the training.
+        held_out: names of the images for evaluation where the data has no split for it; None: it has one.
     """
 
     recipe: Recipe
@@ -81,7 +97,7 @@ class Run:
     max_steps: int
     held_out: list[str] | None = None
 
-    def loaders(self) -> tuple[DataLoader, DataLoader]:
+    def loaders(self) -> tuple[DataLoader[Any], DataLoader[Any]]:
         """For training and evaluation, for a loop of one's own."""
         workers = self.recipe.training.workers
         options: dict[str, Any] = dict(
@@ -100,6 +116,7 @@ class Run:
         return nullcontext() if self.ema is None else self.ema.swapped(model)
 
     def describe(self) -> str:
+        """One line about data, model and steps."""
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         learning = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         some = "" if learning > parameters / 2 else f", of which {learning / 1e6:.2f} learn"
@@ -123,10 +140,12 @@ def prepare(
     """Open the data and build all that the recipe says. The weights of a new model follow `training.seed`.
 
     Args:
+        recipe: what is trained, and how.
         data: folder of the data set.
         model: fine-tune the saved model in this folder, its classes replaced by those of the data; or train this
             network, whatever its class, instead of the recipe's.
-        processes, accumulate: how the images of a step are shared out.
+        processes: that share the images of a step.
+        accumulate: batches of a process that make a step.
         held_out: names of the images for evaluation where the data has no split for it, as a training before has chosen
             them; None: they are chosen now.
 
@@ -134,7 +153,7 @@ def prepare(
         OSError: no such data, split or checkpoint.
         ValueError: what data or recipe have wrong, or where they do not go together.
     """
-    check_settings(recipe, processes, accumulate)
+    _check_settings(recipe, processes, accumulate)
     if model is None and recipe.model.backbone_checkpoint is None and not recipe.model.from_scratch:
         raise ValueError(
             f"Recipe {recipe.name} starts from trained weights: give a saved model (--model FOLDER) or those of a "
@@ -145,9 +164,9 @@ def prepare(
     image_processor = build_image_processor(
         recipe, saved, train_set.kind, pretrained=model is None, **train_set.processor_fields()
     )
-    network = prepare_model(recipe, train_set.id2label, model)
+    network = _prepare_model(recipe, train_set.id2label, model)
     settings, crop = recipe.training, recipe.evaluation.crop
-    sampler = build_sampler(recipe, train_set)
+    sampler = _build_sampler(recipe, train_set)
     max_steps = recipe.schedule.steps(len(sampler) // settings.batch_size)
     if recipe.schedule.all_warmup_steps >= max_steps:
         logger.warning(
@@ -164,7 +183,7 @@ def prepare(
         recipe=recipe,
         model=network,
         image_processor=image_processor,
-        train_data=AugmentedDataset(train_set, build_transform(recipe, train_set, image_processor), settings.seed),
+        train_data=AugmentedDataset(train_set, _build_transform(recipe, train_set, image_processor), settings.seed),
         eval_data=eval_set if crop is None else Cropped(eval_set, crop),
         sampler=sampler,
         train_collator=train_collator,
@@ -182,11 +201,11 @@ def prepare(
         max_steps=max_steps,
         held_out=eval_set.names if isinstance(eval_set, Part) else None,
     )
-    try_evaluation(run)
+    _try_evaluation(run)
     return run
 
 
-def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
+def _check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
     """What can be said without data and model."""
     settings = recipe.training
     if recipe.doubled:
@@ -202,11 +221,12 @@ def check_settings(recipe: Recipe, processes: int, accumulate: int) -> None:
         raise ValueError("FSDP shares out the weights, but their average needs them whole: training.ema_decay=null.")
 
 
-def try_evaluation(run: Run) -> None:
+def _try_evaluation(run: Run) -> None:
     """Evaluate one image with logits of 0: what fails in the evaluation fails before the first step.
 
     Raises:
-        OSError, ValueError: what is wrong with the image, the image processor or the options.
+        OSError: the image cannot be read.
+        ValueError: what is wrong with the image, the image processor or the options.
     """
     batch = run.eval_collator([run.eval_data[0]])
     cells = [max(1, length // 4) for length in batch["pixel_values"].shape[-2:]]
@@ -225,23 +245,23 @@ def try_evaluation(run: Run) -> None:
     run.evaluator.measure(outputs, batch["ground_truth"])
 
 
-def prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
+def _prepare_model(recipe: Recipe, id2label: dict[int, str], given: str | Path | PreTrainedModel | None) -> Any:
     model: Any = given
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
         if not isinstance(given, PreTrainedModel):
             model = build_model(recipe, id2label) if given is None else load_model(recipe, given, id2label)
         if recipe.lora.rank is not None:
-            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=base_of(recipe, given))
+            model = add_lora(model, **dataclasses.asdict(recipe.lora), base=_base_of(recipe, given))
     takes_channels_last = not is_fsdp_wanted()  # FSDP takes weights of torch's own layout only
     if recipe.training.channels_last and takes_channels_last and not upsets_onednn(model):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, call-arg]
+        model.to(memory_format=torch.channels_last)
     if recipe.training.gradient_checkpointing:
         enable_gradient_checkpointing(model)
     return model
 
 
-def base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[str, Any]:
+def _base_of(recipe: Recipe, given: str | Path | PreTrainedModel | None) -> dict[str, Any]:
     """Where the weights come from that LoRA leaves as they are.
 
     Raises:
@@ -281,11 +301,14 @@ def build_collators(recipe: Recipe, image_processor: MaskClsImageProcessor) -> t
     )
 
 
-def build_transform(
+def _build_transform(
     recipe: Recipe, data: SegmentationDataset, image_processor: MaskClsImageProcessor
 ) -> TrainTransform:
-    """With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
-    evaluation, whatever model it came with; else see `TrainTransform`."""
+    """The augmentation of the recipe.
+
+    With `resize: as_evaluated`, `scale` is relative to the size at which the image processor gives images to the
+    evaluation, whatever model it came with; else see `TrainTransform`.
+    """
     options = dict(recipe.augmentation)
     try:
         if options.get("resize") == "as_evaluated":
@@ -296,8 +319,13 @@ def build_transform(
 
 
 def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float], whole: bool) -> dict[str, Any]:
-    """Options of `TrainTransform`. Where the evaluation sees a part of each image, not the `whole`, nothing is resized
-    for it."""
+    """Options of `TrainTransform` for the size at which the image processor gives images to the evaluation.
+
+    Args:
+        image_processor: of the model.
+        scale: bounds of the factor on that size.
+        whole: False: the evaluation sees a part of each image, and nothing is resized for it.
+    """
     if not (image_processor.do_resize and whole):
         return {"resize": "crop_first", "scale": scale}
     size = dict(image_processor.size)
@@ -312,13 +340,20 @@ def as_evaluated(image_processor: MaskClsImageProcessor, scale: Sequence[float],
     }
 
 
-def build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
+def _build_sampler(recipe: Recipe, data: SegmentationDataset) -> WholeSteps:
     side = recipe.sampling.by_area
     repeats = None if side is None else repeats_by_area(data.sizes(), side)
     return WholeSteps(len(data), recipe.training.seed, repeats=repeats, images_a_step=recipe.training.batch_size)
 
 
 def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data: SegmentationDataset) -> Evaluator:
+    """The evaluator of the recipe's section `evaluation`.
+
+    Args:
+        recipe: its section `evaluation` counts.
+        image_processor: of the model.
+        data: has the classes.
+    """
     section = recipe.evaluation
     return Evaluator(
         image_processor,
@@ -339,7 +374,12 @@ def build_evaluator(recipe: Recipe, image_processor: MaskClsImageProcessor, data
 def open_splits(
     recipe: Recipe, root: str | Path, held_out: Sequence[str] | None = None
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """Training and evaluation split; of data without the latter, two parts of the former ([`hold_out`]).
+    """Training and evaluation split; of data without the latter, two parts of the former ([`_hold_out`]).
+
+    Args:
+        recipe: its section `data` counts, and `training.seed`.
+        root: folder of the data.
+        held_out: names of the images for evaluation, as a training before has chosen them; None: they are chosen now.
 
     Raises:
         FileNotFoundError: no such data or split.
@@ -357,7 +397,7 @@ def open_splits(
             train, evaluation = open_split(section.train_split), open_split(section.eval_split)
         else:
             data = open_split(training_split(section.train_split, *of_data))
-            train, evaluation = hold_out(recipe, Path(root), data, held_out)
+            train, evaluation = _hold_out(recipe, Path(root), data, held_out)
     except TypeError as error:
         raise ValueError(f"Recipe {recipe.name}, data.options: {error}") from error
     refuse_binary_masks(train, section.train_split)
@@ -382,7 +422,7 @@ def open_splits(
     return train, evaluation
 
 
-def hold_out(
+def _hold_out(
     recipe: Recipe, root: Path, data: SegmentationDataset, held_out: Sequence[str] | None
 ) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Two parts of the data, whose second one stands for the split that it lacks."""
@@ -420,6 +460,18 @@ class WholeSteps(EpochSampler):
     """An `EpochSampler` whose epochs end with a whole optimizer step, so that all steps have as many images.
 
     The images that are left over are others in each epoch.
+
+    Args:
+        args: of `EpochSampler`.
+        images_a_step: over all processes and accumulated batches.
+        kwargs: of `EpochSampler`.
+
+    Raises:
+        ValueError: the images do not make one step.
+
+    Example:
+        >>> len(WholeSteps(10, seed=0, images_a_step=4))
+        8
     """
 
     def __init__(self, *args: Any, images_a_step: int, **kwargs: Any):
@@ -440,7 +492,12 @@ class WholeSteps(EpochSampler):
 
 
 class Cropped(Dataset[Sample]):
-    """The middle of the images of a data set."""
+    """The middle of the images of a data set.
+
+    Args:
+        dataset: any.
+        side: in pixels, see [`CenterCrop`].
+    """
 
     def __init__(self, dataset: SegmentationDataset, side: int):
         self.dataset, self.crop = dataset, CenterCrop(side)

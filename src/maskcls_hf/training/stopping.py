@@ -1,5 +1,7 @@
-"""Ctrl-C, SIGTERM and a terminal that closes (SIGHUP) end a training after its step, with a checkpoint; a second signal
-ends it at once."""
+"""Ctrl-C, SIGTERM and a terminal that closes (SIGHUP) end a training after its step, with a checkpoint.
+
+A second signal ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,16 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
+_ECHO_SECONDS = 1.0  # a launcher passes on to its processes the Ctrl-C that they have had from the terminal
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """By a signal. `exit_code` is 128 + its number, as shells have it."""
+    """A training was stopped by a signal. `exit_code` is 128 + its number, as shells have it.
+
+    Args:
+        message: for the user.
+        number: of the signal.
+    """
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
@@ -71,17 +78,25 @@ class StopSignals:
         return self._agreed
 
     def stopped(self, advice: str = "go on with --resume") -> TrainingStopped:
-        """The error to raise."""
+        """The error to raise; `advice` says how to go on."""
         number = self.number or signal.SIGINT
         after = "before the first step of this run" if self.step is None else f"after step {self.step}, {advice}"
         return TrainingStopped(f"{signal.Signals(number).name}: stopped {after}", number)
 
     def handle(self, number: int, frame: Any = None) -> None:
-        """The handler."""
+        """The handler of signals, which Python calls.
+
+        Args:
+            number: of the signal.
+            frame: not looked at.
+
+        Raises:
+            TrainingStopped: outside of `patient`, and of a second signal.
+        """
         if os.getpid() != self._process:
             return  # a forked worker
         now = time.monotonic()
-        is_echo = int(os.environ.get("WORLD_SIZE", 1)) > 1 and now - self._since < ECHO_SECONDS
+        is_echo = int(os.environ.get("WORLD_SIZE", 1)) > 1 and now - self._since < _ECHO_SECONDS
         if self.number is None:
             self.number, self._since = number, now
             if not self._patient:
@@ -113,44 +128,59 @@ def stop_signals() -> Iterator[StopSignals]:
 
 
 class StopTraining(TrainerCallback):
-    """[`StopSignals`] for `MaskClsTrainer`: a signal ends the training after its step or in an evaluation, with a
-    checkpoint; a resume begins with the evaluation that it has kept out."""
+    """[`StopSignals`] for `MaskClsTrainer`: a signal ends the training after its step or in an evaluation.
+
+    It ends with a checkpoint; a resume begins with the evaluation that it has kept out.
+
+    Args:
+        stop: the signals that have come, see [`stop_signals`].
+    """
 
     def __init__(self, stop: StopSignals):
         self.stop = stop
         self._saved = -1  # step of the last checkpoint
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Notes the step at which the training begins or goes on."""
         self.stop.step = state.global_step or None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for the evaluation that a signal has kept out."""
         step = state.global_step
         if args.eval_strategy == "steps" and step and step % args.eval_steps == 0:
             done = any(entry.get("step") == step and "eval_loss" in entry for entry in state.log_history)
             control.should_evaluate = not done
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends the training with a checkpoint, without an evaluation."""
         self.stop.step = state.global_step
         if self.stop.agreed(args.device):
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends an evaluation.
+
+        Raises:
+            EvaluationStopped: in all processes.
+        """
         if self.stop.agreed(args.device):
             raise EvaluationStopped
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for the checkpoint of a training that was stopped in the evaluation after a step."""
         stops = control.should_training_stop and self.stop.agreed(args.device)
         if stops and self._saved != state.global_step:  # stopped in the evaluation after the step
             control.should_save, control.should_evaluate = True, False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ends a training that a signal has reached while a checkpoint was written."""
         self._saved = state.global_step
         if self.stop.agreed(args.device):  # while it was written: no step more
             control.should_training_stop = True
 
 
-def shield_workers(loader: DataLoader) -> DataLoader:
+def shield_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """Let the workers of a loader outlive signals to the whole group (Ctrl-C, Slurm's SIGTERM): the step needs them."""
     inner = getattr(loader, "base_dataloader", loader)
     if inner.num_workers and getattr(inner.worker_init_fn, "func", None) is not _start_worker:
@@ -193,8 +223,10 @@ def _say(text: str) -> None:
 
 @contextmanager
 def unread() -> Iterator[None]:
-    """Around output on standard error, which goes nowhere from when nobody reads it any more: a Ctrl-C ends the `tee`
-    behind the training too, and SIGHUP comes when the terminal has gone."""
+    """Around output on standard error, which goes nowhere from when nobody reads it any more.
+
+    A Ctrl-C ends the `tee` behind the training too, and SIGHUP comes when the terminal has gone.
+    """
     try:
         yield
     except OSError as error:

@@ -1,5 +1,7 @@
-"""transformers' Trainer for masks: an exact normalizer of the loss, evaluation in constant memory, checkpoints that are
-whole or absent, resumes that change nothing.
+"""transformers' Trainer for masks.
+
+An exact normalizer of the loss, evaluation in constant memory, checkpoints that are whole or absent, resumes that
+change nothing.
 
 Three private methods of `Trainer` are overridden, each for a reason that its docstring gives; the rest is public
 methods and callbacks.
@@ -45,23 +47,25 @@ from .checkpoints import (
     saving,
 )
 from .divergence import check_finite, check_weights, evaluation_after, reraise_as_divergence
-from .loop import LossMeans
 from .lora import network_of, save_base
 from .processes import filled_up, items_of_step, own_class, share_buffers, whole_norm, without_copies
+from .progress import LossMeans
 from .stopping import EvaluationStopped, shield_workers
 
 STATE, ARGUMENTS = "trainer_state.json", "training_args.bin"  # as Trainer names them
 CALLBACKS, EMA = "callbacks.pt", "ema.pt"
-NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
-REPLACED_BY = "maskcls_hf.metrics.Evaluator(...) measures"
+_NO_TRUTH = "The evaluator needs ground_truth: eval_collator with keep_ground_truth=True gives it."
+_REPLACED_BY = "maskcls_hf.metrics.Evaluator(...) measures"
 OTHERS = {
-    "compute_metrics": f"evaluator={REPLACED_BY} each image, and gives the scores",
-    "preprocess_logits_for_metrics": f"logits are never gathered; evaluator={REPLACED_BY} them",
+    "compute_metrics": f"evaluator={_REPLACED_BY} each image, and gives the scores",
+    "preprocess_logits_for_metrics": f"logits are never gathered; evaluator={_REPLACED_BY} them",
 }
 
 
 class MaskClsTrainer(Trainer):
-    """`Trainer` with these differences.
+    """`Trainer` for samples of images and segments.
+
+    It differs in this:
 
     - The loss of a step is divided by the counts of the whole step, over accumulated batches and processes: 2
       processes, or 2 accumulated batches, give the gradients of one batch of twice the size.
@@ -77,6 +81,8 @@ class MaskClsTrainer(Trainer):
     - Cards and pushes are those of `maskcls push`.
 
     Args:
+        model: as for `Trainer`.
+        args: as for `Trainer`; `remove_unused_columns`, `batch_eval_metrics` and `logging_nan_inf_filter` are set.
         data_collator: makes batches of samples; None: a `MaskClsCollator` with the `processing_class`.
         sampler: order of the training samples, with `set_epoch`, such as `maskcls_hf.data.EpochSampler`; None:
             that for an `AugmentedDataset` (else each epoch would show the same crops), else random.
@@ -104,7 +110,7 @@ class MaskClsTrainer(Trainer):
         args: TrainingArguments,
         data_collator: Callable[..., Any] | None = None,
         *,
-        sampler: Sampler | None = None,
+        sampler: Sampler[Any] | None = None,
         evaluator: Any = None,
         eval_collator: Callable[..., Any] | None = None,
         ema: Any = None,
@@ -139,7 +145,7 @@ class MaskClsTrainer(Trainer):
         self.sampler, self.ema, self.evaluator = sampler, ema, evaluator
         self.eval_collator = eval_collator or self.data_collator
         if evaluator is not None and not getattr(self.eval_collator, "keep_ground_truth", True):
-            raise ValueError(NO_TRUTH)
+            raise ValueError(_NO_TRUTH)
         forward = network_of(self.accelerator.unwrap_model(self.model)).forward
         self.model_accepts_loss_kwargs = "num_items_in_batch" in inspect.signature(forward).parameters
         self._evaluated: Any = None  # ground truth of the batch
@@ -155,7 +161,8 @@ class MaskClsTrainer(Trainer):
 
     # -- data ------------------------------------------------------------------------------------------------------
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Loader of the training samples, in the order of the sampler; else as of `Trainer`."""
         self._loads.end()
         args, dataset = self.args, self.train_dataset
         if self.sampler is None or dataset is None or isinstance(dataset, IterableDataset):
@@ -176,11 +183,13 @@ class MaskClsTrainer(Trainer):
         )
         return _protected(self.accelerator.prepare(loader), args.seed)
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """As `Trainer.get_eval_dataloader`, with `eval_collator`, and of every image."""
         with self._evaluating():
             return _protected(super().get_eval_dataloader(eval_dataset), self.args.seed)
 
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """As `Trainer.get_test_dataloader`, with `eval_collator`, and of every image."""
         with self._evaluating():
             return _protected(super().get_test_dataloader(test_dataset), self.args.seed)
 
@@ -195,14 +204,28 @@ class MaskClsTrainer(Trainer):
             self.data_collator, self.args.dataloader_drop_last = kept
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, Tensor | None]:
-        """The batches of an optimizer step, and what its loss is divided by."""
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | None]:
+        """The batches of an optimizer step, and what its loss is divided by.
+
+        Args:
+            epoch_iterator: of batches.
+            num_batches: that make a step; fewer come at the end of an epoch.
+            device: not looked at: the number goes to that of the arguments.
+        """
         batches = list(islice(epoch_iterator, num_batches))
         return batches, self.num_items(batches) if batches else None
 
-    def num_items(self, batches: list, weight: float = 1.0) -> Tensor | None:
-        """What the loss of these batches is divided by, over all processes; see [`items_of_step`]."""
+    def num_items(self, batches: list[Any], weight: float = 1.0) -> Tensor | None:
+        """What the loss of these batches is divided by, over all processes; see [`items_of_step`].
+
+        Args:
+            batches: of this process.
+            weight: of their counts.
+
+        Returns:
+            None for a model whose `forward` takes no `num_items_in_batch`.
+        """
         if not self.model_accepts_loss_kwargs:
             return None
         over_all = self.accelerator if self.args.average_tokens_across_devices else None
@@ -219,6 +242,17 @@ class MaskClsTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """As `Trainer.compute_loss`; the terms of the loss go to the log, and a collapse is looked for.
+
+        Args:
+            model: with its wrappers.
+            inputs: a batch.
+            return_outputs: give the outputs of the model, too.
+            num_items_in_batch: see `num_items`.
+
+        Raises:
+            DivergenceError: the matching met costs that are not finite.
+        """
         step = self.state.global_step
         moment = step + 1 if model.training else evaluation_after(step, self._evaluated)
         with reraise_as_divergence(moment, self.args.output_dir):
@@ -236,7 +270,7 @@ class MaskClsTrainer(Trainer):
         Private: no callback is told the norm, which takes all gradients to compute. With a loss scaler (fp16)
         gradients may overflow: it skips them.
         """
-        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))
+        norm = whole_norm(super()._get_grad_norm(*args, **kwargs))  # type: ignore[no-untyped-call]
         give_back_memory()
         losses, self._losses = self._losses, {}
         loss, checked = losses.pop("loss"), norm if self.accelerator.scaler is None else None
@@ -245,6 +279,7 @@ class MaskClsTrainer(Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer.log`, with the terms of the loss."""
         if "loss" in logs and self._means:  # as the loss; none of models that tell their loss alone
             logs |= self._means.pop(self.accelerator, "sum" if self._shares_the_loss else "mean")
         if "loss" in logs:
@@ -255,8 +290,11 @@ class MaskClsTrainer(Trainer):
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As `Trainer.evaluate`. Where a signal has stopped it there are no scores ([`StopTraining`]): the training
-        ends with a checkpoint, and a resume begins with the evaluation."""
+        """As `Trainer.evaluate`.
+
+        Where a signal has stopped it there are no scores ([`StopTraining`]): the training ends with a checkpoint, and a
+        resume begins with the evaluation.
+        """
         try:
             return super().evaluate(*args, **kwargs)
         except EvaluationStopped:
@@ -269,6 +307,7 @@ class MaskClsTrainer(Trainer):
             return {} if metric is None else {f"eval_{metric.removeprefix('eval_')}": math.nan}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.evaluation_loop`, with the averaged weights."""
         with self.averaged_weights():
             share_buffers(self.accelerator.unwrap_model(self.model))
             return super().evaluation_loop(*args, **kwargs)
@@ -287,6 +326,15 @@ class MaskClsTrainer(Trainer):
         """Loss, measurements of each image, and zeros (B,) where Trainer expects labels.
 
         The loss is that of the batches of all processes, where it is divided by the counts of all.
+
+        Args:
+            model: with its wrappers.
+            inputs: a batch, with `ground_truth` where there is an evaluator.
+            prediction_loss_only: no measurements.
+            ignore_keys: not looked at.
+
+        Raises:
+            ValueError: an evaluator without `ground_truth`.
         """
         number = len(inputs["pixel_values"])
         inputs, weight = without_copies(inputs, self.accelerator)
@@ -304,7 +352,7 @@ class MaskClsTrainer(Trainer):
         if prediction_loss_only or self.evaluator is None:
             return loss, None, None
         if ground_truth is None:
-            raise ValueError(NO_TRUTH)
+            raise ValueError(_NO_TRUTH)
         measurements = self.evaluator.measure(outputs, ground_truth)
         measurements = {name: values.to(loss.device) for name, values in filled_up(measurements, number).items()}
         return loss, measurements, loss.new_zeros(number)
@@ -312,8 +360,13 @@ class MaskClsTrainer(Trainer):
     # -- resuming --------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As `Trainer.train`. `resume_from_checkpoint=True` goes on from the last whole checkpoint of the output
-        folder; a path names one, which must be whole.
+        """As `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint: True: go on from the last whole checkpoint of the output folder; a path names one,
+                which must be whole.
+            args: of `Trainer.train`.
+            kwargs: of `Trainer.train`.
 
         Raises:
             CheckpointNotFound: there is none.
@@ -337,6 +390,7 @@ class MaskClsTrainer(Trainer):
             return super().train(checkpoint, *args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """As `Trainer.create_scheduler`; what is loaded next is the state of optimizer and scheduler."""
         scheduler = super().create_scheduler(*args, **kwargs)
         self._loads.begin()
         return scheduler
@@ -355,7 +409,7 @@ class MaskClsTrainer(Trainer):
         set_epoch = getattr(self.sampler, "set_epoch", None)
         if set_epoch is not None:
             set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+        super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
         best = self.state.best_model_checkpoint
         if self.control.should_training_stop and self.args.load_best_model_at_end and best is not None:
             require_whole_checkpoint(best)  # which Trainer loads next
@@ -431,8 +485,11 @@ class MaskClsTrainer(Trainer):
             torch.save(self.ema.state_dict(), folder / EMA)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, whole or not at all, with averaged weights if there are any; inside a checkpoint
-        (`_internal_call`) with its own. With `TrainingArguments(push_to_hub=True)` [`push_to_hub`] follows."""
+        """The model, whole or not at all, with averaged weights if there are any.
+
+        Inside a checkpoint (`_internal_call`) with its own. With `TrainingArguments(push_to_hub=True)` [`push_to_hub`]
+        follows.
+        """
         folder, network = str(output_dir or self.args.output_dir), self.accelerator.unwrap_model(self.model)
         is_direct = _internal_call or not self.args.should_save  # into a checkpoint; or it writes nothing
         with (
@@ -448,6 +505,7 @@ class MaskClsTrainer(Trainer):
             self.push_to_hub(commit_message="Model save")
 
     def save_state(self) -> None:
+        """Write `trainer_state.json`, whole or not at all."""
         if self.is_world_process_zero():
             with replacing(Path(str(self.args.output_dir)) / STATE) as path:
                 self.state.save_to_json(str(path))
@@ -455,11 +513,15 @@ class MaskClsTrainer(Trainer):
     # -- the Hub ---------------------------------------------------------------------------------------------------
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write `README.md` into the output folder, where the model is saved (`save_model`). Arguments: see
-        [`card_options`].
+        """Write `README.md` into the output folder, where the model is saved (`save_model`).
+
+        Args:
+            args: none: arguments are given by name.
+            kwargs: see [`card_options`].
 
         Raises:
             FileNotFoundError: no model is saved there.
+            TypeError: an argument without a name.
         """
         if args:
             raise TypeError("create_model_card takes its arguments by name.")
@@ -480,9 +542,12 @@ class MaskClsTrainer(Trainer):
         """Save the model and upload it with its card, and nothing else of the output folder. All processes call it.
 
         Args:
+            commit_message: of the upload.
             blocking: wait for the end of the upload; False returns a `Future`.
+            token: of the Hub; None: that of the arguments, or of the login.
+            revision: branch; None: that of the arguments.
+            private: whether a new repository is; None: as the arguments say.
             kwargs: see [`card_options`].
-            For the others see `Trainer.push_to_hub`.
         """
         args = self.args
         self.callback_handler.on_push_begin(args, self.state, self.control)
@@ -549,8 +614,11 @@ def _set(args: TrainingArguments, **values: Any) -> Iterator[None]:
 
 @contextmanager
 def _own_names(network: nn.Module) -> Iterator[None]:
-    """Inside, weights are saved by their names of this version of transformers. By default it saves those of some ViTs
-    by older names, which a Trainer that resumes does not find: it would go on with its new weights."""
+    """Inside, weights are saved by their names of this version of transformers.
+
+    By default it saves those of some ViTs by older names, which a Trainer that resumes does not find: it would go on
+    with its new weights.
+    """
     if not isinstance(network, PreTrainedModel):
         yield
         return
@@ -561,7 +629,7 @@ def _own_names(network: nn.Module) -> Iterator[None]:
         del network.save_pretrained
 
 
-def _protected(loader: DataLoader, seed: int) -> DataLoader:
+def _protected(loader: DataLoader[Any], seed: int) -> DataLoader[Any]:
     """A loader that leaves the random numbers of the model alone, and whose workers outlive signals to the group."""
     return shield_workers(rng_free(loader, seed))
 

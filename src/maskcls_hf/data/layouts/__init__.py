@@ -16,7 +16,7 @@ from .coco_panoptic import CocoPanoptic
 from .folder import SegmentationFolder
 from .table import SegmentationStream, SegmentationTable
 
-FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
+_FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
 
 
 class Layouts(Registry):
@@ -24,6 +24,10 @@ class Layouts(Registry):
 
     def register(self, name: str, part: type[SegmentationDataset]) -> None:
         """Makes a subclass of [`SegmentationDataset`] known to [`open_dataset`], recipes and `maskcls validate`.
+
+        Args:
+            name: of the layout, as `--layout` and recipes give it.
+            part: the subclass.
 
         Raises:
             ValueError: the name is none, or that of another layout.
@@ -60,6 +64,18 @@ def open_dataset(
         FileNotFoundError: there is no such folder, or it has no known layout; the message lists what was looked for.
         ValueError: an unknown layout; what the reader finds wrong.
         TypeError: an option that the reader does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> for folder, mode in (("images", "RGB"), ("labels", "L")):
+        ...     (root / "train" / folder).mkdir(parents=True)
+        ...     Image.new(mode, (8, 6)).save(root / "train" / folder / "street.png")
+        >>> _ = (root / "labels.json").write_text('{"0": "road", "1": "sky"}')
+        >>> data = open_dataset(root, "train")
+        >>> data.names, data.id2label, data[0]["segments"].size
+        (['street'], {0: 'road', 1: 'sky'}, (6, 8))
     """
     root = Path(root)
     require_folder(root, "data set")
@@ -67,7 +83,7 @@ def open_dataset(
     layout = find_layout(root, split) if layout is None else layout
     reader = layout_class(layout)
     try:
-        return reader(root, split, cache=cache, **options)  # type: ignore[call-arg, arg-type]  # as subclasses have it
+        return reader(root, split, cache=cache, **options)  # type: ignore[arg-type]  # as subclasses have it
     except TypeError as error:
         raise TypeError(f"Layout {layout} of {root}: {error}") from error
     except (FileNotFoundError, ValueError) as error:
@@ -78,14 +94,23 @@ def open_dataset(
 
 
 def layout_class(layout: str) -> type[SegmentationDataset]:
-    """ValueError: there is no such layout; lists those that there are."""
+    """The class of a layout.
+
+    Raises:
+        ValueError: there is no such layout; lists those that there are.
+    """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r}: the layouts are {', '.join(LAYOUTS)}.")
-    return LAYOUTS[layout]
+    known: type[SegmentationDataset] = LAYOUTS[layout]
+    return known
 
 
 def find_layout(root: Path, split: str | None) -> str:
-    """Name of the layout of a split. FileNotFoundError: none is known."""
+    """Name of the layout of a split, the first whose files are there.
+
+    Raises:
+        FileNotFoundError: none is known.
+    """
     for name, layout in LAYOUTS.items():
         if layout.find(root, split, {}):
             return name
@@ -103,14 +128,23 @@ def find_layout(root: Path, split: str | None) -> str:
 def find_splits(
     root: Path, layout: str | None, splits: Sequence[str | None], options: Mapping[str, Any]
 ) -> tuple[str | None, list[str | None]]:
-    """Layout and splits of a folder, training first, where they are not given; (None, ...) or (..., []): none is known.
+    """Layout and splits of a folder, training first, where they are not given.
 
     A split may lack images or labels.
+
+    Args:
+        root: folder of the data.
+        layout: its name; None: looked for.
+        splits: their names; empty: looked for.
+        options: of the layout's reader.
+
+    Returns:
+        Name of the layout and of the splits, [None] for data without splits; (None, ...) or (..., []): none is known.
     """
     names = [layout] if layout else list(LAYOUTS)
 
     def is_found(name: str, split: str | None) -> bool:
-        return LAYOUTS[name].find(root, split, options)
+        return bool(LAYOUTS[name].find(root, split, options))
 
     def is_part(name: str, split: str | None) -> bool:
         known = LAYOUTS[name]
@@ -135,7 +169,7 @@ def find_splits(
 
 
 def _rank(split: str) -> tuple[int, str]:
-    place = next((i for i, name in enumerate(FIRST_SPLITS) if split.startswith(name)), len(FIRST_SPLITS))
+    place = next((i for i, name in enumerate(_FIRST_SPLITS) if split.startswith(name)), len(_FIRST_SPLITS))
     return place, split
 
 

@@ -22,7 +22,14 @@ class Ade20k(SegmentationFolder):
         ROOT/annotations/SPLIT/NAME.png     0 = other (void), 1..150 = classes 0..149
         ROOT/objectInfo150.txt              names; else labels.json, or `id2label` (by label value, 1..150)
 
-    Args and errors as for [`SegmentationFolder`].
+    Errors as for [`SegmentationFolder`], and ValueError where value 0 is named as a class.
+
+    Args:
+        root: folder that holds images and annotations.
+        split: "training" or "validation".
+        id2label: names of the classes by label value, or a JSON file of them; None: as above.
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
     """
 
     always_split = True
@@ -52,17 +59,20 @@ class Ade20k(SegmentationFolder):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The two folders images/SPLIT and annotations/SPLIT."""
         return [root / "images" / (split or ""), root / "annotations" / (split or "")]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether both folders are there."""
         return bool(split) and all(path.is_dir() for path in cls.places(root, split))
 
     @staticmethod
     def class_names_of(root: Path, id2label: Any) -> tuple[dict[int, str], list[int]]:
+        """Names of objectInfo150.txt where it is there and no others are given; else as [`SegmentationFolder`]."""
         table = root / "objectInfo150.txt"
         if id2label is None and table.is_file():
-            names = names_of_table(table)
+            names = _names_of_table(table)
         else:
             names, _ = SegmentationFolder.class_names_of(root, id2label)
         if 0 in names:
@@ -74,10 +84,11 @@ class Ade20k(SegmentationFolder):
         return names, []
 
     def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
+        """As for other label maps; masks of 0 and 255 need no look, as 0 is void."""
         return LabelMapDataset.check_values(self, values)
 
 
-def names_of_table(path: Path) -> dict[int, str]:
+def _names_of_table(path: Path) -> dict[int, str]:
     """Tab-separated lines of label value, four numbers and names; the first name where no other class has it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()[1:]

@@ -33,11 +33,11 @@ CLASSES = {
     32: "motorcycle",
     33: "bicycle",
 }
-THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
+_THINGS = (24, 25, 26, 27, 28, 31, 32, 33)
 OTHERS = sorted(set(range(34)) - set(CLASSES))  # label ids that are not evaluated: void
-IMAGE_ENDING = "_leftImg8bit.png"
-TRAIN_IDS = dict(enumerate(CLASSES.values()))
-PER_LABEL = 1000  # an id in instanceIds is 1000 * label id + number; below 1000 a label id
+_IMAGE_ENDING = "_leftImg8bit.png"
+_TRAIN_IDS = dict(enumerate(CLASSES.values()))
+_PER_LABEL = 1000  # an id in instanceIds is 1000 * label id + number; below 1000 a label id
 
 
 class Cityscapes(LabelMapDataset):
@@ -54,7 +54,8 @@ class Cityscapes(LabelMapDataset):
         split: "train", "val" or "test".
         instances: things and stuff instead of class maps. Pixels of a thing class that belong to no single instance
             are a crowd region, as in Cityscapes' own panoptic files.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: a folder or a file is missing.
@@ -82,10 +83,10 @@ class Cityscapes(LabelMapDataset):
                 available = folders_in(folder.parent) if folder.parent.is_dir() else None
                 error = no_folder(folder, "Cityscapes", available)
                 report("missing_folder", f"no folder of {kind} files", folder, error)
-        paths = sorted(images.glob(f"*/*{IMAGE_ENDING}"))
+        paths = sorted(images.glob(f"*/*{_IMAGE_ENDING}"))
         if not paths:
-            looked = f"No images in {images} (looked for CITY/NAME{IMAGE_ENDING})."
-            report("no_images", f"no CITY/NAME{IMAGE_ENDING}", images, ValueError(looked))
+            looked = f"No images in {images} (looked for CITY/NAME{_IMAGE_ENDING})."
+            report("no_images", f"no CITY/NAME{_IMAGE_ENDING}", images, ValueError(looked))
         endings = ["instanceIds"] if instances else ["labelIds", "labelTrainIds"]
         found = {ending: [_label_path(path, labels, ending) for path in paths] for ending in endings}
         ending = next((e for e in endings if any(path.is_file() for path in found[e])), endings[0])
@@ -100,9 +101,9 @@ class Cityscapes(LabelMapDataset):
             for path in sorted(set(labels.glob(f"*/*_gtFine_{ending}.png")) - set(found[ending])):
                 report("label_without_image", "no image of this name", path)
                 files.append((None, path))
-        names, void = (TRAIN_IDS, []) if ending == "labelTrainIds" else (CLASSES, OTHERS)
+        names, void = (_TRAIN_IDS, []) if ending == "labelTrainIds" else (CLASSES, OTHERS)
         if instances:
-            stuff = set(CLASSES) - set(THINGS)
+            stuff = set(CLASSES) - set(_THINGS)
             super().__init__(root, files, CLASSES, {*OTHERS, *VOID_VALUES}, "panoptic", stuff, cache, report)
         else:
             super().__init__(root, files, names, void, cache=cache, report=report)
@@ -110,20 +111,24 @@ class Cityscapes(LabelMapDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The two folders leftImg8bit/SPLIT and gtFine/SPLIT."""
         return [root / "leftImg8bit" / (split or ""), root / "gtFine" / (split or "")]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether both folders are there."""
         return all(path.is_dir() for path in cls.places(root, split))
 
     def label_of(self, value: int) -> int | None:
-        if self.kind == "semantic" or not PER_LABEL <= value < VOID_VALUES[1]:
+        """Label id of a value; those of instances are 1000 * label id + number."""
+        if self.kind == "semantic" or not _PER_LABEL <= value < VOID_VALUES[1]:
             return super().label_of(value)
-        return super().label_of(value // PER_LABEL)
+        return super().label_of(value // _PER_LABEL)
 
     def is_crowd(self, value: int) -> bool:
-        return self.has_instances and value in THINGS  # without a number, so of several
+        """Whether a value of an instance map is the label id of a class of things: pixels of several instances."""
+        return self.has_instances and value in _THINGS  # without a number, so of several
 
 
 def _label_path(image: Path, labels: Path, ending: str) -> Path:
-    return labels / image.parent.name / f"{image.name.removesuffix(IMAGE_ENDING)}_gtFine_{ending}.png"
+    return labels / image.parent.name / f"{image.name.removesuffix(_IMAGE_ENDING)}_gtFine_{ending}.png"

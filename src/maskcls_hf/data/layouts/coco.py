@@ -20,7 +20,7 @@ from ..dataset import Kind, SegmentationDataset, check_size
 from ..files import IMAGE_SUFFIXES, read_json, shown, some, with_split
 from .coco_records import UNREAD, CocoContent, CocoKind, is_number
 
-NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
+_NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
 USUAL_SPLITS = "(train|training|val|valid|validation|test)[0-9]*"
 
 
@@ -45,8 +45,12 @@ class CocoDataset(SegmentationDataset):
 
     Args:
         content: of the json, as [`_open`] has read it.
-        class_names, kind, stuff, cache, report: see [`SegmentationDataset`].
+        class_names: see [`SegmentationDataset`].
+        kind: see [`SegmentationDataset`].
+        stuff: see [`SegmentationDataset`].
         image_folder: of the images, where it is not found by looking.
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
     """
 
     json_kind: ClassVar[CocoKind]
@@ -79,6 +83,7 @@ class CocoDataset(SegmentationDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The usual places of the split's json."""
         kind = cls.json_kind
         if not split:
             return [root / f"{kind}.json", root / "annotations" / f"{kind}.json"]
@@ -86,6 +91,7 @@ class CocoDataset(SegmentationDataset):
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether the split's json is there: that of the option `annotations`, or one that is found by its name."""
         if options.get("annotations"):
             pattern = str(options["annotations"])
             return bool(split) == ("{split}" in pattern) and (root / with_split(pattern, split)).is_file()
@@ -93,6 +99,7 @@ class CocoDataset(SegmentationDataset):
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Names in those of the jsons, and of folders as in other layouts; one name for each json."""
         names = list(super().splits(root, options))
         if options.get("annotations"):
             return [*names, *_splits_of(str(root / str(options["annotations"])))]
@@ -178,8 +185,11 @@ class CocoDataset(SegmentationDataset):
 
         Args:
             what: "image" or "panoptic map".
+            names: of the files, as the json has them.
             given: the folder, below the root; None: the first of `folders` that has one of the files.
+            folders: where they can lie.
             fault: finding (kind, message, file) of a missing file, by its place, what is said of it, and the folder.
+            report: is told.
         """
         kind, of_json = what.split()[-1], f"of {self.json_path}"
         found: list[str | None] = [None] * len(names)
@@ -187,12 +197,12 @@ class CocoDataset(SegmentationDataset):
             if not any(names):
                 return self.root, found
             folder = self.root / with_split(given, self.split) if given else None
-            folder = folder or first_with(self.root, folders, list(filter(None, names)), f"{what} {of_json}", kind)
+            folder = folder or _first_with(self.root, folders, list(filter(None, names)), f"{what} {of_json}", kind)
             require_folder(folder, kind)
         except (OSError, ValueError) as error:
             report("missing_folder", str(error), self.json_path, error)
             return self.root, found
-        files, missing = NamedFiles(self.root, folder), {}
+        files, missing = _NamedFiles(self.root, folder), {}
         for place, name in enumerate(names):
             try:
                 found[place] = files.find(name) if name else None
@@ -212,10 +222,12 @@ class CocoDataset(SegmentationDataset):
         return folder, found
 
     def image_path(self, index: int) -> Path:
+        """File of an image; None where it is missing, which only a check lets pass."""
         # None for a check alone: else nothing is missing
         return None if index in self._missing else self.image_folder / self.file_names[index]  # type: ignore
 
     def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image, as the json says."""
         return list(self._sizes)
 
     def record(self, index: int) -> str:
@@ -223,17 +235,42 @@ class CocoDataset(SegmentationDataset):
         return f"{self.json_path}, image {shown(self.image_ids[index])} ({self.file_names[index]})"
 
     def require_size(self, index: int, size: tuple[int, int]) -> None:
-        """ValueError unless the json has the size (height, width) of the image itself."""
+        """Refuses an image whose size is not that of the json.
+
+        Args:
+            index: of the image.
+            size: (height, width) of the image itself.
+
+        Raises:
+            ValueError: the two differ.
+        """
         check_size(self._sizes[index], size, self.record(index), str(self.image_path(index)))
 
     def check_size(self, index: int, picture: Picture | None, report: ReportFault) -> tuple[int, int]:
-        """Size of an image, whose file says it better than the json."""
+        """Size of an image, whose file says it better than the json.
+
+        Args:
+            index: of the image.
+            picture: the image; None: it could not be read.
+            report: is told where the two differ.
+
+        Returns:
+            (height, width).
+        """
         compare_sizes(self._sizes[index], picture, "the json", "json_size_mismatch", report)
         return picture.size if picture else self._sizes[index]
 
 
 def check_numbers(record: Mapping[str, Any], region: Region, what: str, slack: bool, report: ReportFault) -> None:
-    """Area and box of a json record against its mask. `slack`: they can be those of a polygon, not of its pixels."""
+    """Compares area and box of a json record with its mask.
+
+    Args:
+        record: of the json.
+        region: area and box of the mask.
+        what: the record in words, for the message.
+        slack: they can be those of a polygon, not of its pixels.
+        report: is told where they differ.
+    """
     left, top, width, height = region.box
     if record.get("area") is not None:
         tolerance = 0.1 * region.area + width + height if slack else 0.5
@@ -254,7 +291,7 @@ def check_numbers(record: Mapping[str, Any], region: Region, what: str, slack: b
         report("box_mismatch", f"{what}: box {found}, mask {list(region.box)}{hint}")
 
 
-class NamedFiles:
+class _NamedFiles:
     """The files of a folder, by the names that a json has for them.
 
     Args:
@@ -317,15 +354,15 @@ def _composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, kind: str) -> Path:
+def _first_with(root: Path, folders: list[Path], names: Sequence[str], what: str, kind: str) -> Path:
     """The first folder that has one of the first names. FileNotFoundError: none has."""
     folders = list(dict.fromkeys(folders))
-    for name in names[:NAMES_TRIED]:
+    for name in names[:_NAMES_TRIED]:
         for folder in folders:
             if os.path.isfile(folder / name):
                 return folder
-    files = [NamedFiles(root, folder) for folder in folders]
-    for name in names[:NAMES_TRIED]:
+    files = [_NamedFiles(root, folder) for folder in folders]
+    for name in names[:_NAMES_TRIED]:
         for there in files:
             with suppress(FileNotFoundError, ValueError):
                 there.find(name)

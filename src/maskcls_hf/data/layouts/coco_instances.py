@@ -22,15 +22,15 @@ from .coco_records import CocoContent, is_number
 logger = logging.get_logger(__name__)
 
 # Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
-FARTHEST = 1e5  # pixels; of a polygon's points
-LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
+_FARTHEST = 1e5  # pixels; of a polygon's points
+_LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
 PARTS = 64  # polygons that are merged at once
-MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
+_MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
 
-RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
+_RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
 
 
-class Instance(NamedTuple):
+class _Instance(NamedTuple):
     id: Any
     label: int  # class
     crowd: bool
@@ -55,7 +55,8 @@ class CocoInstances(CocoDataset):
         background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabeled), or "class" (one
             segment of stuff of class 0).
         background_name: of that class.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: the json, the folder or an image is missing.
@@ -104,31 +105,34 @@ class CocoInstances(CocoDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The usual places of the split's json, and those of labeling tools."""
         more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
         return [*super().places(root, split), *(root / name for name in more)]
 
-    def _instance(self, annotation: Any) -> tuple:
+    def _instance(self, annotation: Any) -> tuple[Any, ...]:
         """As a plain tuple: fewer bytes."""
         label = self.class_of_label[annotation["category_id"]]
         crowd = bool(annotation.get("iscrowd"))
         return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
 
-    def instances(self, index: int) -> list[Instance]:
+    def instances(self, index: int) -> list[_Instance]:
         """Annotations of an image, in the order of the json."""
-        return [Instance(*fields) for fields in self._instances[index]]
+        return [_Instance(*fields) for fields in self._instances[index]]
 
     def annotation(self, index: int) -> str:
+        """The record of the image."""
         return self.record(index)
 
-    def run_lengths(self, index: int) -> list[RunLengths]:
+    def run_lengths(self, index: int) -> list[_RunLengths]:
         """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
         return [self._mask(index, instance) for instance in self.instances(index)]
 
-    def _mask(self, index: int, instance: Instance) -> RunLengths:
+    def _mask(self, index: int, instance: _Instance) -> _RunLengths:
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
     def read(self, index: int, size: tuple[int, int]) -> Segments:
+        """Segments of an image, and of its background as `background` says."""
         self.require_size(index, size)
         instances, ids = self.instances(index), list(range(1, len(self._instances[index]) + 1))
         masks, void = [MaskRuns.of_rle(mask) for mask in self.run_lengths(index)], None
@@ -137,7 +141,7 @@ class CocoInstances(CocoDataset):
             if self._background == VOID:
                 void = torch.from_numpy(free)
             elif free.any():
-                instances = [Instance(None, self._background, False, None, None), *instances]
+                instances = [_Instance(None, self._background, False, None, None), *instances]
                 masks, ids = [*MaskRuns.of_masks(free[None]), *masks], [0, *ids]
         areas = [math.nan if i.area is None else float(i.area) for i in instances]
         segments = Segments(
@@ -152,19 +156,20 @@ class CocoInstances(CocoDataset):
         return segments if segments.overlap else replace(segments, masks=segments.index_map, void=None)
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Draws each mask by itself, and compares it with area and box of its record."""
         size = self.check_size(index, picture, report)
-        if picture is None and size[0] * size[1] > MOST_UNSEEN:
+        if picture is None and size[0] * size[1] > _MOST_UNSEEN:
             return None
         checked = Checked(size)
         for annotation in self._records[index]:
-            instance = Instance(*self._instance(annotation))
+            instance = _Instance(*self._instance(annotation))
             what, name = f"annotation {shown(instance.id)}", self.class_names[annotation["category_id"]]
             try:
                 mask = MaskRuns.of_rle(run_lengths(instance.segmentation, size, what))
             except ValueError as error:
                 report("bad_segmentation", str(error))
                 continue
-            if is_relative(instance.segmentation, size):
+            if _is_relative(instance.segmentation, size):
                 report("relative_polygon", f"{what}, {name}: all points lie in 0..1")
             elif mask.area == 0:
                 report("empty_segment", f"{what}, {name}: no pixel")
@@ -181,15 +186,28 @@ def _all_relative(content: CocoContent) -> bool:
     of_image = zip(content.images.values(), content.annotations.values(), strict=True)
     pairs = ((image, annotation) for image, found in of_image for annotation in found)
     return any(content.annotations.values()) and all(
-        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+        _is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
     )
 
 
-def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:
-    """The `segmentation` of an annotation -> compressed run lengths of an image of `size` (height, width).
+def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLengths:
+    """The `segmentation` of an annotation -> compressed run lengths.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, or run lengths, compressed or not.
+        size: (height, width) of the image.
+        where: it stands, for messages.
+
+    Returns:
+        `size` and `counts` (bytes), as pycocotools has them.
 
     Raises:
         ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
+
+    Example:
+        >>> square = run_lengths([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 6), "annotation 7")
+        >>> square["size"], int(coco_mask.area(square))
+        ([4, 6], 4)
     """
     height, width = size
     if isinstance(segmentation, dict):
@@ -202,7 +220,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
                 f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
                 f"got {shown(polygon)}."
             )
-        if not all(type(number) in (int, float) and abs(number) < FARTHEST for number in polygon):  # NaN neither
+        if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in polygon):  # NaN neither
             raise ValueError(
                 f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
             )
@@ -210,13 +228,14 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLeng
     parts = coco_mask.frPyObjects(segmentation, height, width)
     while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
         parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
-    return coco_mask.merge(parts)
+    merged: _RunLengths = coco_mask.merge(parts)
+    return merged
 
 
 def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
     """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
     height, width = size
-    longest, longest_of_all = max(LONGEST, height * width / 4), max(10 * LONGEST, 2 * height * width)
+    longest, longest_of_all = max(_LONGEST, height * width / 4), max(10 * _LONGEST, 2 * height * width)
     lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
     if max(lengths) <= longest and sum(lengths) <= longest_of_all:
         return
@@ -234,7 +253,7 @@ def _length(polygon: list[float]) -> float:
     return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
-def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
+def _is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
     if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
         return False
@@ -244,7 +263,7 @@ def is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     )
 
 
-def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
+def _checked_run_lengths(segmentation: _RunLengths, size: tuple[int, int], where: str) -> _RunLengths:
     own_size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
         turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
@@ -260,7 +279,8 @@ def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where:
             raise ValueError(
                 f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
             )
-        return coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+        compressed: _RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+        return compressed
     if not isinstance(counts, (str, bytes)):
         raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
     try:

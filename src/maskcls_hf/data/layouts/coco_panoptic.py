@@ -17,7 +17,7 @@ from .coco import CocoDataset, Packed, check_numbers
 from .label_maps import read_label
 
 
-class Segment(NamedTuple):
+class _Segment(NamedTuple):
     id: int  # R + 256 G + 65536 B of its pixels
     label: int  # class
     crowd: bool
@@ -35,9 +35,10 @@ class CocoPanoptic(CocoDataset):
         root: folder of the data.
         split: part of the names above; None where there are no splits.
         annotations: the json, below the root, where it lies elsewhere, such as "annotations/{split}.json".
-        image_folder, map_folder: of images and PNGs, below the root, where they lie elsewhere, such as
-            "images/{split}".
-        cache, report: see [`SegmentationDataset`].
+        image_folder: of the images, below the root, where they lie elsewhere, such as "images/{split}".
+        map_folder: of the PNGs, likewise.
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: the json, a folder, an image or a PNG is missing.
@@ -72,28 +73,33 @@ class CocoPanoptic(CocoDataset):
         self._segments = Packed([self._segment(s) for s in a["segments_info"]] if a else [] for a in annotation_of)
         self._records = annotation_of if report is not refuse else []  # whole, for a check alone
 
-    def _segment(self, segment: Any) -> tuple:
+    def _segment(self, segment: Any) -> tuple[Any, ...]:
         label = self.class_of_label[segment["category_id"]]
         return (segment["id"], label, bool(segment.get("iscrowd")), segment.get("area"))
 
-    def segments_info(self, index: int) -> list[Segment]:
+    def segments_info(self, index: int) -> list[_Segment]:
         """Records of the segments of an image, in the order of the json."""
-        return [Segment(*fields) for fields in self._segments[index]]
+        return [_Segment(*fields) for fields in self._segments[index]]
 
     def label_path(self, index: int) -> Path | None:
+        """PNG of an image; None where it is missing, which only a check lets pass."""
         name = self.map_names[index]
         return None if name is None else self.map_folder / name
 
     def is_labeled(self, index: int) -> bool:
+        """Whether the PNG is there."""
         return self.map_names[index] is not None
 
     def annotation(self, index: int) -> str:
+        """Path of the PNG."""
         return str(self.label_path(index))
 
     def raw_map(self, index: int) -> Tensor:
+        """The segment ids (H, W) of the PNG, R + 256 G + 65536 B."""
         return read_colored_ids(self.label_path(index))
 
     def read(self, index: int, size: tuple[int, int]) -> Segments:
+        """Segments of an image; their ids are those of the PNG."""
         self.require_size(index, size)
         runs = Runs.of(self.raw_map(index).numpy())
         infos = sorted(self.segments_info(index))
@@ -106,6 +112,7 @@ class CocoPanoptic(CocoDataset):
         return Segments.from_ids(runs, classes, [segment.id for segment in infos if segment.crowd])
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Compares PNG and json: ids, areas, boxes, and stuff that is in several segments."""
         self.check_size(index, picture, report)
         path, annotation = self.label_path(index), self._records[index]
         read = path and read_label(path, read_colored_ids, _wrong_channels, report)
@@ -115,7 +122,7 @@ class CocoPanoptic(CocoDataset):
         compare_sizes(ids.shape, picture, "the label", "size_mismatch", report)
         found = regions(ids)
         checked = Checked(ids.shape, ids, void=found[0].area if 0 in found else 0)
-        segments = [Segment(*self._segment(record)) for record in annotation["segments_info"]]
+        segments = [_Segment(*self._segment(record)) for record in annotation["segments_info"]]
         for record, segment in zip(annotation["segments_info"], segments, strict=True):
             what, label = f"segment {segment.id}", self.label_ids[segment.label]
             if segment.id not in found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from ..files import class_name, has_controls, shown
 
@@ -11,35 +11,41 @@ CocoKind = Literal["instances", "panoptic"]
 
 KEYS = ("images", "annotations", "categories")
 MOST_PIXELS = 2**31  # pycocotools counts pixels in 32 bits
-MOST_SEGMENTS = 2**24  # of the colors that are their ids
+_MOST_SEGMENTS = 2**24  # of the colors that are their ids
 WHOLE = "a whole number"
 UNREAD = object()
+Item = TypeVar("Item")
 
 
-class Field(NamedTuple):
+class _Field(NamedTuple):
     read: Callable[[Any], Any]  # the value as it is used; ValueError: it is of another kind
     expected: str
     optional: bool = False  # it may be missing, or null
 
 
-def _if(good: bool, value: Any) -> Any:
+def _if(good: bool, value: Item) -> Item:
     if not good:
         raise ValueError
     return value
 
 
 def is_number(value: Any) -> bool:
-    """Of a size that a float can have."""
+    """Whether a value of a json is a number, and of a size that a float can have.
+
+    Example:
+        >>> is_number(2.5), is_number(True), is_number(2**70)
+        (True, False, False)
+    """
     return type(value) is float or (type(value) is int and abs(value) < 2**63)
 
 
 def _whole(value: Any) -> int:
     value = int(value) if type(value) is float and value.is_integer() else value
-    return _if(type(value) is int, value)  # nor a bool, which counts as an int
+    return cast(int, _if(type(value) is int, value))  # nor a bool, which counts as an int
 
 
 def _file_name(value: Any) -> str:
-    return _if(not has_controls(class_name(value)), value)
+    return _if(not has_controls(name := class_name(value)), name)
 
 
 def _side(value: Any) -> int:
@@ -47,7 +53,7 @@ def _side(value: Any) -> int:
 
 
 def _segment_id(value: Any) -> int:
-    return _if(0 <= (segment := _whole(value)) < MOST_SEGMENTS, segment)
+    return _if(0 <= (segment := _whole(value)) < _MOST_SEGMENTS, segment)
 
 
 def _id(value: Any) -> int | str:
@@ -55,7 +61,7 @@ def _id(value: Any) -> int | str:
 
 
 def _number(value: Any) -> float:
-    return _if(is_number(value), value)
+    return cast(float, _if(is_number(value), value))
 
 
 def _flag(value: Any) -> int:
@@ -63,26 +69,26 @@ def _flag(value: Any) -> int:
 
 
 def _list(value: Any) -> list[Any]:
-    return _if(type(value) is list, value)
+    return cast(list[Any], _if(type(value) is list, value))
 
 
-ID, FILE_NAME = Field(_id, "a whole number or a text"), Field(_file_name, "the name of a file")
-SIDE, CATEGORY_ID = Field(_side, "a number of pixels from 1"), Field(_whole, WHOLE)
-FLAG, NUMBER = Field(_flag, "0 or 1", optional=True), Field(_number, "a number", optional=True)
+ID, FILE_NAME = _Field(_id, "a whole number or a text"), _Field(_file_name, "the name of a file")
+SIDE, CATEGORY_ID = _Field(_side, "a number of pixels from 1"), _Field(_whole, WHOLE)
+FLAG, NUMBER = _Field(_flag, "0 or 1", optional=True), _Field(_number, "a number", optional=True)
 IMAGE = {"id": ID, "file_name": FILE_NAME, "height": SIDE, "width": SIDE}
-CATEGORY = {"id": CATEGORY_ID, "name": Field(class_name, "a name"), "isthing": FLAG}
-ANNOTATION: dict[CocoKind, dict[str, Field]] = {
+_CATEGORY = {"id": CATEGORY_ID, "name": _Field(class_name, "a name"), "isthing": FLAG}
+_ANNOTATION: dict[CocoKind, dict[str, _Field]] = {
     "instances": {
         "id": ID._replace(optional=True), "image_id": ID, "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
     },
-    "panoptic": {"image_id": ID, "file_name": FILE_NAME, "segments_info": Field(_list, "a list")},
+    "panoptic": {"image_id": ID, "file_name": FILE_NAME, "segments_info": _Field(_list, "a list")},
 }  # fmt: skip
-SEGMENT = {
-    "id": Field(_segment_id, f"{WHOLE} below 2^24"), "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
+_SEGMENT = {
+    "id": _Field(_segment_id, f"{WHOLE} below 2^24"), "category_id": CATEGORY_ID, "iscrowd": FLAG, "area": NUMBER,
 }  # fmt: skip
 
 
-def wrong_field(record: Any, fields: Mapping[str, Field]) -> str | None:
+def _wrong_field(record: Any, fields: Mapping[str, _Field]) -> str | None:
     """What is wrong with a record; None: nothing, and its fields have become the values that are used."""
     if type(record) is not dict:
         return f"is {shown(record)}, not a record"
@@ -144,10 +150,10 @@ class CocoContent:
         else:
             self._read_panoptic(lists["annotations"])
 
-    def _checked(self, key: str, records: list[Any], fields: Mapping[str, Field]) -> Iterator[tuple[int, Any]]:
+    def _checked(self, key: str, records: list[Any], fields: Mapping[str, _Field]) -> Iterator[tuple[int, Any]]:
         """Complete records, with their places."""
         for place, record in enumerate(records):
-            if wrong := wrong_field(record, fields):
+            if wrong := _wrong_field(record, fields):
                 own_id = record.get("id") if type(record) is dict else None
                 self._refused[key].add(str(own_id) if isinstance(own_id, (str, int, float)) else "")
                 where = _place(key, place, own_id)
@@ -163,7 +169,7 @@ class CocoContent:
         return ", so this is a panoptic file (layout coco_panoptic)"
 
     def _read_categories(self, records: list[Any]) -> None:
-        for place, record in self._checked("categories", records, CATEGORY):
+        for place, record in self._checked("categories", records, _CATEGORY):
             label, name = record["id"], record["name"]
             if label in self.class_names:
                 self._report(
@@ -213,7 +219,7 @@ class CocoContent:
 
     def _read_instances(self, records: list[Any]) -> None:
         ids: set[Any] = set()
-        for place, record in self._checked("annotations", records, ANNOTATION["instances"]):
+        for place, record in self._checked("annotations", records, _ANNOTATION["instances"]):
             own_id, image_id = record.get("id"), record["image_id"]
             name = f"annotation {own_id}" if type(own_id) is int else _place("annotations", place, own_id)
             if not self._is_listed(name, image_id, "images", self.images, "orphan_annotation", None):
@@ -228,7 +234,7 @@ class CocoContent:
             self.annotations[image_id].append(record)
 
     def _read_panoptic(self, records: list[Any]) -> None:
-        for place, record in self._checked("annotations", records, ANNOTATION["panoptic"]):
+        for place, record in self._checked("annotations", records, _ANNOTATION["panoptic"]):
             image_id, file = record["image_id"], record["file_name"]
             if not self._is_listed(
                 f"annotations[{place}], {file},", image_id, "images", self.images, "orphan_annotation", None
@@ -254,7 +260,7 @@ class CocoContent:
         annotation["dropped"] = []
         for place, segment in enumerate(annotation["segments_info"]):
             where = f"{file}: segments_info[{place}]"
-            if wrong := wrong_field(segment, SEGMENT):
+            if wrong := _wrong_field(segment, _SEGMENT):
                 annotation["dropped"].append(None)
                 self._report("bad_record", f"{where} {wrong}", file)
                 continue

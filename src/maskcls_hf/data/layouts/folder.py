@@ -12,7 +12,7 @@ from ..dataset import Kind
 from ..files import checked_names, folders_in, read_class_names, read_json, shown, some, with_split
 from .label_maps import LabelMapDataset, as_values, pair_files
 
-LABEL_FOLDERS = ("labels", "semantic", "instances")
+_LABEL_FOLDERS = ("labels", "semantic", "instances")
 
 
 class SegmentationFolder(LabelMapDataset):
@@ -32,13 +32,16 @@ class SegmentationFolder(LabelMapDataset):
     Args:
         root: folder that holds `labels.json` and the splits.
         split: name of the split's folder, such as `"train"`; None where there are no splits.
-        image_folder, label_folder: where the files lie below the root, such as `"images/{split}"`.
+        image_folder: where the images lie below the root, such as `"images/{split}"`.
+        label_folder: where the label files lie below the root; None: beside the images, in `labels`, `semantic` or
+            `instances`.
         instances: whether the label files hold instances; None: if their folder is called so.
         id2label: names of the classes by label value, or a JSON file of them; None: `labels.json`.
         void_values: label values that are void: beside 255 and 65535 in maps of classes, alone in maps of instances
             (255 for the border in Pascal VOC's SegmentationObject).
         background: name of class 0 of instance data.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: a folder, `labels.json`, a label map or an image is missing.
@@ -62,12 +65,12 @@ class SegmentationFolder(LabelMapDataset):
     ):
         root, self.split = Path(root), split
         require_folder(root, "data set")
-        images = below(root, image_folder, split)
+        images = _below(root, image_folder, split)
         if not images.is_dir():
             no_split = split and "{split}/" in str(image_folder) and not (root / split).is_dir()
             missing = (root / str(split), "split") if no_split else (images, "image")
             report("missing_folder", "no folder of image files", images, no_folder(*missing, folders_in(root)))
-        given = below(root, label_folder, split) if label_folder else None
+        given = _below(root, label_folder, split) if label_folder else None
         labels = _label_folder(root, images.parent, given, report)
         names, void, has_instances = self._read_classes(root, labels, id2label, void_values, instances, report)
         if has_instances:
@@ -87,7 +90,7 @@ class SegmentationFolder(LabelMapDataset):
         try:
             names, no_classes = self.class_names_of(root, id2label)
             void = as_values(void_values)
-            has_instances = holds_instances(labels, instances)
+            has_instances = _holds_instances(labels, instances)
         except (OSError, ValueError) as error:
             report("bad_class_names", str(error), error=error)
             return {}, set(), False
@@ -104,12 +107,14 @@ class SegmentationFolder(LabelMapDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
-        return [root / (split or "") / name for name in ("images", *LABEL_FOLDERS)]
+        """The folder of the images and those of label files."""
+        return [root / (split or "") / name for name in ("images", *_LABEL_FOLDERS)]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there are a folder of images and one of label files; or that of the option `image_folder`."""
         if options.get("image_folder"):
-            return bool(split) and below(root, str(options["image_folder"]), split).is_dir()
+            return bool(split) and _below(root, str(options["image_folder"]), split).is_dir()
         images, *labels = cls.places(root, split)
         return images.is_dir() and any(path.is_dir() for path in labels)
 
@@ -139,6 +144,7 @@ class SegmentationFolder(LabelMapDataset):
         return names, sorted(set(range(len(labels))) - set(names))
 
     def label_of(self, value: int) -> int | None:
+        """The value itself in maps of classes; in maps of instances class 0 for background, 1 for every other id."""
         if self.kind == "semantic" or value in self.void_values:
             return super().label_of(value)
         if not 0 <= value < 2**31:
@@ -146,6 +152,7 @@ class SegmentationFolder(LabelMapDataset):
         return int(value != 0)
 
     def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
+        """Also masks of 0 and 255, and instance maps in which 255 may be a border."""
         yield from super().check_values(values)
         if 255 not in values:
             return
@@ -157,7 +164,7 @@ class SegmentationFolder(LabelMapDataset):
             yield "mask_255", f"255 is read as an instance; the other ids are {others}"
 
 
-def below(root: Path, pattern: str, split: str | None) -> Path:
+def _below(root: Path, pattern: str, split: str | None) -> Path:
     """`"images/{split}"` -> the folder below the root; without a split, the pattern without it."""
     return root / with_split(pattern, split).strip("/")
 
@@ -170,12 +177,12 @@ def _label_folder(root: Path, folder: Path, given: Path | None, report: ReportFa
             available = folders_in(given.parent) if given.parent.is_dir() else None
             report("missing_folder", none, given, no_folder(given, "label", available))
         return given
-    there = [folder / name for name in LABEL_FOLDERS if (folder / name).is_dir()]
-    labels = there[0] if there else folder / LABEL_FOLDERS[0]
+    there = [folder / name for name in _LABEL_FOLDERS if (folder / name).is_dir()]
+    labels = there[0] if there else folder / _LABEL_FOLDERS[0]
     if len(there) != 1:
         names = [path.name for path in there]
         error = FileNotFoundError(
-            f"{folder} needs one of the folders {', '.join(LABEL_FOLDERS)} beside images, found: "
+            f"{folder} needs one of the folders {', '.join(_LABEL_FOLDERS)} beside images, found: "
             f"{', '.join(names) or 'none'}. Where there are several or others, choose with label_folder, for instance "
             "'{split}/labels'."
         )
@@ -184,7 +191,7 @@ def _label_folder(root: Path, folder: Path, given: Path | None, report: ReportFa
     return labels
 
 
-def holds_instances(labels: Path, instances: Any) -> bool:
+def _holds_instances(labels: Path, instances: Any) -> bool:
     """Whether a folder of label maps holds instances: as `instances` says, or its name."""
     if instances is not None and not isinstance(instances, bool):
         raise ValueError(f"instances={instances!r}: needs true or false.")

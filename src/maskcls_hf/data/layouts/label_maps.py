@@ -24,7 +24,7 @@ from ..sample import VOID, Segments
 
 FilePair = tuple[Path | None, Path | None]  # image and label; one can be missing for a check alone
 VOID_VALUES = (255, 65535)  # void in label files unless a class has the id
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
 
 
 class LabelMapDataset(SegmentationDataset):
@@ -33,8 +33,12 @@ class LabelMapDataset(SegmentationDataset):
     Args:
         root: folder of the data.
         files: pairs of image and label file; where `report` does not raise, one of the two can be None.
+        class_names: see [`SegmentationDataset`].
         void_values: label values that are void; in maps of classes beside 255 and 65535.
-        class_names, kind, stuff, cache, report: see [`SegmentationDataset`].
+        kind: see [`SegmentationDataset`].
+        stuff: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
     """
 
     unknown_ids = "holds ids {}: 0 is background, 1..n are instances."
@@ -62,22 +66,31 @@ class LabelMapDataset(SegmentationDataset):
                 report("bad_class_names", str(error), error=ValueError(f"{root}: {error}"))
 
     def image_path(self, index: int) -> Path:
+        """File of an image; None where it is missing, which only a check lets pass."""
         return self.files[index][0]  # type: ignore[return-value]  # complete, but for a check
 
     def label_path(self, index: int) -> Path | None:
+        """Label file of an image; None where it is missing, which only a check lets pass."""
         return self.files[index][1]
 
     def is_labeled(self, index: int) -> bool:
+        """Whether the label file is there."""
         return self.files[index][1] is not None
 
     def annotation(self, index: int) -> str:
+        """Path of the label file."""
         return str(self.files[index][1])
 
     def raw_map(self, index: int) -> Tensor:
+        """The values (H, W) of the label file."""
         return read_map(self.files[index][1])
 
     def label_of(self, value: int) -> int | None:
-        """Id of the class that a pixel's value means, None for void. KeyError: it means nothing."""
+        """Id of the class that a pixel's value means, None for void.
+
+        Raises:
+            KeyError: it means nothing.
+        """
         if value in self.void_values:
             return None
         if self.class_names and value not in self.class_names:
@@ -85,9 +98,11 @@ class LabelMapDataset(SegmentationDataset):
         return value
 
     def is_crowd(self, value: int) -> bool:
+        """Whether the pixels of a value are a crowd region."""
         return False
 
     def read(self, index: int, size: tuple[int, int]) -> Segments:
+        """Segments of an image: of a map of classes one a class, of a map of instances one an id."""
         if not self.has_instances:
             return self._classes(self.raw_map(index), self.annotation(index))
         runs = Runs.of(int32_ids(self.raw_map(index), self.annotation(index)).numpy())
@@ -111,6 +126,7 @@ class LabelMapDataset(SegmentationDataset):
         return labels, unknown
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Reads the label file, compares its size, and reports values that mean nothing."""
         path = self.files[index][1]
         assert path is not None
         read = read_class_map(path, report)
@@ -129,6 +145,7 @@ class LabelMapDataset(SegmentationDataset):
         return checked
 
     def check_values(self, values: set[int]) -> Iterator[tuple[str, str]]:
+        """Of maps of classes, whether they seem to count from another number than the names do."""
         if self.kind == "semantic" and (shifted := _shift(self.class_names, values - self.void_values)):
             yield "off_by_one", shifted
 
@@ -161,6 +178,16 @@ class LabelValues:
     Args:
         label_ids: the file's value of each class.
         void_values: values that are void, beside 255 and 65535 where these are no class.
+
+    Raises:
+        ValueError: a value is class and void at once, or outside of 0..65535.
+
+    Example:
+        >>> import torch
+        >>> values = LabelValues([7, 9], void_values=[0])
+        >>> values(torch.tensor([[7, 7, 0], [9, 7, 255]]), "street.png").pixels
+        tensor([[[ 0,  0, -1],
+                 [ 1,  0, -1]]], dtype=torch.int8)
     """
 
     def __init__(self, label_ids: Sequence[int], void_values: Collection[int]):
@@ -177,7 +204,11 @@ class LabelValues:
         self._classes[self.label_ids] = np.arange(len(self.label_ids))
 
     def __call__(self, values: Tensor, where: str) -> Segments:
-        """Of a map (H, W). ValueError: a value is neither class nor void."""
+        """Segments of a map (H, W); `where` is its name in messages.
+
+        Raises:
+            ValueError: a value is neither class nor void.
+        """
         runs = Runs.of(values.numpy())
         found = runs.values
         if found.min(initial=0) < 0 or found.max(initial=0) >= 2**16:
@@ -196,7 +227,15 @@ class LabelValues:
 
 
 def as_values(void_values: Any) -> set[int]:
-    """The `void_values` of a reader, which can be a single one. ValueError: they are no integers."""
+    """The `void_values` of a reader, which can be a single one.
+
+    Raises:
+        ValueError: they are no integers.
+
+    Example:
+        >>> as_values(255), as_values([0, 255])
+        ({255}, {0, 255})
+    """
     values = [void_values] if isinstance(void_values, int) else void_values
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"void_values={void_values!r}: needs label values, such as [255].")
@@ -207,7 +246,14 @@ def as_values(void_values: Any) -> set[int]:
 
 
 def pair_files(images: Path, labels: Path, root: Path, report: ReportFault = refuse) -> list[FilePair]:
-    """Each image of a folder with the label map of the same name, sorted by name; then, if reported, labels alone."""
+    """Each image of a folder with the label map of the same name, sorted by name; then, if reported, labels alone.
+
+    Args:
+        images: folder of the images.
+        labels: folder of the label maps.
+        root: folder of the data, for messages.
+        report: is told of files without a partner, of one name, and of other kinds.
+    """
     image_of = _by_stem(images, IMAGE_SUFFIXES, "image", report)
     label_of = _by_stem(labels, LABEL_SUFFIXES, "label", report)
     if not image_of:
@@ -219,7 +265,7 @@ def pair_files(images: Path, labels: Path, root: Path, report: ReportFault = ref
             f"{len(missing)} images have no label map ({', '.join(LABEL_SUFFIXES)}) in {labels}: {some(missing)}."
         )
         for stem in missing:
-            if lossy := [path for suffix in LOSSY_SUFFIXES if (path := labels / f"{stem}{suffix}").is_file()]:
+            if lossy := [path for suffix in _LOSSY_SUFFIXES if (path := labels / f"{stem}{suffix}").is_file()]:
                 report("lossy_label", "label maps are PNG, TIFF or BMP", lossy[0], error)
                 continue
             place = bisect_left(alone, stem)
@@ -245,7 +291,7 @@ def _by_stem(folder: Path, suffixes: Sequence[str], kind: str, report: ReportFau
     found: dict[str, Path] = {}
     for path in paths:
         if path.suffix.lower() not in suffixes:
-            if path.name[0] != "." and (kind == "image" or path.suffix.lower() not in LOSSY_SUFFIXES):
+            if path.name[0] != "." and (kind == "image" or path.suffix.lower() not in _LOSSY_SUFFIXES):
                 report("file_not_listed", f"not read as {kind}: {path.suffix or 'no'} file", path)
         elif path.stem in found:
             report("same_name", f"the {kind} {found[path.stem].name} has this name too", path, error)
@@ -263,7 +309,10 @@ def read_label(
     """A label file and its ids (H, W), as a reader's own `read` gives them; None, and a report, for what is none.
 
     Args:
+        path: of the file.
+        read: image and name -> ids (H, W).
         wrong: kind and message of what is wrong with a decoded file; None: nothing.
+        report: is told.
     """
     try:
         image = decoded(path, path.name)
@@ -310,7 +359,12 @@ def _described_colors(image: Image.Image) -> str:
 
 
 def voc_colors() -> np.ndarray:
-    """(256, 3) uint8: Pascal VOC's color of each id, whose bits are dealt out to the channels from the top."""
+    """(256, 3) uint8: Pascal VOC's color of each id, whose bits are dealt out to the channels from the top.
+
+    Example:
+        >>> voc_colors()[:4].tolist()
+        [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    """
     ids = np.arange(256)
     colors = np.zeros((256, 3), dtype=np.uint8)
     for bit in range(8):

@@ -32,7 +32,7 @@ from .label_maps import LabelValues, as_values
 if TYPE_CHECKING:
     import datasets
 
-CLASS_KEYS = ("category_id", "label_id", "label")  # of a record of a segment
+_CLASS_KEYS = ("category_id", "label_id", "label")  # of a record of a segment
 
 
 class SegmentationTable(SegmentationDataset):
@@ -44,40 +44,46 @@ class SegmentationTable(SegmentationDataset):
 
     Args:
         dataset: the table. Images may be encoded, PIL images or arrays.
-        image_column, label_column: names of the columns.
-        id2label: names of the classes by the value that the table has, or a JSON file of them.
-        segments_column: of the classes of instances; None: the maps are semantic.
-        name_column: of names; None: the number of the row.
-        stuff: the table's values of classes without instances; None: all of semantic maps, none of instance maps.
-        void_values: label values that are void: beside 255 and 65535 in semantic maps, alone in instance maps.
-        background: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabeled) or
-            "negatives" (in no segment).
+        columns: `image_column` and `label_column`, also by name: of the images ("image") and of the maps ("label").
         cache: see [`SegmentationDataset`].
+        options: by name,
+            `id2label`: names of the classes by the value that the table has, or a JSON file of them;
+            `segments_column`: of the classes of instances; None: the maps are semantic;
+            `name_column`: of names; None: the number of the row;
+            `stuff`: the table's values of classes without instances; None: all of semantic maps, none of instance maps;
+            `void_values`: label values that are void: beside 255 and 65535 in semantic maps, alone in instance maps;
+            `background`: what pixels of id 0 are in instance maps when no segment has the id: "void" (unlabeled) or
+            "negatives" (in no segment).
 
     Raises:
         ValueError: the table lacks a column; or (on access) what is wrong with a row. The message names it.
+        TypeError: it is a stream, or a dict of splits.
     """
 
     def __init__(self, dataset: datasets.Dataset, *columns: str, cache: bool = False, **options: Any):
         if not hasattr(dataset, "__len__"):
             raise TypeError("The table is a stream, of which rows cannot be chosen: SegmentationStream reads it.")
-        self._rows = rows = RowReader(*columns, **options)
+        self._rows = rows = _RowReader(*columns, **options)
         super().__init__(rows.classes.class_names, rows.classes.kind, stuff=rows.classes.stuff_labels, cache=cache)
         self.dataset = rows.undecoded(dataset)
         names = range(len(dataset)) if rows.name_column is None else dataset.with_format(None)[rows.name_column]
         self.names = [str(name) for name in names]
 
     def annotation(self, index: int) -> str:
+        """Column and row of the label map."""
         return f"column {self._rows.label_column!r} of row {index}"
 
     def raw_map(self, index: int) -> Tensor:
+        """The ids (H, W) as the table has them."""
         return self._rows.raw_map(self.dataset[index], f"row {index}")
 
     def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each image, from the headers of encoded ones."""
         images = self.dataset.select_columns([self._rows.image_column])
         return [self._rows.image_size(row, f"row {index}") for index, row in enumerate(images)]
 
     def segments(self, index: int) -> Segments:
+        """Segments of a row, whose image is read, too."""
         return self._read(index)[1]
 
     def _read(self, index: int) -> tuple[Tensor, Segments]:
@@ -96,11 +102,15 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
 
     Args:
         rows: the stream.
+        columns: see [`SegmentationTable`].
         transform: called as `transform(sample, (seed, epoch, number))`, such as `TrainTransform`. `number` counts the
             samples of an epoch; with W loader workers those of worker w are w, w + W, w + 2 W, ...
         seed: of the transform.
-        image_column, label_column, id2label, segments_column, name_column, stuff, void_values, background: see
-            [`SegmentationTable`].
+        options: id2label, segments_column, name_column, stuff, void_values, background: see [`SegmentationTable`].
+
+    Raises:
+        ValueError: as [`SegmentationTable`].
+        TypeError: the rows are a table, or a dict of splits.
     """
 
     def __init__(
@@ -113,7 +123,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
     ):
         if hasattr(rows, "__len__") and not isinstance(rows, Mapping):
             raise TypeError("The rows are a table, no stream: SegmentationTable reads it, or to_iterable_dataset().")
-        self._rows = RowReader(*columns, **options)
+        self._rows = _RowReader(*columns, **options)
         classes = self._rows.classes
         super().__init__(classes.class_names, classes.kind, classes.stuff_labels)
         self.rows = self._rows.undecoded(rows)
@@ -121,6 +131,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # persistent workers see it change
 
     def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch of the next iteration, from which its order and the seeds of its transforms follow."""
         self._epoch.fill_(epoch)
         self.rows.set_epoch(epoch)
 
@@ -141,7 +152,7 @@ class SegmentationStream(Classes, IterableDataset[Sample]):
             yield sample
 
 
-class RowReader:
+class _RowReader:
     """Rows of a table -> images and segments. The arguments are those of [`SegmentationTable`]."""
 
     def __init__(
@@ -226,7 +237,7 @@ class RowReader:
 
     def _instances(self, ids: Tensor, segments: Any, where: str) -> Segments:
         runs = Runs.of(int32_ids(ids, where).numpy())
-        records = sorted(segment_records(segments, where))
+        records = sorted(_segment_records(segments, where))
         listed = [segment for segment, _, _ in records]
         if twice := [segment for segment, times in Counter(listed).items() if times > 1]:
             raise ValueError(f"{where} lists segments twice: {some(twice)}.")
@@ -243,13 +254,22 @@ class RowReader:
 
 
 def cell(row: Mapping[str, Any], column: str, where: str) -> Any:
-    """ValueError: a row without the column."""
+    """The value of a row in a column; `where` names the row in messages.
+
+    Args:
+        row: of a table.
+        column: its name.
+        where: the row stands.
+
+    Raises:
+        ValueError: a row without the column.
+    """
     if column not in row:
         raise ValueError(f"{where} has no column {column!r}; it has {', '.join(map(str, row))}.")
     return row[column]
 
 
-def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
+def _segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
     """Id, class value and whether it is a crowd, of each segment; see [`SegmentationTable`] for the forms."""
     try:
         if isinstance(segments, Mapping) and "id" in segments:  # a list of records, as `datasets` may store it
@@ -259,7 +279,7 @@ def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
             return [(whole(segment), whole(label), False) for segment, label in segments.items() if label is not None]
         records = []
         for record in segments:
-            key = next(key for key in CLASS_KEYS if record.get(key) is not None)
+            key = next(key for key in _CLASS_KEYS if record.get(key) is not None)
             crowd = whole(record.get("iscrowd") or 0)
             if crowd not in (0, 1):
                 raise ValueError(f"iscrowd {crowd}")
@@ -267,13 +287,21 @@ def segment_records(segments: Any, where: str) -> list[tuple[int, int, bool]]:
         return records
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as error:
         raise ValueError(
-            f"{where} is no list of segments with id and {' or '.join(CLASS_KEYS)}, and no dict of id -> class: "
+            f"{where} is no list of segments with id and {' or '.join(_CLASS_KEYS)}, and no dict of id -> class: "
             f"{str(segments)[:120]}."
         ) from error
 
 
 def whole(value: Any) -> int:
-    """A number, or the text of one, without a fraction. ValueError: it has one."""
+    """A number, or the text of one, without a fraction.
+
+    Raises:
+        ValueError: it has one.
+
+    Example:
+        >>> whole("12"), whole(3.0)
+        (12, 3)
+    """
     number = int(value)
     if isinstance(value, float) and number != value:
         raise ValueError(f"{value} is no whole number")

@@ -22,7 +22,7 @@ from .report import ClassCount, Report, SplitReport
 
 __all__ = ["RULES", "ClassCount", "Finding", "Report", "Rule", "SplitReport", "validate_dataset"]
 
-MOST_WORKERS = 8
+_MOST_WORKERS = 8
 
 
 def validate_dataset(
@@ -51,9 +51,18 @@ def validate_dataset(
         workers: threads; None: as many as there are processors, at most 8.
         on_progress: called with the number of checked images and of all.
 
+    Returns:
+        Counts and findings; data without a known layout is a finding, too.
+
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: an unknown layout.
+
+    Example:
+        >>> import tempfile
+        >>> report = validate_dataset(tempfile.mkdtemp())
+        >>> report.ok, [finding.kind for finding in report.findings]
+        (False, ['unknown_layout'])
     """
     start = time.monotonic()
     root = Path(root)
@@ -85,10 +94,11 @@ def _open(
         builder.find(split, "reader_refuses", f"layout {layout} has no option {some(unknown)}; it has {has}")
     given = {name: value for name, value in options.items() if name not in unknown}
     try:
-        return reader(root, split, report=builder.report_of(split), **given)
+        data: SegmentationDataset = reader(root, split, report=builder.report_of(split), **given)
     except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
         builder.find(split, "reader_refuses", f"{type(error).__name__}: {error}")
         return None
+    return data
 
 
 def _check(
@@ -103,7 +113,7 @@ def _check(
     for split, data in opened:
         counts = builder.add_split(split, data)
         jobs += [(counts, data, index) for index in _chosen(len(data), limit)]
-    pool = ThreadPoolExecutor(workers or min(MOST_WORKERS, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(workers or min(_MOST_WORKERS, os.cpu_count() or 1))
     try:
         found = pool.map(lambda job: measure(job[1], job[2], builder.root, report.size, report.num_queries), jobs)
         for done, ((counts, _, _), measurement) in enumerate(zip(jobs, found, strict=True), start=1):
@@ -118,7 +128,8 @@ def _check(
 def _chosen(length: int, limit: int | None) -> list[int]:
     if limit is None or limit >= length:
         return list(range(length))
-    return np.linspace(0, length - 1, limit).round().astype(int).tolist()
+    chosen: list[int] = np.linspace(0, length - 1, limit).round().astype(int).tolist()
+    return chosen
 
 
 def _looked_for(root: Path, layout: str | None, splits: Sequence[str | None]) -> str:

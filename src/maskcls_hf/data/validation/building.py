@@ -1,5 +1,8 @@
-"""What is found in the files of a data set, added up: the numbers of the report, and the rules that hold for all
-layouts, of single images, of the classes, and of the splits together."""
+"""What is found in the files of a data set, added up.
+
+The numbers of the report, and the rules that hold for all layouts, of single images, of the classes, and of the splits
+together.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ from .vanishing import vanished, vanished_masks
 VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
 TINY = 10  # pixels
 # Modes that become RGB as they are.
-IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
 
 @dataclass
-class Measurement:
+class _Measurement:
     """What one image showed. Findings are kind, message and file."""
 
     name: str
@@ -37,10 +40,18 @@ class Measurement:
 
 def measure(
     data: SegmentationDataset, index: int, root: Path, size: Mapping[str, int] | None, num_queries: int | None
-) -> Measurement:
-    """Reads the files of an image."""
+) -> _Measurement:
+    """Reads the files of an image.
+
+    Args:
+        data: the split.
+        index: of the image.
+        root: folder of the data, for messages.
+        size: of the image processor; None: segments that vanish at it are not looked for.
+        num_queries: of the model; None: images with more segments are not looked for.
+    """
     image, label = data.image_path(index), data.label_path(index)
-    found = Measurement(shown_path(image or label, root) or data.names[index], image is not None)
+    found = _Measurement(shown_path(image or label, root) or data.names[index], image is not None)
 
     def report(kind: str, message: str, file: Path | str | None = None, error: Exception | None = None) -> None:
         found.findings.append((kind, message, file or label or found.name))
@@ -63,7 +74,7 @@ def read_picture(path: Path, report: ReportFault) -> Picture | None:
         content = path.read_bytes()
         image = open_image(io.BytesIO(content))
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-        if image.mode not in IMAGE_MODES or image.format == "TIFF":  # whose samples can have a sign
+        if image.mode not in _IMAGE_MODES or image.format == "TIFF":  # whose samples can have a sign
             image_to_tensor(image)
     except Exception as error:  # broken headers raise errors of many types
         report("unreadable_image", str(error), path)
@@ -99,7 +110,12 @@ def _check_segments(
 
 
 class ReportBuilder:
-    """Adds what is found to a report. What must be compared between files is kept here."""
+    """Adds what is found to a report. What must be compared between files is kept here.
+
+    Args:
+        report: is filled.
+        root: folder of the data.
+    """
 
     def __init__(self, report: Report, root: Path):
         self.report, self.root = report, root
@@ -116,6 +132,15 @@ class ReportBuilder:
         file: Path | str | None = None,
         error: Exception | None = None,
     ) -> None:
+        """Adds a finding.
+
+        Args:
+            split: of the data; None: all of it.
+            kind: key of `RULES`.
+            message: what is wrong.
+            file: that it is about; None: the split.
+            error: not looked at; readers give it, see [`ReportFault`].
+        """
         self.report.findings.append(Finding(kind, message, split, shown_path(file, self.root)))
 
     def report_of(self, split: str | None) -> ReportFault:
@@ -123,6 +148,7 @@ class ReportBuilder:
         return partial(self.find, split)
 
     def add_split(self, split: str | None, data: SegmentationDataset) -> SplitReport:
+        """Begins the counts of a split, with the numbers of its images and labels."""
         if not self.report.splits:
             self.report.kind = data.kind
         self.report.class_names = data.class_names | self.report.class_names
@@ -131,7 +157,8 @@ class ReportBuilder:
         self.report.splits.append(SplitReport(split, images, sum(map(data.is_labeled, indices))))
         return self.report.splits[-1]
 
-    def add(self, split: SplitReport, found: Measurement) -> None:
+    def add(self, split: SplitReport, found: _Measurement) -> None:
+        """Adds what one image showed to the counts of its split."""
         for kind, message, file in found.findings:
             self.find(split.name, kind, message, file)
         split.checked += found.has_image

@@ -18,7 +18,19 @@ LOOKED_AT = 400  # images of a data set, of which a class that is no rarity is i
 def nothing_to_learn(
     found: Collection[int], classes: Mapping[int, str], stuff: Collection[int], kind: Kind, crowds: bool = False
 ) -> str:
-    """Why one cannot learn from annotations in which these classes were found, and `crowds`; "": one can."""
+    """Why one cannot learn from annotations in which these classes were found; "": one can.
+
+    Args:
+        found: classes of segments that are no crowds.
+        classes: names of all classes.
+        stuff: those without instances.
+        kind: of the data.
+        crowds: whether there are crowd regions.
+
+    Example:
+        >>> nothing_to_learn([], {0: "cell"}, stuff=[], kind="instance")
+        'no pixel is labeled as any class'
+    """
     things = set(classes) - set(stuff)
     if not found and crowds:
         return (
@@ -56,8 +68,17 @@ def told_of_classes(data: SegmentationDataset, split: str | None) -> str:
 
 
 def refuse_binary_masks(data: SegmentationDataset, split: str | None = None) -> None:
-    """Raise ValueError where every map of classes holds 0 and 255 alone, see [`is_binary`]: training on them learns
-    nothing. As a rule the first map has another value; only where none has, all are read."""
+    """Refuses data in which every map of classes holds 0 and 255 alone, see [`is_binary`].
+
+    Training on them learns nothing. As a rule the first map has another value; only where none has, all are read.
+
+    Args:
+        data: any; of instances it passes.
+        split: its name, for the message.
+
+    Raises:
+        ValueError: says which values to change.
+    """
     if data.kind != "semantic" or not is_binary({0, 255}, data.class_names):
         return
     values: set[int] = set()

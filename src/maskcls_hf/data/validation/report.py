@@ -21,15 +21,18 @@ class ClassCount:
 
 @dataclass
 class SplitReport:
-    """
+    """What a split holds.
+
     Args:
         name: of the split; None where there are no splits.
-        images, labels: how many there are.
+        images: how many there are.
+        labels: how many there are.
         checked: images whose files were read.
         sizes: (height, width) -> number of checked images.
         segments: number in each checked image; of a class map, of classes.
         crowds: crowd regions, which are among the segments.
-        pixels, void_pixels: of all checked labels.
+        pixels: of all checked labels.
+        void_pixels: the unlabeled ones among them.
         classes: label id in the files -> counts.
     """
 
@@ -46,9 +49,11 @@ class SplitReport:
 
     @property
     def median_segments(self) -> float:
+        """Median number of segments of a checked image; 0 where none was checked."""
         return statistics.median(self.segments or [0])
 
     def to_dict(self) -> dict[str, Any]:
+        """The numbers of the split for a JSON file, without those of its classes."""
         return {
             "name": self.name,
             "images": self.images,
@@ -69,14 +74,18 @@ class SplitReport:
 
 @dataclass
 class Report:
-    """
+    """What [`validate_dataset`] found.
+
     Args:
         root: folder of the data.
         layout: name of its layout; None: not known.
         kind: "semantic", "instance" or "panoptic".
         class_names: label id in the files -> name.
+        splits: counts of each split.
+        findings: in the order in which they were found.
+        size: of the image processor, that segments were compared with.
+        num_queries: that numbers of segments were compared with.
         seconds: that the check took.
-        size, num_queries: training resolution and queries that segments were compared with.
     """
 
     root: str
@@ -90,6 +99,7 @@ class Report:
     seconds: float = 0.0
 
     def count(self, severity: str) -> int:
+        """Number of findings of a severity: "error", "warning" or "note"."""
         return sum(finding.severity == severity for finding in self.findings)
 
     @property

@@ -13,7 +13,7 @@ from ...models.run_lengths import MaskRuns
 from ..files import unique_ids
 
 
-def smaller_size(size: tuple[int, int], training_size: Mapping[str, int] | None) -> tuple[int, int] | None:
+def _smaller_size(size: tuple[int, int], training_size: Mapping[str, int] | None) -> tuple[int, int] | None:
     """Size (height, width) after the image processor's resize; None where no pixel can get lost in it."""
     if training_size is None:
         return None
@@ -24,7 +24,7 @@ def smaller_size(size: tuple[int, int], training_size: Mapping[str, int] | None)
 def vanished(ids: np.ndarray, training_size: Mapping[str, int] | None) -> set[int]:
     """Ids of a map (H, W) that have no pixel after the resize, by the nearest pixel as in the image processor."""
     height, width = ids.shape
-    new = smaller_size((height, width), training_size)
+    new = _smaller_size((height, width), training_size)
     if new is None:
         return set()
     values = torch.from_numpy(np.ascontiguousarray(ids))
@@ -32,8 +32,14 @@ def vanished(ids: np.ndarray, training_size: Mapping[str, int] | None) -> set[in
 
 
 def vanished_masks(masks: list[MaskRuns], size: tuple[int, int], training_size: Mapping[str, int] | None) -> set[int]:
-    """Places of the masks that have no pixel after the resize."""
-    new = smaller_size(size, training_size)
+    """Places of the masks that have no pixel after the resize.
+
+    Args:
+        masks: segments of an image.
+        size: (height, width) of the image.
+        training_size: of the image processor; None: nothing is resized.
+    """
+    new = _smaller_size(size, training_size)
     if new is None:
         return set()
     rows, columns = (resize_nearest(torch.arange(size[i]).view(-1, 1), (new[i], 1))[:, 0].numpy() for i in (0, 1))

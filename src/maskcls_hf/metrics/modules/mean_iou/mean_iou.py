@@ -1,8 +1,12 @@
 """Mean IoU as a module of the `evaluate` library: `evaluate.load("PATH/mean_iou")`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
+from numpy.typing import NDArray
 
 from maskcls_hf.metrics import MeanIoU as StreamingMeanIoU
 
@@ -52,8 +56,10 @@ _CITATION = """\
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
-class MeanIoU(evaluate.Metric):
-    def _info(self):
+class MeanIoU(evaluate.Metric):  # type: ignore[misc]  # a class without types
+    """`maskcls_hf.metrics.MeanIoU` as `evaluate` loads it."""
+
+    def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -61,12 +67,12 @@ class MeanIoU(evaluate.Metric):
             features=datasets.Features({"predictions": datasets.Image(), "references": datasets.Image()}),
         )
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Add one image."""
         prediction, reference = _class_map(prediction, "prediction"), _class_map(reference, "reference")
         super().add(prediction=prediction, reference=reference, **kwargs)
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add several images."""
         predictions, references = (
             [_class_map(image, f"{name} {number}") for number, image in enumerate(images)]
@@ -77,14 +83,14 @@ class MeanIoU(evaluate.Metric):
     def _compute(
         self,
         *,
-        predictions,
-        references,
-        num_labels,
-        ignore_index,
-        nan_to_num=None,
-        label_map=None,
-        reduce_labels=False,
-    ):
+        predictions: Any,
+        references: Any,
+        num_labels: int,
+        ignore_index: int,
+        nan_to_num: int | None = None,
+        label_map: Mapping[int, int] | None = None,
+        reduce_labels: bool = False,
+    ) -> dict[str, Any]:
         metric = StreamingMeanIoU({label: str(label) for label in range(num_labels)}, void_id=ignore_index)
         for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             reference = np.asarray(reference).astype(np.int64)
@@ -113,7 +119,7 @@ class MeanIoU(evaluate.Metric):
         return results
 
 
-def _class_map(image, name):
+def _class_map(image: Any, name: str) -> NDArray[np.uint16]:
     """Ids in 16 bits, which `datasets` stores without loss as PNG."""
     ids = np.asarray(image)
     if ids.ndim != 2 or ids.dtype.kind not in "iub":

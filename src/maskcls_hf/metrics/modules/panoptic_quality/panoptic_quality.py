@@ -1,7 +1,8 @@
 """Panoptic quality as a module of the `evaluate` library: `evaluate.load("PATH/panoptic_quality")`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral
+from typing import Any
 
 import datasets
 import evaluate
@@ -59,8 +60,10 @@ _INFO = ("id", "label_id", "iscrowd")
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
-class PanopticQualityModule(evaluate.Metric):
-    def _info(self):
+class PanopticQualityModule(evaluate.Metric):  # type: ignore[misc]  # a class without types
+    """`maskcls_hf.metrics.PanopticQuality` as `evaluate` loads it."""
+
+    def _info(self) -> evaluate.MetricInfo:
         image = {
             "segmentation": datasets.Image(),
             "segments_info": [{field: datasets.Value("int64") for field in _INFO}],
@@ -72,23 +75,25 @@ class PanopticQualityModule(evaluate.Metric):
             features=datasets.Features({"predictions": image, "references": image}),
         )
 
-    def add(self, *, prediction=None, reference=None, **kwargs):
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Add one image."""
         prediction, reference = _numbered(prediction, "prediction", True), _numbered(reference, "reference")
         super().add(prediction=prediction, reference=reference, **kwargs)
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs):
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Add several images."""
         predictions = [_numbered(image, f"prediction {number}", True) for number, image in enumerate(predictions)]
         references = [_numbered(image, f"reference {number}") for number, image in enumerate(references)]
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, *, predictions, references, num_labels, stuff_ids=()):
+    def _compute(
+        self, *, predictions: Any, references: Any, num_labels: int, stuff_ids: Collection[int] = ()
+    ) -> dict[str, Any]:
         metric = PanopticQuality({label: str(label) for label in range(num_labels)}, stuff_ids)
         for number, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
             infos = reference["segments_info"]
             truth = Segments(
-                [info["label_id"] for info in infos],
+                torch.tensor([info["label_id"] for info in infos], dtype=torch.int64),
                 Runs.of(np.array(reference["segmentation"]).astype(np.int32) - 1),
                 torch.tensor([info["iscrowd"] == 1 for info in infos], dtype=torch.bool),
                 name=f"image {number}",
@@ -99,7 +104,7 @@ class PanopticQualityModule(evaluate.Metric):
         return metric.compute() | {f"per_category_{name}": values.numpy() for name, values in of_classes.items()}
 
 
-def _numbered(image, name, check_ids=False):
+def _numbered(image: Any, name: str, check_ids: bool = False) -> dict[str, Any]:
     """Segments numbered from 1 in the order of `segments_info`, so that 16 bits hold them; 0 is no segment.
 
     `check_ids`, for predictions: ids above 0 that `segments_info` lacks are errors.
@@ -130,15 +135,15 @@ def _numbered(image, name, check_ids=False):
     return {"segmentation": segmentation, "segments_info": [info | {"id": number[info["id"]]} for info in infos]}
 
 
-def _record(info, where):
+def _record(info: Any, where: str) -> dict[str, int]:
     """The numbers of a segment. ValueError: one of them is missing or is none."""
     given = dict(info) if isinstance(info, Mapping) else {}
     given.setdefault("label_id", given.get("category_id"))
     given.setdefault("iscrowd", 0)
     found = {}
     for field in _INFO:
-        value = given.get(field)
-        is_number = isinstance(value, (Integral, np.bool_)) and -(2**63) <= value < 2**63
+        value: Any = given.get(field)
+        is_number = isinstance(value, (Integral, np.bool_)) and -(2**63) <= int(value) < 2**63
         if not is_number or (field == "iscrowd" and value not in (0, 1)):
             needed = "label_id (or category_id)" if field == "label_id" else field
             raise ValueError(f"{where}: {needed} is {value!r}, not a number as needed: {info}.")
