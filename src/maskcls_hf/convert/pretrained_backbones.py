@@ -246,7 +246,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return made
 
     def processor_fields(self) -> dict[str, Any]:
-        """As of `BackboneCheckpoint`; {} but for a warning where no file says how images were normalized."""
+        """As of `BackboneCheckpoint`; warns where no file says how images were normalized."""
         try:
             with quiet():
                 theirs = MaskClsImageProcessor.get_image_processor_dict(self.name, **where_to_look(self.name))[0]

@@ -39,6 +39,12 @@ class Registry(dict[str, Any]):
     def register(self, name: str, part: Any) -> None:
         """Make `part`, a class, known by `name`; configurations, recipes and `--set` then take the name.
 
+        Args:
+            name: letters, digits and underscores.
+            part: called with the configuration, of a pixel decoder also with the channels of the backbone's maps, of a
+                transformer decoder with those of its context; and with its own options. What it must do then stands at
+                the head of pixel_decoders.py, transformer_decoders.py, matching.py or losses.py.
+
         Raises:
             `ValueError`: the name is none, or that of another part.
         """
@@ -51,6 +57,11 @@ class Registry(dict[str, Any]):
 
     def build(self, config: PreTrainedConfig, field: str, *inputs: Any) -> Any:
         """The part that `config` names in `field`, made of the configuration, `inputs` and its own options.
+
+        Args:
+            config: has its options in the field `<field>_options`.
+            field: such as "matching".
+            inputs: what the part gets beside the configuration.
 
         Raises:
             `ValueError`: nothing is known by that name, or it does not take the options.

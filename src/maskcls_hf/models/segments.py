@@ -484,7 +484,7 @@ class Segments:
             device: of the result.
 
         Raises:
-            ValueError: `void_id` is a class, or None.
+            ValueError: `void_id` is None, negative, or a class.
         """
         is_class = void_id is not None and bool((self.class_labels[~self.is_crowd] == void_id).any())
         if void_id is None or void_id < 0 or void_id < (num_labels or 0) or is_class:
