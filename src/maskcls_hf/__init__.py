@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .training import MaskClsTrainer as MaskClsTrainer
     from .training import load_recipe as load_recipe
 
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
 # Module -> its names that are public here; as above, where type checkers read them.
 _NAMES = {
     "data": ("MaskClsCollator", "open_dataset", "register_layout"),

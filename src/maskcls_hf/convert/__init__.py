@@ -41,7 +41,8 @@ __all__ = [
 
 def register_readers() -> None:
     """Let `from_pretrained` of our classes read the checkpoints of transformers' MaskFormer, Mask2Former and
-    EoMT, and `from_backbone` pretrained backbones; again does no harm."""
+    EoMT, and `from_backbone` pretrained backbones; again does no harm.
+    """
     CONFIG_READERS[MaskFormerConfig.model_type] = config_from_maskformer
     CHECKPOINT_READERS[MaskFormerConfig.model_type] = load_maskformer
     CONFIG_READERS[Mask2FormerConfig.model_type] = config_from_mask2former

@@ -33,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".pkl":
             with path.open("rb") as file:
-                content = ArrayUnpickler(file, path).load()
+                content = _ArrayUnpickler(file, path).load()
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, LookupError, TypeError, MemoryError) as error:
@@ -58,7 +58,7 @@ def as_tensors(content: Any, where: str) -> dict[str, Tensor]:
     return tensors
 
 
-class ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and plain containers; refuses to look up anything else."""
 
     def __init__(self, file: Any, path: Path):
@@ -69,7 +69,7 @@ class ArrayUnpickler(pickle.Unpickler):
         if (module, name) in PLAIN_CONTAINERS:
             return PLAIN_CONTAINERS[module, name]
         if (module, name) == ("_codecs", "encode"):
-            return latin1_bytes
+            return _latin1_bytes
         package, _, last = module.rpartition(".")
         if (package or last) in ("numpy", "numpy.core", "numpy._core") and (last, name) in ARRAY_PARTS:
             return ARRAY_PARTS[last, name]
@@ -79,7 +79,7 @@ class ArrayUnpickler(pickle.Unpickler):
         )
 
 
-def latin1_bytes(text: str, encoding: str) -> bytes:
+def _latin1_bytes(text: str, encoding: str) -> bytes:
     """How pickle protocols 0 to 2 write bytes; only this encoding occurs."""
     if encoding != "latin1":
         raise ValueError(f"a pickle of arrays has no text encoded as {encoding!r}.")

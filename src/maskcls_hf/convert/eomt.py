@@ -1,5 +1,6 @@
 """transformers' EoMT, with DINOv2 and with DINOv3: its checkpoints load as ours, which keep the ViT as a backbone of
-transformers, and ours become theirs where it can represent them."""
+transformers, and ours become theirs where it can represent them.
+"""
 
 import os
 import re
@@ -79,7 +80,7 @@ def config_from_eomt(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
+def _config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
     """The configuration of transformers' EoMT for a `MaskClsConfig`, as far as it has the fields."""
     vit: Any = config.backbone_config
     fields = {theirs: getattr(config, ours) for ours, theirs in CONFIG_FIELDS.items()}
@@ -94,7 +95,8 @@ def config_to_eomt(config: PreTrainedConfig) -> EomtConfig | EomtDinov3Config:
 
 
 def model_of_config(config: PreTrainedConfig) -> EomtForUniversalSegmentation | EomtDinov3ForUniversalSegmentation:
-    theirs: Any = config_to_eomt(config)
+    """The EoMT of transformers for a `MaskClsConfig`, without weights."""
+    theirs: Any = _config_to_eomt(config)
     is_dinov3 = isinstance(theirs, EomtDinov3Config)
     return EomtDinov3ForUniversalSegmentation(theirs) if is_dinov3 else EomtForUniversalSegmentation(theirs)
 
@@ -137,8 +139,11 @@ def at_size(model: PreTrainedModel, side: int) -> None:
 
 
 def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
-    """Names of EoMT in transformers, with this configuration -> ours. Two of theirs are one of ours, `weights_in`,
-    where the DINOv2 of this version of transformers has the two halves of a gated layer as one."""
+    """Names of EoMT in transformers, with this configuration -> ours.
+
+    Two of theirs are one of ours, `weights_in`, where the DINOv2 of this version of transformers has the two halves of
+    a gated layer as one.
+    """
     is_dinov3 = config.model_type == EomtDinov3Config.model_type
     access = ACCESS["dinov3_vit" if is_dinov3 else "dinov2_with_registers"]
     with torch.device("meta"):  # the names in a block differ between versions of transformers
@@ -162,7 +167,13 @@ def our_names(theirs: Collection[str], config: Any) -> dict[str, str]:
 
 def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' EoMT, of this configuration of theirs, by our names, without those it calls
-    `leave_out`."""
+    `leave_out`.
+
+    Args:
+        state: parameters by their names.
+        config: theirs.
+        leave_out: their names of parameters that are not wanted.
+    """
     result: dict[str, Tensor] = {}
     for name, ours in our_names(state, config).items():
         other = name.replace(".gate_proj.", ".up_proj.")
@@ -181,7 +192,8 @@ def state_from_eomt(state: Mapping[str, Tensor], config: Any, leave_out: Collect
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' EoMT, without those of heads that
-    it lacks. The position of the class token is a part of the token there."""
+    it lacks. The position of the class token is a part of the token there.
+    """
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(OWN_HEADS)}
     with torch.device("meta"):
         theirs = model_of_config(model.config)
@@ -223,8 +235,18 @@ def has_no_counterpart(name: str) -> bool:
 
 
 def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
-    """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`. The probabilities
-    of its masks become a field of the configuration: they are added to the options, and `base` is taken from them.
+    """A checkpoint of transformers' EoMT, of one of its two classes, as `maskformer.load_maskformer`.
+
+    The probabilities of its masks become a field of the configuration: they are added to the options, and `base` is
+    taken from them.
+
+    Args:
+        model_class: `EomtForUniversalSegmentation` or `EomtDinov3ForUniversalSegmentation`.
+        path: folder or name on the Hub.
+        options: of `from_pretrained`, changed in place.
+
+    Returns:
+        Parameters by our names, and names that our model has no place for.
 
     Raises:
         ValueError: as [`with_base`].
@@ -240,12 +262,15 @@ def load_eomt(model_class: Any, path: Any, options: dict[str, Any]) -> tuple[dic
 
 
 def with_base(
-    state: dict[str, Tensor], config: Any, base: str | os.PathLike | None, where: object
+    state: dict[str, Tensor], config: Any, base: str | os.PathLike[str] | None, where: object
 ) -> dict[str, Tensor]:
     """Whole weights by our names, of ones whose ViT may be what training has added to published weights: DINOv3 may not
     be passed on, so EoMT's authors publish the differences.
 
     Args:
+        state: parameters by our names.
+        config: ours.
+        where: names the checkpoint in messages.
         base: what to add them to, as for `MaskClsForUniversalSegmentation.from_backbone`.
 
     Raises:
@@ -253,7 +278,7 @@ def with_base(
     """
     vit = {name: value for name, value in state.items() if name.startswith(f"{VIT}.")}
     if base is None:
-        if are_deltas(vit):
+        if _are_deltas(vit):
             raise ValueError(
                 f"{where} holds the differences to the weights of a pretrained ViT, not whole weights: give these too, "
                 "such as base='facebook/dinov3-vitl16-pretrain-lvd1689m' (maskcls convert --base), whose license is to "
@@ -276,7 +301,7 @@ def with_base(
     return state | {name: pretrained[name].to(value.dtype) + value for name, value in vit.items()}
 
 
-def are_deltas(vit: Mapping[str, Tensor]) -> bool:
+def _are_deltas(vit: Mapping[str, Tensor]) -> bool:
     """Whether the weights of a ViT are differences: scales of norms start at 1, and hardly any ever is negative."""
     scales = [value.flatten() for name, value in vit.items() if "norm" in name and name.endswith(".weight")]
     return bool(scales) and bool((torch.cat(scales) > 0).float().mean() < 0.9)

@@ -100,6 +100,7 @@ def config_to_mask2former(config: PreTrainedConfig) -> Mask2FormerConfig:
 
 
 def model_of_config(config: PreTrainedConfig) -> Mask2FormerForUniversalSegmentation:
+    """The Mask2Former of transformers for a `MaskClsConfig`, without weights."""
     return Mask2FormerForUniversalSegmentation(config_to_mask2former(config))
 
 
@@ -174,7 +175,7 @@ def mask2former_modules(encoder_layers: int, decoder_layers: int) -> dict[str, s
     return modules
 
 
-def state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+def _state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' Mask2Former by our names, without those it calls `leave_out`."""
     config: Any = model.config
     modules = mask2former_modules(config.encoder_layers, config.decoder_layers - 1)
@@ -195,7 +196,8 @@ def state_from_mask2former(model: PreTrainedModel, leave_out: Collection[str] = 
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' Mask2Former, without those of
-    heads that it lacks."""
+    heads that it lacks.
+    """
     modules = mask2former_modules(model.config.encoder_layers, model.config.decoder_layers)
     state, parts = {}, {}
     for name, value in model.state_dict().items():
@@ -216,4 +218,4 @@ def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
 def load_mask2former(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """A checkpoint of transformers' Mask2Former, as `maskformer.load_maskformer`."""
     theirs, absent, unknown = read_theirs(Mask2FormerForUniversalSegmentation, path, options, has_no_counterpart)
-    return state_from_mask2former(theirs, leave_out=absent), unknown
+    return _state_from_mask2former(theirs, leave_out=absent), unknown

@@ -132,11 +132,11 @@ def config_from_maskformer(config_dict: Mapping[str, Any]) -> dict[str, Any]:
     fields |= {ours: getattr(theirs.decoder_config, name) for ours, name in DECODER_FIELDS.items()}
     fields["output_auxiliary_logits"] = bool(theirs.output_auxiliary_logits)
     fields["compatibility"] = "transformers"
-    fields["backbone_config"] = backbone_from_maskformer(theirs.backbone_config)
+    fields["backbone_config"] = _backbone_from_maskformer(theirs.backbone_config)
     return fields
 
 
-def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
+def _backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
     if backbone.model_type not in SWIN_TYPES:
         return backbone.to_dict()
     fields = {name: getattr(backbone, name) for name in SWIN_FIELDS}
@@ -144,7 +144,7 @@ def backbone_from_maskformer(backbone: PreTrainedConfig) -> dict[str, Any]:
     return {"model_type": "swin", **fields, "out_features": stages}
 
 
-def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
+def _config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
     """The configuration of transformers' MaskFormer for a `MaskClsConfig`, as far as it has the fields."""
     decoder = {theirs: getattr(config, ours) for ours, theirs in DECODER_FIELDS.items()}
     # Our dropout counts inside attention and feed-forward blocks too.
@@ -157,7 +157,8 @@ def config_to_maskformer(config: PreTrainedConfig) -> MaskFormerConfig:
 
 
 def model_of_config(config: PreTrainedConfig) -> MaskFormerForInstanceSegmentation:
-    return MaskFormerForInstanceSegmentation(config_to_maskformer(config))
+    """The MaskFormer of transformers for a `MaskClsConfig`, without weights."""
+    return MaskFormerForInstanceSegmentation(_config_to_maskformer(config))
 
 
 def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[str, str]:
@@ -190,6 +191,7 @@ def maskformer_modules(decoder_layers: int, backbone: PreTrainedConfig) -> dict[
 
 
 def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
+    """Prefixes of parameter names of a Swin: ours -> theirs."""
     encoder = "model.pixel_level_module.encoder"
     modules = {"model.backbone.swin": f"{encoder}.model"}
     for index, stage in enumerate(SWIN_STAGES):
@@ -211,7 +213,12 @@ def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
 
 
 def rename(name: str, modules: Mapping[str, str]) -> str:
-    """`name` with its longest prefix that `modules` knows replaced."""
+    """`name` with its longest prefix that `modules` knows replaced.
+
+    Example:
+        >>> rename("model.backbone.stem.weight", {"model.backbone": "encoder"})
+        'encoder.stem.weight'
+    """
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         prefix = ".".join(parts[:end])
@@ -220,7 +227,7 @@ def rename(name: str, modules: Mapping[str, str]) -> str:
     return name
 
 
-def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
+def _state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = ()) -> dict[str, Tensor]:
     """Parameters of transformers' MaskFormer by our names, without those it calls `leave_out`."""
     config: Any = model.config
     modules = maskformer_modules(config.decoder_config.decoder_layers, config.backbone_config)
@@ -231,7 +238,8 @@ def state_from_maskformer(model: PreTrainedModel, leave_out: Collection[str] = (
 
 def state_to_theirs(model: PreTrainedModel) -> dict[str, Tensor]:
     """Parameters of a `MaskClsForUniversalSegmentation` by the names of transformers' MaskFormer, without those of
-    heads that it lacks."""
+    heads that it lacks.
+    """
     modules = maskformer_modules(model.config.decoder_layers, model.config.backbone_config)
     state = model.state_dict()
     return {rename(name, modules): value for name, value in state.items() if not name.startswith(OWN_HEADS)}
@@ -244,9 +252,10 @@ def has_no_counterpart(name: str) -> bool:
 
 def load_maskformer(path: Any, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], set[str]]:
     """A checkpoint of transformers' MaskFormer, see [`read_theirs`]: its parameters by our names, and names that our
-    model has no place for."""
+    model has no place for.
+    """
     theirs, absent, unknown = read_theirs(MaskFormerForInstanceSegmentation, path, options, has_no_counterpart)
-    return state_from_maskformer(theirs, leave_out=absent), unknown
+    return _state_from_maskformer(theirs, leave_out=absent), unknown
 
 
 def read_theirs(
@@ -256,6 +265,7 @@ def read_theirs(
     names.
 
     Args:
+        model_class: of transformers.
         path: folder or name on the Hub.
         options: of `from_pretrained`.
         has_no_counterpart: of names of theirs that we need not.

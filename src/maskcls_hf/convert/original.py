@@ -27,7 +27,7 @@ STAGES = ["stage1", "stage2", "stage3", "stage4"]
 
 
 def from_original(
-    checkpoint: Mapping[str, Any] | str | Path, base: str | os.PathLike | None = None, **overrides: Any
+    checkpoint: Mapping[str, Any] | str | Path, base: str | os.PathLike[str] | None = None, **overrides: Any
 ) -> MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation:
     """A model with the weights of a checkpoint of the papers' code (facebookresearch/MaskFormer and Mask2Former, and
     tue-mps/eomt).
@@ -59,21 +59,24 @@ def from_original(
     elif base is not None:
         raise ValueError(f"{where} is no EoMT: base={os.fspath(base)!r} is for its weights on DINOv3.")
     else:
-        original = Original(parameters(tensors), where)
+        original = _Original(parameters(tensors), where)
         config = original.config(**overrides)
         state = our_names(original.state, config)
     model_class = KIND_OF_TYPE[config.model_type].model_class
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     # Frozen batch norms count no batches.
-    counters = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if is_counter(name)}
+    counters = {name: torch.zeros_like(tensor, device="cpu") for name, tensor in expected.items() if _is_counter(name)}
     state |= counters
-    check_complete(state, expected, where)
-    return model_class.from_pretrained(None, config=config, state_dict=state)
+    _check_complete(state, expected, where)
+    model: MaskClsForUniversalSegmentation | PerPixelForSemanticSegmentation = model_class.from_pretrained(
+        None, config=config, state_dict=state
+    )
+    return model
 
 
 def save_from_original(
-    checkpoint: str | Path, out: str | Path, base: str | os.PathLike | None = None, **overrides: Any
+    checkpoint: str | Path, out: str | Path, base: str | os.PathLike[str] | None = None, **overrides: Any
 ) -> None:
     """Write the model of `from_original` to the folder `out`, with an image processor.
 
@@ -82,6 +85,15 @@ def save_from_original(
     "paper"` (MaskFormer's own maps are the exact ones). Edit its `size`, `label_offset` and `label_ids_to_fuse` for
     other data sets. EoMT's resizes and pads to the square that the positions of its ViT are for (of DINOv3, which has
     none, 640); its semantic models want `do_split_image`.
+
+    Args:
+        checkpoint: as of `from_original`.
+        out: the folder, which is made.
+        base: as of `from_original`.
+        overrides: as of `from_original`.
+
+    Raises:
+        `ValueError`: as of `from_original`.
     """
     model = from_original(checkpoint, base, **overrides)
     label_format = "segments" if model.config.model_type == MaskClsConfig.model_type else "semantic"
@@ -98,11 +110,11 @@ def save_from_original(
     MaskClsImageProcessor(**fields).save_pretrained(out)
 
 
-def is_counter(name: str) -> bool:
+def _is_counter(name: str) -> bool:
     return name.endswith(".num_batches_tracked")
 
 
-def check_complete(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+def _check_complete(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
     """Raise `ValueError` unless `state` has exactly the `expected` names and shapes."""
     problems = {
         "missing in the checkpoint": sorted(expected.keys() - state.keys()),
@@ -118,7 +130,7 @@ def check_complete(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
         raise ValueError(f"{where} does not fit the architecture inferred from its names and shapes.\n{lists}")
 
 
-class Original:
+class _Original:
     """Parameters of a checkpoint of the paper's code, and the architecture they tell."""
 
     def __init__(self, state: dict[str, Tensor], where: str):

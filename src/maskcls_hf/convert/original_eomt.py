@@ -1,5 +1,6 @@
 """Checkpoints of EoMT's own code (tue-mps/eomt, with timm's DINOv2 or transformers' DINOv3) -> our models: by the names
-of transformers' EoMT, the architecture inferred from names and shapes."""
+of transformers' EoMT, the architecture inferred from names and shapes.
+"""
 
 import math
 import os
@@ -44,11 +45,13 @@ def is_eomt(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_original_eomt(
-    state: Mapping[str, Tensor], where: str, base: str | os.PathLike | None = None, **overrides: Any
+    state: Mapping[str, Tensor], where: str, base: str | os.PathLike[str] | None = None, **overrides: Any
 ) -> tuple[MaskClsConfig, dict[str, Tensor]]:
     """Configuration and weights by our names.
 
     Args:
+        state: parameters by the names in the file.
+        where: names the checkpoint in messages.
         base: weights of a pretrained ViT, which the checkpoint has the differences to; see `eomt.with_base`.
         overrides: fields of the configuration; `num_attention_heads` are those of the ViT, one for 64 channels if not
             given.
@@ -67,10 +70,10 @@ def from_original_eomt(
     probabilities = named.pop(PROBABILITIES).float()
     if probabilities.min() < 0:  # a difference to the ones that they start from
         probabilities = probabilities + 1
-    named = taken_apart(named)
+    named = _taken_apart(named)
     heads = overrides.pop("num_attention_heads", None)
     try:
-        theirs: Any = eomt_config(named, heads, base)
+        theirs: Any = _eomt_config(named, heads, base)
     except KeyError as error:
         raise ValueError(f"{where} is no checkpoint of EoMT's code: it has no {error}.") from error
     fields = config_from_eomt(theirs.to_dict()) | {
@@ -86,9 +89,10 @@ def from_original_eomt(
     return config, with_base(state_from_eomt(named, theirs), config, base, where)
 
 
-def taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Projections that timm has in one, each for itself; the position of a class token, which transformers' EoMT has
-    not, added to the token."""
+    not, added to the token.
+    """
     result: dict[str, Tensor] = {}
     shapes = {name: value.shape for name, value in named.items()}
     gated = {  # whose first layer is that of the gate and that of the values
@@ -118,11 +122,12 @@ def taken_apart(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def eomt_config(
-    state: Mapping[str, Tensor], heads: int | None, base: str | os.PathLike | None
+def _eomt_config(
+    state: Mapping[str, Tensor], heads: int | None, base: str | os.PathLike[str] | None
 ) -> EomtConfig | EomtDinov3Config:
     """The configuration of transformers' EoMT that weights by its names tell; KeyError: the name of one that is not
-    there. What they do not tell of a DINOv3 is that of `base`, else as published."""
+    there. What they do not tell of a DINOv3 is that of `base`, else as published.
+    """
     kernels = state["embeddings.patch_embeddings." + ("projection." if POSITIONS in state else "") + "weight"]
     size, channels, patch_size, _ = kernels.shape
     layers = {int(name.split(".")[1]) for name in state if name.startswith("layers.")}

@@ -40,20 +40,20 @@ def parameters(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def our_names(state: Mapping[str, Tensor], config: PreTrainedConfig) -> dict[str, Tensor]:
     """`state`, from `parameters`, by the names of our model of this configuration."""
-    modules = dict(original_modules(config))
+    modules = dict(_original_modules(config))
     return {rename(name, modules): tensor for name, tensor in state.items()}
 
 
-def original_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+def _original_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     """Prefixes of parameter names, of the paper's code and ours."""
     if config.backbone_config.model_type == "swin":
         yield from swin_modules(config.backbone_config.depths)
     else:
-        yield from resnet_modules(config.backbone_config)
+        yield from _resnet_modules(config.backbone_config)
     if config.pixel_decoder == "deformable":
         yield from mask2former_modules(config)
         return
-    yield from pixel_decoder_modules(config)
+    yield from _pixel_decoder_modules(config)
     if config.model_type == "maskcls_perpixel" and not config.transformer_module:
         yield PREDICTOR, "classifier"
         return
@@ -65,10 +65,10 @@ def original_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield f"{PREDICTOR}.transformer.decoder.norm", "model.transformer_decoder.norm"
     for layer in range(config.decoder_layers):
         original, ours = f"{PREDICTOR}.transformer.decoder.layers.{layer}", f"model.transformer_decoder.layers.{layer}"
-        yield from transformer_layer_modules(original, ours, ["self_attn", "cross_attn"])
+        yield from _transformer_layer_modules(original, ours, ["self_attn", "cross_attn"])
 
 
-def pixel_decoder_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+def _pixel_decoder_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     levels = len(config.backbone_config.out_features)
     for level in range(levels):
         for original, ours in (("adapter", "laterals"), ("layer", "outputs")):
@@ -79,7 +79,7 @@ def pixel_decoder_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]
     yield f"{PIXEL_DECODER}.input_proj", "model.pixel_decoder.input_projection"
     for layer in range(config.encoder_layers):
         original = f"{PIXEL_DECODER}.transformer.encoder.layers.{layer}"
-        yield from transformer_layer_modules(original, f"model.pixel_decoder.encoder.layers.{layer}", ["self_attn"])
+        yield from _transformer_layer_modules(original, f"model.pixel_decoder.encoder.layers.{layer}", ["self_attn"])
 
 
 def mask2former_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
@@ -97,7 +97,7 @@ def mask2former_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     yield f"{PIXEL_DECODER}.transformer.encoder.layers", f"{ours}.layers"
     for layer in range(config.encoder_layers):
         original = f"{PIXEL_DECODER}.transformer.encoder.layers.{layer}"
-        yield from transformer_layer_modules(original, f"{ours}.layers.{layer}", ["self_attn"])
+        yield from _transformer_layer_modules(original, f"{ours}.layers.{layer}", ["self_attn"])
     ours = "model.transformer_decoder"
     yield f"{PREDICTOR}.class_embed", "segmentation_module.class_predictor"
     yield f"{PREDICTOR}.mask_embed", "segmentation_module.mask_embedder"
@@ -117,7 +117,7 @@ def mask2former_modules(config: PreTrainedConfig) -> Iterator[tuple[str, str]]:
             yield f"{original}.linear{index}", f"{ours}.layers.{layer}.mlp.fc{index}"
 
 
-def transformer_layer_modules(original: str, ours: str, attentions: list[str]) -> Iterator[tuple[str, str]]:
+def _transformer_layer_modules(original: str, ours: str, attentions: list[str]) -> Iterator[tuple[str, str]]:
     for index, attention in enumerate(attentions):
         name = "multihead_attn" if attention == "cross_attn" else attention
         yield f"{original}.{name}", f"{ours}.{attention}"
@@ -128,7 +128,7 @@ def transformer_layer_modules(original: str, ours: str, attentions: list[str]) -
     yield f"{original}.linear2", f"{ours}.mlp.fc2"
 
 
-def resnet_modules(backbone: PreTrainedConfig) -> Iterator[tuple[str, str]]:
+def _resnet_modules(backbone: PreTrainedConfig) -> Iterator[tuple[str, str]]:
     stem = "model.backbone.embedder.embedder"
     if getattr(backbone, "stem_type", "basic") == "deep":
         for index in range(3):
@@ -147,6 +147,7 @@ def resnet_modules(backbone: PreTrainedConfig) -> Iterator[tuple[str, str]]:
 
 
 def swin_modules(depths: list[int]) -> Iterator[tuple[str, str]]:
+    """Prefixes of parameter names of a Swin with these depths, of the paper's code and ours."""
     yield "backbone.patch_embed.proj", "model.backbone.swin.embeddings.patch_embeddings.projection"
     yield "backbone.patch_embed.norm", "model.backbone.swin.embeddings.norm"
     yield "backbone.layers", "model.backbone.swin.encoder.layers"

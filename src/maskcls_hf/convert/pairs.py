@@ -78,6 +78,12 @@ def pairs_from_detections(
     Raises:
         ValueError: no image, a label outside the classes, a score or a mask outside 0 to 1, sizes that do not belong
             together; names the image.
+
+    Example:
+        >>> found = {"labels": torch.tensor([1]), "scores": torch.tensor([0.9]), "masks": torch.ones(1, 4, 4)}
+        >>> outputs = pairs_from_detections([found], num_labels=2)
+        >>> outputs.class_queries_logits.shape, outputs.original_sizes.tolist()
+        (torch.Size([1, 1, 3]), [[4, 4]])
     """
     if not detections:
         raise ValueError("detections are empty: give one entry an image, with n = 0 masks where nothing was found.")
@@ -125,6 +131,12 @@ def pairs_from_logits(
 
     Raises:
         ValueError: another shape, a single class, NaN or infinite logits, sizes of another number of images.
+
+    Example:
+        >>> from maskcls_hf import MaskClsImageProcessor
+        >>> logits = torch.tensor([[[[2.0, -1.0]], [[0.0, 3.0]]]])  # (B, K, h, w)
+        >>> MaskClsImageProcessor().post_process_semantic_segmentation(pairs_from_logits(logits))[0].tolist()
+        [[0, 1]]
     """
     if logits.ndim != 4 or 0 in logits.shape:
         raise ValueError(f"logits must be (B, K, h, w), none of them 0, got {tuple(logits.shape)}.")
@@ -161,10 +173,10 @@ def _checked_sizes(sizes: Any, count: int) -> Tensor | None:
     """(B, 2) int64."""
     if sizes is None:
         return None
-    sizes = torch.as_tensor(sizes, dtype=torch.int64)
-    if sizes.shape != (count, 2):
-        raise ValueError(f"image_sizes must be one (height, width) for each of {count} images, got {sizes.tolist()}.")
-    return sizes
+    checked = torch.as_tensor(sizes, dtype=torch.int64)
+    if checked.shape != (count, 2):
+        raise ValueError(f"image_sizes must be one (height, width) for each of {count} images, got {checked.tolist()}.")
+    return checked
 
 
 def _checked_detections(

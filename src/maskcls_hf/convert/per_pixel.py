@@ -83,9 +83,11 @@ def from_per_pixel(
     if given.num_labels < 2:
         raise ValueError("A model with one class has no classes to tell apart: train it with two, one of background.")
     fields["matching"] = matching or ("fixed" if fields["num_queries"] == given.num_labels else "bipartite")
-    convert = from_baseline if given.model_type == PerPixelConfig.model_type else from_network
+    convert = _from_baseline if given.model_type == PerPixelConfig.model_type else _from_network
     weight = next(source.parameters())
-    return convert(source, given, fields).to(weight.device, weight.dtype).train(source.training)
+    converted: MaskClsForUniversalSegmentation = convert(source, given, fields).to(weight.device, weight.dtype)
+    converted.train(source.training)
+    return converted
 
 
 def load(path: str | Path) -> Any:
@@ -109,7 +111,7 @@ def load(path: str | Path) -> Any:
 
 
 @torch.no_grad()
-def from_network(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) -> MaskClsForUniversalSegmentation:
+def _from_network(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) -> MaskClsForUniversalSegmentation:
     """A per-pixel network that has an adapter."""
     adapter = PER_PIXEL_NETWORKS.get(config.model_type)
     if adapter is None:
@@ -132,21 +134,21 @@ def from_network(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) 
             pixel_decoder="per_pixel",
             mask_kernel_size=kernel_size,
             mask_feature_size=channels * kernel_size**2 + 1,
-            mask_upsampling=upsampling_of(adapter, source),
+            mask_upsampling=_upsampling_of(adapter, source),
             **fields,
         )
     )
-    load_network(model.model.backbone, source)
+    _load_network(model.model.backbone, source)
     # The per-pixel embeddings are what the classifier sees at a pixel, and a one for its bias.
     projection = model.model.pixel_decoder.mask_projection
     seen = torch.eye(channels * kernel_size**2).view(-1, channels, kernel_size, kernel_size)
     projection.weight.copy_(torch.cat([seen, torch.zeros_like(seen[:1])]))
     projection.bias.zero_()[-1] = 1
-    start_queries(model, classifier.weight, classifier.bias)
+    _start_queries(model, classifier.weight, classifier.bias)
     return model
 
 
-def upsampling_of(adapter: type[PerPixelNetwork], source: nn.Module) -> int:
+def _upsampling_of(adapter: type[PerPixelNetwork], source: nn.Module) -> int:
     """By what factor the model upsamples the scores of its classifier before it returns them.
 
     Raises:
@@ -167,7 +169,7 @@ def upsampling_of(adapter: type[PerPixelNetwork], source: nn.Module) -> int:
     return int(factor)
 
 
-def load_network(adapter: PerPixelNetwork, source: nn.Module) -> None:
+def _load_network(adapter: PerPixelNetwork, source: nn.Module) -> None:
     """Copy the weights of a per-pixel model into the adapter's network, which lacks its heads."""
     left_out = tuple(f"{path}." for path in adapter.left_out)
     result = adapter.network.load_state_dict(source.state_dict(), strict=False)
@@ -184,7 +186,7 @@ def load_network(adapter: PerPixelNetwork, source: nn.Module) -> None:
 
 
 @torch.no_grad()
-def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) -> MaskClsForUniversalSegmentation:
+def _from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any]) -> MaskClsForUniversalSegmentation:
     """PerPixelBaseline, or PerPixelBaseline+, whose transformer and mask embeddings are kept too."""
     shared = {name: copy.deepcopy(getattr(config, name)) for name in SegmentationNetworkConfig.__annotations__}
     has_transformer = config.transformer_module
@@ -197,13 +199,13 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
         state[name] = torch.cat([state[name], rest.to(state[name].dtype)])
         model.segmentation_module.mask_embedder.load_state_dict(source.mask_embedder.state_dict())
         state = {key: value for key, value in state.items() if not key.startswith("mask_embedder.")}
-        start_queries(model)
+        _start_queries(model)
     else:
         name = "model.pixel_decoder.mask_projection"  # one more embedding, of ones, for the classifier's bias
         weight, bias = state[f"{name}.weight"], state[f"{name}.bias"]
         state[f"{name}.weight"] = torch.cat([weight, torch.zeros_like(weight[:1])])
         state[f"{name}.bias"] = torch.cat([bias, torch.ones_like(bias[:1])])
-        start_queries(model, state.pop("classifier.weight"), state.pop("classifier.bias"))
+        _start_queries(model, state.pop("classifier.weight"), state.pop("classifier.bias"))
     result = model.load_state_dict(state, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
     return model
@@ -212,7 +214,7 @@ def from_baseline(source: Any, config: PreTrainedConfig, fields: dict[str, Any])
 # -- the start of the queries -----------------------------------------------------------------------------------------
 
 
-def start_queries(
+def _start_queries(
     model: MaskClsForUniversalSegmentation, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> None:
     """Query k: class k, and as mask row k of a classifier, weight (K, ...) and bias (K,); None: masks of its own.
@@ -228,7 +230,7 @@ def start_queries(
         logits[min(query, num_labels)] = certain
     if weight is None:
         return
-    last = module.mask_embedder.layers[-1]
+    last: Any = module.mask_embedder.layers[-1]
     last.weight.zero_()
     last.bias.zero_()
     rows = weight.flatten(1).cpu()
@@ -258,7 +260,8 @@ def processor_from_per_pixel(processor: Any, **options: Any) -> MaskClsImageProc
             )
     theirs = processor.to_dict()
     if theirs["image_processor_type"] == MaskClsImageProcessor.__name__:
-        return MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)
+        ours: MaskClsImageProcessor = MaskClsImageProcessor.from_dict(theirs | {"label_format": "segments"} | options)
+        return ours
     kept = {name: theirs[name] for name in PROCESSOR_OPTIONS if theirs.get(name) is not None}
     kept.setdefault("do_normalize", False)
     if theirs.get("keep_aspect_ratio") and set(kept.get("size", {})) == {"height", "width"}:
@@ -276,6 +279,12 @@ def save_from_per_pixel(
     path: str | Path, out: str | Path, num_queries: int | None = None, matching: str | None = None
 ) -> None:
     """Convert the per-pixel model at `path`, a folder or a name on the Hub, and its image processor if there is one.
+
+    Args:
+        path: of a checkpoint of transformers, or of one of our baselines.
+        out: the folder, which is made.
+        num_queries: as of `from_per_pixel`.
+        matching: as of `from_per_pixel`.
 
     Raises:
         `ValueError`: as `from_per_pixel`.

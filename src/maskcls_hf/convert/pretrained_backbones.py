@@ -65,7 +65,8 @@ READING_ERRORS = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFErro
 
 
 class LoadedWeights(NamedTuple):
-    """
+    """What was loaded into a backbone.
+
     Args:
         loaded: names of the tensors that the backbone now has from the checkpoint.
         parameters: how many numbers they are.
@@ -77,7 +78,9 @@ class LoadedWeights(NamedTuple):
     new: list[str]
 
 
-def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> BackboneCheckpoint:
+def open_backbone(
+    name_or_path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None
+) -> BackboneCheckpoint:
     """The pretrained backbone at a place; only its configuration is looked at yet.
 
     Args:
@@ -93,15 +96,15 @@ def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | 
         ImportError: it takes timm, which is not installed.
     """
     name = os.fspath(name_or_path)
-    if weights is not None and (os.path.isdir(name) or not is_of_timm(name)):
+    if weights is not None and (os.path.isdir(name) or not _is_of_timm(name)):
         raise ValueError(
             f"The file of weights {os.fspath(weights)} goes with the name of a timm model, such as "
             f"timm/tf_efficientnet_lite2.in1k, which {name} is not."
         )
     if name.startswith("package:"):
-        return backbone_of_package(name)
-    if not os.path.isdir(name) and is_of_timm(name):
-        return backbone_of_timm(name, None if weights is None else Path(weights))
+        return _backbone_of_package(name)
+    if not os.path.isdir(name) and _is_of_timm(name):
+        return _backbone_of_timm(name, None if weights is None else Path(weights))
     require_whole(name)
     try:
         where = where_to_look(name)
@@ -112,17 +115,18 @@ def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | 
     except OSError as error:
         raise OSError(
             f"The backbone {name} could not be loaded. Give the folder of a saved model, or connect to the Hub once. "
-            f"({first_line(error)})"
+            f"({_first_line(error)})"
         ) from error
     if "architecture" in fields and fields.get("model_type") not in KIND_OF_TYPE:
-        return saved_by_timm(name, fields)
+        return _saved_by_timm(name, fields)
     if "model_type" not in fields:
         raise FileNotFoundError(f"{name} has no config.json that names a model.")
     return TransformersCheckpoint(name, fields)
 
 
 class BackboneCheckpoint:
-    """
+    """A pretrained backbone: its configuration, its weights, and how it wants its images.
+
     Args:
         name: as the user gave it, for messages.
     """
@@ -163,12 +167,12 @@ class BackboneCheckpoint:
         try:
             state, without_place = self.state_for(backbone)
         except READING_ERRORS as error:
-            raise ValueError(f"The weights of {self.name} cannot be read: {first_line(error)}") from error
+            raise ValueError(f"The weights of {self.name} cannot be read: {_first_line(error)}") from error
         own: dict[str, Tensor] = backbone.state_dict()
         # Norms of the feature maps belong to backbones; the classifiers that they come from do not have them.
         new = [name for name in own if name not in state and "hidden_states_norms" in name]
         shapes = {name: tuple(tensor.shape) for name, tensor in own.items() if name not in new}
-        require_same_weights(self.name, shapes, {n: tuple(t.shape) for n, t in state.items()} | without_place)
+        _require_same_weights(self.name, shapes, {n: tuple(t.shape) for n, t in state.items()} | without_place)
         for name, values in state.items():
             if values.is_floating_point() and not bool(torch.isfinite(values).all()):
                 raise ValueError(f"The weights of {self.name} are broken: {name} holds NaN or infinite values.")
@@ -181,7 +185,7 @@ class BackboneCheckpoint:
         return loaded
 
 
-def require_same_weights(
+def _require_same_weights(
     name: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...] | None]
 ) -> None:
     """Raise `ValueError`, which names the weights and their shapes, unless both are the same."""
@@ -197,7 +201,7 @@ def require_same_weights(
         raise ValueError(f"{name} holds another architecture than the backbone: weights are {'; '.join(problems)}.")
 
 
-def first_line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
@@ -238,9 +242,11 @@ class TransformersCheckpoint(BackboneCheckpoint):
             asked = self.fields.get("out_features") or []
             stages = [stage for stage in config.stage_names if stage != "stem"]
             config.out_features = asked if len(asked) > 1 else stages
-        return config
+        made: PreTrainedConfig = config
+        return made
 
     def processor_fields(self) -> dict[str, Any]:
+        """As of `BackboneCheckpoint`; warns where no file says how images were normalized."""
         try:
             with quiet():
                 theirs = MaskClsImageProcessor.get_image_processor_dict(self.name, **where_to_look(self.name))[0]
@@ -253,6 +259,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return {name: theirs[name] for name in FIELDS_OF_PROCESSORS if theirs.get(name) is not None}
 
     def require_same(self, config: PreTrainedConfig) -> None:
+        """As of `BackboneCheckpoint`."""
         if config.model_type != self.model_type:
             raise ValueError(
                 f"{self.name} holds a {self.model_type}, backbone_config a {config.model_type}. {WITHOUT_CONFIG}"
@@ -268,6 +275,7 @@ class TransformersCheckpoint(BackboneCheckpoint):
         return copied
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
+        """As of `BackboneCheckpoint`. Raises `OSError` where the weights cannot be had."""
         try:
             with quiet():  # not AutoBackbone.from_pretrained, which asks the Hub first and reads no folders
                 loaded, report = type(backbone).from_pretrained(
@@ -280,12 +288,12 @@ class TransformersCheckpoint(BackboneCheckpoint):
         except OSError as error:
             raise OSError(
                 f"The weights of {self.name} could not be loaded. Give the folder of a saved model, or connect to the "
-                f"Hub once. ({first_line(error)})"
+                f"Hub once. ({_first_line(error)})"
             ) from error
         own = backbone.state_dict()
-        resample_patches(self.name, loaded, own)
+        _resample_patches(self.name, loaded, own)
         misfits: dict[str, tuple[int, ...] | None] = {n: tuple(shape) for n, shape, _ in report["mismatched_keys"]}
-        stored = shapes_of_files(self.name)
+        stored = _shapes_of_files(self.name)
         unknown = [name for name in sorted(report["unexpected_keys"]) if any(layer in name for layer in LAYERS)]
         misfits |= {name: stored.get(name) for name in unknown}
         # What nothing uses is left out: a norm of Swin, the token of masked patches of a ViT that sees queries.
@@ -297,16 +305,16 @@ class TransformersCheckpoint(BackboneCheckpoint):
 PATCHES, POSITIONS = "embeddings.patch_embeddings.projection.weight", "embeddings.position_embeddings"
 
 
-def resample_patches(name: str, loaded: Any, own: Mapping[str, Tensor]) -> None:
+def _resample_patches(name: str, loaded: Any, own: Mapping[str, Tensor]) -> None:
     """Fit the patches and positions of a ViT to those that its `own` network has, as timm does, and so EoMT's code."""
     parameters = dict(loaded.named_parameters())
-    for key, resample in ((PATCHES, resampled_kernels), (POSITIONS, resampled_positions)):
+    for key, resample in ((PATCHES, _resampled_kernels), (POSITIONS, _resampled_positions)):
         if key in parameters and key in own and (before := parameters[key].shape) != (shape := own[key].shape):
             parameters[key].data = resample(parameters[key].data, shape)
             logger.warning(f"{name}: {key} is resampled, {tuple(before)} -> {tuple(parameters[key].shape)}.")
 
 
-def resampled_kernels(kernels: Tensor, shape: Sequence[int]) -> Tensor:
+def _resampled_kernels(kernels: Tensor, shape: Sequence[int]) -> Tensor:
     """Kernels (C, 3, h, w) of another size that say of an enlarged patch what these say of it (FlexiViT, Section 3.4).
 
     Of all patches it is the least squares solution: the pseudoinverse of how patches are resized.
@@ -314,10 +322,11 @@ def resampled_kernels(kernels: Tensor, shape: Sequence[int]) -> Tensor:
     size, new = tuple(kernels.shape[2:]), tuple(shape[2:])
     pixels = torch.eye(math.prod(size)).view(-1, 1, *size)
     resize = F.interpolate(pixels, new, mode="bicubic", antialias=True).flatten(1)  # (h w, H W)
-    return (kernels.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new).to(kernels.dtype)
+    resized: Tensor = (kernels.float().flatten(2) @ torch.linalg.pinv(resize).T).unflatten(2, new)
+    return resized.to(kernels.dtype)
 
 
-def resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
+def _resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
     """(1, prefix + h^2, C) -> (1, prefix + H^2, C); those of the class and other tokens before the patches stay."""
     side, new = math.isqrt(positions.shape[1]), math.isqrt(shape[1])
     prefix, grid = positions.split([positions.shape[1] - side**2, side**2], 1)
@@ -326,7 +335,7 @@ def resampled_positions(positions: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.cat([prefix, grid.to(positions.dtype)], 1)
 
 
-def shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
+def _shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
     """Of all weights in the safetensors files of a folder; of a name on the Hub none."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(Path(folder).glob("*.safetensors")):
@@ -339,8 +348,10 @@ def shapes_of_files(folder: str) -> dict[str, tuple[int, ...]]:
 
 
 class TimmCheckpoint(BackboneCheckpoint):
-    """
+    """A model of timm, of its own, saved by it, or in a package.
+
     Args:
+        name: as the user gave it, for messages.
         architecture: of timm, without the tag of its weights.
         images: `mean`, `std` and `interpolation` of its images, where they are known, as timm names them.
         file: of its weights; None: `repository`.
@@ -366,13 +377,13 @@ class TimmCheckpoint(BackboneCheckpoint):
         self.repository = repository
         self.in_order = in_order
         self.num_channels = num_channels
-        timm_of(name)
-        require_architecture(name, architecture)
+        _timm_of(name)
+        _require_architecture(name, architecture)
 
     def config(self) -> PreTrainedConfig:
         """With the last map of each stride from 4 on, four at most; of a plain ViT, the last map."""
         try:
-            network = make_network(self.name, self.architecture, features_only=True)
+            network = _make_network(self.name, self.architecture, features_only=True)
         except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError) as error:
             raise ValueError(f"{self.name}: timm's {self.architecture} gives no feature maps ({error}).") from error
         strides = [stage["reduction"] for stage in network.feature_info.info]
@@ -382,6 +393,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         return TimmBackboneConfig(num_channels=self.num_channels, **fields)
 
     def processor_fields(self) -> dict[str, Any]:
+        """As of `BackboneCheckpoint`."""
         fields: dict[str, Any] = {"do_normalize": True}
         for ours, theirs in (("image_mean", "mean"), ("image_std", "std")):
             if theirs in self.images:
@@ -391,6 +403,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         return fields
 
     def require_same(self, config: Any) -> None:
+        """As of `BackboneCheckpoint`."""
         if config.model_type != TimmBackboneConfig.model_type or base_name(config.backbone) != self.architecture:
             other = getattr(config, "backbone", None) or config.model_type
             raise ValueError(
@@ -398,34 +411,43 @@ class TimmCheckpoint(BackboneCheckpoint):
             )
 
     def state_for(self, backbone: Any) -> tuple[dict[str, Tensor], dict[str, tuple[int, ...] | None]]:
+        """As of `BackboneCheckpoint`."""
         classifier = self.classifier(backbone.config.num_channels)
         own = backbone.state_dict()
-        return {name: tensor for name, tensor in names_in_features(classifier).items() if name in own}, {}
+        return {name: tensor for name, tensor in _names_in_features(classifier).items() if name in own}, {}
 
     def classifier(self, num_channels: int) -> dict[str, Tensor]:
         """Weights of timm's whole model, by timm's names, as timm itself reads them (it renames those of other
-        libraries, and fits the first convolution to the channels)."""
+        libraries, and fits the first convolution to the channels).
+        """
         weights = self.weights()
-        empty = make_network(self.name, self.architecture)
+        empty = _make_network(self.name, self.architecture)
         expected = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
         if self.in_order:
-            weights = renamed_in_order(self.name, weights, expected)
+            weights = _renamed_in_order(self.name, weights, expected)
         heads = empty.pretrained_cfg.get("classifier") or ()
         heads = (heads,) if isinstance(heads, str) else tuple(heads)
         classes = next((len(weights[f"{head}.weight"]) for head in heads if f"{head}.weight" in weights), 0)
         overlay = {"state_dict": weights, "num_classes": classes, "label_offset": 0}
         try:
             arguments = {"pretrained": True, "pretrained_cfg_overlay": overlay, "in_chans": num_channels}
-            return make_network(self.name, self.architecture, **arguments).state_dict()
+            state: dict[str, Tensor] = _make_network(self.name, self.architecture, **arguments).state_dict()
+            return state
         except RuntimeError as error:  # timm loads strictly
             body, found = (
                 {name: shape for name, shape in shapes.items() if not name.startswith(tuple(f"{h}." for h in heads))}
                 for shapes in (expected, {name: tuple(tensor.shape) for name, tensor in weights.items()})
             )
-            require_same_weights(self.name, body, found)
+            _require_same_weights(self.name, body, found)
             raise ValueError(f"{self.name}: timm's {self.architecture} does not take the weights. {error}") from error
 
     def weights(self) -> dict[str, Tensor]:
+        """Tensors of the file of weights, here or on the Hub, by their names in it.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: there is nothing to load, or more than names with tensors.
+        """
         if self.file is None and self.repository is None:
             raise ValueError(f"{self.name}: timm names no weights of it on the Hub. Give a file of them (weights=...).")
         file = self.file or download(self.name, str(self.repository), WEIGHTS_OF_TIMM)
@@ -434,7 +456,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         if file.suffix not in SUFFIXES:
             raise ValueError(f"{file}: weights are read from files of {', '.join(SUFFIXES)}.")
         try:
-            weights = timm_of(self.name).models.load_state_dict(str(file), weights_only=True)
+            weights = _timm_of(self.name).models.load_state_dict(str(file), weights_only=True)
         except READING_ERRORS as error:
             raise ValueError(f"{file}: broken, or more than tensors and plain containers. {error}") from error
         if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
@@ -442,7 +464,7 @@ class TimmCheckpoint(BackboneCheckpoint):
         return dict(weights)
 
 
-def timm_of(name: str) -> Any:
+def _timm_of(name: str) -> Any:
     try:
         import timm
     except ImportError as error:
@@ -450,11 +472,13 @@ def timm_of(name: str) -> Any:
     return timm
 
 
-def make_network(name: str, architecture: str, **arguments: Any) -> Any:
-    """A network of timm, which leaves the state of the random numbers as it was. Not on the device meta, on which older
-    versions of timm make few."""
+def _make_network(name: str, architecture: str, **arguments: Any) -> Any:
+    """A network of timm, which leaves the state of the random numbers as it was.
+
+    Not on the device meta, on which older versions of timm make few.
+    """
     with torch.random.fork_rng(devices=[]):
-        return timm_of(name).create_model(architecture, **arguments)
+        return _timm_of(name).create_model(architecture, **arguments)
 
 
 def base_name(name: str | None) -> str:
@@ -462,26 +486,27 @@ def base_name(name: str | None) -> str:
     return str(name).removeprefix("timm/").partition(".")[0]
 
 
-def is_of_timm(name: str) -> bool:
+def _is_of_timm(name: str) -> bool:
     """Whether `name` is one of timm's own, such as `timm/resnet18.a1_in1k` or `resnet18`."""
     if name.startswith("timm/"):
         return True
     if "/" in name or find_spec("timm") is None:
         return False
-    return bool(timm_of(name).is_model(base_name(name)))
+    return bool(_timm_of(name).is_model(base_name(name)))
 
 
-def require_architecture(name: str, architecture: str) -> None:
-    timm = timm_of(name)
+def _require_architecture(name: str, architecture: str) -> None:
+    timm = _timm_of(name)
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(f"{name}: timm {timm.__version__} has no model {architecture!r}.{hint}")
 
 
-def names_in_features(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _names_in_features(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of a timm model by the names that they may have in transformers' `TimmBackbone`: timm's classes for
-    feature maps keep the model as a part, or take its parts, of which they flatten sequences."""
+    feature maps keep the model as a part, or take its parts, of which they flatten sequences.
+    """
     return {
         f"_backbone.{alias}": tensor
         for name, tensor in classifier.items()
@@ -489,7 +514,7 @@ def names_in_features(classifier: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def renamed_in_order(
+def _renamed_in_order(
     name: str, weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """Weights by timm's names, where both stand in the same order: kinds (weight, bias, ...) and shapes agree."""
@@ -515,10 +540,10 @@ def renamed_in_order(
     return dict(zip(expected, weights.values(), strict=True))
 
 
-def backbone_of_timm(name: str, file: Path | None) -> TimmCheckpoint:
+def _backbone_of_timm(name: str, file: Path | None) -> TimmCheckpoint:
     """Of timm's own models."""
-    timm = timm_of(name)
-    require_architecture(name, base_name(name))
+    timm = _timm_of(name)
+    _require_architecture(name, base_name(name))
     try:
         known = timm.get_pretrained_cfg(name.removeprefix("timm/"))
     except RuntimeError as error:
@@ -529,7 +554,7 @@ def backbone_of_timm(name: str, file: Path | None) -> TimmCheckpoint:
     return TimmCheckpoint(name, base_name(name), fields, file, fields.get("hf_hub_id"), num_channels=channels)
 
 
-def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmCheckpoint:
+def _saved_by_timm(name: str, fields: dict[str, Any]) -> TimmCheckpoint:
     """Of a folder that timm saved, here or on the Hub; `fields` of its `config.json`."""
     arguments = fields.get("model_args") or {}
     others = sorted(set(arguments) - set(HARMLESS_ARGUMENTS))
@@ -545,7 +570,7 @@ def saved_by_timm(name: str, fields: dict[str, Any]) -> TimmCheckpoint:
     return TimmCheckpoint(name, fields["architecture"], images, file, num_channels=channels)
 
 
-def backbone_of_package(name: str) -> TimmCheckpoint:
+def _backbone_of_package(name: str) -> TimmCheckpoint:
     """Of an installed package, of which nothing is imported."""
     module = name.removeprefix("package:").replace("-", "_")
     if module not in PACKAGES:
@@ -560,7 +585,16 @@ def backbone_of_package(name: str) -> TimmCheckpoint:
 
 
 def download(name: str, repository: str, files: Iterable[str]) -> Path:
-    """The first of `files` that a repository on the Hub, or its copy here, has."""
+    """The first of `files` that a repository on the Hub, or its copy here, has.
+
+    Args:
+        name: of the backbone, for messages.
+        repository: on the Hub.
+        files: the first one that is there is taken.
+
+    Raises:
+        OSError: there is none, or the Hub cannot be reached.
+    """
     problem: Exception | None = None
     for file in files:
         try:
@@ -572,5 +606,5 @@ def download(name: str, repository: str, files: Iterable[str]) -> Path:
             break
     raise OSError(
         f"The weights of {name} ({repository}) could not be loaded. Connect to the Hub once, or give a file of them "
-        f"here (weights=...). ({first_line(problem) if problem else ''})"
+        f"here (weights=...). ({_first_line(problem) if problem else ''})"
     ) from problem

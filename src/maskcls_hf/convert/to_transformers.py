@@ -35,7 +35,7 @@ IMAGE_PROCESSORS = {"MaskFormer": MaskFormerImageProcessor, "Mask2Former": Mask2
 def to_transformers(
     model: PreTrainedModel,
 ) -> MaskFormerForInstanceSegmentation | Mask2FormerForUniversalSegmentation | PreTrainedModel:
-    """transformers' MaskFormer, Mask2Former or EoMT with the weights of `model`: same logits for images without
+    """Transformers' MaskFormer, Mask2Former or EoMT with the weights of `model`: same logits for images without
     padding; EoMT's for images of `backbone_config.image_size` only.
 
     What it cannot represent and what only matters in training or for padded batches is logged as a warning.
@@ -44,7 +44,7 @@ def to_transformers(
         `ValueError`: it would compute something else; the message lists every reason.
     """
     config = model.config
-    family = family_of(config)
+    family = _family_of(config)
     reasons = list(obstacles(config))
     if reasons:
         raise ValueError(f"transformers' {family.NAME} cannot represent this model:\n- " + "\n- ".join(reasons))
@@ -55,10 +55,12 @@ def to_transformers(
     wrong = [name for name in result.missing_keys if not family.has_no_counterpart(name)] + result.unexpected_keys
     if wrong:
         raise ValueError(f"transformers' {family.NAME} and this model differ in the parameters {', '.join(wrong)}.")
-    return theirs.to(model.device, model.dtype).train(model.training)
+    converted: PreTrainedModel = theirs.to(model.device, model.dtype)
+    converted.train(model.training)
+    return converted
 
 
-def family_of(config: PreTrainedConfig) -> Any:
+def _family_of(config: PreTrainedConfig) -> Any:
     """The module of the model of transformers that has most of the parts of this configuration of ours."""
     if getattr(config, "architecture", None) == "encoder_only":
         return eomt
@@ -70,7 +72,7 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
     if config.model_type != MaskClsConfig.model_type:
         yield f"model_type={config.model_type!r}: MaskFormer has mask classification only, no per-pixel classifier."
         return
-    family = family_of(config)
+    family = _family_of(config)
     for name, value in REQUIRED_VALUES.items():
         if getattr(config, name) != value:
             yield f"{name}={getattr(config, name)!r}: {family.NAME} has {value!r} only."
@@ -78,9 +80,10 @@ def obstacles(config: PreTrainedConfig) -> Iterator[str]:
 
 
 def processor_to_transformers(processor: MaskClsImageProcessor, processor_class: Any = MaskFormerImageProcessor) -> Any:
-    """transformers' image processor with the options of ours.
+    """Transformers' image processor with the options of ours.
 
     Args:
+        processor: ours.
         processor_class: `MaskFormerImageProcessor`, `Mask2FormerImageProcessor` or `EomtImageProcessor`.
 
     Raises:
@@ -101,7 +104,7 @@ def processor_to_transformers(processor: MaskClsImageProcessor, processor_class:
         )
     options = {name: getattr(processor, name) for name in PROCESSOR_OPTIONS}
     if processor_class is EomtImageProcessor:
-        return EomtImageProcessor(**options_of_eomt(processor, options))
+        return EomtImageProcessor(**_options_of_eomt(processor, options))
     stretches = (processor.image_fit or processor.compatibility) in ("stretch", "transformers")
     if processor.do_resize and processor.size_divisor and not stretches:
         logger.warning(
@@ -111,7 +114,7 @@ def processor_to_transformers(processor: MaskClsImageProcessor, processor_class:
     return processor_class(**options, ignore_index=processor.void_id, do_reduce_labels=processor.label_offset == 1)
 
 
-def options_of_eomt(processor: MaskClsImageProcessor, options: dict[str, Any]) -> dict[str, Any]:
+def _options_of_eomt(processor: MaskClsImageProcessor, options: dict[str, Any]) -> dict[str, Any]:
     """Of `EomtImageProcessor`, which resizes and pads to a square, or cuts windows of the size of the short edge.
 
     Raises:
@@ -163,7 +166,7 @@ def save_as_transformers(path: str | Path, out: str | Path) -> None:
     if model_type != MaskClsConfig.model_type:
         raise ValueError(f"{path}: model_type={model_type!r}, expected 'maskcls'.")
     model = load_model(path)
-    family = family_of(model.config)
+    family = _family_of(model.config)
     processor_class = IMAGE_PROCESSORS.get(family.NAME, EomtImageProcessor)
     processor = None
     try:

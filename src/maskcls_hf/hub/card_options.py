@@ -13,11 +13,16 @@ from .speed import Speed
 
 @dataclass
 class TrainingData:
-    """
+    """The data that a model was trained on.
+
     Args:
         name: for people, or the id on the Hub (`owner/name`).
         terms: under which the data may be used.
         description: what else is to be said of it: origin, number of images, splits.
+
+    Example:
+        >>> TrainingData("Nuclei of DSB 2018").hub_id
+        'nuclei-of-dsb-2018'
     """
 
     name: str
@@ -86,9 +91,14 @@ def card_options(
     """Options by the names that `Trainer.create_model_card` and `maskcls push` give them.
 
     Args:
-        dataset, data_terms, data_description: of the training data; see [`TrainingData`].
+        license: of the weights, an identifier of the Hub such as "apache-2.0".
+        tags: further tags of the Hub, one or several.
+        dataset: name of the training data; see [`TrainingData`].
+        data_terms: under which the data may be used.
+        data_description: what else is to be said of the data.
+        limitations: beside those that follow from the model and its scores.
         model_name: heads the card; in a push the name of the repository does.
-        license, tags, limitations, options: see [`CardOptions`].
+        options: further fields of [`CardOptions`].
     """
     return CardOptions(
         repo_id=model_name,

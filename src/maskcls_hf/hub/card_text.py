@@ -48,10 +48,12 @@ class Card:
 
     @property
     def name(self) -> str:
+        """Name on the Hub, or else of the folder."""
         return self.options.repo_id or self.model.folder.absolute().name
 
     @property
     def data_name(self) -> str:
+        """Name of the training data, also where nobody says it."""
         return "the training data" if self.options.data is None else self.options.data.name
 
     def section(self, name: str) -> dict[str, Any]:
@@ -63,7 +65,7 @@ class Card:
         stated = self.options.license
         sections = {
             "Use": use(self),
-            "Training data": training_data(self),
+            "Training data": _training_data(self),
             "Training": training(self),
             "Scores": "\n\n".join(scores(self, evaluation) for evaluation in self.scores)
             or "None: the model was not evaluated.",
@@ -75,10 +77,12 @@ class Card:
         }
         if self.options.without_weights:
             del sections["License"]
-        return "\n\n".join([introduction(self), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)])
+        return "\n\n".join(
+            [_introduction(self), *(f"## {title}\n\n{text}" for title, text in sections.items() if text)]
+        )
 
 
-def introduction(card: Card) -> str:
+def _introduction(card: Card) -> str:
     model, config = card.model, card.model.full_config
     kind = "A mask-classification model (MaskFormer: Cheng, Schwing, Kirillov, NeurIPS 2021)"
     if not model.finds_segments:
@@ -95,10 +99,10 @@ def introduction(card: Card) -> str:
         "panoptic": "It finds the segments of an image, each of one of",
     }[model.task]
     title, first = f"# {markdown(card.name.split('/')[-1])}", f"{kind}{size}: {backbone}{queries}."
-    return f"{title}\n\n{first}\n\n{does} {len(model.classes)} classes.\n\n{class_list(model)}"
+    return f"{title}\n\n{first}\n\n{does} {len(model.classes)} classes.\n\n{_class_list(model)}"
 
 
-def class_list(model: SavedModel) -> str:
+def _class_list(model: SavedModel) -> str:
     stuff = set(model.stuff)
     groups = {"Classes": list(model.classes.values())}
     if model.task == "panoptic":
@@ -108,14 +112,15 @@ def class_list(model: SavedModel) -> str:
         }
     text = "\n\n".join(f"{title}: {', '.join(map(markdown, names))}." for title, names in groups.items() if names)
     many = len(model.classes)
-    return folded(f"The {many} classes", text) if many > MANY_CLASSES else text
+    return _folded(f"The {many} classes", text) if many > MANY_CLASSES else text
 
 
-def folded(title: str, text: str) -> str:
+def _folded(title: str, text: str) -> str:
     return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def use(card: Card) -> str:
+    """How to load and run the model."""
     if card.options.without_weights:
         return "The weights are not published; the training below makes them."
     task, auto_class = card.model.task, card.model.kind.auto_class
@@ -156,7 +161,7 @@ or on the command line:
 
     maskcls segment photos/ --model {model} --task {task}{arguments} --out found
 
-{input_sentence(card.model.processor)}"""
+{_input_sentence(card.model.processor)}"""
 
 
 def literal(value: object) -> str:
@@ -169,7 +174,7 @@ def word(value: object) -> str:
     return shlex.quote(printable(value))
 
 
-def input_sentence(processor: dict[str, Any]) -> str:
+def _input_sentence(processor: dict[str, Any]) -> str:
     said = ["stretches the contrast of each image"] if processor.get("do_autocontrast") else []
     size = processor.get("size") or {}
     if not processor.get("do_resize", True):
@@ -182,7 +187,7 @@ def input_sentence(processor: dict[str, Any]) -> str:
     return f"The image processor {' and '.join(said)}. Maps have the size of the image." if said else ""
 
 
-def training_data(card: Card) -> str:
+def _training_data(card: Card) -> str:
     data = card.options.data
     if data is None:
         return "Not named here."
@@ -196,6 +201,7 @@ def training_data(card: Card) -> str:
 
 
 def training(card: Card) -> str:
+    """The recipe of the training as a table, and its curves."""
     parts = []
     if card.recipe is not None:
         named = f", made of the package's recipe {markdown_code(card.recipe.name)}" if card.recipe.name else ""
@@ -217,8 +223,9 @@ def training(card: Card) -> str:
 
 
 def scores(card: Card, evaluation: Scores) -> str:
+    """The scores of one evaluation, as tables."""
     paper = card.section("paper")
-    parts = [evaluation_sentence(card, evaluation.settings)]
+    parts = [_evaluation_sentence(card, evaluation.settings)]
     if evaluation.overall:
         parts.append(evaluation.overall_markdown(paper))
         if paper and paper.get("source"):
@@ -228,11 +235,11 @@ def scores(card: Card, evaluation: Scores) -> str:
     if evaluation.loss is not None:
         parts.append(f"Loss: {evaluation.loss:.4g}.")
     if table := evaluation.per_class_markdown():
-        parts.append(folded("Scores of each class", table) if len(evaluation.per_class) > MANY_CLASSES else table)
+        parts.append(_folded("Scores of each class", table) if len(evaluation.per_class) > MANY_CLASSES else table)
     return "\n\n".join(parts)
 
 
-def evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
+def _evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
     """Where and how the scores were measured."""
     images = f"{markdown(settings['images'])} images of " if settings.get("images") else ""
     where = markdown(Path(settings["data"]).name if settings.get("data") else card.data_name)
@@ -257,10 +264,12 @@ def evaluation_sentence(card: Card, settings: dict[str, Any]) -> str:
 
 
 def pictures(shown: Sequence[tuple[str, str]]) -> str:
+    """Pictures with their captions; "" without any."""
     return "\n\n".join(f"![{markdown(caption)}]({path})\n\n{markdown(caption)}" for path, caption in shown)
 
 
 def speed(card: Card) -> str:
+    """The time of an image; "" where it was not measured."""
     if card.options.speed is None:
         return ""
     milliseconds, (height, width), machine = card.options.speed
@@ -268,6 +277,7 @@ def speed(card: Card) -> str:
 
 
 def limitations(card: Card) -> str:
+    """What follows from the model and its scores, and what the options say."""
     model, said = card.model, ["It tells classes apart, not instances."]
     if model.finds_segments:
         said = [

@@ -21,7 +21,15 @@ WRONG, RIGHT, UNKNOWN = (np.array(c, dtype=np.uint8) for c in ((214, 39, 40), (2
 def draw_maps(
     image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
-    """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used."""
+    """The predicted map on white beside its errors, with a legend; of the image (H, W, 3) only the size is used.
+
+    Args:
+        image: (H, W, 3).
+        true: the annotation.
+        predicted: what the model finds.
+        names: of the classes by their ids.
+        one_color: classes of which all segments have the same color.
+    """
     of_truth, of_prediction = (found.semantic_map(UNLABELED).numpy() for found in (true, predicted))
     judged = np.where((of_truth == of_prediction)[..., None], RIGHT, WRONG)
     errors = Image.fromarray(np.where((of_truth >= 0)[..., None], judged, UNKNOWN))
@@ -29,21 +37,29 @@ def draw_maps(
     found = draw_overlay(
         np.full_like(image, 255), predicted.index_map.numpy(), predicted.records, colors, names, legend=False
     )
-    return in_a_row([found, errors], names, [(predicted, colors)])
+    return _in_a_row([found, errors], names, [(predicted, colors)])
 
 
 def draw_case(
     image: NDArray[np.uint8], true: Segments, predicted: Segments, names: dict[int, str], one_color: list[int]
 ) -> Image.Image:
-    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors."""
+    """Image (H, W, 3), its annotation and the prediction side by side, with a legend; both in the same colors.
+
+    Args:
+        image: (H, W, 3).
+        true: the annotation.
+        predicted: what the model finds.
+        names: of the classes by their ids.
+        one_color: classes of which all segments have the same color.
+    """
     colored = [(found, segment_colors(found.records, len(names), one_color)) for found in (true, predicted)]
     overlays = [
         draw_overlay(image, found.index_map.numpy(), found.records, c, names, legend=False) for found, c in colored
     ]
-    return in_a_row([Image.fromarray(image), *overlays], names, colored)
+    return _in_a_row([Image.fromarray(image), *overlays], names, colored)
 
 
-def in_a_row(
+def _in_a_row(
     panels: list[Image.Image], names: dict[int, str], colored: list[tuple[Segments, list[Color]]]
 ) -> Image.Image:
     """Panels of one shape side by side, with the legend of the segments that are drawn in them."""
@@ -72,6 +88,7 @@ def true_segments(truth: Segments) -> Segments:
 
 
 def true_classes(truth: Segments, void_id: int) -> Segments:
+    """The annotation as a map of classes, each a segment."""
     return Segments.from_class_map(truth.semantic_map(void_id), void_id)
 
 

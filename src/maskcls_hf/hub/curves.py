@@ -51,18 +51,19 @@ def draw_curves(log: Sequence[Mapping[str, Any]], path: str | Path) -> bool:
 
 
 def losses_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    """Losses of training and evaluation over the steps."""
     names = {"loss": "loss in training", "eval_loss": "loss in evaluation"}
-    return {title: points for name, title in names.items() if (points := points_of(log, name))}
+    return {title: points for name, title in names.items() if (points := _points_of(log, name))}
 
 
 def scores_of(log: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
     """In per cent; one evaluation alone is no curve."""
-    curves = {METRICS[name].title: points_of(log, f"eval_{name}") for name in MAIN}
+    curves = {METRICS[name].title: _points_of(log, f"eval_{name}") for name in MAIN}
     several = {title: points for title, points in curves.items() if len(points) > 1}
     return {title: [(step, 100 * score) for step, score in points] for title, points in several.items()}
 
 
-def points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
+def _points_of(log: Sequence[Mapping[str, Any]], name: str) -> Points:
     """Step and value of the entries that have a finite one."""
     found = [(entry["step"], entry[name]) for entry in log if "step" in entry and entry.get(name) is not None]
     return [(step, value) for step, value in found if math.isfinite(value)]

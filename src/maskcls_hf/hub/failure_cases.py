@@ -47,6 +47,7 @@ class FailureCase:
 
     @property
     def caption(self) -> str:
+        """Name and score of the image, and what the picture shows."""
         return f"{self.name}, {METRICS[self.metric].title} {percent(self.score)} %: {self.shows}."
 
 
@@ -67,6 +68,8 @@ def failure_cases(
     Images without a score, such as those that are all void, are left out.
 
     Args:
+        predictor: with the model.
+        data: images with annotations.
         number: of images.
         task: semantic, panoptic, or instance: the things in the panoptic map.
         crop: take the middle of each image, of so many pixels.

@@ -47,8 +47,8 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
         scores=read_scores(model, options),
         state=state,
         curves=CURVES if draw_curves(state.get("log_history") or [], out / CURVES) else None,
-        pictures=copy_pictures(options.pictures, out, "pictures"),
-        failures=copy_pictures(options.failures, out, "failures"),
+        pictures=_copy_pictures(options.pictures, out, "pictures"),
+        failures=_copy_pictures(options.failures, out, "failures"),
     )
     content = ModelCard(f"---\n{metadata(card).to_yaml()}\n---\n\n{GENERATED}\n\n{card.text()}")
     write_text(out / CARD, f"{str(content).rstrip()}\n")
@@ -56,6 +56,7 @@ def write_model_card(folder: str | Path, options: CardOptions | None = None, out
 
 
 def recipe_of(model: SavedModel, options: CardOptions) -> Recipe | None:
+    """The recipe that the options name, or else that of the model's folder; None: there is none."""
     path = options.recipe or model.recipe_path()
     return None if path is None else read_recipe(path)
 
@@ -111,7 +112,7 @@ def metadata(card: Card) -> ModelCardData:
     )
 
 
-def copy_pictures(pictures: Sequence[Picture], out: Path, folder: str) -> list[tuple[str, str]]:
+def _copy_pictures(pictures: Sequence[Picture], out: Path, folder: str) -> list[tuple[str, str]]:
     """Copy pictures into `out`/`folder`; path in the repository and caption of each."""
     copied: list[tuple[str, str]] = []
     for picture in pictures:

@@ -47,6 +47,13 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     def preprocess(  # type: ignore[override]
         self, image: Any, subtask: str | None = None, timeout: float | None = None
     ) -> Any:
+        """As in transformers; an image that is cut into tiles or enlarged stays an image.
+
+        Args:
+            image: PIL image, path, URL or base64.
+            subtask: "semantic", "panoptic" or "instance". None: as saved.
+            timeout: for a download, in seconds.
+        """
         if self._own and self._resamples:
             return {"image": load_image(image, timeout=timeout)}
         return super().preprocess(image, subtask, timeout)
@@ -73,7 +80,8 @@ class SegmentationPipeline(ImageSegmentationPipeline):
     ) -> list[dict[str, Any]]:
         """One record a segment: `score` (None in semantic maps), `label`, `mask` (a PIL image, 0 and 255)."""
         if not self._own:
-            return super().postprocess(model_outputs, subtask, **given)
+            records: list[dict[str, Any]] = super().postprocess(model_outputs, subtask, **given)
+            return records
         task, processor = subtask or self._predictor().task, self.image_processor
         if "found" in model_outputs:
             found = model_outputs["found"]

@@ -41,6 +41,9 @@ def push(
     """Upload a saved model to the Hub, with its card; see [`stage`] for what is uploaded.
 
     Args:
+        folder: of the saved model.
+        revision: branch of the repository. None: its main one.
+        commit_message: in the repository.
         repo_id: `owner/name`; made if need be.
         card: what the card says beside what the folder knows.
         private: of a repository that is made.
@@ -73,6 +76,13 @@ def stage(
     Model and image processor are loaded and saved anew, so that what is published loads. Of the folder the model in
     it counts, not its checkpoints. A card that was not generated is kept, with the pictures that it shows.
 
+    Args:
+        folder: of the saved model.
+        out: empty, or not there yet.
+        repo_id: `owner/name`, which the card names.
+        card: what the card says beside what the folder knows.
+        new_card: write the card anew where the folder has one that was not generated.
+
     Returns:
         names of the files. With `card.without_weights` these are the card, its pictures and the recipe alone.
 
@@ -88,7 +98,7 @@ def stage(
     options = replace(card or CardOptions(), repo_id=repo_id)
     if kept_card is None:
         read_scores(saved, options)  # what is wrong with them is found before the weights are read
-    with removed_if_it_fails(out):
+    with _removed_if_it_fails(out):
         model = load_model(folder)
         if not options.without_weights:
             image_processor = load_image_processor(folder)
@@ -101,11 +111,12 @@ def stage(
         if kept_card is None:
             write_model_card(folder, options, out)
         else:
-            copy_card(kept_card, folder, out)
+            _copy_card(kept_card, folder, out)
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
 def check_token(token: str | None = None) -> None:
+    """Raise `NotLoggedIn` where neither a token is given nor the machine has one."""
     if token is None and get_token() is None:
         raise NotLoggedIn(
             "You are not logged in to the Hub: run `hf auth login`, or set HF_TOKEN to a token that may write."
@@ -113,11 +124,13 @@ def check_token(token: str | None = None) -> None:
 
 
 def check_empty(out: Path) -> None:
+    """Raise `FileExistsError` for what is there and is no empty folder."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} is not an empty folder.")
 
 
 def check_repo_id(repo_id: str) -> None:
+    """Raise `ValueError` for what cannot be the name of a repository with its owner."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -133,7 +146,7 @@ def handwritten_card(folder: Path) -> str | None:
     return None if GENERATED in text else text
 
 
-def copy_card(text: str, folder: Path, out: Path) -> None:
+def _copy_card(text: str, folder: Path, out: Path) -> None:
     """A card, and the pictures that it shows.
 
     Raises:
@@ -160,7 +173,7 @@ def local_pictures(text: str) -> Iterable[str]:
 
 
 @contextmanager
-def removed_if_it_fails(out: Path) -> Iterator[None]:
+def _removed_if_it_fails(out: Path) -> Iterator[None]:
     """Leave no half of a model in `out`."""
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)

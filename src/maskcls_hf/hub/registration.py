@@ -14,7 +14,8 @@ from ..models.kinds import KINDS
 
 def register() -> None:
     """Make `AutoConfig`, `AutoImageProcessor`, `AutoModel...` and pipelines know the classes, and our classes the
-    checkpoints of others; again does no harm."""
+    checkpoints of others; again does no harm.
+    """
     for config_class, model_class, _ in KINDS.values():
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoImageProcessor.register(
@@ -24,10 +25,10 @@ def register() -> None:
             registered = getattr(import_module(model_class.__module__), reference.split(".")[1])
             getattr(transformers, auto_class).register(config_class, registered, exist_ok=True)
     register_readers()
-    patch_pipeline()
+    _patch_pipeline()
 
 
-def patch_pipeline() -> None:
+def _patch_pipeline() -> None:
     """Our pipeline in the place of transformers', and two corners of transformers 5.23 that it would trip over."""
     # It logs an error about model classes whose names are not in these tables.
     modeling_auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES["maskcls"] = "MaskClsForUniversalSegmentation"

@@ -30,11 +30,13 @@ class Recipe:
     sections: dict[str, Any]
 
     def get(self, section: str) -> dict[str, Any]:
+        """Keys and values of a section; {} where there are none."""
         return self.sections.get(section) or {}
 
 
 class SavedModel:
-    """
+    """The folder of a saved model, whose files are there and whole.
+
     Args:
         folder: with `config.json`, weights and `preprocessor_config.json`.
 
@@ -74,10 +76,12 @@ class SavedModel:
 
     @property
     def finds_segments(self) -> bool:
+        """Whether the model classifies masks, and not pixels."""
         return self.kind is KINDS["mask_classification"]
 
     @cached_property
     def classes(self) -> dict[int, str]:
+        """Names of the classes by their ids."""
         return {int(label): name for label, name in sorted(self.full_config.id2label.items())}
 
     @cached_property
@@ -90,6 +94,7 @@ class SavedModel:
 
     @property
     def stuff(self) -> list[int]:
+        """Ids of the classes without instances."""
         return list(self.processor.get("label_ids_to_fuse") or [])
 
     @property
@@ -125,7 +130,8 @@ def count_parameters(folder: Path) -> int | None:
 
 
 def read_recipe(path: str | Path) -> Recipe:
-    """
+    """A recipe from its YAML file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: no YAML with sections.

@@ -17,6 +17,8 @@ from ..utils.plain_text import markdown, percent, printable
 
 
 class Metric(NamedTuple):
+    """What people and the Hub call a score."""
+
     title: str
     hub_id: str | None = None  # of `metrics` and `model-index` in the metadata; None: not there
     required: bool = False  # NaN says that the model or the evaluation is broken, not that something was absent
@@ -54,7 +56,8 @@ NO_SCORES = ("runtime", "samples_per_second", "steps_per_second", "epoch", "step
 
 @dataclass
 class Scores:
-    """
+    """The scores of one evaluation.
+
     Args:
         overall: scores over all classes, as parts of 1; NaN where one is not defined.
         intervals: low and high end of the 95 % intervals, of those that have one.

@@ -15,7 +15,8 @@ from ..inference.eval_mode import in_eval_mode
 
 
 class Speed(NamedTuple):
-    """
+    """The time that a model takes for an image.
+
     Args:
         milliseconds: of a forward pass of one image, the median of several.
         size: height and width of the network input.
@@ -34,6 +35,8 @@ def measure_speed(
     """Time forward passes of one image, on the model's device; reading and post-processing are not part of it.
 
     Args:
+        model: brought to evaluation mode while it is measured.
+        image_processor: of the model.
         size: height and width of the image, before the image processor resizes it.
         repeats: number of passes, after two that warm up.
     """
@@ -61,10 +64,11 @@ def describe_device(device: torch.device) -> str:
     if device.type != "cpu":
         return f"{device.type} of {platform.platform()}"
     threads = torch.get_num_threads()
-    return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{_cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def cpu_name() -> str:
+def _cpu_name() -> str:
+    """What the machine calls its processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")

@@ -38,7 +38,7 @@ def build_backbone(config: PreTrainedConfig) -> Any:
     backbone = auto_backbone(config)
     patch_size = patch_size_of(backbone)
     if patch_size is not None:
-        check_plain_vit(backbone)
+        _check_plain_vit(backbone)
         return SimpleFeaturePyramid(backbone, patch_size)
     if len(backbone.channels) < 2:
         raise ValueError(
@@ -50,12 +50,12 @@ def build_backbone(config: PreTrainedConfig) -> Any:
         backbone.swin.layernorm = nn.Identity()  # its output is thrown away: each stage has a norm of its own
     stem_type = getattr(config, "stem_type", "basic") if config.model_type == "resnet" else "basic"
     if stem_type == "deep":
-        backbone.embedder.embedder = DeepStem(config.num_channels, config.embedding_size)
+        backbone.embedder.embedder = _DeepStem(config.num_channels, config.embedding_size)
     elif stem_type != "basic":
         raise ValueError(f"backbone_config: stem_type={stem_type!r} must be one of ['basic', 'deep'].")
     dilations = getattr(config, "last_stage_dilations", None)
     if dilations is not None:
-        dilate(backbone.encoder.stages[-1].layers, dilations)
+        _dilate(backbone.encoder.stages[-1].layers, dilations)
     return backbone
 
 
@@ -68,7 +68,7 @@ def auto_backbone(config: PreTrainedConfig) -> Any:
     return backbone
 
 
-def dilate(blocks: Any, dilations: list[int]) -> None:
+def _dilate(blocks: Any, dilations: list[int]) -> None:
     """Dilate the 3x3 convolution of each bottleneck block; the sizes of the feature maps stay."""
     if len(dilations) != len(blocks) or len(blocks[0].layer) != 3:
         raise ValueError(
@@ -80,16 +80,16 @@ def dilate(blocks: Any, dilations: list[int]) -> None:
         convolution.dilation = convolution.padding = (dilation, dilation)
 
 
-class DeepStem(nn.Sequential):
+class _DeepStem(nn.Sequential):
     """Three 3x3 convolutions, the first with stride 2: (B, 3, H, W) -> (B, out_channels, H/2, W/2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         half = out_channels // 2
         sizes = [(in_channels, half, 2), (half, half, 1), (half, out_channels, 1)]
-        super().__init__(*(ConvBatchNormReLU(a, b, stride) for a, b, stride in sizes))
+        super().__init__(*(_ConvBatchNormReLU(a, b, stride) for a, b, stride in sizes))
 
 
-class ConvBatchNormReLU(nn.Module):
+class _ConvBatchNormReLU(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
@@ -101,7 +101,8 @@ class ConvBatchNormReLU(nn.Module):
 
 def dry_run(backbone: Any, channels: int) -> tuple[list[Tensor], dict[str, Tensor]] | None:
     """Feature maps of a backbone, and the parameters that they are made of, on meta tensors: shapes and the graph of
-    gradients, while nothing is computed. None: it looks at values, or does not take images of this size."""
+    gradients, while nothing is computed. None: it looks at values, or does not take images of this size.
+    """
     side = getattr(backbone, "image_size", DRY_RUN_SIDE)  # of a network that takes one size only
     parameters = {name: torch.empty_like(p, device="meta").requires_grad_() for name, p in backbone.named_parameters()}
     stand_ins = {id(p): parameters[name] for name, p in backbone.named_parameters()}
@@ -134,8 +135,15 @@ def largest_stride(maps: list[Tensor]) -> int:
 
 
 def freeze_unused(backbone: Any, maps: list[Tensor], parameters: dict[str, Tensor]) -> None:
-    """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns. As a
-    parameter, without a gradient, it would stop DistributedDataParallel."""
+    """Make every parameter that no map of a dry run depends on a buffer: checkpoints keep it, and it never learns.
+
+    As a parameter, without a gradient, it would stop DistributedDataParallel.
+
+    Args:
+        backbone: changed in place.
+        maps: feature maps of [`dry_run`].
+        parameters: those that the maps were made of, by their names in the backbone.
+    """
     seen, nodes = set(), [m.grad_fn for m in maps]
     while nodes:
         node = nodes.pop()
@@ -159,7 +167,8 @@ def freeze_batch_norm(backbone: nn.Module) -> None:
 
 def freeze(backbone: Any) -> None:
     """Make a backbone keep all weights and statistics as loaded, without dropout; of a plain ViT all but the pyramid
-    over it, which is new."""
+    over it, which is new.
+    """
     getattr(backbone, "vit", backbone).eval().requires_grad_(False)
 
 
@@ -214,6 +223,7 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 def upsample2x(in_channels: int, out_channels: int) -> nn.ConvTranspose2d:
+    """A transposed convolution: (B, in_channels, h, w) -> (B, out_channels, 2 h, 2 w)."""
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)
 
 
@@ -221,6 +231,7 @@ class PixelNorm(nn.LayerNorm):
     """Layer norm over the channels of each cell: (B, C, h, w) -> (B, C, h, w)."""
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w)."""
         return super().forward(features.movedim(1, -1)).movedim(-1, 1)
 
 
@@ -241,10 +252,11 @@ def is_plain_vit(config: PreTrainedConfig) -> bool:
     return hasattr(config, "patch_size") and not hasattr(config, "depths")
 
 
-def check_plain_vit(vit: Any) -> None:
-    """
+def _check_plain_vit(vit: Any) -> None:
+    """A plain ViT must give its last map, as a map.
+
     Raises:
-        `ValueError`: it does not give its last map.
+        `ValueError`: it does not.
     """
     config = vit.config
     if config.model_type == "timm_backbone":
@@ -259,16 +271,16 @@ def check_plain_vit(vit: Any) -> None:
         raise ValueError(f"backbone_config (model_type={config.model_type!r}) needs reshape_hidden_states=True.")
 
 
-class Current(threading.local):
+class _Current(threading.local):
     """The batch whose forward pass runs in this thread. Modules keep nothing of a call: threads share them."""
 
-    batch: "PaddedBatch | None" = None
+    batch: "_PaddedBatch | None" = None
 
 
-CURRENT = Current()
+CURRENT = _Current()
 
 
-class PaddedBatch(TorchFunctionMode):
+class _PaddedBatch(TorchFunctionMode):
     """Where a batch is image; `with` it, the layers of a backbone look at nothing else.
 
     Hooks on its layers ask it (`PaddingMaskHooks`). Functions that look at whole maps, whichever module calls them, are
@@ -280,11 +292,11 @@ class PaddedBatch(TorchFunctionMode):
         super().__init__()
         self.region = region  # None: padding is to be seen
         self.watch_functions = watch_functions and region is not None and not region.complete
-        self.outer: list[PaddedBatch | None] = []
-        self.outsides: dict[tuple, Tensor] = {}
+        self.outer: list[_PaddedBatch | None] = []
+        self.outsides: dict[tuple[Any, ...], Tensor] = {}
         self.filled: Tensor | None = None  # the last map that was filled up, zero in its padding already
 
-    def __enter__(self) -> "PaddedBatch":
+    def __enter__(self) -> "_PaddedBatch":
         if self.watch_functions:
             super().__enter__()
         self.outer.append(CURRENT.batch)
@@ -314,20 +326,37 @@ class PaddedBatch(TorchFunctionMode):
         outside = self.outside(features.shape[2], features.shape[3], features.device)
         return None if outside is None else outside[:, None]
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         guard = GUARDED_FUNCTIONS.get(function, unguarded)
         return guard(self, function, *args, **kwargs or {})
 
 
-def unguarded(batch: PaddedBatch, function: Callable, *args: Any, **kwargs: Any) -> Any:
+def unguarded(batch: _PaddedBatch, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that does not look at whole maps, as it is."""
     return function(*args, **kwargs)
 
 
 def reduce(
-    nothing: float | None, batch: PaddedBatch, function: Callable, features: Tensor, *args: Any, **kwargs: Any
+    nothing: float | None,
+    batch: _PaddedBatch,
+    function: Callable[..., Any],
+    features: Tensor,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """A sum, norm or maximum over rows and columns, to which padding adds `nothing` (None: the least value)."""
-    axes = spatial_axes(features, args[0] if args and function is not torch.Tensor.norm else kwargs.get("dim"))
+    """A sum, norm or maximum over rows and columns, to which padding adds `nothing` (None: the least value).
+
+    Args:
+        nothing: what padding counts as. None: the least value of the type.
+        batch: where the maps are image.
+        function: of torch, called with `features` and the further arguments.
+        features: (B, C, h, w) or (B, h, w, C).
+        args: further arguments of the function, such as the axes.
+        kwargs: the same by their names.
+    """
+    axes = _spatial_axes(features, args[0] if args and function is not torch.Tensor.norm else kwargs.get("dim"))
     if axes is None:
         return function(features, *args, **kwargs)
     outside = batch.outside(features.shape[axes[0]], features.shape[axes[1]], features.device)
@@ -343,7 +372,7 @@ def reduce(
     return result / (share if result.ndim == 4 else share.flatten(1))
 
 
-def spatial_axes(features: Tensor, dim: Any) -> tuple[int, int] | None:
+def _spatial_axes(features: Tensor, dim: Any) -> tuple[int, int] | None:
     """Axes of rows and columns, if a reduction over `dim` is one over them: of (B, C, h, w) or of (B, h, w, C)."""
     if features.ndim != 4 or dim is None:
         return None
@@ -351,7 +380,9 @@ def spatial_axes(features: Tensor, dim: Any) -> tuple[int, int] | None:
     return {(2, 3): (2, 3), (1, 2): (1, 2), (2,): (2, 3)}.get(tuple(axes))
 
 
-def pool_to_one(batch: PaddedBatch, function: Callable, features: Tensor, output_size: Any, *args: Any, **kwargs: Any):
+def _pool_to_one(
+    batch: _PaddedBatch, function: Callable[..., Any], features: Tensor, output_size: Any, *args: Any, **kwargs: Any
+) -> Tensor:
     """Adaptive pooling, where it leaves one cell, is a mean or a maximum."""
     outside = batch.outside_of(features) if output_size in (1, (1, 1), [1, 1]) and features.ndim == 4 else None
     if outside is None:
@@ -361,9 +392,9 @@ def pool_to_one(batch: PaddedBatch, function: Callable, features: Tensor, output
     return function(features.masked_fill(outside, torch.finfo(features.dtype).min), output_size, *args, **kwargs)
 
 
-def group_norm(
-    batch: PaddedBatch,
-    function: Callable,
+def _group_norm(
+    batch: _PaddedBatch,
+    function: Callable[..., Any],
     features: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
@@ -376,8 +407,13 @@ def group_norm(
     return masked_group_norm(features, ~outside, num_groups, weight, bias, eps)
 
 
-def fill_up(
-    batch: PaddedBatch, function: Callable, features: Tensor, pad: Any, mode: str = "constant", value: Any = None
+def _fill_up(
+    batch: _PaddedBatch,
+    function: Callable[..., Any],
+    features: Tensor,
+    pad: Any,
+    mode: str = "constant",
+    value: Any = None,
 ) -> Tensor:
     """Rows and columns added to a map: padding becomes as they are."""
     outside = batch.outside_of(features) if features.ndim == 4 and len(pad) == 4 and mode == "constant" else None
@@ -388,9 +424,9 @@ def fill_up(
     return batch.filled
 
 
-def average_pool(
-    batch: PaddedBatch,
-    function: Callable,
+def _average_pool(
+    batch: _PaddedBatch,
+    function: Callable[..., Any],
     features: Tensor,
     kernel_size: Any,
     stride: Any = None,
@@ -414,16 +450,17 @@ MEANS = (torch.Tensor.mean, torch.mean)
 GUARDED_FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((*MEANS, torch.Tensor.norm, torch.linalg.vector_norm), partial(reduce, 0.0)),
     **dict.fromkeys((torch.Tensor.amax, torch.amax), partial(reduce, None)),
-    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), pool_to_one),
-    F.group_norm: group_norm,
-    F.pad: fill_up,
-    F.avg_pool2d: average_pool,
+    **dict.fromkeys((F.adaptive_avg_pool2d, F.adaptive_max_pool2d), _pool_to_one),
+    F.group_norm: _group_norm,
+    F.pad: _fill_up,
+    F.avg_pool2d: _average_pool,
 }
 
 
 def least(features: Tensor) -> Tensor:
     """(B, C, h, w) -> the least value of each map (B, C, 1, 1): it never wins where a window has a cell of the image,
-    and stays finite where it has none."""
+    and stays finite where it has none.
+    """
     return features.amin((2, 3), keepdim=True)
 
 
@@ -435,7 +472,7 @@ WINDOW_LAYERS = ("SwinLayer", "Swinv2Layer", "MaskFormerSwinLayer")
 
 
 class PaddingMaskHooks:
-    """Forward hooks on every layer of a backbone that mixes cells, and the `PaddedBatch` that they ask.
+    """Forward hooks on every layer of a backbone that mixes cells, and the `_PaddedBatch` that they ask.
 
     What enters a convolution is zero outside the image (for max pooling: the least value), as beyond the border of an
     image that is not padded. The windows of Swin and its kin do not attend to cells outside, those that fill up a
@@ -454,26 +491,38 @@ class PaddingMaskHooks:
                 self.watch_functions |= module.config.model_type not in WITHOUT_GLOBAL_FUNCTIONS
                 stride = getattr(module.config, "patch_size", 1)
             if isinstance(module, (nn.Conv2d, nn.MaxPool2d)) and as_pair(module.kernel_size) > as_pair(module.stride):
-                module.register_forward_pre_hook(fill_windows)
+                module.register_forward_pre_hook(_fill_windows)
             elif isinstance(module, nn.ConstantPad2d):  # torch.compile does not show F.pad to modes
-                module.register_forward_pre_hook(fill_before_padding)
-                module.register_forward_hook(note_filled)
+                module.register_forward_pre_hook(_fill_before_padding)
+                module.register_forward_hook(_note_filled)
             elif name in PATCH_MERGINGS:
-                module.register_forward_pre_hook(fill_merged)
+                module.register_forward_pre_hook(_fill_merged)
                 stride *= 2
             elif name in WINDOW_LAYERS:
                 module.attention.register_forward_pre_hook(partial(self.mask_keys, module, stride))
             elif name == "GlobalContext" and isinstance(getattr(module, "conv_attn", None), nn.Module):
-                module.conv_attn.register_forward_hook(hide_outside)
+                module.conv_attn.register_forward_hook(_hide_outside)
 
-    def batch(self, region: ValidRegion | None) -> PaddedBatch:
+    def batch(self, region: ValidRegion | None) -> _PaddedBatch:
         """What a forward pass is made `with`; without a region padding is seen."""
-        return PaddedBatch(region, self.watch_functions)
+        return _PaddedBatch(region, self.watch_functions)
 
-    def mask_keys(self, layer: Any, stride: int, attention: nn.Module, inputs: tuple) -> tuple | None:
-        """Masks the keys that are not image."""
+    def mask_keys(
+        self, layer: Any, stride: int, attention: nn.Module, inputs: tuple[Any, ...]
+    ) -> tuple[Any, ...] | None:
+        """Masks the keys that are not image.
+
+        Args:
+            layer: of Swin, which has the attention.
+            stride: of the layer, in pixels of the image.
+            attention: the module before which this runs.
+            inputs: windows (B * number of windows, L, C), and the mask of shifted windows or None.
+
+        Returns:
+            What the attention gets instead. None: nothing is to be masked.
+        """
         windows, shift_mask = inputs  # (B * number of windows, L, C), (number of windows, L, L), L = window ** 2
-        batch = current_batch()
+        batch = _current_batch()
         region = None if batch is None else batch.region
         if region is None:
             return None
@@ -496,7 +545,7 @@ class PaddingMaskHooks:
         return windows, mask + shift_mask.repeat(keys.shape[0] // shift_mask.shape[0], 1, 1)
 
 
-def current_batch() -> PaddedBatch | None:
+def _current_batch() -> _PaddedBatch | None:
     """The batch of this thread's forward pass.
 
     Raises:
@@ -511,17 +560,18 @@ def current_batch() -> PaddedBatch | None:
     return batch
 
 
-def checkpoint_with_batch(checkpoint: Callable) -> Callable:
+def checkpoint_with_batch(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
     """A function that checkpoints activations as `checkpoint` does, and runs layers again on the batch of the first
-    time, in whichever thread."""
+    time, in whichever thread.
+    """
 
-    def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
-        batch = CURRENT.batch or PaddedBatch(None, watch_functions=False)
+    def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        batch = CURRENT.batch or _PaddedBatch(None, watch_functions=False)
 
         def with_batch(*inner_args: Any, **inner_kwargs: Any) -> Any:
             if CURRENT.batch is batch:  # the first time
                 return function(*inner_args, **inner_kwargs)
-            with PaddedBatch(batch.region, batch.watch_functions):
+            with _PaddedBatch(batch.region, batch.watch_functions):
                 return function(*inner_args, **inner_kwargs)
 
         return checkpoint(with_batch, *args, **kwargs)
@@ -529,10 +579,10 @@ def checkpoint_with_batch(checkpoint: Callable) -> Callable:
     return checkpointed
 
 
-def fill_windows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+def _fill_windows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     """Of a convolution or max pooling."""
     features, *rest = inputs  # (B, C, h, w)
-    batch = current_batch()
+    batch = _current_batch()
     outside = None if batch is None or features is batch.filled else batch.outside_of(features)
     if outside is None:
         return None
@@ -540,35 +590,36 @@ def fill_windows(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor,
     return torch.where(outside, nothing, features), *rest
 
 
-def fill_before_padding(module: nn.ConstantPad2d, inputs: tuple[Tensor]) -> Tensor | None:
-    batch = current_batch()
+def _fill_before_padding(module: nn.ConstantPad2d, inputs: tuple[Tensor]) -> Tensor | None:
+    batch = _current_batch()
     outside = None if batch is None else batch.outside_of(inputs[0])
     return None if outside is None else torch.where(outside, module.value, inputs[0])
 
 
-def note_filled(module: nn.Module, inputs: tuple[Tensor], features: Tensor) -> None:
-    batch = current_batch()
+def _note_filled(module: nn.Module, inputs: tuple[Tensor], features: Tensor) -> None:
+    batch = _current_batch()
     if batch is not None and batch.region is not None:
         batch.filled = features
 
 
-def fill_merged(module: nn.Module, inputs: tuple) -> tuple | None:
+def _fill_merged(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
     features, (height, width) = inputs  # (B, h * w, C)
-    batch = current_batch()
+    batch = _current_batch()
     outside = None if batch is None else batch.outside(height, width, features.device)
     if outside is None:
         return None
     return features.masked_fill(outside.flatten(1)[:, :, None], 0.0), (height, width)
 
 
-def hide_outside(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
+def _hide_outside(module: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> Tensor | None:
     """Of a softmax over the cells (B, 1, h, w)."""
-    batch = current_batch()
+    batch = _current_batch()
     outside = None if batch is None else batch.outside_of(logits)
     return None if outside is None else logits.masked_fill(outside, torch.finfo(logits.dtype).min)
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, ...]:
+    """Height and width, of one number for both or of two."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 

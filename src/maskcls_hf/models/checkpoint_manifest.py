@@ -27,6 +27,7 @@ class DamagedCheckpoint(OSError):
 
 
 def sha256(path: Path) -> str:
+    """The digest of a file in hexadecimal digits, read block by block."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -34,7 +35,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
+def _read_manifest(folder: Path) -> dict[str, tuple[int, str]]:
     """File -> bytes and SHA-256.
 
     Raises:
@@ -84,11 +85,12 @@ def verify(folder: Path, contents: bool = True, only: re.Pattern[str] | None = N
     """What is wrong with a checkpoint, None if it is whole.
 
     Args:
+        folder: of the checkpoint.
         contents: False: files are not read, only measured.
         only: of the files these; None: all that are listed, and all that would be loaded though they are not.
     """
     try:
-        files = read_manifest(folder)
+        files = _read_manifest(folder)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (ValueError, OSError) as error:
@@ -113,10 +115,17 @@ def verify(folder: Path, contents: bool = True, only: re.Pattern[str] | None = N
     return None
 
 
-def require_whole(path: str | os.PathLike | None, only: re.Pattern[str] = MODEL_FILES, subfolder: str = "") -> None:
+def require_whole(
+    path: str | os.PathLike[str] | None, only: re.Pattern[str] = MODEL_FILES, subfolder: str = ""
+) -> None:
     """Before files of the folder `path` are loaded: they are those of its manifest, if it has one.
 
     Names on the Hub, and folders without a manifest, pass.
+
+    Args:
+        path: a folder, or a name on the Hub. None: nothing is loaded.
+        only: the names of files that are looked at.
+        subfolder: of `path`.
 
     Raises:
         DamagedCheckpoint: names the file.

@@ -23,6 +23,13 @@ class Registry(dict[str, Any]):
 
     Args:
         kind: "pixel_decoder", "transformer_decoder", "matcher" or "loss".
+
+    Example:
+        >>> matchers = Registry("matcher")
+        >>> class FirstQueries: ...
+        >>> matchers.register("first_queries", FirstQueries)
+        >>> sorted(matchers)
+        ['first_queries']
     """
 
     def __init__(self, kind: str):
@@ -32,18 +39,29 @@ class Registry(dict[str, Any]):
     def register(self, name: str, part: Any) -> None:
         """Make `part`, a class, known by `name`; configurations, recipes and `--set` then take the name.
 
+        Args:
+            name: letters, digits and underscores.
+            part: called with the configuration, of a pixel decoder also with the channels of the backbone's maps, of a
+                transformer decoder with those of its context; and with its own options. What it must do then stands at
+                the head of pixel_decoders.py, transformer_decoders.py, matching.py or losses.py.
+
         Raises:
             `ValueError`: the name is none, or that of another part.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"{self.kind}: a name is letters, digits and underscores, got {name!r}.")
         known = self.get(name)
-        if known is not None and qualified_name(known) != qualified_name(part):  # a module may be run twice
-            raise ValueError(f"{self.kind} {name!r} is {qualified_name(known)}: take another name.")
+        if known is not None and _qualified_name(known) != _qualified_name(part):  # a module may be run twice
+            raise ValueError(f"{self.kind} {name!r} is {_qualified_name(known)}: take another name.")
         self[name] = part
 
     def build(self, config: PreTrainedConfig, field: str, *inputs: Any) -> Any:
         """The part that `config` names in `field`, made of the configuration, `inputs` and its own options.
+
+        Args:
+            config: has its options in the field `<field>_options`.
+            field: such as "matching".
+            inputs: what the part gets beside the configuration.
 
         Raises:
             `ValueError`: nothing is known by that name, or it does not take the options.
@@ -52,8 +70,21 @@ class Registry(dict[str, Any]):
         options = getattr(config, f"{field}_options", None) or {}
         return self.make(name, (config, *inputs), options, field, custom_file(config, self.kind, name))
 
-    def make(self, name: str, inputs: tuple, options: dict[str, Any], field: str, file: str | None = None) -> Any:
-        """The same for a `name`; `file` is the one of a checkpoint that has the part."""
+    def make(
+        self, name: str, inputs: tuple[Any, ...], options: dict[str, Any], field: str, file: str | None = None
+    ) -> Any:
+        """The same for a `name`; `file` is the one of a checkpoint that has the part.
+
+        Args:
+            name: that the part was registered by.
+            inputs: what the part is called with, in order.
+            options: its further arguments, by their names.
+            field: of the configuration, which messages name.
+            file: of a checkpoint; None: there is none.
+
+        Raises:
+            `ValueError`: as of [`build`].
+        """
         part = self.get(name)
         if part is None:
             meant = similar(name, list(self))
@@ -66,12 +97,12 @@ class Registry(dict[str, Any]):
             inspect.signature(part).bind(*inputs, **options)
         except TypeError as error:
             raise ValueError(
-                f"{field}={name!r}, {qualified_name(part)}, with {field}_options={options}: {error}."
+                f"{field}={name!r}, {_qualified_name(part)}, with {field}_options={options}: {error}."
             ) from error
         return part(*inputs, **options)
 
 
-def qualified_name(part: Any) -> str:
+def _qualified_name(part: Any) -> str:
     return f"{part.__module__}.{part.__qualname__}"
 
 
@@ -87,7 +118,13 @@ REGISTRIES = {registry.kind: registry for registry in (PIXEL_DECODERS, TRANSFORM
 
 
 def custom_file(config: PreTrainedConfig, kind: str, name: str) -> str | None:
-    """The file of a checkpoint that has a part of somebody's own; None: it has none such."""
+    """The file of a checkpoint that has a part of somebody's own; None: it has none such.
+
+    Args:
+        config: its `custom_parts` say which files there are.
+        kind: of a registry, such as "matcher".
+        name: of the part.
+    """
     reference = (getattr(config, "custom_parts", None) or {}).get(kind, {}).get(name)
     return None if reference is None else f"{reference.split('.')[0]}.py"
 
@@ -177,7 +214,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": AutoConfig}
     attribute_map = {"num_hidden_layers": "decoder_layers"}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: dict | PreTrainedConfig | None = None  # type: ignore[type-arg]  # checked as it stands
     pixel_decoder: str = "fpn"
     transformer_decoder: str = "standard"
     num_queries: int = 100
@@ -208,7 +245,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             if field in PART_FIELDS and getattr(self, field) is None:
                 setattr(self, field, {})
         kwargs = plain(kwargs)
-        refuse_fields_of_maskformer(kwargs, name)
+        _refuse_fields_of_maskformer(kwargs, name)
         warn_about_unused(kwargs, {*fields, *OF_TRANSFORMERS}, name)
         self.backbone_config = as_backbone_config(self.backbone_config)
         classes: Any = self.id2label
@@ -223,12 +260,12 @@ class SegmentationNetworkConfig(PreTrainedConfig):
             if kwargs.get("num_labels") not in (None, len(self.id2label)):
                 raise ValueError(f"{name}: num_labels={kwargs['num_labels']} but id2label has {len(self.id2label)}.")
         elif kwargs.get("num_labels") is not None:
-            check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
+            _check_number_of("num_labels", kwargs["num_labels"], name, integer=True, minimum=1)
         super().__post_init__(**kwargs)
         self.check_fields()
 
     @classmethod
-    def from_backbone(cls, name_or_path: str | os.PathLike, **fields: Any) -> Any:
+    def from_backbone(cls, name_or_path: str | os.PathLike[str], **fields: Any) -> Any:
         """A configuration with the `backbone_config` of a pretrained backbone, which the model's `from_backbone` loads.
 
         Args:
@@ -241,7 +278,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """As in transformers; `kwargs` are checked as those of the class are."""
-        refuse_fields_of_maskformer(kwargs, cls.__name__)
+        _refuse_fields_of_maskformer(kwargs, cls.__name__)
         fields = {field.name for field in dataclasses.fields(cls)}
         own = {name: kwargs.pop(name) for name in fields & set(kwargs) - {"backbone_config", "dtype"}}
         if "compatibility" in own:  # sets anew what follows from it
@@ -253,7 +290,9 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         return super().from_dict({**config_dict, **own}, **kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """As in transformers, of models of this class alone."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         cls.require_readable(config_dict, pretrained_model_name_or_path)
@@ -271,7 +310,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
                 f"{what_reads(model_type)}."
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Also names the classes that `trust_remote_code=True` loads; transformers itself would name one only."""
         loaded = getattr(self, "auto_map", None) or {}
         kept = {name: place for name, place in loaded.items() if not str(place).startswith(FORMER_FILES)}
@@ -281,7 +320,7 @@ class SegmentationNetworkConfig(PreTrainedConfig):
     def check_fields(self) -> None:
         """Raise `ValueError` for the first wrong field; the message names field, value and choices."""
         # Any name, as a card must be able to read any configuration: who builds the part knows whether it is there.
-        check_names(self, "pixel_decoder", "transformer_decoder")
+        _check_names(self, "pixel_decoder", "transformer_decoder")
         check_options(self, "pixel_decoder_options", "transformer_decoder_options", "custom_parts")
         if self.attend_to_padding is None:
             self.attend_to_padding = getattr(self, "compatibility", "exact") != "exact"
@@ -291,11 +330,11 @@ class SegmentationNetworkConfig(PreTrainedConfig):
         check_references(self.custom_parts)
         for name in POSITIVE_INTEGERS:
             most = MOST_LAYERS if name.endswith("_layers") else float("inf")
-            check_number(self, name, integer=True, minimum=1, maximum=most)
-        check_number(self, "init_xavier_std", minimum=0)
-        check_number(self, "dropout", minimum=0, maximum=1)
+            _check_number(self, name, integer=True, minimum=1, maximum=most)
+        _check_number(self, "init_xavier_std", minimum=0)
+        _check_number(self, "dropout", minimum=0, maximum=1)
         for name in ("deep_supervision", "attend_to_padding", "freeze_batch_norm", "freeze_backbone"):
-            check_choice(self, name, (True, False))
+            _check_choice(self, name, (True, False))
         if self.mask_kernel_size % 2 == 0:
             raise ValueError(f"{type(self).__name__}: mask_kernel_size={self.mask_kernel_size} must be odd.")
         if self.mask_upsampling > 1 and self.pixel_decoder != "per_pixel":
@@ -303,10 +342,10 @@ class SegmentationNetworkConfig(PreTrainedConfig):
                 f"{type(self).__name__}: mask_upsampling={self.mask_upsampling} is for pixel_decoder='per_pixel' only."
             )
         if getattr(self, "architecture", "encoder_decoder") == "encoder_decoder":
-            check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
+            _check_divisible(self, "hidden_size", 2 * self.num_attention_heads)
         if self.pixel_decoder == "fpn_encoder":
-            check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
-        check_number(self, "num_labels", integer=True, minimum=1)
+            _check_divisible(self, "fpn_feature_size", 2 * self.num_attention_heads)
+        _check_number(self, "num_labels", integer=True, minimum=1)
 
 
 class MaskClsConfig(SegmentationNetworkConfig):
@@ -369,10 +408,10 @@ class MaskClsConfig(SegmentationNetworkConfig):
         loss_options (`dict`, *optional*): their further arguments, {name: {...}}.
 
     Example:
-
-        >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation
+        >>> from maskcls_hf import MaskClsConfig
         >>> config = MaskClsConfig(num_queries=50, id2label={0: "background", 1: "nucleus"})
-        >>> model = MaskClsForUniversalSegmentation(config)
+        >>> config.num_labels, config.backbone_config.model_type
+        (2, 'resnet')
     """
 
     model_type = "maskcls"
@@ -412,17 +451,20 @@ class MaskClsConfig(SegmentationNetworkConfig):
     loss_options: Any = None
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Reads the configurations of other implementations too, where the package is installed."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         read = CONFIG_READERS.get(str(config_dict.get("model_type")), dict)
         return read(config_dict), kwargs
 
     def check_fields(self) -> None:
-        check_choice(self, "compatibility", COMPATIBILITIES)
-        check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
+        """As of `SegmentationNetworkConfig`; fields of None get what follows from others."""
+        _check_choice(self, "compatibility", COMPATIBILITIES)
+        _check_choice(self, "architecture", ("encoder_decoder", "encoder_only"))
         for name in ("query_blocks", "upscale_blocks"):
-            check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
+            _check_number(self, name, integer=True, minimum=1, maximum=MOST_LAYERS)
         if self.mask_probabilities is None:
             self.mask_probabilities = [0.0] * self.query_blocks
         if not isinstance(self.mask_probabilities, list) or len(self.mask_probabilities) != self.query_blocks:
@@ -431,25 +473,25 @@ class MaskClsConfig(SegmentationNetworkConfig):
                 f"query_blocks={self.query_blocks} numbers."
             )
         for probability in self.mask_probabilities:
-            check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
+            _check_number_of("mask_probabilities", probability, type(self).__name__, minimum=0, maximum=1)
         if self.architecture == "encoder_only":
             self.hidden_size = self.mask_feature_size = getattr(self.backbone_config, "hidden_size", self.hidden_size)
         super().check_fields()
-        check_names(self, "matching")
+        _check_names(self, "matching")
         check_options(self, "matching_options", "losses", "loss_options")
         for name, weight in self.losses.items():
-            check_number_of(f"losses[{name!r}]", weight, type(self).__name__, minimum=0)
+            _check_number_of(f"losses[{name!r}]", weight, type(self).__name__, minimum=0)
         if unused := sorted(set(self.loss_options) - set(self.losses)):
             raise ValueError(f"{type(self).__name__}: loss_options of {unused}, which losses does not have.")
         for name in WEIGHTS:
-            check_number(self, name, minimum=0)
-        check_choice(self, "mask_loss", ("focal", "cross_entropy"))
+            _check_number(self, name, minimum=0)
+        _check_choice(self, "mask_loss", ("focal", "cross_entropy"))
         if self.loss_points is not None:
-            check_number(self, "loss_points", integer=True, minimum=1)
-        check_number(self, "loss_oversampling", minimum=1)
-        check_number(self, "loss_importance", minimum=0, maximum=1)
+            _check_number(self, "loss_points", integer=True, minimum=1)
+        _check_number(self, "loss_oversampling", minimum=1)
+        _check_number(self, "loss_importance", minimum=0, maximum=1)
         for name in ("masks_in_evaluation", "query_priors", "output_auxiliary_logits", "exclusive_masks"):
-            check_choice(self, name, (True, False))
+            _check_choice(self, name, (True, False))
         if self.matching == "fixed" and self.num_queries != self.num_labels:
             raise ValueError(
                 f"{type(self).__name__}: matching='fixed' gives query k to class k, so num_queries={self.num_queries} "
@@ -483,7 +525,7 @@ OF_MASKFORMER = {
 }
 
 
-def refuse_fields_of_maskformer(fields: dict[str, Any], of: str) -> None:
+def _refuse_fields_of_maskformer(fields: dict[str, Any], of: str) -> None:
     """Raise `ValueError`, which says what to write instead; those that are off are taken out of `fields`."""
     backbone = fields.get("backbone") or "NAME"
     for field, why in OF_MASKFORMER.items():
@@ -525,7 +567,7 @@ def matching_weights(config: PreTrainedConfig, matching: str) -> dict[str, float
     return weights
 
 
-def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTrainedConfig:
+def as_backbone_config(backbone_config: PreTrainedConfig | dict[str, Any] | None) -> PreTrainedConfig:
     """The configuration of a backbone, from a configuration, a dict with a `model_type`, or None (ResNet-50)."""
     if backbone_config is None:
         backbone_config = {"model_type": "resnet", "out_features": ["stage1", "stage2", "stage3", "stage4"]}
@@ -537,7 +579,7 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
                 f"backbone_config: model_type={model_type!r} is not a model type of transformers; "
                 "give a backbone such as 'resnet', 'swin', 'convnext' or 'timm_backbone'."
             )
-        check_layers(fields)
+        _check_layers(fields)
         made = CONFIG_MAPPING[model_type](**fields)
         known = {field.name for field in dataclasses.fields(made)} | set(made.attribute_map)
         # Files of older versions have fields of which nothing is known any more.
@@ -549,18 +591,18 @@ def as_backbone_config(backbone_config: PreTrainedConfig | dict | None) -> PreTr
     return backbone_config
 
 
-def check_layers(fields: Any) -> None:
+def _check_layers(fields: Any) -> None:
     """Raise `ValueError` for a backbone of more layers than any has, however deep its configuration lies."""
     if isinstance(fields, list):
         for value in fields:
-            check_layers(value)
+            _check_layers(value)
     elif isinstance(fields, dict):
         for name, value in fields.items():
             numbers = value if isinstance(value, list) else [value]
             counted = [number for number in numbers if isinstance(number, (int, float))]
             if name in LAYER_FIELDS and (len(numbers) > MOST_LAYERS or any(n > MOST_LAYERS for n in counted)):
                 raise ValueError(f"backbone_config: {name}={reprlib.repr(value)} is more than {MOST_LAYERS} layers.")
-            check_layers(value)
+            _check_layers(value)
 
 
 def without_code(fields: Any) -> Any:
@@ -575,9 +617,13 @@ def checked_classes(id2label: Any) -> dict[int, str]:
 
     Raises:
         `ValueError`: other ids, or none.
+
+    Example:
+        >>> checked_classes({"1": "nucleus", "0": "background"})
+        {0: 'background', 1: 'nucleus'}
     """
     try:
-        names = {as_integer(label): as_name(name) for label, name in plain(dict(id2label)).items()}
+        names = {_as_integer(label): _as_name(name) for label, name in plain(dict(id2label)).items()}
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"id2label must be a dict of class ids 0, 1, ... and names, got {reprlib.repr(id2label)}."
@@ -587,36 +633,38 @@ def checked_classes(id2label: Any) -> dict[int, str]:
     return {label: names[label] for label in range(len(names))}
 
 
-def as_integer(label: Any) -> int:
+def _as_integer(label: Any) -> int:
     """Of an integer, or its text."""
     if isinstance(label, str):
         return int(label)
     return operator.index(label)
 
 
-def as_name(name: Any) -> str:
+def _as_name(name: Any) -> str:
     if name is None:
         raise TypeError("a class without a name")
     return str(name)
 
 
 def shortened(ids: list[int], limit: int = 20) -> str:
+    """Ids as text: the first `limit` of them, and how many more there are."""
     return str(ids) if len(ids) <= limit else f"{ids[:limit]} and {len(ids) - limit} more"
 
 
-def check_choice(config: PreTrainedConfig, name: str, choices: tuple) -> None:
+def _check_choice(config: PreTrainedConfig, name: str, choices: tuple[Any, ...]) -> None:
     value = getattr(config, name)
     if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ValueError(f"{type(config).__name__}: {name}={value!r} must be one of {list(choices)}.")
 
 
-def check_names(config: PreTrainedConfig, *fields: str) -> None:
+def _check_names(config: PreTrainedConfig, *fields: str) -> None:
     for field in fields:
         if not isinstance(getattr(config, field), str):
             raise ValueError(f"{type(config).__name__}: {field}={getattr(config, field)!r} must be the name of a part.")
 
 
 def check_options(config: PreTrainedConfig, *fields: str) -> None:
+    """Raise `ValueError` unless the fields are dicts whose keys are text."""
     for field in fields:
         value = getattr(config, field)
         if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
@@ -631,13 +679,13 @@ def check_references(custom_parts: dict[str, Any]) -> None:
                 raise ValueError(f"custom_parts: {kind}, {name}: {reference!r} must be file.Class of a part.")
 
 
-def check_number(
+def _check_number(
     config: PreTrainedConfig, name: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
-    check_number_of(name, getattr(config, name), type(config).__name__, minimum, maximum, integer)
+    _check_number_of(name, getattr(config, name), type(config).__name__, minimum, maximum, integer)
 
 
-def check_number_of(
+def _check_number_of(
     name: str, value: Any, of: str, minimum: float, maximum: float = float("inf"), integer: bool = False
 ) -> None:
     kind = int if integer else (int, float)
@@ -647,7 +695,7 @@ def check_number_of(
         raise ValueError(f"{of}: {name}={value!r} must be {number} {limits}.")
 
 
-def check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
+def _check_divisible(config: PreTrainedConfig, name: str, divisor: int) -> None:
     value = getattr(config, name)
     if value % divisor:
         raise ValueError(
@@ -667,6 +715,11 @@ class PerPixelConfig(SegmentationNetworkConfig):
             `False`: PerPixelBaseline, a linear classifier on the per-pixel embeddings. `True`: PerPixelBaseline+,
             transformer module and mask embeddings added, one query a class, its mask the score of the class.
         semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that the loss leaves out.
+
+    Example:
+        >>> from maskcls_hf import PerPixelConfig
+        >>> PerPixelConfig(transformer_module=True, id2label={0: "background", 1: "nucleus"}).num_labels
+        2
     """
 
     model_type = "maskcls_perpixel"
@@ -676,9 +729,10 @@ class PerPixelConfig(SegmentationNetworkConfig):
     semantic_loss_ignore_index: int = 255
 
     def check_fields(self) -> None:
+        """As of `SegmentationNetworkConfig`, and there must be two classes or more."""
         super().check_fields()
-        check_choice(self, "transformer_module", (True, False))
-        check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
+        _check_choice(self, "transformer_module", (True, False))
+        _check_number(self, "semantic_loss_ignore_index", integer=True, minimum=-100)
         check_several_classes(len(self.id2label or {}))
 
 

@@ -25,7 +25,16 @@ def saved_fields(path: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_custom_parts(path: Any, custom_parts: Any, options: Mapping[str, Any]) -> None:
-    """Register the parts of a checkpoint's own that are not known yet, if its code is trusted."""
+    """Register the parts of a checkpoint's own that are not known yet, if its code is trusted.
+
+    Args:
+        path: of the checkpoint, a folder or a name on the Hub.
+        custom_parts: field of its configuration, {kind: {name: "file.Class"}}.
+        options: of `from_pretrained`; without `trust_remote_code` nothing is loaded.
+
+    Raises:
+        ValueError: `custom_parts` has another form.
+    """
     is_remote_code = __name__.startswith("transformers_modules.")  # then it was trusted before
     if not custom_parts or not (options.get("trust_remote_code") or is_remote_code):
         return
@@ -42,7 +51,7 @@ def copy_custom_parts(config: Any, folder: Path) -> None:
     ours = {file.name: file for file in Path(__file__).parent.glob("*.py")}
     noted = config.custom_parts  # of a checkpoint whose code was loaded, where they lie beside ours
     custom_parts: dict[str, dict[str, str]] = {}
-    for kind, name in parts_of(config):
+    for kind, name in _parts_of(config):
         part = REGISTRIES[kind].get(name)
         if part is None:  # a matcher or a loss, which predicting does without
             if name in noted.get(kind, {}):
@@ -68,7 +77,7 @@ def copy_custom_parts(config: Any, folder: Path) -> None:
     config.custom_parts = custom_parts
 
 
-def parts_of(config: Any) -> list[tuple[str, str]]:
+def _parts_of(config: Any) -> list[tuple[str, str]]:
     """Kind and name of each part that a configuration names."""
     kinds = {"pixel_decoder": "pixel_decoder", "transformer_decoder": "transformer_decoder", "matching": "matcher"}
     named = [(kind, getattr(config, field)) for field, kind in kinds.items() if hasattr(config, field)]

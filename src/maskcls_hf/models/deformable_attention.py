@@ -33,6 +33,7 @@ class SamplingOffsets(nn.Linear):
         self.shape = (heads, levels, points)
 
     def initial_bias(self) -> Tensor:
+        """Offsets (G R J 2,): each head has a direction, in which point after point is one cell further away."""
         heads, levels, points = self.shape
         angles = torch.arange(heads, dtype=torch.float32) * (2 * math.pi / heads)
         directions = torch.stack([angles.cos(), angles.sin()], -1)  # (G, 2), (x, y)
@@ -61,6 +62,9 @@ class DeformableAttention(nn.Module):
         """(B, Q, C), (B, S, C) -> (B, Q, C).
 
         Args:
+            queries (`torch.Tensor` of shape `(B, Q, C)`): what looks.
+            context (`torch.Tensor` of shape `(B, S, C)`): the cells that are looked at, level after level.
+            sizes: height and width of each level in cells.
             reference (`torch.Tensor` of shape `(B or 1, Q, R, 2)`): where each query is on each level, (x, y) in cells;
                 the center of the first cell is (0.5, 0.5).
             inside (`torch.Tensor` of shape `(B, S)`, *optional*): True where there is image; the rest counts as zero,
@@ -83,6 +87,8 @@ def attend(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Ten
     """Weighted sums of values at places between the cells, bilinearly: (B, S, G, D) -> (B, Q, G D).
 
     Args:
+        values (`torch.Tensor` of shape `(B, S, G, D)`): of all cells, level after level.
+        sizes: height and width of each level in cells.
         places (`torch.Tensor` of shape `(B, Q, G, R, J, 2)`): (x, y) in cells of the level.
         weights (`torch.Tensor` of shape `(B, Q, G, R J)`): of the places.
     """
@@ -94,7 +100,10 @@ def attend(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Ten
 
 
 def attend_by_grids(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """By `grid_sample`, which is the fastest on a GPU."""
+    """By `grid_sample`, which is the fastest on a GPU.
+
+    Arguments and result are those of [`attend`].
+    """
     batch, _, heads, channels = values.shape
     sampled = []
     levels = values.split([height * width for height, width in sizes], dim=1)
@@ -116,29 +125,38 @@ def lengths_as(lengths: Sequence[int], like: Tensor) -> Tensor:
 
 
 def attend_by_bags(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """As bags of embeddings, which a CPU sums without writing down what it sums."""
-    return WeightedBags.apply(pad_levels(values, sizes), places, weights, sizes)
+    """As bags of embeddings, which a CPU sums without writing down what it sums.
+
+    Arguments and result are those of [`attend`].
+    """
+    return _WeightedBags.apply(_pad_levels(values, sizes), places, weights, sizes)
 
 
 def attend_by_gathering(values: Tensor, sizes: Sizes, places: Tensor, weights: Tensor) -> Tensor:
-    """In operations that every exporter knows."""
-    padded = pad_levels(values, sizes)  # (B, G, S', D)
-    first, fraction = first_cells(sizes, places)
-    cells = corner_cells(first, sizes).flatten(3).transpose(1, 2).flatten(2)  # (B, G, Q T)
-    shares = corner_shares(fraction, weights).flatten(3).transpose(1, 2)  # (B, G, Q, T)
+    """In operations that every exporter knows.
+
+    Arguments and result are those of [`attend`].
+    """
+    padded = _pad_levels(values, sizes)  # (B, G, S', D)
+    first, fraction = _first_cells(sizes, places)
+    cells = _corner_cells(first, sizes).flatten(3).transpose(1, 2).flatten(2)  # (B, G, Q T)
+    shares = _corner_shares(fraction, weights).flatten(3).transpose(1, 2)  # (B, G, Q, T)
     found = padded.gather(2, cells.long()[..., None].expand(-1, -1, -1, padded.shape[3])).unflatten(2, shares.shape[2:])
     return (found * shares[..., None]).sum(3).transpose(1, 2).flatten(2)
 
 
-class WeightedBags(torch.autograd.Function):
-    """The sums and their gradients. Torch's gradient of a bag adds up value by value; here the places are sorted by
-    their cells, and what a cell is part of is a bag again."""
+class _WeightedBags(torch.autograd.Function):
+    """The sums and their gradients.
+
+    Torch's gradient of a bag adds up value by value; here the places are sorted by their cells, and what a cell is part
+    of is a bag again.
+    """
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Tensor, weights: Tensor, sizes: Sizes) -> Tensor:
-        first, fraction = first_cells(sizes, places)
-        bags = bags_of(first, sizes, padded)
-        shares = corner_shares(fraction, weights)
+        first, fraction = _first_cells(sizes, places)
+        bags = _bags_of(first, sizes, padded)
+        shares = _corner_shares(fraction, weights)
         ctx.sizes = sizes
         ctx.save_for_backward(padded, places, weights)
         attended = F.embedding_bag(bags, padded.flatten(0, 2), per_sample_weights=shares.view_as(bags), mode="sum")
@@ -149,12 +167,12 @@ class WeightedBags(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         padded, places, weights = ctx.saved_tensors
         grad = grad.reshape(-1, padded.shape[3])  # (B Q G, D)
-        first, fraction = first_cells(ctx.sizes, places)
+        first, fraction = _first_cells(ctx.sizes, places)
         of_values = of_places = of_weights = None
         if ctx.needs_input_grad[0]:
-            of_values = grad_of_values(grad, first, corner_shares(fraction, weights), ctx.sizes, padded)
+            of_values = _grad_of_values(grad, first, _corner_shares(fraction, weights), ctx.sizes, padded)
         if any(ctx.needs_input_grad[1:]):
-            products = sampled_products(grad, bags_of(first, ctx.sizes, padded), padded.flatten(0, 2))
+            products = _sampled_products(grad, _bags_of(first, ctx.sizes, padded), padded.flatten(0, 2))
             upper_left, upper_right, lower_left, lower_right = products.view(*first.shape, 4).unbind(-1)
             right, down = fraction.unbind(-1)
             upper, lower = upper_left.lerp(upper_right, right), lower_left.lerp(lower_right, right)
@@ -162,13 +180,13 @@ class WeightedBags(torch.autograd.Function):
             to_the_right = (upper_right - upper_left).lerp(lower_right - lower_left, down)
             of_places = torch.stack([to_the_right, lower - upper], -1) * weights.view_as(first)[..., None]
             # Beyond a level, where places are moved to its border, nothing changes.
-            of_places *= (places >= -0.5) & (places <= level_sizes(ctx.sizes, places) + 0.5)
+            of_places *= (places >= -0.5) & (places <= _level_sizes(ctx.sizes, places) + 0.5)
         return of_values, of_places, of_weights, None
 
 
-def grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
+def _grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
     """The gradient (B, G, S', D) of padded values, of that of the sums (B Q G, D)."""
-    rows, order = (first + blocks_of(padded)).flatten().sort()  # (B Q G R J,)
+    rows, order = (first + _blocks_of(padded)).flatten().sort()  # (B Q G R J,)
     starts = torch.searchsorted(rows, torch.arange(padded.shape[:3].numel(), dtype=rows.dtype))
     bags = order.div(first.shape[3:].numel(), rounding_mode="floor")
     sorted_shares = shares.flatten(0, 4).index_select(0, order)
@@ -179,13 +197,13 @@ def grad_of_values(grad: Tensor, first: Tensor, shares: Tensor, sizes: Sizes, pa
     start = 0
     for height, width in sizes:
         end = start + (height + BORDER) * (width + BORDER)
-        for part, step in zip(others, corner_steps(width)[1:], strict=True):
+        for part, step in zip(others, _corner_steps(width)[1:], strict=True):
             total[:, :, start + step : end] += part[:, :, start : end - step]
         start = end
     return total
 
 
-def sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
+def _sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
     """Of each bag's gradient (n, D) with the rows (S, D) in the bag (n, T): (n, T)."""
     if torch.compiler.is_compiling():  # which fuses it, and has no sparse tensors
         return (rows[bags] * grad[:, None]).sum(-1)
@@ -205,18 +223,19 @@ def sampled_products(grad: Tensor, bags: Tensor, rows: Tensor) -> Tensor:
 BORDER = 3  # cells of zeros: one before a level, two behind it, where places beyond the level are moved to
 
 
-def pad_levels(values: Tensor, sizes: Sizes) -> Tensor:
+def _pad_levels(values: Tensor, sizes: Sizes) -> Tensor:
     """Each level with a border of zeros, one after the other: (B, S, G, D) -> (B, G, S', D)."""
     levels = values.transpose(1, 2).split([height * width for height, width in sizes], 2)
     padded = [F.pad(level.unflatten(2, size), (0, 0, 1, 2, 1, 2)) for level, size in zip(levels, sizes, strict=True)]
     return torch.cat([level.flatten(2, 3) for level in padded], 2)
 
 
-def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
+def _first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     """The upper left of the four cells around each place, as an index into the padded levels (B, Q, G, R, J) int32,
-    and how far it is from there to the lower right one (B, Q, G, R, J, 2)."""
+    and how far it is from there to the lower right one (B, Q, G, R, J, 2).
+    """
     points = places.shape[4]
-    size = level_sizes(sizes, places)
+    size = _level_sizes(sizes, places)
     corner = (places - 0.5).clamp(-torch.ones_like(size), size)
     cell = corner.detach().floor()
     # A place that is no number is none of a cell either, and its shares say so.
@@ -231,26 +250,26 @@ def first_cells(sizes: Sizes, places: Tensor) -> tuple[Tensor, Tensor]:
     return first, corner - cell
 
 
-def level_sizes(sizes: Sizes, places: Tensor) -> Tensor:
+def _level_sizes(sizes: Sizes, places: Tensor) -> Tensor:
     """(x, y) of each place's level (R, J, 2): the last dimensions of `places`, as stretching them there is slow."""
     points = places.shape[4]
     lengths = [length for height, width in sizes for _ in range(points) for length in (width, height)]
     return lengths_as(lengths, places).view(len(sizes), points, 2)
 
 
-def corner_steps(width: int) -> list[int]:
+def _corner_steps(width: int) -> list[int]:
     """From the upper left of four cells of a padded level to each of them."""
     return [0, 1, width + BORDER, width + BORDER + 1]
 
 
-def corner_cells(first: Tensor, sizes: Sizes) -> Tensor:
+def _corner_cells(first: Tensor, sizes: Sizes) -> Tensor:
     """(B, Q, G, R, J) -> (B, Q, G, R, J, 4)."""
     points = first.shape[4]
-    steps = [step for _, width in sizes for _ in range(points) for step in corner_steps(width)]
+    steps = [step for _, width in sizes for _ in range(points) for step in _corner_steps(width)]
     return first[..., None] + lengths_as(steps, first).view(len(sizes), points, 4)
 
 
-def corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
+def _corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
     """What each of the four cells has in the sum: (B, Q, G, R, J, 2), (B, Q, G, R J) -> (B, Q, G, R, J, 4)."""
     right, down = fraction.unbind(-1)
     weights = weights.view_as(right)
@@ -260,21 +279,21 @@ def corner_shares(fraction: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], -1)
 
 
-def blocks_of(padded: Tensor) -> Tensor:
+def _blocks_of(padded: Tensor) -> Tensor:
     """Where images and heads start in the rows of padded values (B, G, S', D): (B, 1, G, 1, 1)."""
     batch, heads, cells = padded.shape[:3]
     return torch.arange(0, batch * heads * cells, cells, dtype=torch.int32).view(batch, 1, heads, 1, 1)
 
 
-def bags_of(first: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
+def _bags_of(first: Tensor, sizes: Sizes, padded: Tensor) -> Tensor:
     """Rows of padded values that each sum is made of: (B Q G, 4 R J)."""
-    return corner_cells(first + blocks_of(padded), sizes).flatten(3).flatten(0, 2)
+    return _corner_cells(first + _blocks_of(padded), sizes).flatten(3).flatten(0, 2)
 
 
 class DeformableLayer(GradientCheckpointingLayer):
     """Post-norm encoder layer with deformable attention of all levels to all levels."""
 
-    def __init__(self, config, hidden_size: int, levels: int, points: int):
+    def __init__(self, config: Any, hidden_size: int, levels: int, points: int):
         super().__init__()
         self.dropout = config.dropout
         self.self_attn = DeformableAttention(hidden_size, config.num_attention_heads, levels, points)
@@ -285,7 +304,15 @@ class DeformableLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, positions: Tensor, reference: Tensor, sizes: Sizes, inside: Tensor | None
     ) -> Tensor:
-        """hidden_states (B, S, C), positions (B or 1, S, C); the rest as in [`DeformableAttention`]."""
+        """One layer: (B, S, C) -> (B, S, C).
+
+        Args:
+            hidden_states (`torch.Tensor` of shape `(B, S, C)`): cells of all levels, one level after the other.
+            positions (`torch.Tensor` of shape `(B or 1, S, C)`): added to what asks, not to what is looked at.
+            reference: as of [`DeformableAttention`], as are the others.
+            sizes: height and width of each level in cells.
+            inside: (B, S), True where there is image; None: everywhere.
+        """
         attended = self.self_attn(hidden_states + positions, hidden_states, reference, sizes, inside)
         attended = F.dropout(attended, self.dropout, self.training)
         hidden_states = self.self_attn_layer_norm(hidden_states + attended)
@@ -297,7 +324,13 @@ def reference_points(sizes: Sizes, valid: list[Tensor] | None, like: Tensor) -> 
     """Centers of all cells, as places on every level: (B or 1, S, R, 2), (x, y) in cells.
 
     Args:
+        sizes: height and width of each level in cells.
+        like: gives device and type.
         valid: of each level the cells that are image (B, 2), rows and columns; None: all.
+
+    Example:
+        >>> reference_points([(1, 2)], None, torch.zeros(())).tolist()
+        [[[[0.5, 0.5]], [[1.5, 0.5]]]]
     """
     if valid is None:
         lengths = [lengths_as(size, like)[None] for size in sizes]

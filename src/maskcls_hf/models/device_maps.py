@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from .post_processing import PlainMaps, ResizeGeometry, interpolate
+from .post_processing import PlainMaps, ResizeGeometry
+from .resampling import interpolate
 
 try:
     import triton
@@ -39,6 +40,7 @@ class DeviceMaps(PlainMaps):
     """As `PlainMaps`; another class or query only where the best scores tie to the rounding of float32."""
 
     def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """As of `PlainMaps`."""
         if not len(mask_logits):
             return torch.zeros(self.sizes.target, dtype=torch.int64, device=mask_logits.device)
         if resize == "logits":
@@ -47,28 +49,33 @@ class DeviceMaps(PlainMaps):
         return greatest(mask_logits, self.sizes, PRODUCT, class_probs)[0]
 
     def per_pixel_map(self, logits: Tensor) -> Tensor:
+        """As of `PlainMaps`."""
         return greatest(logits, self.sizes, VALUES)[0]
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `PlainMaps`."""
         winners, mask_areas, areas = greatest(mask_logits, self.sizes, WEIGHTED, scores, mask_logit, sums=True)
         return winners, areas, mask_areas
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """As of `PlainMaps`."""
         return greatest(mask_logits, self.sizes, INSIDE, threshold=_next_above(mask_logit), sums=True)[1:]
 
     def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         masks = torch.empty(len(mask_logits), *self.sizes.target, dtype=torch.bool, device=mask_logits.device)
         for chunk in _chunks(len(mask_logits), self.sizes.target):
             torch.gt(self.resize(mask_logits[chunk]), mask_logit, out=masks[chunk])
         return masks
 
     def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         return greatest(mask_logits, self.sizes, INSIDE, threshold=_next_above(mask_logit))[0]
 
     def _greatest_at_target(self, class_probs: Tensor, mask_logits: Tensor) -> Tensor:
         """The class of the highest score (H, W), of class scores that are made of mask logits at the target size."""
         size = self.sizes.target
-        maximum = RunningMaximum(size, mask_logits.device)
+        maximum = _RunningMaximum(size, mask_logits.device)
         for classes in _chunks(class_probs.shape[1], size):
             scores = mask_logits.new_zeros(classes.stop - classes.start, math.prod(size))
             for queries in _chunks(len(mask_logits), size):
@@ -89,6 +96,9 @@ def greatest(
     """Of logits (C, h, w), brought to the target, the index of the greatest at each pixel, the first of equals.
 
     Args:
+        logits: (C, h, w).
+        sizes: that the logits pass through.
+        sums: also return what is added up over the pixels, see below.
         compare: what of them.
         weights: (C,) for `WEIGHTED`; class probabilities (C, K) for `PRODUCT`.
         threshold: for `INSIDE`, and for the sums.
@@ -120,7 +130,7 @@ def _greatest_by_chunks(
     else:
         maps = interpolate(logits if classes is None else logits[classes], sizes.padded)
     maps = maps[:, : sizes.valid[0], : sizes.valid[1]]
-    maximum = RunningMaximum(sizes.target, maps.device)
+    maximum = _RunningMaximum(sizes.target, maps.device)
     areas, prob_sums = [], []
     for chunk in _chunks(len(maps), sizes.target):
         values = interpolate(maps[chunk], sizes.target)  # (c, H, W)
@@ -144,7 +154,7 @@ def _greatest_by_chunks(
     return index, torch.cat(areas), second
 
 
-class RunningMaximum:
+class _RunningMaximum:
     """The greatest of maps that come chunk by chunk, and its index (H, W) int32."""
 
     def __init__(self, size: tuple[int, int], device: torch.device) -> None:
@@ -169,9 +179,11 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _bounds_by_pooling(logits: Tensor, sizes: ResizeGeometry, class_probs: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value (K, blocks) in blocks of cells, of logits or of class scores made of them. Each
-    pixel of the target lies between cells of one block: along an axis it is made of two neighbors at the padded size,
-    each between two cells."""
+    """The least and the greatest value (K, blocks) in blocks of cells, of logits or of class scores made of them.
+
+    Each pixel of the target lies between cells of one block: along an axis it is made of two neighbors at the padded
+    size, each between two cells.
+    """
     edges = [
         min(cells, STRIDE + 1 + math.ceil(cells / pixels))
         for cells, pixels in zip(sizes.logits, sizes.padded, strict=True)
@@ -202,7 +214,13 @@ def _chunks(count: int, size: tuple[int, int]) -> Iterator[slice]:
 
 @cache
 def kernels_work(device: torch.device, compare: int, sums: bool) -> bool:
-    """Whether the kernels run here and give what chunks give."""
+    """Whether the kernels run here and give what chunks give.
+
+    Args:
+        device: of the logits.
+        compare: `VALUES`, `WEIGHTED`, `INSIDE` or `PRODUCT`.
+        sums: whether the kernels add up pixels, too.
+    """
     if triton is None or device.type != "cuda":
         return False
     try:
@@ -214,7 +232,13 @@ def kernels_work(device: torch.device, compare: int, sums: bool) -> bool:
 
 
 def check_kernels(device: torch.device, compare: int, sums: bool) -> None:
-    """Raises AssertionError where the kernels give something else than chunks for a small example."""
+    """Raises AssertionError where the kernels give something else than chunks for a small example.
+
+    Args:
+        device: CUDA.
+        compare: `VALUES`, `WEIGHTED`, `INSIDE` or `PRODUCT`.
+        sums: whether the kernels add up pixels, too.
+    """
     logits = torch.arange(20 * 7 * 9, dtype=torch.float32, device=device).view(20, 7, 9).mul_(2.1).sin_()
     weights = logits  # not looked at
     if compare == WEIGHTED:
@@ -307,7 +331,8 @@ if triton is not None:
     @triton.jit
     def _neighbors(place, scale, first, last, end):
         """The two between which places lie, the first of them from `first` to `last`, and the weight of the second, as
-        `F.interpolate` has them, so that they round alike."""
+        `F.interpolate` has them, so that they round alike.
+        """
         source = tl.maximum((place.to(tl.float32) + 0.5) * scale - 0.5, 0.0)
         near = tl.minimum(tl.maximum(source.to(tl.int32), first), last)
         return near, tl.minimum(near + 1, end), tl.maximum(source - near.to(tl.float32), 0.0)
@@ -324,8 +349,10 @@ if triton is not None:
         logits, weights, bounds, count, rows, columns, padded_rows, padded_columns, valid_rows, valid_columns, across,
         threshold, COMPARE: tl.constexpr,
     ):  # fmt: skip
-        """Bounds of what is compared, of 32 maps in one block. What is at least the threshold somewhere counts as the
-        greatest: it is looked at."""
+        """Bounds of what is compared, of 32 maps in one block.
+
+        What is at least the threshold somewhere counts as the greatest: it is looked at.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         top, bottom = _cells(block // across, rows, padded_rows, valid_rows)
         left, right = _cells(block % across, columns, padded_columns, valid_columns)
@@ -363,8 +390,10 @@ if triton is not None:
 
     @kernel
     def _list_candidates(bounds, least, candidates, counts, count, blocks, across, AROUND: tl.constexpr):
-        """The indices that can win in a block, in their order, for 16 blocks. `AROUND`: also those that can win in it
-        or in one of the three before it, which look at its first row or column."""
+        """The indices that can win in a block, in their order, for 16 blocks.
+
+        `AROUND`: also those that can win in it or in one of the three before it, which look at its first row or column.
+        """
         block = tl.program_id(0) * 16 + tl.arange(0, 16)
         exists = block < blocks
         block = tl.minimum(block, blocks - 1)
@@ -401,8 +430,10 @@ if triton is not None:
     def _upsample(
         logits, counts, probs, queries, rows, columns, across, row_scale, column_scale,
     ):  # fmt: skip
-        """Mask probabilities (blocks, N, 256) at the padded size, of 8 queries in one block. Where only one class can
-        win nobody looks at them."""
+        """Mask probabilities (blocks, N, 256) at the padded size, of 8 queries in one block.
+
+        Where only one class can win nobody looks at them.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         if tl.load(counts + blocks + block) > 1:
             pixel = tl.arange(0, 256)[None, :]
@@ -437,7 +468,8 @@ if triton is not None:
         probs_stride, SCORED: tl.constexpr,
     ):  # fmt: skip
         """Class scores (K, valid height, valid width) at `SCORED` pixels of one block, of the classes that are looked
-        at there."""
+        at there.
+        """
         block, blocks = tl.program_id(0), tl.num_programs(0)
         number = tl.load(counts + blocks + block)
         pixel = tl.program_id(1) * SCORED + tl.arange(0, SCORED)[None, :]

@@ -21,15 +21,16 @@ from .transformer_decoders import DecoderOutput, SegmentLogits
 
 
 def embed(vit: Any, pixel_values: Tensor) -> Tensor:
+    """Tokens of images, by the embeddings of a ViT of transformers: (B, 3, H, W) -> (B, prefix + h w, C)."""
     return vit.embeddings(pixel_values)
 
 
-def embed_timm(vit: Any, pixel_values: Tensor) -> Tensor:
+def _embed_timm(vit: Any, pixel_values: Tensor) -> Tensor:
     model = vit._backbone.model
     return model.norm_pre(model._pos_embed(model.patch_embed(pixel_values)))
 
 
-class Access(NamedTuple):
+class _Access(NamedTuple):
     """Where a family of ViTs has its parts."""
 
     layers: str
@@ -39,7 +40,7 @@ class Access(NamedTuple):
     embed: Callable[[Any, Tensor], Tensor] = embed  # (ViT, image) -> tokens, those of patches last
 
 
-def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+def _run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """By the modules of a block: until transformers 5.2x its own forward took no mask."""
     attention = block.attention
     inner = getattr(attention, "attention", attention)
@@ -56,27 +57,27 @@ def run_dinov2(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> 
     return tokens + block.drop_path(block.layer_scale2(block.mlp(block.norm2(tokens))))
 
 
-def run_block(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+def _run_block(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """By its own forward; DINOv3 turns the last tokens only, those of patches."""
     options = {} if rotary is None else {"position_embeddings": rotary}
     # Not its own call, which checkpoints activations: `EncoderOnly` does, for all families.
     return nn.Module.__call__(block, tokens, attention_mask=mask, **options)
 
 
-def run_timm(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
+def _run_timm(block: Any, tokens: Tensor, mask: Tensor | None, rotary: Any) -> Tensor:
     """Without a mask older versions of timm do, too."""
     return block(tokens) if mask is None else block(tokens, attn_mask=mask)
 
 
 ACCESS = {
-    "dinov2": Access("encoder.layer", "layernorm", run_dinov2),
-    "dinov2_with_registers": Access("encoder.layer", "layernorm", run_dinov2),
-    "dinov3_vit": Access("model.layer", "norm", run_block, "rope_embeddings"),
-    "timm_backbone": Access("_backbone.model.blocks", "_backbone.model.norm", run_timm, embed=embed_timm),
+    "dinov2": _Access("encoder.layer", "layernorm", _run_dinov2),
+    "dinov2_with_registers": _Access("encoder.layer", "layernorm", _run_dinov2),
+    "dinov3_vit": _Access("model.layer", "norm", _run_block, "rope_embeddings"),
+    "timm_backbone": _Access("_backbone.model.blocks", "_backbone.model.norm", _run_timm, embed=_embed_timm),
 }
 
 
-def build_vit(config: Any) -> Any:
+def _build_vit(config: Any) -> Any:
     """The ViT of a `backbone_config`, without parts that only its pretraining has.
 
     Raises:
@@ -126,7 +127,7 @@ class EncoderOnly(nn.Module):
         ValueError: another family of ViTs, or more blocks with queries than there are.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         vit_config = config.backbone_config
         access = ACCESS.get(vit_config.model_type)
@@ -135,16 +136,16 @@ class EncoderOnly(nn.Module):
                 f"architecture='encoder_only' takes a plain ViT, model_type {' or '.join(ACCESS)}, but backbone_config "
                 f"has {vit_config.model_type!r}."
             )
-        self.vit: Any = build_vit(vit_config)
+        self.vit: Any = _build_vit(vit_config)
         self.access = access
         takes_mask = "attention_mask" in inspect.signature(type(self.layers[0]).forward).parameters
-        self.run_block = run_block if takes_mask else access.run
+        self.run_block = _run_block if takes_mask else access.run
         if not 0 < config.query_blocks <= len(self.layers):
             raise ValueError(f"query_blocks={config.query_blocks} of {len(self.layers)} blocks of the ViT.")
         self.config = config
         size = self.vit.channels[-1]
         config.hidden_size = config.mask_feature_size = size  # which a configuration of timm does not say
-        self.patch_size = patch_size_of(self.vit)
+        self.patch_size: Any = patch_size_of(self.vit)
         self.queries_embedder = nn.Embedding(config.num_queries, size)
         self.upscale = nn.ModuleList(UpscaleBlock(size) for _ in range(config.upscale_blocks))
         self.gradient_checkpointing = False  # set by transformers, with the function that checkpoints
@@ -159,7 +160,12 @@ class EncoderOnly(nn.Module):
         """Segment embeddings (B, N, C) and pixel features of each supervised block, deepest last.
 
         Args:
+            pixel_values: (B, 3, H, W), of whole patches.
+            predict: the segmentation module, which makes the masks that queries see.
             every_block: of all blocks with queries; else only what masks and the result need.
+
+        Raises:
+            ValueError: images that are no whole patches.
         """
         grid = self.grid_of(pixel_values)
         tokens = self.access.embed(self.vit, pixel_values)  # (B, prefix + h w, C)
@@ -194,6 +200,12 @@ class EncoderOnly(nn.Module):
 
         Maps are of the padded batch. On a GPU the host waits for the sizes of the images; and processes that share out
         the weights (FSDP) must have equally many sizes, else they wait for each other.
+
+        Args:
+            pixel_values: (B, 3, H, W), the padded batch.
+            region: what of it is image.
+            predict: as of `forward`.
+            every_block: as of `forward`.
         """
         grid = self.grid_of(pixel_values)
         groups: dict[tuple[int, int], list[int]] = {}  # images of each size in patches
@@ -212,7 +224,7 @@ class EncoderOnly(nn.Module):
         for (height, width), images in groups.items():
             crops = pixel_values[images, :, : height * self.patch_size[0], : width * self.patch_size[1]]
             outputs.append(self(crops, predict, every_block))
-        return in_padded_batch(outputs, groups, grid)
+        return _in_padded_batch(outputs, groups, grid)
 
     def grid_of(self, pixel_values: Tensor) -> tuple[int, int]:
         """Patches of the images."""
@@ -226,7 +238,13 @@ class EncoderOnly(nn.Module):
         return height // rows, width // columns
 
     def add_prediction(self, output: DecoderOutput, tokens: Tensor, grid: tuple[int, int]) -> None:
-        """What segments and masks are predicted from, of tokens (B, T, C)."""
+        """What segments and masks are predicted from, of tokens (B, T, C).
+
+        Args:
+            output: to which the embeddings (B, N, C) and features are appended.
+            tokens: those of queries first, those of patches last.
+            grid: patches (h, w).
+        """
         normed = self.vit.get_submodule(self.access.norm)(tokens)
         patches = normed[:, -math.prod(grid) :].transpose(1, 2).unflatten(2, grid)  # (B, C, h, w)
         finest = patches
@@ -239,7 +257,14 @@ class EncoderOnly(nn.Module):
     def foreground(
         self, output: DecoderOutput, predict: Callable[..., SegmentLogits], grid: tuple[int, int], probability: float
     ) -> Tensor:
-        """Patches that queries see (B, N, h w): those of their masks, or all."""
+        """Patches that queries see (B, N, h w): those of their masks, or all.
+
+        Args:
+            output: its last entry is what masks are predicted of.
+            predict: the segmentation module.
+            grid: patches (h, w).
+            probability: that a query sees the patches of its mask alone.
+        """
         with torch.no_grad():
             masks = predict(output.segment_embeddings[-1], output.features[-1], grid).mask_logits
         seen = masks.flatten(2) > 0
@@ -254,12 +279,13 @@ class EncoderOnly(nn.Module):
         return mask
 
 
-def in_padded_batch(
+def _in_padded_batch(
     outputs: list[DecoderOutput], groups: dict[tuple[int, int], list[int]], grid: tuple[int, int]
 ) -> DecoderOutput:
     """One output of the batch, of those of its groups; the border of an image goes on over its padding.
 
     Args:
+        outputs: of each group.
         groups: grids of patches, and the places in the batch of images that have them.
         grid: of the padded batch.
     """

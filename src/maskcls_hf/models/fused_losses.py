@@ -14,7 +14,7 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = None  # type: ignore[assignment]
+    triton = None
 
 logger = logging.get_logger(__name__)
 BLOCK = 1024  # pixels of a program at a time
@@ -113,7 +113,8 @@ if triton is not None:
 
 class FusedPixels:
     """The pixels of masks (T, h, w), all arguments as of `losses.paired_losses`, `sources` (T,) where in
-    `targets.masks` they are."""
+    `targets.masks` they are.
+    """
 
     def __init__(self, logits: Tensor, targets: Any, sources: Tensor, image: Tensor, segment: Tensor):
         self.number, *cells = logits.shape
@@ -150,6 +151,7 @@ _works = triton is not None
 
 
 def can_fuse(logits: Tensor) -> bool:
+    """Whether the kernels run for these logits: not on a CPU, not in float64, not of no masks, not after a failure."""
     return _works and logits.device.type == "cuda" and logits.dtype != torch.float64 and len(logits) > 0
 
 

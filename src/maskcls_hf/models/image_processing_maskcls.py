@@ -58,7 +58,8 @@ PER_SEGMENT = ("mask_labels", "class_labels")  # images differ in the number of 
 
 
 class MaskClsImageProcessorKwargs(ImagesKwargs, total=False):
-    r"""
+    r"""Options of the image processor, beside those of transformers' `ImagesKwargs`.
+
     compatibility (`str`, *optional*, defaults to `"exact"`):
         Whose images and maps these are where implementations differ: `"exact"`, `"transformers"` or `"paper"`. The file
         of transformers' Mask2Former or EoMT is read as `"transformers"`; its MaskFormer's as `"exact"`, as ever. What
@@ -129,10 +130,20 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     Resize -> rescale -> normalize -> pad with 0 at the bottom and right. Defaults: shortest edge 512, longest at
     most 2048 (the paper's ADE20K test setting), ImageNet mean and deviation, multiples of 32 pixels.
+
+    Example:
+        >>> import numpy as np
+        >>> from maskcls_hf import MaskClsImageProcessor
+        >>> image, class_map = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)
+        >>> class_map[10:20, 10:20] = 1
+        >>> image_processor = MaskClsImageProcessor(size={"shortest_edge": 60}, num_labels=2)
+        >>> inputs = image_processor(image, class_map, return_tensors="pt")
+        >>> inputs["pixel_values"].shape, inputs["mask_labels"][0].shape, inputs["class_labels"][0]
+        (torch.Size([1, 3, 64, 96]), torch.Size([2, 64, 96]), tensor([0, 1]))
     """
 
     _auto_class = "AutoImageProcessor"  # type: ignore[assignment]  # saved with the code that reads it
-    valid_kwargs = MaskClsImageProcessorKwargs  # type: ignore[assignment]
+    valid_kwargs = MaskClsImageProcessorKwargs
     model_input_names = ["pixel_values", "pixel_mask"]
     compatibility = "exact"
     image_fit = None
@@ -163,14 +174,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     _binary_maps: int | None = None  # maps of 0 and 255 so far; None: they are not watched for
 
     @classmethod
-    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+    def get_image_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
         """As in transformers; of a checkpoint with a manifest, its files are verified first."""
         require_whole(pretrained_model_name_or_path, PROCESSOR_FILES, kwargs.get("subfolder") or "")
         return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def __init__(self, **kwargs: Unpack[MaskClsImageProcessorKwargs]) -> None:
         """Also reads the older names in configs of transformers' MaskFormer. A name without meaning is warned about."""
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         warn_about_unused(options, {*self.valid_kwargs.__annotations__, *IN_FILES}, type(self).__name__)
         super().__init__(**options)
         if "void_id" not in options:
@@ -186,12 +197,12 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: the dict is of an image processor that does something else.
         """
         cls.require_readable(image_processor_dict)
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         if not options.get("return_unused_kwargs"):
             warn_about_unused(options, {*cls.valid_kwargs.__annotations__, *OF_LOADING}, cls.__name__)
         origin = str(image_processor_dict.get("image_processor_type"))
         fields = next((OF_ORIGIN[name] for name in OF_ORIGIN if origin.startswith(name)), {})
-        own = own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
+        own = _own_names(fields_of_eomt(image_processor_dict) if origin.startswith("Eomt") else image_processor_dict)
         result = super().from_dict({"inference_defaults": WITHOUT_DEFAULTS, **fields, **own}, **options)
         processor = result[0] if isinstance(result, tuple) else result
         processor._binary_maps = None if "void_id" in options else 0
@@ -200,7 +211,8 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     @classmethod
     def require_readable(cls, image_processor_dict: Mapping[str, Any]) -> None:
         """Raise `ValueError` for the options of a class whose images are not those of a segmentation network, a
-        classifier or a backbone: it does more with them than these options say."""
+        classifier or a backbone: it does more with them than these options say.
+        """
         from transformers.models.auto import modeling_auto as auto
 
         names = [image_processor_dict.get(key) for key in ("image_processor_type", "feature_extractor_type")]
@@ -225,7 +237,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return {name: value for name, value in super().to_dict().items() if name != "_binary_maps"}
 
     @classmethod
-    def from_backbone(cls, name_or_path: str | os.PathLike, **options: Any) -> Any:
+    def from_backbone(cls, name_or_path: str | os.PathLike[str], **options: Any) -> Any:
         """An image processor that prepares images as a pretrained backbone wants them: mean, deviation, interpolation.
 
         Args:
@@ -236,7 +248,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @property
     def ignore_index(self) -> int | None:
-        """transformers' name of `void_id`."""
+        """Transformers' name of `void_id`."""
         return self.void_id
 
     @ignore_index.setter
@@ -245,7 +257,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
 
     @property
     def do_reduce_labels(self) -> bool:
-        """transformers' name of `label_offset=1`."""
+        """Transformers' name of `label_offset=1`."""
         return bool(self.label_offset)
 
     @do_reduce_labels.setter
@@ -289,7 +301,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
             ValueError: an annotation and its image differ in size, an id is outside the classes or has no class,
                 a map has colors, an image is larger than `pad_size`. The message names the image.
         """
-        options = own_names(kwargs)
+        options = _own_names(kwargs)
         for name in options:
             if name not in self.valid_kwargs.__annotations__:
                 raise TypeError(unused(name, self.valid_kwargs.__annotations__, type(self).__name__))
@@ -306,7 +318,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     def _standardize_kwargs(  # type: ignore[override]
         self, ignore_index: int | None = None, do_reduce_labels: bool | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Canonical forms, checked. transformers' aliases drop out: `own_names` has read them."""
+        """Canonical forms, checked. transformers' aliases drop out: `_own_names` has read them."""
         kwargs = super()._standardize_kwargs(**kwargs)
         for name in INTEGERS:
             value = kwargs.get(name)
@@ -314,7 +326,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
                 raise ValueError(f"{name}={value!r} must be an integer.")
         if kwargs.get("num_labels") is not None and kwargs["num_labels"] < 1:
             raise ValueError(f"num_labels={kwargs['num_labels']} must be at least 1, or None.")
-        check_image_options(kwargs)
+        _check_image_options(kwargs)
         for name, value in kwargs.items():
             if name.startswith("do_") and isinstance(value, str):
                 raise ValueError(f"{name}={value!r} must be True or False.")
@@ -361,7 +373,15 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         device: Any = None,
         **options: Any,
     ) -> Tensor:
-        """One image -> (C, H, W) on the 0..255 scale."""
+        """One image -> (C, H, W) on the 0..255 scale.
+
+        Args:
+            image: PIL image, array or tensor.
+            do_convert_rgb: make three channels of gray, palettes, CMYK and transparency.
+            input_data_format: "channels_first" or "channels_last", where an array does not tell.
+            device: of the result.
+            options: of the image processor, which have no part in it.
+        """
         return image_to_tensor(image, bool(do_convert_rgb), input_data_format).to(device)
 
     def _preprocess_image_like_inputs(  # type: ignore[override]
@@ -387,8 +407,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         return self._preprocess(tensors, read_segments(*labels, rules, sizes, resized), **options)
 
     def _refuse_binary_maps(self, values: Sequence[int]) -> None:
-        """Told the values of each map of classes. ValueError: `BINARY_MAPS` of them hold 0 and 255 alone and no other
-        one anything else: masks whose second class is 255, of which nothing would be learned.
+        """Told the values of each map of classes.
+
+        ValueError: `BINARY_MAPS` of them hold 0 and 255 alone and no other one anything else: masks whose second class
+        is 255, of which nothing would be learned.
 
         One map does not tell, as it may show nothing but class 0; nor do any where the user has said what is void.
         """
@@ -415,10 +437,10 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
         resized = [self._resized(image, f"image {i}", **options) for i, image in enumerate(images)]
         offsets: list[tuple[int, int, int]] = []
         if options["do_split_image"]:
-            offsets = window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
+            offsets = _window_offsets([_size(image) for image in images], [_size(image) for image in resized], options)
             if segments is not None:
-                segments = [segments[i].with_pixels(window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
-            resized = [window_of(resized[i], *ends) for i, *ends in offsets]
+                segments = [segments[i].with_pixels(_window_of(segments[i].pixels, *ends)) for i, *ends in offsets]
+            resized = [_window_of(resized[i], *ends) for i, *ends in offsets]
         sizes = [_size(image) for image in resized]
         padded = padded_sizes(sizes, options["do_pad"], options["pad_size"], options["size_divisor"])
         data: dict[str, list[Tensor]] = {
@@ -515,7 +537,14 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     def resize(  # type: ignore[override]
         self, image: Tensor, size: SizeDict, resample: Any = None, **kwargs: Any
     ) -> Tensor:
-        """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given."""
+        """(C, H, W) -> (C, h, w) by any form of `size`; the aspect ratio stays unless height and width are given.
+
+        Args:
+            image: (C, H, W).
+            size: shortest and longest edge, height and width, or their maxima; in pixels.
+            resample: of `PILImageResampling`. None: bilinear.
+            kwargs: of transformers' `resize`.
+        """
         height, width = resized_size(_size(image), size)
         resized = super().resize(with_fourth_byte(image), SizeDict(height=height, width=width), resample, **kwargs)
         return resized[: len(image)]
@@ -537,7 +566,7 @@ def fields_of_eomt(saved: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def window_offsets(
+def _window_offsets(
     sizes: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]], options: Mapping[str, Any]
 ) -> list[tuple[int, int, int]]:
     """Of images (height, width), windows along their longer side after resizing: image, first pixel, end."""
@@ -550,7 +579,7 @@ def window_offsets(
     return offsets
 
 
-def window_of(pixels: Tensor, start: int, end: int) -> Tensor:
+def _window_of(pixels: Tensor, start: int, end: int) -> Tensor:
     """(..., H, W) -> a window of it, a view."""
     return pixels[..., start:end, :] if pixels.shape[-2] > pixels.shape[-1] else pixels[..., start:end]
 
@@ -563,14 +592,23 @@ def fitted_size(
     size_rounding: str,
     **options: Any,
 ) -> tuple[int, int]:
-    """Height and width of an image after resizing."""
+    """Height and width of an image after resizing.
+
+    Args:
+        image_size: height and width before.
+        size: as of the image processor's `size`.
+        image_fit: "stretch" rounds up to multiples of `size_divisor`, "pad" does not.
+        size_divisor: None: 1.
+        size_rounding: "down" or "nearest", of the edge that the aspect ratio gives.
+        options: further ones of the image processor, which have no part in it.
+    """
     resized = resized_size(image_size, size, size_rounding)
     if image_fit == "stretch":
         return padded_sizes([resized], True, None, size_divisor)[0]
     return resized
 
 
-def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
+def _own_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by the names that they are kept under, their numbers as Python's.
 
     Raises:
@@ -593,7 +631,7 @@ def own_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def check_image_options(options: Mapping[str, Any]) -> None:
+def _check_image_options(options: Mapping[str, Any]) -> None:
     """ValueError for sizes, deviations and factors with which no image could be made."""
     for name in ("size", "pad_size"):
         for edge, length in dict(options.get(name) or {}).items():
@@ -610,7 +648,13 @@ def check_image_options(options: Mapping[str, Any]) -> None:
 
 
 def pixel_mask(size: tuple[int, int], padded_size: tuple[int, int], device: torch.device) -> Tensor:
-    """1 inside, 0 in the padding: (*padded_size) int64."""
+    """1 inside, 0 in the padding: (*padded_size) int64.
+
+    Args:
+        size: height and width of the image.
+        padded_size: height and width with its padding.
+        device: of the result.
+    """
     mask, inside = padding(size, padded_size, dtype=torch.int64, device=device)
     inside.fill_(1)
     return mask

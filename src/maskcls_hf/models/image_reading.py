@@ -46,7 +46,7 @@ NUMBERS = {3: "H", 4: "L"}  # types of tags
 SAMPLES = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex"}
 
 
-def open_image(source: str | os.PathLike | io.BytesIO) -> Image.Image:
+def open_image(source: str | os.PathLike[str] | io.BytesIO) -> Image.Image:
     """A local file as PIL image in its own mode: palette, depth and EXIF orientation are still to be read.
 
     Raises:
@@ -59,7 +59,7 @@ def open_image(source: str | os.PathLike | io.BytesIO) -> Image.Image:
 
 
 @contextmanager
-def opened(source: str | os.PathLike | io.BytesIO) -> Iterator[Image.Image]:
+def opened(source: str | os.PathLike[str] | io.BytesIO) -> Iterator[Image.Image]:
     """As `open_image`, with the header alone; what fails inside is such a ValueError too."""
     try:
         _allow_pixels(os.environ.get(MAX_PIXELS))
@@ -73,7 +73,7 @@ def opened(source: str | os.PathLike | io.BytesIO) -> Iterator[Image.Image]:
         raise ValueError(_cause(source, error)) from error
 
 
-def size_in_header(source: str | os.PathLike | io.BytesIO) -> tuple[int, int]:
+def size_in_header(source: str | os.PathLike[str] | io.BytesIO) -> tuple[int, int]:
     """Height and width of a file that is opened so, upright."""
     with opened(source) as image:
         width, height = image.size
@@ -181,7 +181,7 @@ def _tiff_kind(file: IO[bytes]) -> str:
     )
 
 
-def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
+def _cause(source: str | os.PathLike[str] | io.BytesIO, error: Exception) -> str:
     """Why a file cannot be read."""
     if isinstance(error, IsADirectoryError):
         return "it is a folder, not a file"
@@ -215,8 +215,10 @@ def _cause(source: str | os.PathLike | io.BytesIO, error: Exception) -> str:
 
 @contextmanager
 def reading(source: Any) -> Iterator[None]:
-    """Around the reading of a file, URL or encoded image: what goes wrong becomes a ValueError that names it. Of a
-    missing file there is an error that does so already."""
+    """Around the reading of a file, URL or encoded image: what goes wrong becomes a ValueError that names it.
+
+    Of a missing file there is an error that does so already.
+    """
     try:
         yield
     except FileNotFoundError:
@@ -260,6 +262,14 @@ def image_to_tensor(
     (gray, alpha), four (RGBA), a palette or CMYK; transparency is laid over white, as transformers does.
     Arrays and tensors are (H, W), or have 1, 3 or 4 channels first or last, which `input_data_format` settles
     where it is ambiguous.
+
+    Args:
+        image: of any mode, type and size.
+        to_rgb: False: as many channels as there are.
+        input_data_format: "channels_first" or "channels_last" of an array or tensor; None: looked for.
+
+    Raises:
+        ValueError: no image: another number of dimensions or channels, no pixel, values out of range, NaN.
     """
     if isinstance(image, Image.Image):
         pixels = _pil_pixels(image, to_rgb)
@@ -348,7 +358,16 @@ def read_colored_map(image: Image.Image | np.ndarray, where: str) -> Tensor:
 
 
 def read_mask_stack(stack: Any, image_size: tuple[int, int], where: str) -> Tensor:
-    """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside."""
+    """Array or tensor (M, H, W), or a list of M masks -> bool (M, H, W). Masks may overlap; nonzero is inside.
+
+    Args:
+        stack: the masks; each one of a list is read as a label map, so that it may be a path.
+        image_size: height and width, for a list without masks.
+        where: names the image in messages.
+
+    Raises:
+        ValueError: other dimensions, masks of several sizes, or with several values inside.
+    """
     if isinstance(stack, (list, tuple)):
         masks = [_inside(read_label_map(mask, where), where) for mask in stack]
         sizes = sorted({tuple(mask.shape) for mask in masks})

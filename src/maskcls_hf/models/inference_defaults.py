@@ -55,6 +55,10 @@ def checked_inference_defaults(given: Any, name: str = "inference_defaults") -> 
 
     Raises:
         ValueError: an unknown key, or a value outside its range.
+
+    Example:
+        >>> checked_inference_defaults({"tile": 128, "semantic": {"score_threshold": None}})
+        {'tile': 128, 'semantic': {}}
     """
     defaults = plain(given)
     if not isinstance(defaults, Mapping):
@@ -91,6 +95,7 @@ def _checked_options(options: Any, task: str, where: str) -> dict[str, Any]:
 
 
 def require_rule(rule: Any) -> None:
+    """Raise `ValueError` for a rule that is none of `BY_RULE`."""
     if rule not in BY_RULE:
         raise ValueError(f"rule={rule!r} must be one of {', '.join(BY_RULE)}.")
 
@@ -103,7 +108,12 @@ def _require_known(name: Any, known: Any, where: str) -> None:
 
 
 def merged_defaults(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Several `inference_defaults` as one: what a later one says counts more, in the options of a task one by one."""
+    """Several `inference_defaults` as one: what a later one says counts more, in the options of a task one by one.
+
+    Example:
+        >>> merged_defaults({"tile": 128, "panoptic": {"threshold": 0.8}}, {"panoptic": {"mask_threshold": 0.4}})
+        {'tile': 128, 'panoptic': {'threshold': 0.8, 'mask_threshold': 0.4}}
+    """
     merged: dict[str, Any] = {}
     for defaults in layers:
         for key, value in defaults.items():
@@ -140,7 +150,17 @@ def task_options(
     """All options of a task's post-processing: those `given` (not None), else saved, else of the rule, else built in.
 
     Args:
+        defaults: `inference_defaults`, of [`defaults_of`].
+        task: "semantic", "panoptic" or "instance".
+        given: by the caller; None where nothing was.
         built_in: in the place of those of `BUILT_IN`.
+
+    Raises:
+        ValueError: an unknown rule.
+
+    Example:
+        >>> task_options({}, "panoptic", {"threshold": None}, {})["threshold"]
+        0.5
     """
     saved = {name: value for name, value in (defaults.get(task) or {}).items() if value is not None}
     said = {name: value for name, value in given.items() if value is not None}

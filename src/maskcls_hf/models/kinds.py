@@ -11,7 +11,8 @@ from .modeling_maskcls import MaskClsForUniversalSegmentation, PerPixelForSemant
 
 
 class ModelKind(NamedTuple):
-    """
+    """A kind of models: its classes.
+
     Args:
         config_class: says in `auto_classes` which Auto classes stand for its models.
         model_class: with the head.

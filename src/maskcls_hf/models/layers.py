@@ -18,6 +18,11 @@ class ValidRegion:
         sizes (`torch.Tensor` of shape `(B, 2)`): height and width of each image in pixels of the network input.
         padded_size (`tuple[int, int]`): (H, W) of the network input.
         complete (`bool`): nothing is known to be padded.
+
+    Example:
+        >>> region = ValidRegion(torch.tensor([[32, 64]]), (64, 64), complete=False)
+        >>> region.mask_at(2, 2).tolist()
+        [[[True, True], [False, False]]]
     """
 
     def __init__(self, sizes: Tensor, padded_size: tuple[int, int], complete: bool):
@@ -124,6 +129,12 @@ class ConvNorm(nn.Module):
         self.relu = relu
 
     def forward(self, features: Tensor, region: ValidRegion | None = None) -> Tensor:
+        """(B, in_channels, h, w) -> (B, out_channels, h, w).
+
+        Args:
+            features: of the whole padded batch.
+            region: what of it is image. None: all is looked at.
+        """
         if region is None:
             features = self.norm(self.conv(features))
         else:
@@ -140,6 +151,7 @@ class MaskedGroupNorm(nn.GroupNorm):
     """A group norm that may look at a part of the cells only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
 
     def forward(self, features: Tensor, inside: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w), with the statistics of the cells `inside` (B, 1, h, w); None: of all."""
         if inside is None:
             return super().forward(features)
         return masked_group_norm(features, inside, self.num_groups, self.weight, self.bias, self.eps)
@@ -148,7 +160,16 @@ class MaskedGroupNorm(nn.GroupNorm):
 def masked_group_norm(
     features: Tensor, inside: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """A group norm with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w)."""
+    """A group norm with the statistics of the cells `inside` only: (B, C, h, w), (B, 1, h, w) -> (B, C, h, w).
+
+    Args:
+        features: computed with in float32 at least.
+        inside: True where there is image.
+        num_groups: of channels.
+        weight: (C,); None: 1.
+        bias: (C,); None: 0.
+        eps: added to the variance.
+    """
     batch, channels, height, width = features.shape
     wide = torch.promote_types(features.dtype, torch.float32)
     grouped = features.to(wide).reshape(batch, num_groups, -1, height, width)
@@ -181,6 +202,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
 
     def forward(self, features: Tensor) -> Tensor:
+        """(..., in_channels) -> (..., out_channels)."""
         for layer in self.layers[:-1]:
             features = self.activation(layer(features))
         return self.layers[-1](features)
@@ -190,6 +212,7 @@ class QueryTable(nn.Embedding):
     """A learned vector for each query, zero at first."""
 
     def reset_parameters(self) -> None:
+        """Set all vectors to zero."""
         nn.init.zeros_(self.weight)
 
 
@@ -202,8 +225,13 @@ def sine_positions(features: Tensor, inside: Tensor | None, temperature: float =
     """Sine position embeddings of a grid (DETR), normalized to 0..2 pi over each image: (B or 1, h * w, C).
 
     Args:
+        temperature: waves are from 1 to nearly this many times as long as the image.
         features (`torch.Tensor` of shape `(B, C, h, w)`): gives shape, dtype and device.
         inside (`torch.Tensor` of shape `(B, h, w)`, *optional*): True inside the images.
+
+    Example:
+        >>> sine_positions(torch.zeros(1, 8, 4, 6), None).shape
+        torch.Size([1, 24, 8])
     """
     _, channels, height, width = features.shape
     device = features.device
@@ -250,7 +278,7 @@ class Attention(nn.Module):
     values (B, n, C) and, where they were asked for, the attention weights (B, heads, n, m).
     """
 
-    def __init__(self, config, hidden_size: int):
+    def __init__(self, config: Any, hidden_size: int):
         super().__init__()
         self.config = config  # holds the attention implementation of the moment
         self.num_heads = config.num_attention_heads
@@ -269,6 +297,19 @@ class Attention(nn.Module):
         key_mask: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """Attend from queries to keys.
+
+        Args:
+            queries: (B, n, C).
+            keys: (B, m, C).
+            values: (B, m, C).
+            key_mask: True where a key is looked at: (B, m), or (B, n, m) for each query. None: everywhere.
+            output_attentions: return the weights too, for which they are written down.
+
+        Returns:
+            Attended values (B, n, C), and weights (B, heads, n, m) or None.
+        """
+
         def heads(features: Tensor) -> Tensor:  # (B, n, C) -> (B, heads, n, C / heads)
             return features.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
@@ -297,6 +338,7 @@ class FeedForward(nn.Module):
         self.dropout = dropout
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, n, C) -> (B, n, C)."""
         return self.fc2(F.dropout(F.relu(self.fc1(features)), self.dropout, self.training))
 
 
@@ -307,7 +349,7 @@ class TransformerLayer(GradientCheckpointingLayer):
     self-attention (Mask2Former, Section 3.2.2).
     """
 
-    def __init__(self, config, hidden_size: int, ffn_dim: int, cross_attention: bool, cross_first: bool = False):
+    def __init__(self, config: Any, hidden_size: int, ffn_dim: int, cross_attention: bool, cross_first: bool = False):
         super().__init__()
         self.dropout = config.dropout
         self.cross_first = cross_first
@@ -328,9 +370,21 @@ class TransformerLayer(GradientCheckpointingLayer):
         placed_context: Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[Tensor, list[Tensor | None]]:
-        """hidden_states (B, n, C), positions (B or 1, n, C), context and the same with positions added (B, m, C);
-        `key_mask`, True = attend, masks the context, (B, m) or (B, n, m), or the sequence itself where there is no
-        context. Returns hidden_states and the weights of self-attention and of cross-attention."""
+        """One layer: (B, n, C) -> (B, n, C).
+
+        Args:
+            hidden_states: (B, n, C).
+            positions: (B or 1, n, C), added to queries and keys.
+            key_mask: True = attend; masks the context, (B, m) or (B, n, m), or the sequence itself where there is no
+                context.
+            context: (B, m, C), what cross-attention looks at. None: an encoder layer.
+            placed_context: the context with its positions added, (B, m, C).
+            output_attentions: return weights too.
+
+        Returns:
+            hidden_states, and the weights of self-attention and, with a context, of cross-attention (None: not asked
+            for).
+        """
 
         def add(update: Tensor, norm: nn.LayerNorm, residual: Tensor) -> Tensor:
             return norm(residual + F.dropout(update, self.dropout, self.training))

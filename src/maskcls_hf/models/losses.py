@@ -61,9 +61,19 @@ class MaskClsCriterion:
     over processes and divided by their number, so that averaged gradients are those of one process with the union of
     the batches. With `num_items_in_batch` (see `count_items`) they are the counts of a step with several accumulated
     batches.
+
+    Example:
+        >>> from maskcls_hf import MaskClsConfig, MaskClsCriterion
+        >>> criterion = MaskClsCriterion(MaskClsConfig(num_queries=3, num_labels=2))
+        >>> layer = SegmentLogits(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4, 4))  # N = 3, K = 2
+        >>> terms = criterion([layer], [torch.ones(1, 8, 8, dtype=torch.bool)], [torch.tensor([0])])
+        >>> sorted(terms)
+        ['loss_cross_entropy', 'loss_dice', 'loss_mask']
+        >>> criterion.total(terms).ndim
+        0
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.matcher = MATCHERS.build(config, "matching")
         self.num_labels = config.num_labels
         self.no_object_weight = config.no_object_weight
@@ -84,7 +94,8 @@ class MaskClsCriterion:
         pixels: PixelLogits | None = None,
         padded_size: tuple[int, int] | None = None,
     ) -> dict[str, Tensor]:
-        """
+        """The unweighted terms of the loss, each ().
+
         Args:
             layers: class logits (B, N, K + 1), mask logits (B, N, h, w) and, with a box head, boxes (B, N, 4) of each
                 layer, deepest last.
@@ -154,6 +165,13 @@ class MaskClsCriterion:
     def normalizers(
         self, predictions: Predictions, targets: PaddedTargets, num_items_in_batch: Tensor | int | None
     ) -> "LossNormalizers":
+        """What the terms are divided by.
+
+        Args:
+            predictions: of which the number of queries is taken.
+            targets: of this batch.
+            num_items_in_batch: as of the criterion's call.
+        """
         num_queries, device = predictions.class_logits.shape[2], predictions.class_logits.device
         counts = count_items(targets.numbers, num_queries)  # on the CPU: dividing by numbers needs no transfer
         processes = 1
@@ -189,14 +207,19 @@ def count_items(class_labels: list[Any], num_queries: int) -> Tensor:
     their number, as Trainer does), it is `num_items_in_batch`.
 
     Args:
+        num_queries: N.
         class_labels: of each image (M,), or M.
+
+    Example:
+        >>> count_items([torch.tensor([0, 1]), torch.tensor([0, 0, 1])], num_queries=2).tolist()
+        [5.0, 4.0, 2.0]
     """
     numbers = [labels if isinstance(labels, int) else len(labels) for labels in class_labels]
     counts = [sum(numbers), sum(min(number, num_queries) for number in numbers), len(numbers)]
     return torch.tensor(counts, dtype=torch.float32, device="cpu")
 
 
-def sum_by_layer(values: Tensor, assignment: Assignment, layers: int) -> Tensor:
+def _sum_by_layer(values: Tensor, assignment: Assignment, layers: int) -> Tensor:
     """(T,) -> (L,)."""
     return values.new_zeros(layers).index_add(0, assignment.layer, values)
 
@@ -209,11 +232,12 @@ class ClassLoss:
 
     normalizer = "class_weight"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_cross_entropy": config.cross_entropy_weight}
         self.no_object_weight = config.no_object_weight
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         logits = predictions.class_logits
         layer, image, query, segment = assignment
         no_object = logits.shape[-1] - 1
@@ -226,17 +250,19 @@ class ClassLoss:
 
 class MaskLoss:
     """Focal loss or cross-entropy (`config.mask_loss`) and dice loss of the matched masks, at the resolution of the
-    targets, or at points (`config.loss_points`)."""
+    targets, or at points (`config.loss_points`).
+    """
 
     normalizer = "segments"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_mask": config.mask_weight, "loss_dice": config.dice_weight}
         self.is_focal = config.mask_loss == "focal"
         self.sampler = PointSampler.of(config)
         self.one_to_one = config.matching in ONE_TO_ONE
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         layers, queries = predictions.class_logits.shape[1:3]
         _, image, _, segment = assignment
         most = min(queries, max(targets.numbers, default=0)) if self.one_to_one else None
@@ -244,12 +270,10 @@ class MaskLoss:
         if self.sampler is None:
             of_mask, dice = paired_losses(matched, targets, image, segment, self.is_focal)
         else:
-            of_mask, dice = _PointLosses.apply(  # type: ignore[no-untyped-call]
-                matched, targets, image, segment, self.sampler, self.is_focal
-            )
+            of_mask, dice = _PointLosses.apply(matched, targets, image, segment, self.sampler, self.is_focal)
         return {
-            "loss_mask": sum_by_layer(of_mask, assignment, layers),
-            "loss_dice": sum_by_layer(dice, assignment, layers),
+            "loss_mask": _sum_by_layer(of_mask, assignment, layers),
+            "loss_dice": _sum_by_layer(dice, assignment, layers),
         }
 
 
@@ -276,7 +300,7 @@ class _PointLosses(torch.autograd.Function):
             with torch.enable_grad():
                 at_points = logits_at(of_part[:, None], points, sampler.padding_mode)[:, 0]
                 counts = has_valid_pixels(targets, image[part])
-                found = [loss * counts for loss in point_losses(at_points, labels, is_focal)]
+                found = [loss * counts for loss in _point_losses(at_points, labels, is_focal)]
                 sums = [loss.sum() for loss in found]
             losses[:, part] = torch.stack(found).detach()
             if slopes is not None:
@@ -288,13 +312,13 @@ class _PointLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, of_mask: Tensor, of_dice: Tensor) -> tuple[Any, ...]:
         (slopes,) = ctx.saved_tensors
         weights = torch.stack([of_mask, of_dice]).to(slopes.dtype)
         return (slopes * weights[:, :, None, None]).sum(0), None, None, None, None, None
 
 
-def point_losses(logits: Tensor, labels: Tensor, is_focal: bool) -> tuple[Tensor, Tensor]:
+def _point_losses(logits: Tensor, labels: Tensor, is_focal: bool) -> tuple[Tensor, Tensor]:
     """Focal loss or cross-entropy (mean over points) and dice loss of masks (T, P) with segments (T, P) in 0..1."""
     probability = logits.sigmoid()
     cross_entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
@@ -312,6 +336,8 @@ def paired_losses(
     in the paper's code) of T masks with their segments, at the resolution of the segments.
 
     Args:
+        targets: of the batch.
+        is_focal: False: cross-entropy.
         logits (`torch.Tensor` of shape `(T, h, w)`): of any float type; upsampled bilinearly to (H, W).
         image (`torch.Tensor` of shape `(T,)`): the image of each.
         segment (`torch.Tensor` of shape `(T,)`): the number of its segment in the image.
@@ -319,7 +345,7 @@ def paired_losses(
     Returns:
         focal loss or cross-entropy, and dice loss, (T,) each, float32 (float64 of float64).
     """
-    return _PairedLosses.apply(logits, targets, image, segment, is_focal)  # type: ignore[no-untyped-call, return-value]
+    return _PairedLosses.apply(logits, targets, image, segment, is_focal)
 
 
 class _PairedLosses(torch.autograd.Function):
@@ -345,7 +371,7 @@ class _PairedLosses(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, focal: Tensor, dice: Tensor) -> tuple[Any, ...]:
         logits, image, segment, pixels, union, value = ctx.saved_tensors
         of_error = dice / union
         slopes = torch.stack([focal / pixels, of_error, -of_error * value])
@@ -380,7 +406,8 @@ class _MaskChunks:
 
     def loss_sums(self) -> Tensor:
         """What the losses of T masks are made of: sums over pixels (5, T) of the focal loss, of the error 1 - p_t, of
-        the error times the sign, of the sign, and of one."""
+        the error times the sign, of the sign, and of one.
+        """
         if self.is_focal and can_fuse(self.logits):
             try:
                 return self._fused(slice(None)).loss_sums(1 - 2 * FOCAL_ALPHA)
@@ -392,7 +419,8 @@ class _MaskChunks:
 
     def gradient(self, slopes: Tensor) -> Tensor:
         """Derivatives of the losses by the logits (T, h, w), from those by the sums (3, T): of focal, and the constant
-        part and that times the sign in the derivative by the error."""
+        part and that times the sign in the derivative by the error.
+        """
         gradient = torch.empty_like(self.logits)
         self._for_each_part(lambda part: gradient[part].copy_(self._gradient(part, slopes[:, part])))
         return gradient
@@ -507,10 +535,11 @@ class BoxLoss:
 
     normalizer = "segments"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_bbox": config.box_weight, "loss_giou": config.giou_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if predictions.boxes is None:
             return {}
         layer, image, query, segment = assignment
@@ -518,8 +547,8 @@ class BoxLoss:
         distance, giou = box_distances(predictions.boxes[image, layer, query], wanted)
         known, layers = has_box(wanted), predictions.boxes.shape[1]
         return {
-            "loss_bbox": sum_by_layer(distance * known, assignment, layers),
-            "loss_giou": sum_by_layer(giou * known, assignment, layers),
+            "loss_bbox": _sum_by_layer(distance * known, assignment, layers),
+            "loss_giou": _sum_by_layer(giou * known, assignment, layers),
         }
 
 
@@ -533,10 +562,11 @@ class PQStyleLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_pq": config.pq_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_pq"]:
             return {}
         masks, valid = targets.resampled(predictions.mask_logits.shape[-2:], at_centers=True)
@@ -551,11 +581,12 @@ class MaskIdLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_mask_id": config.mask_id_weight}
         self.exclusive_masks = config.exclusive_masks
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_mask_id"]:
             return {}
         masks, _ = targets.resampled(predictions.mask_logits.shape[-2:], at_centers=True)
@@ -569,10 +600,11 @@ class InstanceDiscriminationLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_instance_discrimination": config.instance_discrimination_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_instance_discrimination"]:
             return {}
         needed = "instance_discrimination_weight needs per-pixel embeddings"
@@ -586,10 +618,11 @@ class SemanticLoss:
 
     normalizer = "images"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.weights = {"loss_semantic": config.semantic_weight}
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
+        """Sums over images of the unweighted terms, (L,) or (), by their names."""
         if not self.weights["loss_semantic"]:
             return {}
         logits = _checked_pixels(predictions.pixels.semantic_logits, "semantic_weight needs semantic logits")
@@ -614,6 +647,7 @@ def pq_style_loss(
     place of the probability. The loss may be negative.
 
     Args:
+        assignment: which query belongs to which segment.
         class_logits: (B, L, N, K + 1), "no object" last.
         mask_logits: (B, L, N, P).
         masks: (B, M, P) bool.
@@ -634,7 +668,7 @@ def pq_style_loss(
     unmatched = torch.ones_like(log_p[..., -1])  # (B, L, N)
     unmatched[image, layer, query] = 0
     negative = -(unmatched * log_p[..., -1]).sum((0, 2))
-    return (PQ_ALPHA * sum_by_layer(positive, assignment, layers) + (1 - PQ_ALPHA) * negative) / queries
+    return (PQ_ALPHA * _sum_by_layer(positive, assignment, layers) + (1 - PQ_ALPHA) * negative) / queries
 
 
 def instance_discrimination_loss(embeddings: Tensor, masks: Tensor) -> Tensor:
@@ -654,7 +688,7 @@ def instance_discrimination_loss(embeddings: Tensor, masks: Tensor) -> Tensor:
     cosines = segments @ pixels  # (B, M, P)
     absent = ~masks.any(2, keepdim=True)  # smaller than a cell, void, or none
     logits = (cosines / TEMPERATURE).masked_fill(absent, torch.finfo(cosines.dtype).min)
-    return membership_loss(logits.log_softmax(1), masks)
+    return _membership_loss(logits.log_softmax(1), masks)
 
 
 def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignment) -> Tensor:
@@ -662,6 +696,7 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
     pixels inside matched segments.
 
     Args:
+        assignment: which query belongs to which segment.
         log_probabilities: (B, L, N, P), of each mask at each pixel.
         masks: (B, M, P) bool.
 
@@ -675,19 +710,28 @@ def mask_id_loss(log_probabilities: Tensor, masks: Tensor, assignment: Assignmen
     is_matched = torch.zeros_like(of_segment, dtype=torch.bool)
     is_matched[image, layer, segment] = True
     index = of_segment[..., None].expand(-1, -1, -1, log_probabilities.shape[3])
-    return membership_loss(log_probabilities.gather(2, index), masks[:, None] & is_matched[..., None])
+    return _membership_loss(log_probabilities.gather(2, index), masks[:, None] & is_matched[..., None])
 
 
 def semantic_loss(logits: Tensor, masks: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the classes (B, K, P) at each pixel, a mean over the pixels inside the segments (B, M, P) bool
-    of the classes (B, M): (B,)."""
+    """Cross-entropy of the classes at each pixel, a mean over the pixels inside segments.
+
+    Args:
+        logits: (B, K, P).
+        masks: (B, M, P) bool.
+        labels: (B, M), the classes of the segments.
+
+    Returns:
+        (B,)
+    """
     of_class = F.one_hot(labels, logits.shape[1]).to(logits.dtype).transpose(1, 2)  # (B, K, M)
-    return membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
+    return _membership_loss(logits.log_softmax(1), of_class @ masks.to(logits.dtype) > 0)
 
 
-def membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
+def _membership_loss(log_probabilities: Tensor, members: Tensor) -> Tensor:
     """Mean over the pixels with a member of -log of the members' probability, from (..., S, P) and (..., S, P) bool to
-    (...). A pixel has one, unless segments overlap: then any of them is right."""
+    (...). A pixel has one, unless segments overlap: then any of them is right.
+    """
     if not members.shape[-2]:
         return log_probabilities.sum((-2, -1))  # zero, and still part of the graph
     inside = members.any(-2)
@@ -721,6 +765,15 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
     """Sum of the cross-entropies of labeled pixels / `pixels` (None: their number), in float32.
 
     Logits (B, K, h, w) are upsampled to labels (B, H, W).
+
+    Args:
+        logits: (B, K, h, w), of any float type.
+        labels: (B, H, W), classes.
+        ignore_index: label of pixels that do not count.
+        pixels: (), the divisor.
+
+    Returns:
+        ()
     """
     with torch.autocast(logits.device.type, enabled=False):
         logits = F.interpolate(logits.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
@@ -730,6 +783,12 @@ def per_pixel_loss(logits: Tensor, labels: Tensor, ignore_index: int, pixels: Te
 
 def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, shape: tuple[int, int, int]) -> Tensor:
     """Labels of a per-pixel model, of `shape` (B, H, W), as integers.
+
+    Args:
+        labels: as a user gives them.
+        num_labels: K.
+        ignore_index: label of pixels that do not count, which may be no class.
+        shape: that they must have.
 
     Raises:
         `ValueError`: another shape, fractions, or labels outside of the
@@ -748,8 +807,14 @@ def checked_pixel_labels(labels: Tensor, num_labels: int, ignore_index: int, sha
 
 
 def pixels_of_step(labels: Tensor, ignore_index: int, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Divisor of the per-pixel loss: `num_items_in_batch`, the labeled pixels of a whole step; None: of this batch in
-    all processes, over their number, as gradients are averaged."""
+    """Divisor of the per-pixel loss, (): the labeled pixels of a step.
+
+    Args:
+        labels: (B, H, W).
+        ignore_index: label of pixels that do not count.
+        num_items_in_batch: labeled pixels of the whole step; None: those of this batch in all processes, over the
+            number of processes, as gradients are averaged.
+    """
     if num_items_in_batch is not None:
         return torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=labels.device).clamp(min=1)
     pixels, processes = count_pixels(labels, ignore_index), 1

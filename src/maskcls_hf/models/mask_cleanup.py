@@ -30,7 +30,10 @@ def distinct(
     """Places of the masks, best first, that stay: with no better one of their class an IoU above `max_mask_iou`.
 
     Args:
-        labels, areas, boxes: of each mask (n,). A box may be larger than its mask.
+        labels: class of each mask (n,).
+        areas: of each mask (n,), in pixels.
+        boxes: of each mask (n,); a box may be larger than its mask.
+        max_mask_iou: from 0 to 1.
         window: a mask and a box -> its pixels there.
     """
     kept: list[int] = []
@@ -55,7 +58,7 @@ def distinct(
 # ---- holes and fragments ----
 
 
-class RowRuns(NamedTuple):
+class _RowRuns(NamedTuple):
     """Pixels of one value side by side, row after row, of one map or of several below one another. (R,) each.
 
     `starts` and `stops` are rows times a stride, plus columns; the stride leaves a gap between rows, and between maps
@@ -69,10 +72,10 @@ class RowRuns(NamedTuple):
     stride: int
 
     @classmethod
-    def of(cls, maps: Sequence[NDArray], values: Sequence[int] | None = None) -> "RowRuns":
+    def of(cls, maps: Sequence[NDArray[Any]], values: Sequence[int] | None = None) -> "_RowRuns":
         """Of maps (H, W) whose values are 0 for none; where `values` are given, of masks whose pixels have these."""
         stride = max((pixels.shape[1] for pixels in maps), default=0) + 2
-        parts: list[tuple[NDArray, ...]] = []
+        parts: list[tuple[NDArray[Any], ...]] = []
         first_row = 0
         for number, pixels in enumerate(maps):
             height, width = pixels.shape
@@ -98,7 +101,7 @@ class RowRuns(NamedTuple):
         return self.stops - self.starts
 
     def contacts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Runs, and those that they touch in the next row or to their right; segments touch at corners too. (P,)"""
+        """Runs (P,), and those that they touch in the next row or to their right; segments touch at corners too."""
         corner = self.values > 0
         first = np.searchsorted(self.stops, self.starts + self.stride - corner, side="right")
         end = np.searchsorted(self.starts, self.stops + self.stride + corner, side="left")
@@ -110,7 +113,7 @@ class RowRuns(NamedTuple):
 class Parts:
     """Connected parts of equal value: of each run the number of the first run of its part (R,)."""
 
-    def __init__(self, runs: RowRuns):
+    def __init__(self, runs: _RowRuns):
         self.runs, self.contacts = runs, runs.contacts()
         same = runs.values[self.contacts[0]] == runs.values[self.contacts[1]]
         ones, others = (ends[same] for ends in self.contacts)
@@ -131,6 +134,7 @@ class Parts:
         """Runs of parts below `min_share` of the area of their segment; never those of its largest part.
 
         Args:
+            min_share: from 0 to 1.
             kept: (V,) of the values, those that keep all of their parts.
         """
         values = self.runs.values
@@ -157,10 +161,13 @@ class Parts:
         return is_hole[self.of_run], highest[self.of_run]
 
 
-def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> RowRuns:
+def _clean_runs(runs: _RowRuns, max_hole_share: float, min_fragment_share: float, stuff: NDArray[np.bool_]) -> _RowRuns:
     """Without small fragments, then without small holes.
 
     Args:
+        runs: of one map or several.
+        max_hole_share: from 0 to 1; 0: holes stay.
+        min_fragment_share: from 0 to 1; 0: fragments stay.
         stuff: (V,) of the values, those that stay as they are, but in the holes of others.
     """
     if min_fragment_share > 0 and (is_fragment := Parts(runs).fragments(min_fragment_share, stuff)).any():
@@ -175,16 +182,27 @@ def clean_runs(runs: RowRuns, max_hole_share: float, min_fragment_share: float, 
 def clean_map(
     segmentation: Tensor, segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[Tensor, list[dict[str, Any]]]:
-    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas. Stuff, what is fused,
-    keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may be a thing that was
-    missed. In the holes of things it counts as nothing."""
+    """A panoptic map (H, W), its ids from 1 and 0 for none, and its records, with their areas.
+
+    Stuff, what is fused, keeps its fragments and its holes: it may lie anywhere, and a hole that is small beside it may
+    be a thing that was missed. In the holes of things it counts as nothing.
+
+    Args:
+        segmentation: (H, W), integers.
+        segments_info: records as of `panoptic_segments`.
+        max_hole_share: largest hole that is filled, as a part of the area of the thing around it.
+        min_fragment_share: smallest fragment that stays, as a part of the area of its segment.
+
+    Returns:
+        Map and records. Where nothing changes they are those that were given.
+    """
     if not segments_info or not (max_hole_share or min_fragment_share):
         return segmentation, segments_info
     pixels = segmentation.cpu().numpy()
-    runs = RowRuns.of([pixels])
+    runs = _RowRuns.of([pixels])
     kept = np.zeros(max(info["id"] for info in segments_info) + 1, dtype=np.bool_)
     kept[[info["id"] for info in segments_info if info["was_fused"]]] = True
-    cleaned = clean_runs(runs, max_hole_share, min_fragment_share, kept)
+    cleaned = _clean_runs(runs, max_hole_share, min_fragment_share, kept)
     if np.array_equal(cleaned.values, runs.values):
         return segmentation, segments_info
     areas = np.bincount(cleaned.values, cleaned.lengths, len(kept)).astype(np.int64).tolist()
@@ -198,14 +216,19 @@ def clean_windows(
 ) -> dict[int, int]:
     """Change masks, each in a window (h, w) that holds all of it, in place.
 
+    Args:
+        windows: bool, written to.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
+
     Returns:
         place -> area of those that changed.
     """
     if not windows or not (max_hole_share or min_fragment_share):
         return {}
-    runs = RowRuns.of(windows, range(1, len(windows) + 1))
+    runs = _RowRuns.of(windows, range(1, len(windows) + 1))
     kept = np.zeros(len(windows) + 1, dtype=np.bool_)
-    cleaned = clean_runs(runs, max_hole_share, min_fragment_share, kept)
+    cleaned = _clean_runs(runs, max_hole_share, min_fragment_share, kept)
     changed = np.flatnonzero(cleaned.values != runs.values)
     numbers = np.unique(np.maximum(cleaned.values, runs.values)[changed])
     ends = np.cumsum([0, *(len(window) + 1 for window in windows)]) * runs.stride  # first row of each window
@@ -221,7 +244,17 @@ def clean_windows(
 def clean_masks(
     masks: Sequence[MaskRuns], segments_info: list[dict[str, Any]], max_hole_share: float, min_fragment_share: float
 ) -> tuple[list[MaskRuns], list[dict[str, Any]]]:
-    """Masks of one image, and their records with their areas."""
+    """Masks of one image, and their records with their areas.
+
+    Args:
+        masks: of the image, which may overlap.
+        segments_info: a record with `area` for each.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
+
+    Returns:
+        New lists of both.
+    """
     places = [place for place, mask in enumerate(masks) if mask.area]
     windows = [masks[place].window() for place in places]
     changed = clean_windows([inside for _, inside in windows], max_hole_share, min_fragment_share)
@@ -252,9 +285,14 @@ def clean_instances(
     """Masks of instances, best first, without duplicates, small fragments and small holes.
 
     Args:
+        mask_logit: what is above it is inside.
+        labels: class of each mask (n,).
+        areas: of each mask (n,), in pixels.
+        max_mask_iou: of two masks of one class with an IoU above this the better stays.
+        max_hole_share: largest hole that is filled, as a part of the area of the mask.
+        min_fragment_share: smallest fragment that stays, as a part of the area of the mask.
         maps: makes the masks (`PlainMaps` or what does its work).
         mask_logits: (n, h, w).
-        labels, areas: of each mask (n,).
         as_map: a map of the first mask at each pixel, from 1, instead of the masks.
 
     Returns:
@@ -297,7 +335,16 @@ def clean_instances(
 
 
 def mask_boxes(mask_logits: Tensor, mask_logit: float, sizes: Any) -> list[Box]:
-    """Boxes in the target map that hold all of each mask (n, h, w): bilinear resizing reaches one cell further."""
+    """Boxes in the target map that hold all of each mask (n, h, w): bilinear resizing reaches one cell further.
+
+    Args:
+        mask_logits: (n, h, w), at the size of the network's output.
+        mask_logit: what is above it is inside.
+        sizes: a `ResizeGeometry`.
+
+    Returns:
+        (top, left, bottom, right) of each, in pixels.
+    """
     inside = mask_logits > mask_logit
     ends = []
     for dim, cells in ((2, inside.shape[1]), (1, inside.shape[2])):

@@ -79,6 +79,7 @@ class Predictions:
 
     @classmethod
     def of_layers(cls, layers: list[SegmentLogits], pixels: PixelLogits | None = None) -> "Predictions":
+        """Of what the segmentation module gives for each layer, deepest last."""
         classes, masks, boxes = zip(*layers, strict=True)
         joined: Any = masks
         if isinstance(masks[0], Tensor):
@@ -105,6 +106,7 @@ class Predictions:
         """Of the matched queries: (T, h, w).
 
         Args:
+            assignment: which queries are matched.
             most: pairs of a layer that one image has at most. None: they are counted, for which the host waits.
         """
         images, layers, queries = self.class_logits.shape[:3]
@@ -162,7 +164,7 @@ class PaddedTargets:
     valid_mask: Tensor | None = None
     image_sizes: Tensor | None = None
     is_index_map: bool = False
-    _resampled: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _resampled: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -179,7 +181,8 @@ class PaddedTargets:
     @cached_property
     def boxes(self) -> Tensor:
         """Boxes (cx, cy, w, h) around the valid pixels of each segment (B, M, 4) float32, in 0..1; zeros where there
-        are none."""
+        are none.
+        """
         if self.is_index_map:
             corners = boxes_of_index_maps(self.masks, self.rows.shape[1], self.valid_mask)
         else:
@@ -262,9 +265,9 @@ def prepare_targets(
     class_labels = [as_labels(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
     class_labels = [integers(labels, f"Image {i}: class_labels") for i, labels in enumerate(class_labels)]
     for image, (masks, labels) in enumerate(zip(mask_labels, class_labels, strict=True)):
-        check_shapes(image, masks, labels)
+        _check_shapes(image, masks, labels)
         if masks.ndim == 3:
-            check_inside(image, masks)
+            _check_inside(image, masks)
     if padded_size is not None:
         check_sizes(mask_labels, padded_size, image_sizes)
     numbers = [len(labels) for labels in class_labels]
@@ -289,7 +292,7 @@ def prepare_targets(
         size = padded_size or (max(height for height, _ in sizes), max(width for _, width in sizes))
     if image_sizes is None:
         image_sizes = to_device(torch.tensor(sizes), device)
-    padded = [pad_to(masks, *size) for masks in mask_labels]
+    padded = [_pad_to(masks, *size) for masks in mask_labels]
     masks = joined(torch.stack if is_index_map else torch.cat, padded, device)  # (B, H, W) or (S, H, W)
     labels = joined(torch.cat, class_labels, device).long()  # (S,)
     check_values(masks if is_index_map else None, labels, numbers, num_labels)
@@ -300,7 +303,13 @@ def prepare_targets(
 
 
 def joined(function: Callable[[list[Tensor]], Tensor], tensors: list[Tensor], device: torch.device) -> Tensor:
-    """`torch.cat` or `torch.stack` of the tensors: on the CPU if all are there, else on the device."""
+    """`torch.cat` or `torch.stack` of the tensors: on the CPU if all are there, else on the device.
+
+    Args:
+        function: of a list of tensors.
+        tensors: of one device or several.
+        device: that the rest of the step is on.
+    """
     if any(tensor.device.type != "cpu" for tensor in tensors):
         tensors = [tensor.to(device) for tensor in tensors]
     return function(tensors)
@@ -313,7 +322,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def pad_to(masks: Tensor, height: int, width: int) -> Tensor:
+def _pad_to(masks: Tensor, height: int, width: int) -> Tensor:
     """A stack (M, h, w) or an index map (h, w) -> height x width, with no segment at the bottom and on the right."""
     bottom, right = height - masks.shape[-2], width - masks.shape[-1]
     # without padding F.pad makes a copy
@@ -331,7 +340,7 @@ def masks_of_map(index_map: Tensor, number: int) -> Tensor:
     return index_map == torch.arange(number, device=index_map.device).view(-1, 1, 1)
 
 
-def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
+def _check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
     """Raise `ValueError` unless labels (M,) belong to a stack (M, H, W) or to an index map (H, W)."""
     if masks.ndim == 3 and labels.shape == masks.shape[:1]:
         return
@@ -347,10 +356,11 @@ def check_shapes(image: int, masks: Tensor, labels: Tensor) -> None:
 
 
 def described(image: int, masks: Tensor, labels: Tensor) -> str:
+    """What messages say of an image's labels: its number in the batch, and shapes."""
     return f"Image {image}: mask_labels {tuple(masks.shape)} and class_labels {tuple(labels.shape)}"
 
 
-def check_inside(image: int, masks: Tensor) -> None:
+def _check_inside(image: int, masks: Tensor) -> None:
     """Raise `ValueError` unless masks are bool, or hold 0 and one other number (looked at on the CPU only)."""
     if masks.dtype == torch.bool or not masks.numel() or masks.device.type != "cpu":
         return
@@ -363,7 +373,13 @@ def check_inside(image: int, masks: Tensor) -> None:
 
 
 def check_sizes(mask_labels: list[Tensor], padded_size: tuple[int, int], image_sizes: Tensor | None) -> None:
-    """Raise `ValueError` unless masks are as large as the network's input, or as their image without padding."""
+    """Raise `ValueError` unless masks are as large as the network's input, or as their image without padding.
+
+    Args:
+        mask_labels: stacks (M, H, W) or index maps (H, W).
+        padded_size: height and width of the network's input.
+        image_sizes: (B, 2), height and width of the images without padding. None: unknown.
+    """
     others = [image for image, masks in enumerate(mask_labels) if tuple(masks.shape[-2:]) != padded_size]
     own_sizes = image_sizes.tolist() if others and image_sizes is not None else None
     for image in others:
@@ -379,7 +395,14 @@ def check_sizes(mask_labels: list[Tensor], padded_size: tuple[int, int], image_s
 
 def check_values(index_maps: Tensor | None, labels: Tensor, numbers: list[int], num_labels: int) -> None:
     """Raise `ValueError` for classes (S,) that are none, and for index maps (B, H, W) with segments that have no class;
-    they are looked at on the CPU only."""
+    they are looked at on the CPU only.
+
+    Args:
+        index_maps: None: masks are stacks.
+        labels: of all images one after the other.
+        numbers: how many of them are of each image.
+        num_labels: K.
+    """
     if labels.device.type == "cpu" and len(labels):
         least, most = (int(value) for value in labels.aminmax())
         if not 0 <= least <= most < num_labels:
@@ -409,6 +432,7 @@ def boxes_of_masks(masks: Tensor, valid: Tensor | None = None) -> Tensor:
     the image. A mask without pixels gets zeros.
 
     Args:
+        masks: (S, H, W) bool.
         valid (`torch.Tensor` of shape `(S, H, W)`, *optional*): bool; None: all pixels count.
     """
     masks = masks if valid is None else masks & valid
@@ -416,7 +440,13 @@ def boxes_of_masks(masks: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def boxes_of_index_maps(maps: Tensor, number: int, valid: Tensor | None = None) -> Tensor:
-    """The same of the segments 0..M-1 of index maps (B, H, W), of which no stacks are made: (B, M, 4) int64."""
+    """The same of the segments 0..M-1 of index maps (B, H, W), of which no stacks are made: (B, M, 4) int64.
+
+    Args:
+        maps: place of the segment at each pixel, -1 in none.
+        number: M.
+        valid: (B, H, W) bool; None: all pixels count.
+    """
     images, height, width = maps.shape
     segments = (maps if valid is None else maps.where(valid, -1)).long() + 1  # 0: in no segment
     image = torch.arange(images, device=maps.device)[:, None, None]
@@ -454,14 +484,25 @@ def to_corners(boxes: Tensor) -> Tensor:
 
 
 def to_centers(corners: Tensor) -> Tensor:
-    """(x0, y0, x1, y1) -> (cx, cy, w, h), each (..., 4)."""
+    """(x0, y0, x1, y1) -> (cx, cy, w, h), each (..., 4).
+
+    Example:
+        >>> to_centers(torch.tensor([0.0, 0.0, 4.0, 2.0]))
+        tensor([2., 1., 4., 2.])
+    """
     first, last = corners[..., :2], corners[..., 2:]
     return torch.cat([(first + last) / 2, last - first], dim=-1)
 
 
 def generalized_box_iou(corners: Tensor, others: Tensor) -> Tensor:
     """GIoU in -1..1 (Rezatofighi et al., CVPR 2019) of boxes (..., 4) and (..., 4), which broadcast: (M, 4) and (M, 4)
-    give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0."""
+    give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0.
+
+    Example:
+        >>> others = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0]])
+        >>> generalized_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), others)
+        tensor([1., 0.])
+    """
 
     def area(first: Tensor, last: Tensor) -> Tensor:
         width, height = (last - first).clamp(min=0).unbind(-1)
@@ -485,11 +526,18 @@ def box_distances(boxes: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def chunk_bytes(device: torch.device) -> int:
+    """Bytes that one chunk of a computation may need on a device."""
     return CPU_CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
 
 def for_each_chunk(function: Callable[[Any], None], chunks: Iterable[Any], device: torch.device) -> None:
-    """Chunks do not depend on each other: on a CPU several threads do them."""
+    """Chunks do not depend on each other: on a CPU several threads do them.
+
+    Args:
+        function: of a chunk, which keeps the result itself.
+        chunks: what it is called with, one after the other.
+        device: of the computation.
+    """
     if device.type == "cpu":
         parallel_map(function, chunks)
     else:
@@ -498,6 +546,7 @@ def for_each_chunk(function: Callable[[Any], None], chunks: Iterable[Any], devic
 
 
 def slices(length: int, step: int) -> list[slice]:
+    """0 to `length` in slices of `step`, of which the last may be shorter."""
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
@@ -506,12 +555,13 @@ def full_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def sums_over_segments(
+def _sums_over_segments(
     function: Callable[[Tensor], Tensor], channels: int, logits: Tensor, masks: Tensor, valid: Tensor
 ) -> Tensor:
     """Of functions of mask logits the sums over each segment of the image, and over all its valid pixels.
 
     Args:
+        channels: how many values the function makes of each.
         function: logits (b, R, p) of some pixels, which it may overwrite -> (b, channels, R, p).
         logits (`torch.Tensor` of shape `(B, R, P)`): R masks an image, of any float type.
         masks (`torch.Tensor` of shape `(B, M, P)`): bool, or shares of the pixels in 0..1.
@@ -547,9 +597,16 @@ def sums_over_segments(
 def pairwise_losses(logits: Tensor, masks: Tensor, valid: Tensor, is_focal: bool = True) -> tuple[Tensor, Tensor]:
     """Mean focal loss (RetinaNet, Eq. 5) or cross-entropy, and dice loss (V-Net; 1 added to both parts as in the
     paper's code) of each of R masks with each of M segments of its image: (B, R, P), (B, M, P) and (B, P), bool or
-    shares in 0..1 -> (B, R, M) each."""
+    shares in 0..1 -> (B, R, M) each.
+
+    Args:
+        logits: (B, R, P), of any float type.
+        masks: (B, M, P).
+        valid: (B, P), where pixels count.
+        is_focal: False: cross-entropy.
+    """
     parts = _focal_parts if is_focal else _cross_entropy_parts
-    probability, outside, inside = sums_over_segments(parts, 3, logits, masks, valid)
+    probability, outside, inside = _sums_over_segments(parts, 3, logits, masks, valid)
     pixels = valid.sum(1).clamp(min=1).view(-1, 1, 1)
     focal = (inside[..., :-1] + (outside[..., -1:] - outside[..., :-1])) / pixels
     areas = probability[..., -1:] + masks.sum(2)[:, None]
@@ -580,14 +637,21 @@ def _cross_entropy_parts(logits: Tensor) -> Tensor:
 
 
 def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
-    """2 |a and b| / (|a| + |b|) in 0..1; 0 where both are empty. Nothing is added to the parts, unlike in the losses:
-    a mask beside a segment has a Dice of 0, however small they are."""
+    """2 |a and b| / (|a| + |b|) in 0..1; 0 where both are empty.
+
+    Nothing is added to the parts, unlike in the losses: a mask beside a segment has a Dice of 0, however small they
+    are.
+
+    Example:
+        >>> dice_coefficient(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
+        tensor([0.5000, 0.0000])
+    """
     return 2 * overlap / areas.clamp(min=torch.finfo(areas.dtype).tiny)
 
 
-def pairwise_dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
+def _pairwise_dice(logits: Tensor, masks: Tensor, valid: Tensor) -> Tensor:
     """Dice (B, R, M) of each of R masks with each of M segments, shapes as in `pairwise_losses`."""
-    (probability,) = sums_over_segments(lambda chunk: chunk.sigmoid_()[:, None], 1, logits, masks, valid)
+    (probability,) = _sums_over_segments(lambda chunk: chunk.sigmoid_()[:, None], 1, logits, masks, valid)
     return dice_coefficient(probability[..., :-1], probability[..., -1:] + masks.sum(2)[:, None])
 
 
@@ -615,11 +679,21 @@ class BipartiteMatcher:
 
     Raises:
         `CostsNotFinite`: a `ValueError`; names image, layer and term.
+
+    Example:
+        >>> from maskcls_hf import MaskClsConfig
+        >>> masks = torch.tensor([[[True, False]], [[False, True]]])  # two segments of 1 x 2 pixels
+        >>> targets = prepare_targets([masks], [torch.tensor([0, 1])], num_labels=2, device=torch.device("cpu"))
+        >>> logits = torch.tensor([[-8.0, 8.0], [8.0, -8.0]]).view(1, 1, 2, 1, 2)  # (B, L, N, h, w)
+        >>> predictions = Predictions(torch.zeros(1, 1, 2, 3), logits)
+        >>> assignment = BipartiteMatcher(MaskClsConfig())(predictions, targets)
+        >>> assignment.query.tolist(), assignment.segment.tolist()
+        ([0, 1], [1, 0])
     """
 
     matching = "bipartite"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if not is_scipy_available():
             raise ImportError("Bipartite matching needs scipy: pip install scipy")
         self.weights = matching_weights(config, self.matching)
@@ -629,6 +703,7 @@ class BipartiteMatcher:
 
     @torch.no_grad()
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Assignment:
+        """Matched pairs of all layers and images."""
         images, layers, queries = predictions.class_logits.shape[:3]
         self.warn_about_lost_segments(targets.numbers, queries)
         terms = self.cost_terms(predictions, targets)
@@ -639,7 +714,7 @@ class BipartiteMatcher:
             for image, number in enumerate(targets.numbers):
                 matrix = on_host[image, layer, :, :number]  # (N, M) of the image
                 if not np.isfinite(matrix).all():
-                    raise not_finite(terms, layer, image, number)
+                    raise _not_finite(terms, layer, image, number)
                 query, segment = linear_sum_assignment(matrix)
                 pairs.append((np.full_like(query, layer), np.full_like(query, image), query, segment))
         index = np.concatenate(pairs, axis=1) if pairs else np.zeros((4, 0))
@@ -657,6 +732,7 @@ class BipartiteMatcher:
         return {"class": class_cost(predictions, targets), "mask": mask.view(shape), "dice": dice.view(shape)}
 
     def warn_about_lost_segments(self, numbers: list[int], num_queries: int) -> None:
+        """Warn, once for a matcher, where an image has more segments than there are queries."""
         worst = max(numbers, default=0)
         if worst > num_queries and not self.warned:
             self.warned = True
@@ -667,7 +743,7 @@ class BipartiteMatcher:
             )
 
 
-def not_finite(terms: dict[str, Tensor], layer: int, image: int, number: int) -> CostsNotFinite:
+def _not_finite(terms: dict[str, Tensor], layer: int, image: int, number: int) -> CostsNotFinite:
     """What to say of the costs of an image's `number` segments in a layer, one of which is NaN or infinite."""
     for name, term in terms.items():
         cost = term[image, layer, :, :number]
@@ -693,6 +769,7 @@ class BoxMatcher(BipartiteMatcher):
     matching = "box"
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
+        """As of `BipartiteMatcher`. Raises `ValueError` for predictions without boxes."""
         if predictions.boxes is None:
             raise ValueError("matching='box' needs predicted boxes: make or load the model with matching='box'.")
         boxes = targets.boxes[:, None, None]  # (B, 1, 1, M, 4)
@@ -707,18 +784,20 @@ class BoxMatcher(BipartiteMatcher):
 
 class PQMatcher(BipartiteMatcher):
     """Bipartite matching that maximizes the similarity p_i(c_j) * Dice(m_i, m_j), after recognition and segmentation
-    quality, the factors of PQ (Max-DeepLab, PQ-style loss)."""
+    quality, the factors of PQ (Max-DeepLab, PQ-style loss).
+    """
 
     matching = "pq"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.weights = {"similarity": 1.0}
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
+        """As of `BipartiteMatcher`: minus the similarity, the one term."""
         logits = predictions.mask_logits
         resampled = targets.resampled(logits.shape[-2:], at_centers=True)
-        dice = pairwise_dice(logits.flatten(3).flatten(1, 2), *resampled)
+        dice = _pairwise_dice(logits.flatten(3).flatten(1, 2), *resampled)
         return {"similarity": class_cost(predictions, targets) * dice.view(*logits.shape[:3], -1)}
 
 
@@ -729,7 +808,7 @@ class FixedMatcher:
         `ValueError`: N differs from K, or an image has two segments of one class.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if config.num_queries != config.num_labels:
             raise ValueError(
                 f"Fixed matching gives query k to class k: num_queries={config.num_queries} must equal "
@@ -737,6 +816,7 @@ class FixedMatcher:
             )
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets) -> Assignment:
+        """Matched pairs of all layers and images."""
         classes = targets.class_labels.cpu().numpy()  # (S,): the one transfer of a step to the host
         image = np.repeat(np.arange(len(targets.numbers)), targets.numbers)
         segment = np.concatenate([np.arange(number) for number in targets.numbers])

@@ -33,6 +33,8 @@ from .backbones import (
 from .checkpoint_manifest import require_whole
 from .configuration_maskcls import (
     CHECKPOINT_READERS,
+    PIXEL_DECODERS,
+    TRANSFORMER_DECODERS,
     MaskClsConfig,
     PerPixelConfig,
     check_several_classes,
@@ -45,9 +47,8 @@ from .layers import MLP, QueryTable, ValidRegion, XavierConv2d, XavierLinear, al
 from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixels_of_step
 from .options import as_labels, open_backbone
 from .per_pixel_networks import build_per_pixel_network
-from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
+from .pixel_decoders import PixelFeatures
 from .transformer_decoders import (
-    TRANSFORMER_DECODERS,
     DecoderOutput,
     MaskProduct,
     PixelLogits,
@@ -163,7 +164,9 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TransformerLayer"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *model_args: Any, config: Any = None, **kwargs: Any
+    ) -> Any:
         """Load a checkpoint of this package or, where it is installed, of transformers' MaskFormer, Mask2Former, EoMT.
 
         Arguments and result are those of `PreTrainedModel.from_pretrained`, and `base`: of an EoMT whose weights are
@@ -196,8 +199,8 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_backbone(
         cls,
-        name_or_path: str | os.PathLike,
-        weights: str | os.PathLike | None = None,
+        name_or_path: str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
         output_loading_info: bool = False,
         **fields: Any,
     ) -> Any:
@@ -224,7 +227,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         loaded = backbone.load_into(model)
         return (model, loaded) if output_loading_info else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As in transformers; files of parts of somebody's own travel with the checkpoint, like ours.
 
         Raises:
@@ -250,7 +253,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         """None: images have no table of embeddings. Accelerate asks when it shares out the weights (FSDP)."""
         return None
 
-    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict[str, Any], *args: Any, **kwargs: Any) -> None:
         """As in transformers, but asking for SDPA leaves a backbone that has none (ResNet) as it is."""
         without = any(isinstance(m, PreTrainedModel) and not m._supports_sdpa for m in self.modules())
         if attn_implementation == "sdpa" and without:
@@ -258,7 +261,11 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         super().set_attn_implementation(attn_implementation, *args, **kwargs)
 
     def _set_gradient_checkpointing(
-        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, *args: Any, **kwargs: Any
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
         """Layers that run again in the backward pass must know the padding of their batch."""
         super()._set_gradient_checkpointing(enable, checkpoint_with_batch(gradient_checkpointing_func), *args, **kwargs)
@@ -280,6 +287,14 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         decoded: DecoderOutput | None,
         output_hidden_states: bool | None,
     ) -> MaskClsModelOutput:
+        """What the parts have made, by the names of the outputs.
+
+        Args:
+            feature_maps: of the backbone, finest first, each (B, C, h, w).
+            features: of the pixel decoder.
+            decoded: of the transformer decoder; None: there is none.
+            output_hidden_states: None: as the configuration says.
+        """
         fields: dict[str, Any] = {}
         transformer_states: tuple[Tensor, ...] = ()
         if decoded is not None:
@@ -304,14 +319,15 @@ class MaskClsPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Rules of the paper's code: Xavier in the transformers, Kaiming (a = 1) in the pixel decoder, N(0, 1) for
-        queries, torch's own defaults for the segmentation module and for EoMT's upscaling."""
+        queries, torch's own defaults for the segmentation module and for EoMT's upscaling.
+        """
         # Only by the module that owns a parameter: transformers skips modules without one in code outside its package.
         if isinstance(module, XavierLinear):
             init.xavier_uniform_(module.weight, gain=self.config.init_xavier_std * module.gain)
             if module.zero_bias:
                 init.zeros_(module.bias)
             else:
-                uniform_bias(module)
+                _uniform_bias(module)
         elif isinstance(module, (ZeroLinear, SamplingOffsets)):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
@@ -320,7 +336,7 @@ class MaskClsPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Linear) or getattr(module, "init_as_torch", False):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))  # type: ignore[arg-type]
             if module.bias is not None:
-                uniform_bias(module)
+                _uniform_bias(module)
         elif isinstance(module, QueryTable):
             init.zeros_(module.weight)
         elif isinstance(module, nn.Embedding):
@@ -349,7 +365,7 @@ def is_initialized(module: Any) -> bool:
     )
 
 
-def uniform_bias(module: Any) -> None:
+def _uniform_bias(module: Any) -> None:
     """As torch does, by the number of inputs."""
     bound = 1 / math.sqrt(module.weight[0].numel())
     init.uniform_(module.bias, -bound, bound)
@@ -358,7 +374,7 @@ def uniform_bias(module: Any) -> None:
 class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
     """Backbone and pixel decoder (paper Section 3.2, pixel-level module)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         is_converted = config.pixel_decoder == "per_pixel"
         build = build_per_pixel_network if is_converted else build_backbone
@@ -378,12 +394,14 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         self.trimming = None if seeing is not None or tried is None else largest_stride(tried[0])
         self.pixel_decoder = PIXEL_DECODERS.build(config, "pixel_decoder", self.backbone.channels)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Any:
+        """As in torch; what is frozen stays in evaluation mode."""
         super().train(mode)
         self.freeze_parts()
         return self
 
     def freeze_parts(self) -> None:
+        """Freeze what `freeze_batch_norm` and `freeze_backbone` of the configuration say."""
         if self.config.freeze_batch_norm:
             freeze_batch_norm(self.backbone)
         if self.config.freeze_backbone:
@@ -425,17 +443,31 @@ class MaskClsPixelLevelModel(MaskClsPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> MaskClsModelOutput:
-        """Without a transformer there are no attentions, nor the fields of the transformer decoder."""
+        """Without a transformer there are no attentions, nor the fields of the transformer decoder.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
+            pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie at
+                the bottom and on the right. None: no padding.
+            output_hidden_states (`bool`, *optional*): return the feature maps. None: as the configuration says.
+            output_attentions: of no effect.
+        """
         return self.as_output(*self.encode(pixel_values, pixel_mask), None, output_hidden_states)
 
 
-def supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
+def _supervised_layers(decoded: DecoderOutput, all_layers: bool) -> list[Tensor]:
     """Segment embeddings (B, N, C) of all layers, or of the deepest alone."""
     return decoded.segment_embeddings if all_layers else decoded.segment_embeddings[-1:]
 
 
 def image_sizes(pixel_values: Tensor, pixel_mask: Tensor | None, valid_sizes: Tensor | None = None) -> dict[str, Any]:
-    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch."""
+    """`valid_sizes` (None: looked for in pixel_mask) and `padded_sizes` (B, 2) of a batch.
+
+    Args:
+        pixel_values: (B, 3, H, W).
+        pixel_mask: (B, H, W); None: no padding.
+        valid_sizes: (B, 2), where they are known.
+    """
     if valid_sizes is None:
         valid_sizes = ValidRegion.of_batch(pixel_values, pixel_mask).sizes
     padded_sizes = valid_sizes if pixel_mask is None else ValidRegion.of_batch(pixel_values, None).sizes
@@ -450,7 +482,7 @@ class SegmentationModule(nn.Module):
     from the start, for any image.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.has_priors = config.query_priors
         if self.has_priors:
@@ -474,10 +506,17 @@ class SegmentationModule(nn.Module):
         size: tuple[int, int] | None = None,
         as_product: bool = False,
     ) -> SegmentLogits:
-        """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head.
+        """Pairs of each segment embedding, as logits.
 
-        `size`: of the masks, the grid of a masked attention. None: as large as the per-pixel embeddings.
-        `as_product`: leave masks unmade where they are a plain product.
+        Args:
+            segment_embeddings: (B, N, C).
+            features: of the pixel decoder.
+            size: height and width of the masks, the grid of a masked attention. None: as large as the per-pixel
+                embeddings.
+            as_product: leave masks unmade where they are a plain product.
+
+        Returns:
+            Class logits (B, N, K + 1), mask logits (B, N, h, w), and boxes (B, N, 4) with a box head.
         """
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
@@ -500,7 +539,13 @@ class SegmentationModule(nn.Module):
 
 def exclusive_logits(mask_logits: Tensor) -> Tensor:
     """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab): l_i -
-    log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is."""
+    log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is.
+
+    Example:
+        >>> logits = torch.tensor([2.0, 0.0, 1.0]).view(1, 3, 1, 1)
+        >>> torch.allclose(exclusive_logits(logits).sigmoid(), logits.softmax(1))
+        True
+    """
     logits = mask_logits if mask_logits.dtype == torch.float64 else mask_logits.float()
     largest, place = logits.max(1, keepdim=True)
     is_largest = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, place, True)
@@ -516,7 +561,7 @@ class MaskClsModel(MaskClsPixelLevelModel):
 
     _auto_class: Any = "AutoModel"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         if getattr(config, "architecture", "encoder_decoder") != "encoder_decoder":
             raise ValueError(
                 f"MaskClsModel has a pixel decoder and a transformer decoder, architecture={config.architecture!r} has "
@@ -537,8 +582,11 @@ class MaskClsModel(MaskClsPixelLevelModel):
         output_attentions: bool | None = None,
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
     ) -> MaskClsModelOutput:
-        """
+        """Embeddings of images.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             pixel_mask (`torch.Tensor` of shape `(B, H, W)`, *optional*): 1 for image, 0 for padding, which must lie
                 at the bottom and on the right. None: no padding.
@@ -555,7 +603,15 @@ class MaskClsModel(MaskClsPixelLevelModel):
         predict: Callable[..., SegmentLogits] | None = None,
         all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them."""
+        """Feature maps of the backbone, what the pixel decoder and what the transformer decoder make of them.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            pixel_mask: (B, H, W); None: no padding.
+            output_attentions: None: as the configuration says.
+            predict: the segmentation module, for transformer decoders that look at masks.
+            all_layers: of no effect here: the decoder gives every layer.
+        """
         want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         feature_maps, features = self.encode(pixel_values, pixel_mask)
         return feature_maps, features, self.transformer_decoder(features, predict, bool(want_attentions))
@@ -564,13 +620,14 @@ class MaskClsModel(MaskClsPixelLevelModel):
 class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
     """EoMT: a plain ViT whose last blocks see the queries; see `encoder_only.EncoderOnly`."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.encoder = EncoderOnly(config)
+        self.encoder: Any = EncoderOnly(config)
         self.train(self.training)
         self.post_init()
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Any:
+        """As in torch; a frozen ViT stays in evaluation mode."""
         super().train(mode)
         if self.config.freeze_backbone:
             freeze(self.encoder)
@@ -584,8 +641,18 @@ class MaskClsEncoderOnlyModel(MaskClsPreTrainedModel):
         predict: Callable[..., SegmentLogits] | None = None,
         all_layers: bool = True,
     ) -> tuple[list[Tensor], PixelFeatures, DecoderOutput]:
-        """As of `MaskClsModel`. Where it is exported or compiled, which knows no sizes of images, the ViT sees padding
-        as with `attend_to_padding`."""
+        """As of `MaskClsModel`.
+
+        Where it is exported or compiled, which knows no sizes of images, the ViT sees padding as with
+        `attend_to_padding`.
+
+        Args:
+            pixel_values: (B, 3, H, W), of whole patches.
+            pixel_mask: (B, H, W); None: no padding.
+            output_attentions: of no effect: there are none to return.
+            predict: the segmentation module, which makes the masks that queries see.
+            all_layers: predict before each block with queries, not only where masks need it.
+        """
         valid = ValidRegion.of_batch(pixel_values, pixel_mask)
         if valid.complete or self.config.attend_to_padding or torch.compiler.is_compiling():
             decoded = self.encoder(pixel_values, predict, all_layers)
@@ -604,10 +671,20 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
 
-    Example::
-
-        outputs = model(**image_processor(image, return_tensors="pt"))
-        semantic_map = image_processor.post_process_semantic_segmentation(outputs)[0]
+    Example:
+        >>> import torch
+        >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
+        >>> backbone = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}
+        >>> backbone |= {"layer_type": "basic", "out_features": ["stage1", "stage2"]}
+        >>> sizes = {"hidden_size": 32, "decoder_layers": 1, "fpn_feature_size": 32, "mask_feature_size": 32}
+        >>> config = MaskClsConfig(backbone_config=backbone, num_queries=5, id2label={0: "sky", 1: "tree"}, **sizes)
+        >>> model, image_processor = MaskClsForUniversalSegmentation(config).eval(), MaskClsImageProcessor()
+        >>> image = torch.zeros(3, 60, 80, dtype=torch.uint8)
+        >>> outputs = model(**image_processor(image, size={"height": 64, "width": 96}, return_tensors="pt"))
+        >>> outputs.class_queries_logits.shape  # (B, N, K + 1)
+        torch.Size([1, 5, 3])
+        >>> image_processor.post_process_semantic_segmentation(outputs)[0].shape
+        torch.Size([60, 80])
     """
 
     _auto_class = "AutoModelForUniversalSegmentation"
@@ -621,6 +698,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     @cached_property
     def criterion(self) -> MaskClsCriterion:
+        """The loss of the configuration, made when it is first needed."""
         return MaskClsCriterion(self.config)
 
     @can_return_tuple
@@ -638,8 +716,11 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         output_attentions: bool | None = None,
         patch_offsets: Tensor | None = None,
     ) -> MaskClsForUniversalSegmentationOutput:
-        """
+        """Pairs of class and mask logits of images, and with labels the loss.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             mask_labels (`list[torch.Tensor]`, *optional*): ground-truth segments of each image (M, H, W), bool; or
                 a map (H, W) of their places in class_labels, -1 in none: a few bytes a pixel, whatever M.
@@ -667,7 +748,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         feature_maps, features, decoded = self.model.embed(
             pixel_values, pixel_mask, output_attentions, predict, all_layers
         )
-        embeddings = supervised_layers(decoded, all_layers)
+        embeddings = _supervised_layers(decoded, all_layers)
         features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)
         as_product = mask_labels is not None and not want_auxiliary
         layers = [
@@ -724,34 +805,37 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
             `ValueError`: ids that are not 0..K-1, or a name given twice.
         """
         id2label = checked_classes(id2label)
-        kept = kept_classes(self.config.id2label, id2label)
+        kept = _kept_classes(self.config.id2label, id2label)
         module = self.segmentation_module
         outputs = [*kept, self.config.num_labels]
-        module.class_predictor = resize_class_head(module.class_predictor, outputs)
+        module.class_predictor = _resize_class_head(module.class_predictor, outputs)
         if module.semantic_predictor is not None:
-            module.semantic_predictor = resize_class_head(module.semantic_predictor, kept)
+            module.semantic_predictor = _resize_class_head(module.semantic_predictor, kept)
         if self.config.query_priors:
-            module.class_priors = resize_class_columns(module.class_priors, outputs)
+            module.class_priors = _resize_class_columns(module.class_priors, outputs)
         if self.config.matching == "fixed":
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
+            decoder.queries_embedder = _resize_class_head(decoder.queries_embedder, kept)
             if self.config.query_priors:
-                module.class_priors = resize_class_head(module.class_priors, kept)
-                module.mask_priors = resize_class_head(module.mask_priors, kept)
+                module.class_priors = _resize_class_head(module.class_priors, kept)
+                module.mask_priors = _resize_class_head(module.mask_priors, kept)
             self.config.num_queries = len(kept)
-        set_classes(self.config, id2label)
+        _set_classes(self.config, id2label)
         self.__dict__.pop("criterion", None)
         return self
 
 
 class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
-    """PerPixelBaseline: a linear classifier on every per-pixel embedding. With `config.transformer_module`
-    PerPixelBaseline+: one query a class, whose mask embedding dotted with E_pixel is the score of the class."""
+    """PerPixelBaseline: a linear classifier on every per-pixel embedding.
+
+    With `config.transformer_module` PerPixelBaseline+: one query a class, whose mask embedding dotted with E_pixel is
+    the score of the class.
+    """
 
     config_class = PerPixelConfig
     _auto_class = "AutoModelForSemanticSegmentation"
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__(config)
         if config.transformer_module:
             config.num_queries = config.num_labels
@@ -773,8 +857,11 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> PerPixelForSemanticSegmentationOutput:
-        """
+        """Scores of each class at each pixel of images, and with labels the loss.
+
         Args:
+            output_hidden_states (`bool`, *optional*): return the states of all layers. None: as the configuration says.
+            output_attentions (`bool`, *optional*): return attention weights. None: as the configuration says.
             pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): normalized images.
             labels (`torch.Tensor` of shape `(B, H, W)`, *optional*): classes, `semantic_loss_ignore_index` where the
                 loss must not look (void, padding).
@@ -792,7 +879,7 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         if self.config.transformer_module:
             feature_maps, features, decoded = self.model.embed(pixel_values, pixel_mask, output_attentions)
             layers = [
-                features.mask_logits(self.mask_embedder(layer)) for layer in supervised_layers(decoded, all_layers)
+                features.mask_logits(self.mask_embedder(layer)) for layer in _supervised_layers(decoded, all_layers)
             ]
         else:
             decoded = None
@@ -813,7 +900,13 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
     def losses(
         self, layers: list[Tensor], labels: Tensor, num_items_in_batch: Tensor | int | None = None
     ) -> dict[str, Tensor]:
-        """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones."""
+        """`loss_cross_entropy` of the deepest layer and `loss_cross_entropy_0`, ... of the inner ones.
+
+        Args:
+            layers: logits (B, K, h, w), deepest last.
+            labels: (B, H, W), checked.
+            num_items_in_batch: labeled pixels of the whole step.
+        """
         ignore_index = self.config.semantic_loss_ignore_index
         pixels = pixels_of_step(labels, ignore_index, num_items_in_batch)
         return {
@@ -831,18 +924,18 @@ class PerPixelForSemanticSegmentation(MaskClsPreTrainedModel):
         """
         id2label = checked_classes(id2label)
         check_several_classes(len(id2label))
-        kept = kept_classes(self.config.id2label, id2label)
+        kept = _kept_classes(self.config.id2label, id2label)
         if self.config.transformer_module:
             decoder = self.model.transformer_decoder
-            decoder.queries_embedder = resize_class_head(decoder.queries_embedder, kept)
+            decoder.queries_embedder = _resize_class_head(decoder.queries_embedder, kept)
             self.config.num_queries = len(kept)
         else:
-            self.classifier = resize_class_head(self.classifier, kept)
-        set_classes(self.config, id2label)
+            self.classifier = _resize_class_head(self.classifier, kept)
+        _set_classes(self.config, id2label)
         return self
 
 
-def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
+def _kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
     """For each new class the old id of the same name, or None."""
     names = [new[index] for index in range(len(new))]
     if len(set(names)) < len(names):
@@ -853,13 +946,13 @@ def kept_classes(old: dict[int, str], new: dict[int, str]) -> list[int | None]:
     return [ids.get(name) for name in names]
 
 
-def set_classes(config: Any, id2label: dict[int, str]) -> None:
+def _set_classes(config: Any, id2label: dict[int, str]) -> None:
     config.id2label = dict(id2label)
     config.label2id = {name: index for index, name in id2label.items()}
 
 
 @torch.no_grad()
-def resize_class_head(layer: Any, rows: list[int | None]) -> Any:
+def _resize_class_head(layer: Any, rows: list[int | None]) -> Any:
     """A layer like `layer` (linear, 1x1 convolution, embedding) whose outputs are its `rows`; None: a fresh one."""
     if isinstance(layer, nn.Linear):
         new: nn.Module = nn.Linear(layer.in_features, len(rows))
@@ -876,7 +969,7 @@ def resize_class_head(layer: Any, rows: list[int | None]) -> Any:
 
 
 @torch.no_grad()
-def resize_class_columns(table: Any, columns: list[int | None]) -> Any:
+def _resize_class_columns(table: Any, columns: list[int | None]) -> Any:
     """An embedding like `table` whose vectors have its `columns`; None: zero."""
     new = type(table)(table.num_embeddings, len(columns)).to(table.weight.device, table.weight.dtype)
     for index, column in enumerate(columns):

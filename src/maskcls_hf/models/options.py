@@ -28,7 +28,7 @@ DOWNLOAD_OPTIONS = (
 BACKBONE_READERS: list[Callable[..., Any]] = []
 
 
-def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | None = None) -> Any:
+def open_backbone(name_or_path: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None) -> Any:
     """`maskcls_hf.convert.open_backbone`, which does not travel with checkpoints.
 
     Raises:
@@ -43,7 +43,12 @@ def open_backbone(name_or_path: str | os.PathLike, weights: str | os.PathLike | 
 
 
 def plain(value: Any) -> Any:
-    """Numbers and arrays of NumPy and torch, also inside of lists, sets and dicts (keys too), as Python has them."""
+    """Numbers and arrays of NumPy and torch, also inside of lists, sets and dicts (keys too), as Python has them.
+
+    Example:
+        >>> plain({"ids": np.arange(2)})
+        {'ids': [0, 1]}
+    """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         return value.tolist()
     if type(value) is dict:
@@ -67,19 +72,36 @@ def checked_label_ids(ids: Any) -> list[int]:
 
 
 def similar(name: str, known: Collection[str]) -> str | None:
-    """The known name that `name`, not one of them, is most likely a misspelling of, if any."""
+    """The known name that `name`, not one of them, is most likely a misspelling of, if any.
+
+    Example:
+        >>> similar("num_query", ["num_queries", "hidden_size"])
+        'num_queries'
+    """
     found = [] if name in known else difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return found[0] if found else None
 
 
 def unused(name: str, known: Collection[str], of: str) -> str:
-    """What is said of an option that `of`, a class, does not have."""
+    """What is said of an option that `of`, a class, does not have.
+
+    Args:
+        name: as it was given.
+        known: names that there are.
+        of: the class, for the message.
+    """
     meant = similar(name, known)
     return f"{of} has no {name!r}" + (f": did you mean {meant!r}?" if meant else ", it has no effect.")
 
 
 def warn_about_unused(names: Iterable[str], known: Collection[str], of: str) -> None:
-    """Names that begin with an underscore are transformers' own."""
+    """Names that begin with an underscore are transformers' own.
+
+    Args:
+        names: as they were given.
+        known: names that there are.
+        of: the class, for the message.
+    """
     for name in names:
         if name not in known and not name.startswith("_"):
             logger.warning(unused(name, known, of))
@@ -89,8 +111,16 @@ def require_range(name: str, value: Any, interval: str, integer: bool = False) -
     """`ValueError`, with `name`, for a value that is no number in the interval.
 
     Args:
+        name: of the option, for the message.
+        value: as it was given.
         interval: such as "[0, 1)": 0 is in it, 1 is not. Only "inf]" has infinity in it.
         integer: only integers are in it.
+
+    Example:
+        >>> require_range("threshold", 0.5, "[0, 1]")
+        >>> require_range("threshold", 2, "[0, 1]")
+        Traceback (most recent call last):
+        ValueError: threshold=2 must be from 0 to 1.
     """
     if isinstance(value, bool) or not isinstance(value, Integral if integer else Real):
         raise ValueError(f"{name}={value!r} must be {'an integer' if integer else 'a number'}.")
@@ -117,6 +147,7 @@ def _in_words(low: float, high: float, interval: str) -> str:
 
 
 def chosen(options: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """The options of these names that were given."""
     return {name: options[name] for name in names if name in options}
 
 
@@ -151,6 +182,7 @@ def array_as_tensor(array: np.ndarray) -> Tensor:
 
 
 def label_tensor(labels: Any) -> Tensor:
+    """Labels of any form as a tensor; uint16, with which torch can do little, becomes int32."""
     array = np.asanyarray(labels)
     return array_as_tensor(array.astype(np.int32) if array.dtype.kind == "u" and array.dtype.itemsize == 2 else array)
 

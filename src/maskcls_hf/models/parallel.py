@@ -36,6 +36,10 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     Each thread takes the next item when it has done its last. Grad mode, inference mode and autocast on the CPU are
     those of the caller. After an exception no item is begun, and it is raised here when all threads are done. Within
     `function`, and where OpenMP threads can't be set for one thread, this is a plain loop in the calling thread.
+
+    Example:
+        >>> parallel_map(lambda number: number**2, [1, 2, 3])
+        [1, 4, 9]
     """
     items = list(items)
     threads = min(torch.get_num_threads(), len(items))

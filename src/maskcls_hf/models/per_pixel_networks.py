@@ -43,7 +43,8 @@ class PerPixelNetwork(nn.Module):
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) -> what the classifier gets (B, C_E, h, w), and the coarsest features of the encoder
-        (B, C_F, h', w'), which the transformer decoder attends to."""
+        (B, C_F, h', w'), which the transformer decoder attends to.
+        """
         raise NotImplementedError
 
     def context_channels(self, config: PreTrainedConfig) -> int:
@@ -70,49 +71,68 @@ class TransformersNetwork(PerPixelNetwork):
     """transformers' models: with the classifier gone, their logits are the per-pixel embeddings."""
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `PerPixelNetwork`: logits, and the last hidden state."""
         outputs = self.network(pixel_values=pixel_values, output_hidden_states=True)
         return outputs.logits, outputs.hidden_states[-1]
 
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of the last stage."""
         return config.hidden_sizes[-1]
 
 
 class SegformerNetwork(TransformersNetwork):
+    """SegFormer (Xie et al., NeurIPS 2021)."""
+
     classifier = "decode_head.classifier"
 
 
 class MobileViTNetwork(TransformersNetwork):
+    """MobileViT (Mehta and Rastegari, ICLR 2022)."""
+
     classifier = "segmentation_head.classifier"
 
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of the last hidden state."""
         return config.neck_hidden_sizes[-2]  # the last is that of the classification head
 
 
 class MobileViTV2Network(MobileViTNetwork):
+    """MobileViTv2 (Mehta and Rastegari, 2022)."""
+
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of what its head takes."""
         return self.network.segmentation_head.aspp.convs[0].convolution.in_channels
 
 
 class MobileNetV2Network(MobileViTNetwork):
+    """MobileNetV2 (Sandler et al., CVPR 2018) with the head of DeepLabV3+."""
+
     def unused_parts(self, config: PreTrainedConfig) -> list[str]:
+        """The last convolution, which is for classification."""
         return ["mobilenet_v2.conv_1x1"]
 
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of what its head takes."""
         return self.network.segmentation_head.conv_aspp.convolution.in_channels
 
 
 class UperNetNetwork(TransformersNetwork):
+    """UPerNet (Xiao et al., ECCV 2018) over a backbone of transformers."""
+
     classifier = "decode_head.classifier"
 
     def unused_parts(self, config: PreTrainedConfig) -> list[str]:
+        """The auxiliary head, and of Swin the last norm, whose output nothing looks at."""
         swin = ["backbone.swin.layernorm"] if config.backbone_config.model_type == "swin" else []
         return ["auxiliary_head", *swin]
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `PerPixelNetwork`: of the head before its upsampling, and the backbone's last map."""
         maps = self.network.backbone(pixel_values).feature_maps  # its own forward would upsample the embeddings
         return self.network.decode_head(maps), maps[-1]
 
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of the backbone's last map."""
         return self.network.backbone.channels[-1]
 
 
@@ -122,9 +142,11 @@ class PlainViTNetwork(TransformersNetwork):
     classifier = "decode_head.classifier"
 
     def unused_parts(self, config: PreTrainedConfig) -> list[str]:
+        """The auxiliary head."""
         return ["auxiliary_head"]
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `PerPixelNetwork`: logits, and the tokens of patches as a map."""
         embeddings, tokens = super().features(pixel_values)
         return embeddings, self.as_map(tokens, pixel_values)
 
@@ -133,21 +155,27 @@ class PlainViTNetwork(TransformersNetwork):
         return tokens[:, 1:].transpose(1, 2).unflatten(2, (pixel_values.shape[-2] // self.multiple, -1))
 
     def context_channels(self, config: PreTrainedConfig) -> int:
+        """Of a token."""
         return config.hidden_size
 
     def size_multiple(self, config: PreTrainedConfig) -> int:
+        """A patch."""
         return config.patch_size
 
 
 class DPTNetwork(PlainViTNetwork):
+    """DPT (Ranftl et al., ICCV 2021), also with its hybrid ViT."""
+
     classifier = "head.head.4"
     upsampling = "head.head.5"
 
     def unused_parts(self, config: PreTrainedConfig) -> list[str]:
+        """The auxiliary head, and a layer of the fusion that has no second input."""
         return ["auxiliary_head", "neck.fusion_stage.layers.0.residual_layer1"]
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         # The network's own forward takes square images only.
+        """As of `PlainViTNetwork`, of images that need not be squares."""
         outputs = self.network.dpt(pixel_values, output_hidden_states=True)
         config, layers = self.network.config, outputs.hidden_states[1:]
         convolutional = list(outputs.intermediate_activations) if config.is_hybrid else []
@@ -164,6 +192,7 @@ class FixedSizeNetwork(PlainViTNetwork):
         self.image_size = config.image_size
 
     def features(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """As of `PlainViTNetwork`. Raises `ValueError` for images of another size."""
         height, width = pixel_values.shape[-2:]
         if (height, width) != (self.image_size, self.image_size):
             raise ValueError(
@@ -229,7 +258,7 @@ def classifier_of(adapter: type[PerPixelNetwork], network: nn.Module) -> nn.Conv
         missing.append("the adapter's `classifier`, the path of the convolution that gives the scores of the classes")
     elif len(convolutions) != 1:
         missing.append(f"one convolution at the adapter's `classifier`, {path!r}; there are {len(convolutions)}")
-    elif not is_plain(convolutions[0]):
+    elif not _is_plain(convolutions[0]):
         missing.append(f"a classifier of stride 1 that keeps the size of the map; {path!r} is {convolutions[0]}")
     for name in ("features", "context_channels"):
         if getattr(adapter, name) is getattr(PerPixelNetwork, name):
@@ -241,7 +270,7 @@ def classifier_of(adapter: type[PerPixelNetwork], network: nn.Module) -> nn.Conv
     return convolutions[0]
 
 
-def is_plain(convolution: nn.Conv2d) -> bool:
+def _is_plain(convolution: nn.Conv2d) -> bool:
     """Whether its output at a cell is one product with the k x k cells around it."""
     size = convolution.kernel_size[0]
     steps = {*convolution.stride, *convolution.dilation, convolution.groups}
@@ -249,6 +278,12 @@ def is_plain(convolution: nn.Conv2d) -> bool:
 
 
 def crop(features: Tensor, padded: Tensor, image: Tensor) -> Tensor:
-    """The part of a map (B, C, h, w) of a padded image that holds the image; a cell partly inside counts."""
+    """The part of a map (B, C, h, w) of a padded image that holds the image; a cell partly inside counts.
+
+    Args:
+        features: of the padded image.
+        padded: images (B, 3, H', W').
+        image: the same before padding, (B, 3, H, W).
+    """
     rows, columns = (-(-features.shape[axis] * image.shape[axis] // padded.shape[axis]) for axis in (-2, -1))
     return features[..., :rows, :columns]

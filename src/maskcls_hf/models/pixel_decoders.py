@@ -64,7 +64,8 @@ class PixelFeatures:
 
     def mask_logits(self, mask_embeddings: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled; or (B, N,
-        *size), where a `size` is given."""
+        *size), where a `size` is given.
+        """
         embeddings = self.project() if size is None else self.resized(size)  # (B, C_E, h, w)
         mask_embeddings = mask_embeddings.to(embeddings.dtype)
         logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
@@ -92,7 +93,7 @@ class PixelFeatures:
 class FPNPixelDecoder(nn.Module):
     """The light-weight feature pyramid of the paper (Section 4.1): nearest upsampling, sum, 3x3 convolution."""
 
-    def __init__(self, config, in_channels: list[int]):
+    def __init__(self, config: Any, in_channels: list[int]):
         super().__init__()
         size = config.fpn_feature_size
         self.context_channels = in_channels[-1]
@@ -103,7 +104,7 @@ class FPNPixelDecoder(nn.Module):
         )
         self.mask_projection = mask_projection(config, size)
 
-    def build_top(self, config, in_channels: int) -> int:
+    def build_top(self, config: Any, in_channels: int) -> int:
         """Make what runs on the coarsest feature map; returns its number of channels."""
         return in_channels
 
@@ -112,6 +113,7 @@ class FPNPixelDecoder(nn.Module):
         return features
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """Features of the backbone, finest first -> pixel features; `region`: what is image, None for all."""
         context = self.top(feature_maps[-1], region)
         features = self.outputs[-1](context, region)
         pyramid = [features]
@@ -126,21 +128,23 @@ class FPNPixelDecoder(nn.Module):
 class FPNEncoderPixelDecoder(FPNPixelDecoder):
     """FPN over transformer encoder layers on the coarsest map: COCO panoptic R50 and R101 (paper Appendix A)."""
 
-    def build_top(self, config, in_channels: int) -> int:
+    def build_top(self, config: Any, in_channels: int) -> int:
+        """Make projection and transformer encoder; returns their number of channels."""
         size = config.fpn_feature_size
         self.context_channels = size
         self.input_projection = nn.Conv2d(in_channels, size, kernel_size=1)
-        self.encoder = TransformerEncoder(config)
+        self.encoder = _TransformerEncoder(config)
         return size
 
     def top(self, features: Tensor, region: ValidRegion | None) -> Tensor:
+        """(B, C_F, H/32, W/32) -> (B, C_fpn, H/32, W/32), through the transformer encoder."""
         return self.encoder(self.input_projection(features), region)
 
 
-class TransformerEncoder(nn.Module):
+class _TransformerEncoder(nn.Module):
     """`encoder_layers` post-norm transformer layers over a feature map (B, C, h, w)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
             TransformerLayer(config, config.fpn_feature_size, config.encoder_ffn_dim, cross_attention=False)
@@ -167,7 +171,7 @@ class DeformablePixelDecoder(nn.Module):
         levels, points: maps that attend to each other, and places that a query looks at on each.
     """
 
-    def __init__(self, config, in_channels: list[int], levels: int = 3, points: int = 4):
+    def __init__(self, config: Any, in_channels: list[int], levels: int = 3, points: int = 4):
         super().__init__()
         size = config.fpn_feature_size
         self.context_channels = size
@@ -185,6 +189,7 @@ class DeformablePixelDecoder(nn.Module):
         self.mask_projection = mask_projection(config, size)
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """Features of the backbone, finest first -> pixel features; `region`: what is image, None for all."""
         with torch.autocast(feature_maps[0].device.type, enabled=False):
             dtype = self.mask_projection.weight.dtype
             feature_maps = [features.to(dtype) for features in feature_maps]
@@ -222,18 +227,19 @@ class DeformablePixelDecoder(nn.Module):
 class PerPixelDecoder(nn.Module):
     """What is left to do where the backbone is a whole per-pixel network (per_pixel_networks.py): the projection."""
 
-    def __init__(self, config, in_channels: list[int]):
+    def __init__(self, config: Any, in_channels: list[int]):
         super().__init__()
         self.context_channels = in_channels[-1]
         self.upsampling = config.mask_upsampling
         self.mask_projection = mask_projection(config, in_channels[0])
 
     def forward(self, feature_maps: list[Tensor], region: ValidRegion | None = None) -> PixelFeatures:
+        """The two maps of a per-pixel network, its embeddings first -> pixel features."""
         finest, context = feature_maps
         return PixelFeatures(context, [context, finest], self.mask_projection, region, upsampling=self.upsampling)
 
 
-def mask_projection(config, in_channels: int) -> nn.Conv2d:
+def mask_projection(config: Any, in_channels: int) -> nn.Conv2d:
     """Finest features -> per-pixel embeddings."""
     kernel_size = config.mask_kernel_size
     return nn.Conv2d(in_channels, config.mask_feature_size, kernel_size, padding=kernel_size // 2)

@@ -18,7 +18,7 @@ class PointSampler:
         config: `loss_points`, `loss_oversampling` and `loss_importance` say how many.
     """
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         self.number = config.loss_points
         self.candidates = int(config.loss_points * config.loss_oversampling)
         self.uncertain = int(config.loss_points * config.loss_importance)
@@ -31,7 +31,13 @@ class PointSampler:
         return None if config.loss_points is None else cls(config)
 
     def draw(self, rows: int, points: int, device: torch.device) -> Tensor:
-        """Uniform random numbers in 0..1: (rows, points, 2)."""
+        """Uniform random numbers in 0..1: (rows, points, 2).
+
+        Args:
+            rows: images, or matched masks.
+            points: of each.
+            device: of the result.
+        """
         return torch.rand(rows, points, 2, device=device)
 
     def of_images(self, predictions: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,22 +50,35 @@ class PointSampler:
         """
         image = torch.arange(len(predictions.class_logits), device=predictions.class_logits.device)
         points = self.on_valid_pixels(image, self.number, targets)
-        labels = labels_at(points, image, None, targets, self.padding_mode)
+        labels = _labels_at(points, image, None, targets, self.padding_mode)
         on_image = points.new_ones(points.shape[:2]) * has_valid_pixels(targets, image)[:, None]
         return predictions.masks_at(points, self.padding_mode), labels * on_image[:, None], on_image
 
     def of_pairs(self, logits: Tensor, image: Tensor, segment: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Points (T, P, 2) of matched masks, most of them where the mask is the least sure, and the segments there
-        (T, P) in 0..1."""
+        (T, P) in 0..1.
+
+        Args:
+            logits: of the matched masks (T, h, w).
+            image: of each (T,).
+            segment: of each, its number in the image (T,).
+            targets: [`PaddedTargets`].
+        """
         candidates = self.on_valid_pixels(image, self.candidates, targets)  # (T, P', 2)
         certainty = logits_at(logits[:, None], candidates, self.padding_mode)[:, 0].abs()
         least = certainty.topk(self.uncertain, largest=False, sorted=False).indices  # (T, P'')
         uncertain = candidates.gather(1, least[..., None].expand(-1, -1, 2))
         points = torch.cat([uncertain, self.on_valid_pixels(image, self.number - self.uncertain, targets)], 1)
-        return points, labels_at(points, image, segment, targets, self.padding_mode)
+        return points, _labels_at(points, image, segment, targets, self.padding_mode)
 
     def on_valid_pixels(self, image: Tensor, points: int, targets: Any) -> Tensor:
-        """Uniformly on the valid pixels of the images (n,): (n, points, 2)."""
+        """Uniformly on the valid pixels of the images (n,): (n, points, 2).
+
+        Args:
+            image: (n,), may hold an image several times.
+            points: of each.
+            targets: [`PaddedTargets`].
+        """
         drawn = self.draw(len(image), points, image.device)
         if targets.valid_mask is None:
             return drawn
@@ -81,15 +100,23 @@ def has_valid_pixels(targets: Any, image: Tensor) -> Tensor:
 
 
 def logits_at(logits: Tensor, points: Tensor, padding_mode: str) -> Tensor:
-    """Maps between their cells, bilinearly: (n, R, h, w), (n, P, 2) -> (n, R, P)."""
+    """Maps between their cells, bilinearly: (n, R, h, w), (n, P, 2) -> (n, R, P).
+
+    Args:
+        logits: (n, R, h, w).
+        points: (n, P, 2), (x, y) in 0..1.
+        padding_mode: beyond the map, "zeros" or "border".
+    """
     grid = (2 * points - 1).to(logits.dtype)[:, :, None]
     return F.grid_sample(logits, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)[..., 0]
 
 
-def labels_at(points: Tensor, image: Tensor, segment: Tensor | None, targets: Any, padding_mode: str) -> Tensor:
+def _labels_at(points: Tensor, image: Tensor, segment: Tensor | None, targets: Any, padding_mode: str) -> Tensor:
     """Segments between their pixels, bilinearly, in 0..1; what is not valid has no part in it.
 
     Args:
+        targets: [`PaddedTargets`].
+        padding_mode: beyond the map, "zeros" or "border".
         points (`torch.Tensor` of shape `(n, P, 2)`): on the images.
         image (`torch.Tensor` of shape `(n,)`): of the rows of points.
         segment (`torch.Tensor` of shape `(n,)`): one of each image. None: all.

@@ -72,7 +72,14 @@ class ResizeGeometry:
 
     @classmethod
     def checked(cls, logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> "ResizeGeometry":
-        """Raises TypeError or ValueError for what is no size, and for an image larger than its padded size."""
+        """Raises TypeError or ValueError for what is no size, and for an image larger than its padded size.
+
+        Args:
+            logits: (..., h, w).
+            padded_size: what the network saw.
+            valid_size: the image in it.
+            target_size: of the map.
+        """
         padded = _checked_size(padded_size, "padded_size")
         valid = _checked_size(valid_size, "valid_size")
         target = _checked_size(target_size, "target_size")
@@ -101,7 +108,13 @@ class PlainMaps:
         return self.to_target_size(self.to_padded_size(logits))
 
     def semantic_scores(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
-        """(K, H, W): sum_i p_i(c) m_i, of class probabilities (N, K) and mask logits (N, h, w)."""
+        """(K, H, W): sum_i p_i(c) m_i, of class probabilities (N, K) and mask logits (N, h, w).
+
+        Args:
+            class_probs: (N, K), without no-object.
+            mask_logits: (N, h, w).
+            resize: "scores" or "logits", what is brought to the target size.
+        """
         if resize == "logits":
             mask_probs = self.resize(mask_logits).sigmoid()  # (N, H, W)
             return torch.einsum("nk,nyx->kyx", class_probs, mask_probs)
@@ -109,7 +122,13 @@ class PlainMaps:
         return self.to_target_size(torch.einsum("nk,nyx->kyx", class_probs, mask_probs))
 
     def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
-        """The class of the highest score at each pixel: (H, W) int64."""
+        """The class of the highest score at each pixel: (H, W) int64.
+
+        Args:
+            class_probs: (N, K), without no-object.
+            mask_logits: (N, h, w).
+            resize: "scores" or "logits", what is brought to the target size.
+        """
         return self.semantic_scores(class_probs, mask_logits, resize).argmax(0)
 
     def per_pixel_map(self, logits: Tensor) -> Tensor:
@@ -118,14 +137,21 @@ class PlainMaps:
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
         """Of n queries with class scores (n,) the index that each pixel goes to (H, W), how many pixels each gets (n,),
-        and how many its own mask has (n,): where its logit is at least `mask_logit`."""
+        and how many its own mask has (n,): where its logit is at least `mask_logit`.
+
+        Args:
+            scores: (n,), in 0..1.
+            mask_logits: (n, h, w).
+            mask_logit: of the mask threshold.
+        """
         logits = self.resize(mask_logits)  # (n, H, W)
         winners = (scores[:, None, None] * logits.sigmoid()).argmax(0)  # (H, W)
         return winners, winners.flatten().bincount(minlength=len(scores)), (logits >= mask_logit).sum((1, 2))
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
         """The pixels of each mask (n,), where its logit is above `mask_logit`, and the sum of its probabilities there
-        (n,) float64."""
+        (n,) float64.
+        """
         logits = self.resize(mask_logits)  # (n, H, W)
         inside = logits > mask_logit
         return inside.sum((1, 2)), (logits.sigmoid() * inside).sum((1, 2)).double()
@@ -142,7 +168,13 @@ class PlainMaps:
         return torch.where(masks.any(0), masks.int().argmax(0) + 1, 0).int()
 
     def own_winners(self, winners: Tensor, mask_logits: Tensor, mask_logit: float) -> Tensor:
-        """The map of `assign_pixels` with n, none of the masks, where the winner's own mask has not the pixel."""
+        """The map of `assign_pixels` with n, none of the masks, where the winner's own mask has not the pixel.
+
+        Args:
+            winners: (H, W).
+            mask_logits: (n, h, w).
+            mask_logit: of the mask threshold.
+        """
         own = torch.full_like(winners, len(mask_logits))
         for query in range(len(mask_logits)):
             (logits,) = self.resize(mask_logits[query : query + 1])  # (H, W)
@@ -154,6 +186,7 @@ class TransformersMaps(PlainMaps):
     """Panoptic and instance maps as transformers' Mask2Former makes them."""
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `PlainMaps`; probabilities are resized, and weighted before the threshold."""
         mask_probs = self.to_target_size(self.to_padded_size(mask_logits).sigmoid())
         weighted = scores[:, None, None] * mask_probs  # (n, H, W)
         winners = weighted.argmax(0)
@@ -169,6 +202,7 @@ class TransformersMaps(PlainMaps):
         return areas, areas * means.double()
 
     def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`, by nearest."""
         masks = self.to_padded_size(mask_logits) > mask_logit
         rows, columns = (
             nearest_indices(length, out, masks.device) for length, out in zip(SQUEEZED, self.sizes.target, strict=True)
@@ -177,7 +211,14 @@ class TransformersMaps(PlainMaps):
 
 
 def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Size) -> PlainMaps:
-    """What makes maps of these sizes on the device of the logits."""
+    """What makes maps of these sizes on the device of the logits.
+
+    Args:
+        logits: (..., h, w).
+        padded_size: what the network saw.
+        valid_size: the image in it.
+        target_size: of the map.
+    """
     sizes = ResizeGeometry.checked(logits, padded_size, valid_size, target_size)
     if logits.device.type == "cpu":
         from .tiled_maps import TiledMaps  # made of PlainMaps
@@ -188,13 +229,13 @@ def maps_of(logits: Tensor, padded_size: Size, valid_size: Size, target_size: Si
     return DeviceMaps(sizes)
 
 
-def by_rule(maps: PlainMaps, rule: Rule) -> PlainMaps:
+def _by_rule(maps: PlainMaps, rule: Rule) -> PlainMaps:
     """`maps`, or those of transformers in their place. Raises ValueError for an unknown rule."""
     require_rule(rule)
     return TransformersMaps(replace(maps.sizes, padded=SQUEEZED, valid=SQUEEZED)) if rule == "transformers" else maps
 
 
-def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+def _in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Without autocast, which would make the products below in half precision."""
 
     @wraps(function)
@@ -206,7 +247,7 @@ def in_float32(function: Callable[Parameters, Result]) -> Callable[Parameters, R
     return wrapped
 
 
-@in_float32
+@_in_float32
 def semantic_map(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -222,6 +263,11 @@ def semantic_map(
     """The class with the highest score: the sum over the queries of class probability times mask probability.
 
     Args:
+        class_queries_logits: (N, K + 1), no-object last.
+        masks_queries_logits: (N, h, w).
+        padded_size: what the network saw; sizes are (height, width).
+        valid_size: the image in it.
+        target_size: of the map.
         return_scores: also return the scores, (K, H, W) float32. As sums over queries they can exceed 1.
         score_threshold: a pixel whose highest score is not above this is of no class, -1. 0: each pixel has a class,
             as in the paper. None: 0.5 for one class, which would fill the map, else 0.
@@ -231,6 +277,13 @@ def semantic_map(
 
     Returns:
         The map (H, W) int64, or (map, scores).
+
+    Example:
+        >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
+        >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
+        >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}
+        >>> semantic_map(classes, masks, **sizes).tolist()
+        [[0, 1]]
     """
     require_rule(rule)
     if rule == "transformers":
@@ -256,14 +309,19 @@ def least_score(score_threshold: float | None, num_labels: int) -> float:
 
 
 def map_of_scores(scores: Tensor, score_threshold: float = 0.0) -> Tensor:
-    """(K, H, W) -> the class of the highest score (H, W) int64, -1 where it is not above a threshold other than 0."""
+    """(K, H, W) -> the class of the highest score (H, W) int64, -1 where it is not above a threshold other than 0.
+
+    Example:
+        >>> map_of_scores(torch.tensor([[[0.2, 0.3]], [[0.7, 0.1]]]), score_threshold=0.5).tolist()
+        [[1, -1]]
+    """
     if not score_threshold:
         return scores.argmax(0)
     highest, class_map = scores.max(0)
     return class_map.masked_fill_(~(highest > score_threshold), NO_CLASS)
 
 
-@in_float32
+@_in_float32
 def per_pixel_map(
     logits: Tensor,
     *,
@@ -275,6 +333,9 @@ def per_pixel_map(
     """The class with the highest logit, for the per-pixel baselines.
 
     Args:
+        padded_size: what the network saw; sizes are (height, width).
+        valid_size: the image in it.
+        target_size: of the map.
         logits: (K, h, w).
         return_scores: also return the resized logits, (K, H, W) float32.
 
@@ -305,6 +366,11 @@ def map_of_windows(
     """As [`semantic_map`], of an image that the network saw in windows: the scores of windows are averaged.
 
     Args:
+        windows: with pairs, sizes and place of each.
+        target_size: of the map.
+        return_scores: as of [`semantic_map`].
+        score_threshold: as of [`semantic_map`].
+        rule: as of [`semantic_map`].
         size: of the image, as its windows were cut out of it.
     """
     height, width = size
@@ -320,12 +386,12 @@ def map_of_windows(
     least = least_score(score_threshold, len(total))
     if not (return_scores or least):
         return per_pixel_map(total / count, **sizes)  # type: ignore[arg-type]
-    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]  # type: ignore[arg-type]
+    scores = per_pixel_map(total / count, **sizes, return_scores=True)[1]
     class_map = map_of_scores(scores, least)
     return (class_map, scores) if return_scores else class_map
 
 
-@in_float32
+@_in_float32
 def panoptic_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -344,6 +410,11 @@ def panoptic_segments(
     """Segments without overlap: a pixel goes to the query with the highest class times mask probability.
 
     Args:
+        class_queries_logits: (N, K + 1), no-object last.
+        masks_queries_logits: (N, h, w).
+        padded_size: what the network saw; sizes are (height, width).
+        valid_size: the image in it.
+        target_size: of the map.
         threshold: a query takes part if its best class is not no-object and has a probability above this.
         mask_threshold: a query's own mask is where its mask probability is at least this.
         overlap_mask_area_threshold: a query that gets fewer pixels than this part of its own mask is dropped,
@@ -359,13 +430,21 @@ def panoptic_segments(
         segments_info: a record a segment: `id` (1, 2, ... in the order of the queries), `label_id`, `was_fused`
             (its class is in `label_ids_to_fuse`), `score` (class probability, the highest of fused queries),
             `area` (pixels with this id).
+
+    Example:
+        >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
+        >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
+        >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}
+        >>> segmentation, segments_info = panoptic_segments(classes, masks, **sizes)
+        >>> segmentation.tolist(), [info["label_id"] for info in segments_info]
+        ([[1, 2]], [0, 1])
     """
     _check_fractions(threshold=threshold, mask_threshold=mask_threshold)
     _check_fractions(overlap_mask_area_threshold=overlap_mask_area_threshold)
     _check_fractions(max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
     to_fuse = set() if label_ids_to_fuse is None else set(checked_label_ids(label_ids_to_fuse))
-    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
+    maps = _by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
 
     scores, labels = class_probs.cpu().max(-1)  # (N,), (N,); few: the host is done sooner
     kept = ((labels < class_probs.shape[1] - 1) & (scores > threshold)).nonzero()[:, 0]
@@ -413,7 +492,7 @@ def class_segments(class_map: Tensor) -> dict[str, Any]:
     return {"segmentation": places.to(torch.int32) + 1, "segments_info": segments}
 
 
-@in_float32
+@_in_float32
 def instance_segments(
     class_queries_logits: Tensor,
     masks_queries_logits: Tensor,
@@ -434,6 +513,13 @@ def instance_segments(
     """Masks that may overlap: the best of the N x K pairs of query and class (as Mask2Former does).
 
     Args:
+        max_hole_share: as for [`panoptic_segments`]; scores stay those of the masks before.
+        min_fragment_share: as for [`panoptic_segments`].
+        class_queries_logits: (N, K + 1), no-object last.
+        masks_queries_logits: (N, h, w).
+        padded_size: what the network saw; sizes are (height, width).
+        valid_size: the image in it.
+        target_size: of the map.
         top_k: how many pairs are looked at; a query can be among them with several classes. With the rule of
             transformers as many as there are queries.
         threshold: lowest score that is kept; never a score of 0.
@@ -441,7 +527,6 @@ def instance_segments(
         as_map: return a map instead of the masks.
         label_ids_to_fuse: classes (stuff) that have no instances. None: none.
         max_mask_iou: of two masks of one class with an IoU above this the better stays. 1: all stay.
-        max_hole_share, min_fragment_share: as for [`panoptic_segments`]; scores stay those of the masks before.
         rule: whose maps, see the head of this file.
 
     Returns:
@@ -449,6 +534,14 @@ def instance_segments(
             each pixel, 0 where there is none.
         segments_info: a record a mask: `id` (1, 2, ...), `label_id`, `was_fused` (False), `score` (class
             probability times the mean mask probability inside the mask), `area` (pixels of the mask).
+
+    Example:
+        >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
+        >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
+        >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}
+        >>> found, segments_info = instance_segments(classes, masks, **sizes, label_ids_to_fuse=[0])
+        >>> found.tolist(), [info["label_id"] for info in segments_info]
+        ([[[False, True]]], [1])
     """
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
@@ -456,7 +549,7 @@ def instance_segments(
     clean_up = dict(max_mask_iou=max_mask_iou, max_hole_share=max_hole_share, min_fragment_share=min_fragment_share)
     _check_fractions(**clean_up)
     class_probs, mask_logits = _checked_pairs(class_queries_logits, masks_queries_logits)
-    maps = by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
+    maps = _by_rule(maps_of(mask_logits, padded_size, valid_size, target_size), rule)
     mask_logit = _logit(mask_threshold)
 
     num_labels = class_probs.shape[1] - 1
@@ -550,7 +643,7 @@ class OutputMapsMixin:
             to_map = partial(semantic_map, **options)
         maps: list[Any] = []
         images: Any = _images(outputs, target_sizes, pairs)
-        if in_windows(outputs):
+        if _in_windows(outputs):
             images = _windowed_images(outputs, target_sizes)
             to_map = partial(map_of_windows, **options)
         for *logits, sizes in images:
@@ -580,6 +673,8 @@ class OutputMapsMixin:
         """Scored instances, which may overlap.
 
         Args:
+            outputs: of a mask-classification model.
+            target_sizes: one (height, width) for each image. None: those before resizing, where the outputs have them.
             threshold: lowest score that is kept. None, for all options: as saved in `inference_defaults`, else 0.5.
             mask_threshold: mask probability from which a pixel belongs to a mask.
             overlap_mask_area_threshold: part of transformers' signature; instances overlap, so it has no use.
@@ -642,6 +737,8 @@ class OutputMapsMixin:
         """Segments that do not overlap (paper, Section 3.4).
 
         Args:
+            outputs: of a mask-classification model, or of a per-pixel model (`logits`).
+            target_sizes: one (height, width) for each image. None: those before resizing, where the outputs have them.
             threshold: lowest class probability of a segment. None, for all thresholds: as saved in
                 `inference_defaults`, else as in transformers, 0.5, 0.5 and 0.8.
             mask_threshold: mask probability from which a pixel counts to a mask's own area.
@@ -694,7 +791,7 @@ def classifies_pixels(outputs: Any) -> bool:
     return getattr(outputs, "class_queries_logits", None) is None and getattr(outputs, "logits", None) is not None
 
 
-def in_windows(outputs: Any) -> bool:
+def _in_windows(outputs: Any) -> bool:
     """Whether these are of windows of images; transformers' EoMT names none, where there are none."""
     offsets = getattr(outputs, "patch_offsets", None)
     return offsets is not None and len(offsets) > 0
@@ -706,7 +803,7 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
     Of an image in windows the pairs of all its windows, whose masks are empty beyond their window.
     """
     give_back_memory()
-    if in_windows(outputs):
+    if _in_windows(outputs):
         for windows, sizes in _windowed_images(outputs, target_sizes):
             size = sizes["size"]
             masks = [window.pasted(size) for window in windows]
@@ -739,7 +836,8 @@ def _images(outputs: Any, target_sizes: TargetSizes, pairs: bool = True) -> Iter
 @dataclass(frozen=True)
 class Window:
     """A part of an image that the network saw: its pairs, sizes as for [`semantic_map`], and its place (rows, columns)
-    in the image."""
+    in the image.
+    """
 
     logits: tuple[Tensor, Tensor]
     sizes: dict[str, Any]

@@ -16,6 +16,8 @@ def resized_size(image_size: tuple[int, int], size: SizeDict, rounding: str = "d
     """Height and width of an image after resizing; never below 1.
 
     Args:
+        image_size: height and width before.
+        size: shortest and / or longest edge, height and width, or their maxima.
         rounding: of the edge that follows from the other, "down" as transformers or "nearest" as EoMT's code.
     """
     if rounding == "nearest" and (size.shortest_edge or size.longest_edge):
@@ -39,7 +41,12 @@ def resized_size(image_size: tuple[int, int], size: SizeDict, rounding: str = "d
 
 
 def windows_along(length: int, window: int) -> list[tuple[int, int]]:
-    """First pixel and end of as few windows as cover an axis, evenly spread; the last one ends at the edge."""
+    """First pixel and end of as few windows as cover an axis, evenly spread; the last one ends at the edge.
+
+    Example:
+        >>> windows_along(100, 60)
+        [(0, 60), (40, 100)]
+    """
     count, last = max(1, math.ceil(length / window)), max(0, length - window)
     starts = [i * last // max(count - 1, 1) for i in range(count)]
     return [(start, min(start + window, length)) for start in starts]
@@ -48,7 +55,21 @@ def windows_along(length: int, window: int) -> list[tuple[int, int]]:
 def padded_sizes(
     sizes: list[tuple[int, int]], do_pad: bool | None, pad_size: SizeDict | None, size_divisor: int | None
 ) -> list[tuple[int, int]]:
-    """The size that each image of a batch is padded to: one for all, unless `do_pad` is off."""
+    """The size that each image of a batch is padded to: one for all, unless `do_pad` is off.
+
+    Args:
+        sizes: of the images.
+        do_pad: False or None: nothing is padded.
+        pad_size: of all images. None: that of the largest.
+        size_divisor: of which that is rounded up to a multiple. None: 1.
+
+    Raises:
+        ValueError: an image is larger than `pad_size`.
+
+    Example:
+        >>> padded_sizes([(60, 80), (50, 90)], do_pad=True, pad_size=None, size_divisor=32)
+        [(64, 96), (64, 96)]
+    """
     if not do_pad:
         return sizes
     largest = (max(height for height, _ in sizes), max(width for _, width in sizes))
@@ -78,8 +99,15 @@ def nearest_indices(size: int, out_size: int, device: torch.device, at_centers: 
     """Which of the `size` pixels of an axis each of `out_size` pixels gets: (out_size,) int64.
 
     Args:
+        size: pixels before.
+        out_size: pixels after.
+        device: of the result.
         at_centers: the pixel under its center, as torch's "nearest-exact"; else by floor, the one under its first edge,
             as "nearest", with which the paper's code brings masks to the size of the logits.
+
+    Example:
+        >>> nearest_indices(4, 2, "cpu").tolist(), nearest_indices(4, 2, "cpu", at_centers=True).tolist()
+        ([0, 2], [1, 3])
     """
     return torch.arange(int(at_centers), 2 * out_size, 2, device=device) * size // (2 * out_size)  # in half pixels
 
@@ -102,14 +130,31 @@ def interpolate(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same along one axis, as a matrix (out_size, size); transposed, it carries gradients back."""
+    """The same along one axis, as a matrix (out_size, size); transposed, it carries gradients back.
+
+    Args:
+        size: cells of the axis.
+        out_size: pixels that it becomes.
+        dtype: of the result.
+        device: of the result.
+
+    Example:
+        >>> bilinear_matrix(2, 4, torch.float32, "cpu").tolist()
+        [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    """
     basis = torch.eye(size, dtype=dtype, device=device)[None]
     return F.interpolate(basis, size=out_size, mode="linear", align_corners=False)[0].T
 
 
 def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tensor, Tensor]:
     """How positions (T, n) of an axis of `out_size` follow from one of `size`: the positions there that each row of
-    them lies between (T, window), and the matrices (T, window, n)."""
+    them lies between (T, window), and the matrices (T, window, n).
+
+    Args:
+        positions: rising in each row.
+        size: positions of the axis before.
+        out_size: positions of the axis after.
+    """
     source = ((positions.float() + 0.5) * (size / out_size) - 0.5).clamp(min=0, max=size - 1)
     lower = source.long()
     upper, weight = (lower + 1).clamp(max=size - 1), source - lower
@@ -125,7 +170,13 @@ def bilinear_windows(positions: Tensor, size: int, out_size: int) -> tuple[Tenso
 
 
 def pad(pixels: Tensor, padded_size: tuple[int, int], fill: int = 0) -> Tensor:
-    """(..., H, W) -> (..., *padded_size), filled at the bottom and right."""
+    """(..., H, W) -> (..., *padded_size), filled at the bottom and right.
+
+    Args:
+        pixels: of any type.
+        padded_size: at least as large.
+        fill: value of the padding.
+    """
     padded, inside = padding(pixels.shape, padded_size, fill, dtype=pixels.dtype, device=pixels.device)
     inside.copy_(pixels)
     return padded
@@ -135,7 +186,15 @@ def padding(
     shape: Sequence[int], padded_size: tuple[int, int], fill: int = 0, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """A tensor (..., *padded_size) that is `fill` at the bottom and right, and its inside `shape` (..., H, W), a view
-    that holds anything: it is still to be written."""
+    that holds anything: it is still to be written.
+
+    Args:
+        shape: of what will be inside.
+        padded_size: height and width, at least as large.
+        fill: value of the padding.
+        dtype: of the result.
+        device: of the result.
+    """
     *channels, height, width = shape
     padded = torch.empty(*channels, *padded_size, dtype=dtype, device=device)
     padded[..., height:, :] = fill

@@ -16,13 +16,19 @@ from torch import Tensor
 Ids = NDArray[np.integer]
 
 
-def as_array(values: Tensor | NDArray | Sequence[float], dtype: type | None = None) -> NDArray:
+def as_array(values: Tensor | NDArray[Any] | Sequence[float], dtype: type | None = None) -> NDArray[Any]:
     """An array in the computer's own memory, without a copy where that is possible."""
     return np.asarray(values.detach().cpu().numpy() if isinstance(values, Tensor) else values, dtype=dtype)
 
 
 class Runs(NamedTuple):
-    """A map as runs of equal pixels, row after row."""
+    """A map as runs of equal pixels, row after row.
+
+    Example:
+        >>> runs = Runs.of(np.array([[7, 7, 1], [1, 1, 1]]))
+        >>> runs.values.tolist(), runs.lengths.tolist()
+        ([7, 1], [2, 4])
+    """
 
     shape: tuple[int, int]  # H, W
     starts: NDArray[np.int64]  # (R,) the first pixel of each, rising from 0
@@ -56,11 +62,11 @@ class Runs(NamedTuple):
         ids = (np.flatnonzero(is_there) + low).astype(values.dtype)
         return ids, self._replace(values=(np.cumsum(is_there) - 1)[offsets])
 
-    def look_up(self, table: NDArray) -> Runs:
+    def look_up(self, table: NDArray[Any]) -> Runs:
         """Each value, a place in a table, becomes what stands there."""
         return self._replace(values=table[self.values])
 
-    def map(self) -> NDArray:
+    def map(self) -> NDArray[Any]:
         """(H, W)."""
         return np.repeat(self.values, self.lengths).reshape(self.shape)
 
@@ -106,15 +112,23 @@ def places_in(ids: Ids, known: Sequence[int]) -> NDArray[np.int64]:
 
 
 def pairs_in_ranges(first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of ranges (R,), `end` outside, the number of the range and each place in it: (P,) each. One that ends before it
-    begins is empty."""
+    """Of ranges (R,), `end` outside, the number of the range and each place in it: (P,) each.
+
+    One that ends before it begins is empty.
+    """
     counts = np.maximum(end - first, 0)
     ones = np.repeat(np.arange(len(counts)), counts)
     return ones, np.arange(len(ones)) - np.repeat(counts.cumsum() - counts - first, counts)
 
 
 def count(keys: Ids, pixels: NDArray[np.int64], number: int) -> NDArray[np.float64]:
-    """Pixels of each key 0..number-1 (number,); float64, which is exact below 2^53."""
+    """Pixels of each key 0..number-1 (number,); float64, which is exact below 2^53.
+
+    Args:
+        keys: (R,), of each run.
+        pixels: (R,), of each run.
+        number: of keys that there can be.
+    """
     return np.bincount(keys, weights=pixels, minlength=number).astype(np.float64, copy=False)
 
 
@@ -126,6 +140,11 @@ class MaskRuns:
         size: height and width (H, W) of the image.
         starts, stops: (R,) int64, sorted, where each run begins and ends: places x H + y of the image read column by
             column. A run does not cross columns.
+
+    Example:
+        >>> (mask,) = MaskRuns.of_masks(np.array([[[False, True, True], [False, True, False]]]))
+        >>> mask.area, mask.box  # left, top, width, height
+        (3, [1, 0, 2, 2])
     """
 
     size: tuple[int, int]
@@ -136,7 +155,14 @@ class MaskRuns:
     def of_masks(
         cls, masks: Tensor | NDArray[np.bool_], size: tuple[int, int] | None = None, top: int = 0, left: int = 0
     ) -> list[MaskRuns]:
-        """Masks (n, h, w) whose first pixel is (`top`, `left`) of an image of `size`; None: the masks are the image."""
+        """Masks (n, h, w) whose first pixel is (`top`, `left`) of an image of `size`; None: the masks are the image.
+
+        Args:
+            masks: non-zero or True inside.
+            size: height and width of the image.
+            top: row of the first pixel.
+            left: column of the first pixel.
+        """
         pixels = as_array(masks)
         _, rows, columns = pixels.shape
         size = size or (rows, columns)
@@ -246,7 +272,7 @@ class MaskRuns:
         places = edges.reshape(-1)
         if not len(places) or places[-1] < height * width:
             places = np.append(places, height * width)
-        return {"size": [height, width], "counts": packed_counts(np.diff(places, prepend=0))}
+        return {"size": [height, width], "counts": _packed_counts(np.diff(places, prepend=0))}
 
 
 def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
@@ -254,6 +280,11 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
 
     Args:
         mask: (H, W) bool, or integers that are 0 or 1. Anything else is a ValueError.
+
+    Example:
+        >>> import torch
+        >>> mask_to_coco_rle(torch.tensor([[0, 1], [0, 1]]))
+        {'size': [2, 2], 'counts': '22'}
     """
     if mask.ndim != 2 or mask.is_floating_point() or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(f"mask must be (H, W), bool or 0 and 1, got {tuple(mask.shape)} of {mask.dtype}")
@@ -265,7 +296,7 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
 # characters from "0" on; 32 says that more digits follow, 16 in the last one that the number is negative.
 
 
-def packed_counts(runs: NDArray[np.int64]) -> str:
+def _packed_counts(runs: NDArray[np.int64]) -> str:
     """Lengths of runs (R,) below 2^30 -> compressed run lengths."""
     numbers = runs.copy()
     numbers[3:] -= runs[1:-2]

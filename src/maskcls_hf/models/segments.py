@@ -27,7 +27,12 @@ NO_SEGMENT = -2  # annotated as part of no segment, such as the background of CO
 
 
 def void_id_of(num_labels: int) -> int:
-    """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class."""
+    """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class.
+
+    Example:
+        >>> void_id_of(150), void_id_of(1000)
+        (255, 65535)
+    """
     return 255 if num_labels <= 255 else 65535
 
 
@@ -53,10 +58,17 @@ class Segments:
 
     Raises:
         ValueError: the numbers of masks, classes, scores, ... differ.
+
+    Example:
+        >>> segments = Segments(class_labels=torch.tensor([1, 0]), masks=torch.tensor([[0, 0, 1], [0, VOID, 1]]))
+        >>> segments.semantic_map(void_id=255).tolist()
+        [[1, 1, 0], [1, 255, 0]]
+        >>> [mask.area for mask in segments.mask_runs]
+        [3, 2]
     """
 
     class_labels: Tensor
-    masks: Runs | Tensor | NDArray | Sequence[MaskRuns | Mapping[str, Any]]
+    masks: Runs | Tensor | NDArray[Any] | Sequence[MaskRuns | Mapping[str, Any]]
     is_crowd: Tensor = None  # type: ignore[assignment]  # always a tensor once made
     areas: Tensor | None = None
     scores: Tensor | None = None
@@ -154,7 +166,7 @@ class Segments:
     def run_lengths(self) -> list[dict[str, Any]]:
         """COCO's compressed run lengths (M,); a file can list many more segments than its map has pixels."""
         if not isinstance(self.masks, (Runs, Tensor)) and all(isinstance(mask, Mapping) for mask in self.masks):
-            return list(self.masks)  # type: ignore[arg-type]  # as they were read
+            return list(self.masks)  # as they were read
         empty = MaskRuns(self.size, *np.zeros((2, 0), dtype=np.int64)).rle()
         return [mask.rle() if mask.area else dict(empty) for mask in self.mask_runs]
 
@@ -222,7 +234,8 @@ class Segments:
     @property
     def records(self) -> list[dict[str, Any]]:
         """Of each segment its place as `id`, `label_id`, `area` in pixels, and `score` where there are scores; as
-        pictures need them beside the index map."""
+        pictures need them beside the index map.
+        """
         scores = [None] * len(self) if self.scores is None else self.scores.tolist()
         return [
             dict(id=place, label_id=label, area=mask.area) | ({} if score is None else dict(score=score))
@@ -263,7 +276,8 @@ class Segments:
     @property
     def pixels(self) -> Tensor:
         """What transforms of pixels need: the index map (1, H, W), or where segments overlap a stack of their masks
-        and, last, what is void: (M + 1, H, W) bool."""
+        and, last, what is void: (M + 1, H, W) bool.
+        """
         if not self.overlap:
             return self.index_map[None]
         pixels = self._stack(len(self) + 1)
@@ -287,7 +301,7 @@ class Segments:
     @classmethod
     def from_ids(
         cls,
-        pixels: Tensor | NDArray | Runs,
+        pixels: Tensor | NDArray[Any] | Runs,
         classes: Mapping[int, int | None],
         crowd_ids: Collection[int] = (),
         areas: Mapping[int, float] | None = None,
@@ -296,6 +310,8 @@ class Segments:
         """Of a map of ids (H, W) or its runs, or a stack of masks (M, H, W) bool whose ids are their places.
 
         Args:
+            pixels: the ids.
+            name: of the image, for messages.
             classes: id -> class; `VOID`: its pixels are unlabeled; None: they are in no segment. The segments come in
                 this order.
             crowd_ids: ids of crowd regions.
@@ -328,11 +344,22 @@ class Segments:
         )
 
     @classmethod
-    def from_class_map(cls, class_map: Tensor | NDArray | Runs, void_id: int | None = None, name: str = "") -> Segments:
+    def from_class_map(
+        cls, class_map: Tensor | NDArray[Any] | Runs, void_id: int | None = None, name: str = ""
+    ) -> Segments:
         """Of a map of classes (H, W) or its runs, each class a segment; `void_id` (None: -1) marks unlabeled pixels.
+
+        Args:
+            class_map: class id at each pixel.
+            void_id: value of unlabeled pixels.
+            name: of the image, for messages.
 
         Raises:
             ValueError: it is no map of integers.
+
+        Example:
+            >>> Segments.from_class_map(torch.tensor([[3, 3], [7, 255]]), void_id=255).class_labels
+            tensor([3, 7])
         """
         if not isinstance(class_map, Runs):
             ids = as_array(class_map)
@@ -350,6 +377,7 @@ class Segments:
         """Of what the image processor's post-processing or a `Predictor` gives for an image.
 
         Args:
+            name: of the image, for messages.
             found: a map of classes (H, W); or a dict with `segments_info`, records with `id`, `label_id` (and `score`),
                 and their pixels: `masks`, run lengths, or `segmentation`, a map of ids (H, W), a stack (M, H, W) of
                 masks or COCO's run lengths, one a record. Ids below 1 that `segments_info` lacks are no segment.
@@ -396,6 +424,9 @@ class Segments:
         neither.
 
         Args:
+            padded_size: height and width of the network's input.
+            device: of the result.
+            keep_emptied: also segments without a pixel.
             as_map: `mask_labels` (*padded_size) int32, the place of each pixel's segment, -1 in none, unless segments
                 overlap.
         """
@@ -445,7 +476,17 @@ class Segments:
     def semantic_targets(
         self, padded_size: tuple[int, int], void_id: int | None, num_labels: int | None, device: torch.device | str
     ) -> Tensor:
-        """Class ids (*padded_size) int64; void, no segment and padding are `void_id`, which must be no class."""
+        """Class ids (*padded_size) int64; void, no segment and padding are `void_id`, which must be no class.
+
+        Args:
+            padded_size: height and width of the network's input.
+            void_id: value of pixels without a class.
+            num_labels: K, where it is known.
+            device: of the result.
+
+        Raises:
+            ValueError: `void_id` is None, negative, or a class.
+        """
         is_class = void_id is not None and bool((self.class_labels[~self.is_crowd] == void_id).any())
         if void_id is None or void_id < 0 or void_id < (num_labels or 0) or is_class:
             raise ValueError(
@@ -478,7 +519,7 @@ def _as_map(masks: Tensor) -> Tensor:
     return torch.where(masks, places + 1, 0).sum(0, dtype=torch.int32) - 1
 
 
-def _table(of_places: NDArray, dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray:
+def _table(of_places: NDArray[Any], dtype: Any, no_segment: Any = NO_SEGMENT, void: Any = VOID) -> NDArray[Any]:
     """(M,) -> (M + 2,), which an index map can be looked up in: places -2 and -1 are the last two."""
     return np.concatenate([of_places, [no_segment, void]]).astype(dtype)
 
@@ -528,6 +569,10 @@ def read_segments(
     """What a user gives as labels for a batch, or `Segments` -> checked segments of each image.
 
     Args:
+        segmentation_maps: as of the image processor.
+        id_to_class: its `instance_id_to_semantic_id`.
+        class_labels: as of the image processor.
+        rules: what label values mean.
         image_sizes: (height, width) that the labels must have.
         new_sizes: of the result; the label values are resized, each pixel to the one under its center.
     """

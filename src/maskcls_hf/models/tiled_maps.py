@@ -27,6 +27,7 @@ class TiledMaps(PlainMaps):
     """As `PlainMaps`; another class or query only where the best scores tie to the rounding of float32."""
 
     def semantic_map(self, class_probs: Tensor, mask_logits: Tensor, resize: str) -> Tensor:
+        """As of `PlainMaps`."""
         by_class = class_probs.T.contiguous()  # (K, N)
         segmentation = torch.empty(self.sizes.target, dtype=torch.int64, device="cpu")
         if not len(mask_logits):
@@ -34,24 +35,24 @@ class TiledMaps(PlainMaps):
 
         def write(block: Block) -> None:
             cells = block.window(mask_logits)  # (N, y, x)
-            bounds = [torch.tensordot(by_class, bound.sigmoid(), 1) for bound in cell_min_max(cells)]  # (K, y, x) each
-            can_win = block.tile_max(max_margin(*bounds)) >= 0  # (K, T)
+            bounds = [torch.tensordot(by_class, bound.sigmoid(), 1) for bound in _cell_min_max(cells)]  # (K, y, x) each
+            can_win = block.tile_max(_max_margin(*bounds)) >= 0  # (K, T)
             index = block.filled_with(can_win.byte().argmax(0))
             rows = block.to_padded_rows_of_all(cells)
             for pairs in block.groups(can_win & (can_win.sum(0) > 1), block.padded_area, len(mask_logits)):
                 logits = block.to_padded_of_all(rows, pairs.tiles)  # (U, x, y, N)
                 if resize == "logits":
-                    bounds = [pairs.scores(by_class, bound.sigmoid()) for bound in cell_min_max(logits)]
-                    pairs, _ = pairs.kept(tile_candidates(*bounds)[pairs.place, pairs.rank])
+                    bounds = [pairs.scores(by_class, bound.sigmoid()) for bound in _cell_min_max(logits)]
+                    pairs, _ = pairs.kept(_tile_candidates(*bounds)[pairs.place, pairs.rank])
                     logits = block.to_target_of_all(block.to_padded_of_all(rows, pairs.tiles), pairs.tiles)
                     scores = pairs.scores(by_class, logits.sigmoid_())[pairs.place, pairs.rank]  # (P, W, H)
                 else:
                     of_tiles = pairs.scores(by_class, logits.sigmoid_())  # (U, ranks, x, y)
                     bounds = [
                         bound.view(*of_tiles.shape[:2], *bound.shape[1:])
-                        for bound in cell_min_max(of_tiles.flatten(0, 1))
+                        for bound in _cell_min_max(of_tiles.flatten(0, 1))
                     ]
-                    left, kept = pairs.kept(tile_candidates(*bounds)[pairs.place, pairs.rank])
+                    left, kept = pairs.kept(_tile_candidates(*bounds)[pairs.place, pairs.rank])
                     scores = of_tiles[pairs.place[kept], pairs.rank[kept]]  # (P, x, y)
                     pairs, scores = left, block.to_target(scores.mT, left.tile).mT  # (P, W, H)
                 index[pairs.tiles] = pairs.argmax(scores).mT
@@ -61,16 +62,17 @@ class TiledMaps(PlainMaps):
         return segmentation
 
     def per_pixel_map(self, logits: Tensor) -> Tensor:
+        """As of `PlainMaps`."""
         segmentation = torch.empty(self.sizes.target, dtype=torch.int64, device="cpu")
 
         def write(block: Block) -> None:
             cells = block.window(logits)  # (K, y, x)
-            can_win = block.tile_max(max_margin(*cell_min_max(cells))) >= 0  # (K, T)
+            can_win = block.tile_max(_max_margin(*_cell_min_max(cells))) >= 0  # (K, T)
             index = block.filled_with(can_win.byte().argmax(0))
             rows = block.to_padded_rows(cells)
             for pairs in block.groups(can_win & (can_win.sum(0) > 1), block.padded_area):
                 scores = block.to_padded(rows, pairs)  # (P, y, x)
-                pairs, kept = pairs.that_can_win(*cell_min_max(scores))
+                pairs, kept = pairs.that_can_win(*_cell_min_max(scores))
                 index[pairs.tiles] = pairs.argmax(block.to_target(scores[kept], pairs.tile))
             block.write(segmentation, index)
 
@@ -78,14 +80,15 @@ class TiledMaps(PlainMaps):
         return segmentation
 
     def assign_pixels(self, scores: Tensor, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As of `PlainMaps`."""
         winners = torch.empty(self.sizes.target, dtype=torch.int32, device="cpu")
         weights = scores[:, None, None]
 
         def write(block: Block) -> Tensor:
             """The areas (n,) of masks in the block."""
             cells = block.window(mask_logits)  # (n, y, x)
-            least, most = cell_min_max(cells)
-            can_win = block.tile_max(max_margin(least.sigmoid() * weights, most.sigmoid() * weights)) >= 0  # (n, T)
+            least, most = _cell_min_max(cells)
+            can_win = block.tile_max(_max_margin(least.sigmoid() * weights, most.sigmoid() * weights)) >= 0  # (n, T)
             least, most = -block.tile_max(-least), block.tile_max(most)  # (n, T) each
             crossed = (least < mask_logit) & (most >= mask_logit)  # by the outline of a mask
             areas = ((least >= mask_logit) * block.areas).sum(1).float()  # in tiles without their outline
@@ -94,7 +97,7 @@ class TiledMaps(PlainMaps):
             rows = block.to_padded_rows(cells)
             for pairs in block.groups((can_win | crossed) & undecided, block.padded_area):
                 logits = block.to_padded(rows, pairs)  # (P, y, x)
-                bounds = cell_min_max(logits.sigmoid() * weights[pairs.channel])
+                bounds = _cell_min_max(logits.sigmoid() * weights[pairs.channel])
                 pairs, kept = pairs.that_can_win(*bounds, or_kept=crossed)
                 logits = block.to_target(logits[kept], pairs.tile)  # (P, H, W)
                 inside = block.existing(torch.ge(logits, mask_logit, out=torch.empty_like(logits)), pairs.tile)
@@ -107,6 +110,8 @@ class TiledMaps(PlainMaps):
         return winners, winners.flatten().bincount(minlength=len(scores)), mask_areas.long()
 
     def mask_areas(self, mask_logits: Tensor, mask_logit: float) -> tuple[Tensor, Tensor]:
+        """As of `PlainMaps`."""
+
         def measure(block: Block) -> Tensor:
             """Areas and sums of probabilities (2, n) in the block."""
             sums = torch.zeros(2, len(mask_logits), dtype=torch.float64, device="cpu")
@@ -119,6 +124,7 @@ class TiledMaps(PlainMaps):
         return areas.long(), prob_sums
 
     def masks(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         masks = torch.zeros(len(mask_logits), *self.sizes.target, dtype=torch.bool, device="cpu")
 
         def write(block: Block) -> None:
@@ -130,6 +136,7 @@ class TiledMaps(PlainMaps):
         return masks
 
     def instance_map(self, mask_logits: Tensor, mask_logit: float) -> Tensor:
+        """As of `PlainMaps`."""
         ids = torch.zeros(self.sizes.target, dtype=torch.int32, device="cpu")
 
         def write(block: Block) -> None:
@@ -142,18 +149,19 @@ class TiledMaps(PlainMaps):
         return ids
 
 
-def _present(block: "Block", mask_logits: Tensor, mask_logit: float) -> Iterator[tuple["TilePairs", Tensor, Tensor]]:
+def _present(block: "Block", mask_logits: Tensor, mask_logit: float) -> Iterator[tuple["_TilePairs", Tensor, Tensor]]:
     """Masks with the tiles of a block where they can have pixels, their logits there (P, H, W), and which are inside
-    (P, H, W), as 0 and 1."""
+    (P, H, W), as 0 and 1.
+    """
     cells = block.window(mask_logits)  # (n, y, x)
     rows = block.to_padded_rows(cells)
-    for pairs in block.groups(block.tile_max(cell_min_max(cells)[1]) > mask_logit, math.prod(block.size)):
+    for pairs in block.groups(block.tile_max(_cell_min_max(cells)[1]) > mask_logit, math.prod(block.size)):
         logits = block.to_target(block.to_padded(rows, pairs), pairs.tile)
         inside = torch.gt(logits, mask_logit, out=torch.empty_like(logits))
         yield pairs, logits, block.existing(inside, pairs.tile)
 
 
-class TilePairs:
+class _TilePairs:
     """Pairs of a channel and a tile where it can win: first the first one of each tile, then the second ones, ...
 
     Tiles with most pairs come first, so that those that have an r-th pair are the first ones.
@@ -179,9 +187,10 @@ class TilePairs:
         """Of values (P, ...) those of the first pairs of the tiles (U, ...), then of the second ones, ..."""
         return iter(values.split(self.sizes))
 
-    def that_can_win(self, least: Tensor, most: Tensor, or_kept: Tensor | None = None) -> tuple["TilePairs", Tensor]:
+    def that_can_win(self, least: Tensor, most: Tensor, or_kept: Tensor | None = None) -> tuple["_TilePairs", Tensor]:
         """By bounds of their scores at some places (P, y, x): the pairs that can win at one (or are in (C, T) bool),
-        and their indices among these pairs."""
+        and their indices among these pairs.
+        """
         first, *others = self.by_rank(least)
         highest = first.clone()  # (U, y, x)
         for other in others:
@@ -189,18 +198,19 @@ class TilePairs:
         can_win = (most - highest[self.place]).amax((1, 2)) >= 0
         return self.kept(can_win if or_kept is None else can_win | or_kept[self.channel, self.tile])
 
-    def kept(self, kept: Tensor) -> tuple["TilePairs", Tensor]:
+    def kept(self, kept: Tensor) -> tuple["_TilePairs", Tensor]:
         """The pairs that are kept (P,) bool, and their indices among these pairs."""
         chosen = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         chosen[self.channel[kept], self.tile[kept]] = True
         index = torch.empty(self.shape, dtype=torch.int64, device="cpu")
         index[self.channel, self.tile] = torch.arange(len(self), device="cpu")
-        left = TilePairs(chosen)
+        left = _TilePairs(chosen)
         return left, index[left.channel, left.tile]
 
     def argmax(self, scores: Tensor) -> Tensor:
         """Scores (P, y, x) -> the channel of the greatest in each tile (U, y, x), the first of equals, as floats: to
-        compare into floats and to mix by them is many times as fast as masks of bool. The scores are overwritten."""
+        compare into floats and to mix by them is many times as fast as masks of bool. The scores are overwritten.
+        """
         (best, *others), (first, *channels) = self.by_rank(scores), self.by_rank(self.channel.float()[:, None, None])
         index, greater = torch.empty_like(best), torch.empty_like(best)  # laid out as the scores, which may be a .mT
         index.copy_(first)
@@ -221,20 +231,23 @@ class TilePairs:
 
     def scores(self, by_class: Tensor, probs: Tensor) -> Tensor:
         """(U, ranks, x, y): class probabilities (K, N) times mask probabilities in the tiles of the pairs (U, x, y, N).
-        What has no pair is the score of class 0."""
+
+        What has no pair is the score of class 0.
+        """
         classes = torch.zeros(len(self.tiles), len(self.sizes), dtype=torch.int64, device="cpu")
         classes[self.place, self.rank] = self.channel
         return torch.bmm(by_class[classes], probs.flatten(1, 2).mT).unflatten(2, probs.shape[1:3])
 
 
-def max_margin(least: Tensor, most: Tensor) -> Tensor:
+def _max_margin(least: Tensor, most: Tensor) -> Tensor:
     """Bounds of C scores at some places (C, y, x) -> how far each can be ahead (C, y, x); below 0 it cannot win."""
     return most - least.amax(0)
 
 
-def cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
+def _cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
     """Values at pixels (C, y, x, ...) -> the least and the greatest of four neighbors (C, y - 1, x - 1, ...): bounds of
-    what is interpolated between them. An axis with a single pixel stays as it is."""
+    what is interpolated between them. An axis with a single pixel stays as it is.
+    """
     least = most = values
     for dim in (1, 2):
         if (pairs := values.shape[dim] - 1) > 0:
@@ -243,7 +256,7 @@ def cell_min_max(values: Tensor) -> tuple[Tensor, Tensor]:
     return least, most
 
 
-def tile_candidates(least: Tensor, most: Tensor) -> Tensor:
+def _tile_candidates(least: Tensor, most: Tensor) -> Tensor:
     """Bounds of C scores at some places of each tile (U, C, y, x) -> which can win at any of them (U, C)."""
     return (most - least.amax(1, keepdim=True)).amax((2, 3)) >= 0
 
@@ -259,6 +272,7 @@ class TileAxis(NamedTuple):
 
     @classmethod
     def of(cls, logits: int, padded: int, valid: int, target: int) -> "TileAxis":
+        """Of an axis with so many cells, padded pixels, pixels of the image in them, and pixels of the target."""
         length = min(max(TILE * target // valid, 1), LARGEST_TILE)
         count = math.ceil(target / length)
         length = math.ceil(target / count)
@@ -308,9 +322,15 @@ class Block:
             slice(left, left + int(start[-1]) + columns.to_padded.shape[1]),
         )
 
-    def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[TilePairs]:
+    def groups(self, chosen: Tensor, area: int, channels: int = 0) -> Iterator[_TilePairs]:
         """The pairs that are chosen (C, T), in groups of tiles that hold about `GROUP` values, if each pair holds
-        `area`, and so do `channels` more of each tile."""
+        `area`, and so do `channels` more of each tile.
+
+        Args:
+            chosen: (C, T) bool.
+            area: values of a pair.
+            channels: values of a tile beside its pairs, in areas.
+        """
         counts, values = chosen.sum(0).tolist(), 0
         group: list[int] = []
         for tile, count in enumerate([*counts, None]):
@@ -318,7 +338,7 @@ class Block:
             if group and (count is None or values + added > GROUP):
                 of_group = torch.zeros(self.count, dtype=torch.bool, device="cpu")
                 of_group[group] = True
-                yield TilePairs(chosen & of_group)
+                yield _TilePairs(chosen & of_group)
                 group, values = [], 0
             if count:
                 group.append(tile)
@@ -329,7 +349,7 @@ class Block:
         return maps[:, self.source[0], self.source[1]]
 
     def tile_max(self, bounds: Tensor) -> Tensor:
-        """The greatest in each tile (C, T) of the bounds that `cell_min_max` makes of the window."""
+        """The greatest in each tile (C, T) of the bounds that `_cell_min_max` makes of the window."""
         width = max(1, self.to_padded_columns.shape[1] - 1)
         return bounds.amax(1).unfold(1, width, 1)[:, self.cells].amax(2)
 
@@ -337,7 +357,7 @@ class Block:
         """The window (C, y, x) at the rows of the padded size (C, Y, x)."""
         return self.rows_to_padded @ cells
 
-    def to_padded(self, rows: Tensor, pairs: TilePairs) -> Tensor:
+    def to_padded(self, rows: Tensor, pairs: _TilePairs) -> Tensor:
         """What `to_padded_rows` gave, at those padded pixels that the tiles of pairs depend on (P, Y, X)."""
         windows = rows.unfold(2, self.to_padded_columns.shape[1], 1)[pairs.channel, :, self.cells[pairs.tile]]
         return torch.bmm(windows, self.to_padded_columns[pairs.tile])
@@ -386,7 +406,13 @@ class Block:
         out[rows, columns] = of_row[: rows.stop - rows.start, : columns.stop - columns.start]
 
     def write_tile(self, out: Tensor, tile: int, values: Tensor) -> None:
-        """The pixels of one tile (H, W) into the map of the whole image."""
+        """The pixels of one tile (H, W) into the map of the whole image.
+
+        Args:
+            out: (H, W), written to.
+            tile: its number in the block.
+            values: of a whole tile, also where it stands out of the map.
+        """
         rows, columns = self.area
         start = columns.start + tile * self.size[1]
         area = out[rows, start : min(start + self.size[1], columns.stop)]

@@ -59,7 +59,12 @@ class PixelLogits(NamedTuple):
 
 
 def layer_suffix(index: int, layers: int) -> str:
-    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others."""
+    """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others.
+
+    Example:
+        >>> [layer_suffix(index, 3) for index in range(3)]
+        ['_0', '_1', '']
+    """
     return "" if index == layers - 1 else f"_{index}"
 
 
@@ -79,7 +84,7 @@ class StandardTransformerDecoder(nn.Module):
     Every layer's output goes through the final norm, not only the last one's: the inner layers are supervised too.
     """
 
-    def __init__(self, config, in_channels: int):
+    def __init__(self, config: Any, in_channels: int):
         super().__init__()
         size = config.hidden_size
         self.input_projection = nn.Conv2d(in_channels, size, 1) if in_channels != size else nn.Identity()
@@ -96,6 +101,13 @@ class StandardTransformerDecoder(nn.Module):
         predict: Callable[[Tensor, PixelFeatures], SegmentLogits] | None = None,
         output_attentions: bool = False,
     ) -> DecoderOutput:
+        """Segment embeddings of every layer.
+
+        Args:
+            features: of the pixel decoder; of these, the context is looked at.
+            predict: of no use to this decoder.
+            output_attentions: return the weights too.
+        """
         context_map = self.input_projection(features.context)  # (B, C, H/32, W/32)
         region = features.region
         inside = None if region is None else region.mask_at(*context_map.shape[-2:])
@@ -124,7 +136,7 @@ class MaskedAttentionTransformerDecoder(nn.Module):
     Predictions are made before the first layer too: the segment embeddings are one more than the layers.
     """
 
-    def __init__(self, config, in_channels: int, levels: int = 3):
+    def __init__(self, config: Any, in_channels: int, levels: int = 3):
         super().__init__()
         size, in_channels = config.hidden_size, config.fpn_feature_size
         self.input_projections = nn.ModuleList(
@@ -145,6 +157,16 @@ class MaskedAttentionTransformerDecoder(nn.Module):
         predict: Callable[..., SegmentLogits] | None = None,
         output_attentions: bool = False,
     ) -> DecoderOutput:
+        """Segment embeddings before the first layer and of every layer.
+
+        Args:
+            features: of the pixel decoder; the scales of its pyramid are looked at.
+            predict: the segmentation module, which makes the masks of the attention.
+            output_attentions: return the weights too.
+
+        Raises:
+            ValueError: `predict` is missing, or the pyramid has fewer scales than the decoder.
+        """
         if predict is None:
             raise ValueError(
                 "Masked attention looks at predicted masks: call MaskClsForUniversalSegmentation, or give its "
@@ -176,7 +198,8 @@ class MaskedAttentionTransformerDecoder(nn.Module):
 
     def level(self, number: int, features: PixelFeatures) -> tuple[tuple[int, int], Tensor, Tensor, Tensor | None]:
         """Size (h, w) of a scale, its features without and with positions (B, h * w, C), and where they are image
-        (B, 1, h * w)."""
+        (B, 1, h * w).
+        """
         maps = self.input_projections[number](features.pyramid[number])  # (B, C, h, w)
         height, width = maps.shape[2:]
         inside = None if features.region is None else features.region.mask_at(height, width)

@@ -19,6 +19,19 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
 
     At most `waiting` results are being made or wait to be taken; only the calling thread takes `items`. Closing the
     iterator waits for what has begun.
+
+    Args:
+        function: run in the threads.
+        items: what it is called with.
+        threads: how many.
+        waiting: how many results at most.
+
+    Returns:
+        The results in the order of the items, as an iterator.
+
+    Example:
+        >>> list(ahead(abs, [-1, 2, -3], threads=2, waiting=4))
+        [1, 2, 3]
     """
     results: deque[Future[Result]] = deque()
 
@@ -39,7 +52,12 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
 
 
 def in_order(items: Iterable[Item], number_of: Callable[[Item], int]) -> Iterator[Item]:
-    """Items numbered 0, 1, ... in the order of their numbers."""
+    """Items numbered 0, 1, ... in the order of their numbers.
+
+    Example:
+        >>> list(in_order([2, 0, 1], number_of=lambda item: item))
+        [0, 1, 2]
+    """
     early: dict[int, Item] = {}
     following = 0
     for item in items:

@@ -8,16 +8,30 @@ from pathlib import Path
 
 
 def require_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> None:
+    """Raise `FileNotFoundError`, as [`no_folder`], for what is no folder.
+
+    Args:
+        path: where it should be.
+        kind: what it is, for the message.
+        available: names of folders that there are.
+    """
     if not path.is_dir():
         raise no_folder(path, kind, available)
 
 
 def no_folder(path: Path, kind: str, available: Iterable[str] | None = None) -> FileNotFoundError:
+    """The error for a folder that is not there.
+
+    Args:
+        path: where it should be.
+        kind: what it is, for the message.
+        available: names of folders that there are, which the message lists. None: it lists none.
+    """
     hint = f" There are: {', '.join(sorted(available)) or 'none'}." if available is not None else ""
     return FileNotFoundError(f"No {kind} folder {path}.{hint}")
 
 
-def require_model_place(name: str | os.PathLike) -> None:
+def require_model_place(name: str | os.PathLike[str]) -> None:
     """ValueError for what is neither a folder nor a possible name on the Hub."""
     text = os.fspath(name)
     if os.path.isdir(text):

@@ -15,9 +15,10 @@ JOINERS = "\u200c\u200d"  # which some scripts are written with
 
 
 def printable(text: object, keep_lines: bool = False) -> str:
-    """One line in which nothing moves the cursor, changes direction or ends the line: `\\x1b`, `\\u202e`, `\\n`.
+    r"""One line in which nothing moves the cursor, changes direction or ends the line: `\x1b`, `\u202e`, `\n`.
 
     Args:
+        text: anything that has a text.
         keep_lines: line breaks stay, for a message of several lines.
     """
 
@@ -39,6 +40,7 @@ def markdown(text: object, links: bool = False) -> str:
     """Text for a paragraph, a list, a heading, an alt text or a table's cell of Markdown.
 
     Args:
+        text: anything that has a text.
         links: addresses stay what readers can follow; for prose of the card's author.
     """
 
@@ -52,7 +54,12 @@ def markdown(text: object, links: bool = False) -> str:
 
 
 def markdown_code(text: object) -> str:
-    """Text as a code span of Markdown."""
+    """Text as a code span of Markdown.
+
+    Example:
+        >>> markdown_code("num_queries")
+        '`num_queries`'
+    """
     text = printable(text)
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     space = " " if "`" in text or not text.strip() else ""
@@ -60,7 +67,12 @@ def markdown_code(text: object) -> str:
 
 
 def percent(score: float | None, digits: int = 1) -> str:
-    """A score, from 0 to 1, in per cent; "-" where there is none."""
+    """A score, from 0 to 1, in per cent; "-" where there is none.
+
+    Example:
+        >>> percent(0.4567), percent(None)
+        ('45.7', '-')
+    """
     return "-" if score is None or math.isnan(score) else f"{100 * score:.{digits}f}"
 
 
@@ -75,5 +87,6 @@ class PlainConsole(Console):
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:
+        """As in rich, of printable characters."""
         return super().render_str(printable(text, keep_lines=True), **options)

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 
 @contextmanager
-def verbosity_kept() -> Iterator[None]:
+def _verbosity_kept() -> Iterator[None]:
     """Afterwards transformers' verbosity is as before, whoever changes it inside."""
     verbosity = logging.get_verbosity()
     try:
@@ -22,20 +22,22 @@ def verbosity_kept() -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' reports of loading: what matters in them is raised as an error."""
-    with verbosity_kept():
+    with _verbosity_kept():
         logging.set_verbosity(logging.CRITICAL)
         yield
 
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Without the bars of transformers and huggingface_hub (of loading, saving and downloading weights). The verbosity
-    is afterwards as before too: Trainer sets it in all processes but the main one."""
+    """Without the bars of transformers and huggingface_hub (of loading, saving and downloading weights).
+
+    The verbosity is afterwards as before too: Trainer sets it in all processes but the main one.
+    """
     shown, hub_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
     if shown:
         logging.disable_progress_bar()
     try:
-        with verbosity_kept():
+        with _verbosity_kept():
             yield
     finally:
         if shown:

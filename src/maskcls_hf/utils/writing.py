@@ -122,6 +122,8 @@ def written(what: str, folder: str | Path, scratch: Path | None = None) -> Itera
     """Inside, `what` is written to `folder`; other files may be read.
 
     Args:
+        what: such as "The model", for messages.
+        folder: that it is written to.
         scratch: temporary folder for that, whose files may be tried out to find the cause.
 
     Raises:

@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[str, tuple[int, int]] = {}  # of the others, in values and in levels
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self._open:
                 raise _problem(f"the alias *{event.anchor} stands in what it stands for", event)
@@ -100,7 +100,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)  # type: ignore[no-untyped-call]
+            return super().construct_object(node, deep)
         except (ValueError, LookupError) as error:  # `!!bool x`, `0x_`
             raise _problem(f"{str(node.value)[:50]!r} is no value of its type ({error})", node) from error
 
@@ -136,6 +136,7 @@ def parse_yaml(text: str, doubled: list[str] | None = None) -> Any:
     """The values of one document; None where there is none.
 
     Args:
+        text: of one document.
         doubled: where given, keys of the whole document whose values are mappings may stand twice, if these do not
             contradict each other: they count as one, and what is wrong is added to this list.
 
@@ -143,7 +144,7 @@ def parse_yaml(text: str, doubled: list[str] | None = None) -> Any:
         ValueError: no valid YAML; says in one line what is wrong, and where.
     """
     try:
-        return _Loader(text, doubled).get_single_data()  # type: ignore[no-untyped-call]
+        return _Loader(text, doubled).get_single_data()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
@@ -167,4 +168,5 @@ def read_yaml(path: str | Path, doubled: list[str] | None = None) -> Any:
 
 def dump_yaml(values: Any) -> str:
     """`values` as [`parse_yaml`] reads them, in their order."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return text

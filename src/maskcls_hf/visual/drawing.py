@@ -39,7 +39,22 @@ def distinct_colors() -> Iterator[Color]:
 
 
 def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_class: Iterable[int]) -> list[Color]:
-    """A color for each segment: that of its class, the same in all images, for `one_per_class`; else its own."""
+    """A color for each segment: that of its class, the same in all images, for `one_per_class`; else its own.
+
+    Args:
+        segments: records with `label_id`.
+        num_labels: K.
+        one_per_class: ids of classes.
+
+    Returns:
+        Red, green and blue in 0..255 of each segment.
+
+    Example:
+        >>> segments = [{"label_id": 0}, {"label_id": 1}, {"label_id": 1}]
+        >>> colors = segment_colors(segments, num_labels=2, one_per_class=[0])
+        >>> len(set(colors))
+        3
+    """
     colors = distinct_colors()
     of_class = [next(colors) for _ in range(num_labels)]
     shared = set(one_per_class)
@@ -47,14 +62,21 @@ def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_
 
 
 def color_map(ids: NDArray[Any], segments: Sequence[dict[str, Any]], colors: Sequence[Color]) -> NDArray[np.uint8]:
-    """ids (H, W) of `segments` -> (H, W, 3), black where there is no segment."""
-    index, numbers = small_index(ids)
+    """Ids (H, W) of `segments` -> (H, W, 3), black where there is no segment.
+
+    Args:
+        ids: the id of the segment at each pixel.
+        segments: records with `id`.
+        colors: one for each segment.
+    """
+    index, numbers = _small_index(ids)
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.uint8)
-    return palette[index]
+    colored: NDArray[np.uint8] = palette[index]
+    return colored
 
 
-def small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
+def _small_index(ids: NDArray[Any]) -> tuple[NDArray[Any], list[int]]:
     """A map of ids (H, W) as places in a list of numbers, which holds all of its ids."""
     low, high = (int(bound) for bound in (ids.min(), ids.max()))
     if high - low < PALETTE:
@@ -76,11 +98,13 @@ def outlines(ids: NDArray[Any], width: int) -> NDArray[np.bool_]:
 
 
 class LegendRow(NamedTuple):
+    """A line of a legend: its text, and the colors of its swatch."""
+
     text: str
     colors: list[Color]
 
 
-def legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], names: dict[int, str]) -> list[LegendRow]:
+def _legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], names: dict[int, str]) -> list[LegendRow]:
     """One row a class, largest area first, with the number of its segments where there are several."""
     area: dict[int, int] = {}
     found: dict[int, list[Color]] = {}
@@ -96,7 +120,12 @@ def legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], nam
 
 
 def shortened(name: str) -> str:
-    """A name on one line that is no wider than a picture should become."""
+    """A name on one line that is no wider than a picture should become.
+
+    Example:
+        >>> shortened("nucleus")
+        'nucleus'
+    """
     name = printable(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 3]}..."
 
@@ -112,17 +141,25 @@ def draw_overlay(
     """`image` (H, W, 3) with its `segments` filled and outlined, small images enlarged; on the right the legend.
 
     Args:
+        image: of the same size as `ids`.
+        legend: whether there is one.
         ids: (H, W), the id of the segment at each pixel; ids that no segment has stay as they are.
         segments: records with `id`, `label_id`, `area`.
         colors: one for each segment.
         names: label_id -> name. Segments of a class "background" are not drawn: they would veil the image.
+
+    Example:
+        >>> ids, segments = np.array([[1, 1], [0, 0]]), [{"id": 1, "label_id": 0, "area": 2}]
+        >>> colors = segment_colors(segments, 1, ())
+        >>> draw_overlay(np.zeros((2, 2, 3), np.uint8), ids, segments, colors, {0: "nucleus"}, legend=False).size
+        (640, 640)
     """
     shown = [names[segment["label_id"]].lower() != "background" for segment in segments]
     segments, colors = list(compress(segments, shown)), list(compress(colors, shown))
     factor = max(1, math.ceil(SMALLEST_EDGE / max(ids.shape)))
     size = (ids.shape[1] * factor, ids.shape[0] * factor)
     pixels = np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))  # (H, W, 3)
-    index, numbers = small_index(ids)
+    index, numbers = _small_index(ids)
     index = index.repeat(factor, 0).repeat(factor, 1) if factor > 1 else index
     of_id = {segment["id"]: color for segment, color in zip(segments, colors, strict=True)}
     palette = np.array([of_id.get(number, (0, 0, 0)) for number in numbers], dtype=np.float32)
@@ -135,7 +172,7 @@ def draw_overlay(
         mixed = pixels[rows] * (1 - alpha[..., None]) + palette[index[rows]] * alpha[..., None]
         pixels[rows] = mixed.round()
     blended = Image.fromarray(pixels)
-    return beside(blended, legend_rows(segments, colors, names)) if legend and segments else blended
+    return beside(blended, _legend_rows(segments, colors, names)) if legend and segments else blended
 
 
 def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
@@ -153,12 +190,12 @@ def beside(picture: Image.Image, rows: list[LegendRow]) -> Image.Image:
     left = picture.width + margin
     for index, row in enumerate(rows):
         top = margin + index * line
-        draw_swatch(draw, row.colors, (left, top, swatch))
+        _draw_swatch(draw, row.colors, (left, top, swatch))
         draw.text((left + swatch + margin * 0.7, top + swatch / 2), row.text, fill=TEXT, font=font, anchor="lm")
     return sheet
 
 
-def draw_swatch(draw: ImageDraw.ImageDraw, colors: list[Color], square: tuple[int, int, int]) -> None:
+def _draw_swatch(draw: ImageDraw.ImageDraw, colors: list[Color], square: tuple[int, int, int]) -> None:
     """A square (left, top, edge), in stripes where a class has several colors."""
     left, top, edge = square
     shown = colors[:4]
