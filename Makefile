@@ -47,7 +47,7 @@ conformance: $(STAMP)  ## transformers' own tests on our classes, beside transfo
 	$(CONFORMANCE)
 
 docs: $(STAMP)  ## the documentation as a site, into build/site; a warning is an error
-	$(MKDOCS) build --strict --quiet
+	$(MKDOCS) build --strict
 
 docs-serve: $(STAMP)  ## the same at http://127.0.0.1:8000, made anew when a page changes
 	$(MKDOCS) serve

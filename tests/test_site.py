@@ -65,7 +65,7 @@ def site(tmp_path_factory) -> Path:
     pytest.importorskip("material", reason="needs the extra `docs`")
     pytest.importorskip("mkdocstrings", reason="needs the extra `docs`")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(out)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
     assert built.returncode == 0, built.stdout + built.stderr
     return out

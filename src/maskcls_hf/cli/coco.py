@@ -38,7 +38,7 @@ def map_image(result: Segments, task: Task, colors: Sequence[Color], num_labels:
 def color_id(color: Color) -> int:
     """The id that COCO reads from a pixel of a panoptic PNG.
 
-    Example:
+    Examples:
         >>> color_id((7, 1, 0))
         263
     """

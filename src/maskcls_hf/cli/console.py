@@ -184,7 +184,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         RuntimeError: no such device.
 
-    Example:
+    Examples:
         >>> choose_device("cpu")
         device(type='cpu')
     """

@@ -251,7 +251,7 @@ def output_names(paths: Sequence[Path], known: Mapping[str, str] | None = None) 
         paths: of images.
         known: names that stay, by [`source_of`].
 
-    Example:
+    Examples:
         >>> output_names([Path("a/one.png"), Path("b/One.jpg"), Path("two.png")])
         ['one', 'One_2', 'two']
     """
@@ -277,7 +277,7 @@ def _compared(name: str) -> str:
 def file_name(stem: str) -> str:
     """A stem that is one on every system.
 
-    Example:
+    Examples:
         >>> file_name("what?"), file_name("con")
         ('what_', 'con_')
     """

@@ -142,7 +142,7 @@ def thresholds(
         mask_threshold: probability from which a pixel is in a mask, 0 to 1.
         overlap_threshold: of panoptic maps: the part of its area that a segment must keep, 0 to 1.
 
-    Example:
+    Examples:
         >>> thresholds("panoptic", 0.7, None, 0.9)
         {'threshold': 0.7, 'overlap_mask_area_threshold': 0.9}
     """

@@ -215,7 +215,7 @@ def swin_modules(backbone: PreTrainedConfig) -> dict[str, str]:
 def rename(name: str, modules: Mapping[str, str]) -> str:
     """`name` with its longest prefix that `modules` knows replaced.
 
-    Example:
+    Examples:
         >>> rename("model.backbone.stem.weight", {"model.backbone": "encoder"})
         'encoder.stem.weight'
     """

@@ -79,7 +79,7 @@ def pairs_from_detections(
         ValueError: no image, a label outside the classes, a score or a mask outside 0 to 1, sizes that do not belong
             together; names the image.
 
-    Example:
+    Examples:
         >>> found = {"labels": torch.tensor([1]), "scores": torch.tensor([0.9]), "masks": torch.ones(1, 4, 4)}
         >>> outputs = pairs_from_detections([found], num_labels=2)
         >>> outputs.class_queries_logits.shape, outputs.original_sizes.tolist()
@@ -132,7 +132,7 @@ def pairs_from_logits(
     Raises:
         ValueError: another shape, a single class, NaN or infinite logits, sizes of another number of images.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import MaskClsImageProcessor
         >>> logits = torch.tensor([[[[2.0, -1.0]], [[0.0, 3.0]]]])  # (B, K, h, w)
         >>> MaskClsImageProcessor().post_process_semantic_segmentation(pairs_from_logits(logits))[0].tolist()

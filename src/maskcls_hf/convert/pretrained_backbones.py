@@ -68,9 +68,10 @@ class LoadedWeights(NamedTuple):
     """What was loaded into a backbone.
 
     Args:
-        loaded: names of the tensors that the backbone now has from the checkpoint.
-        parameters: how many numbers they are.
-        new: names of the tensors that no classifier has, such as norms of the feature maps; they start afresh.
+        loaded (`list[str]`): names of the tensors that the backbone now has from the checkpoint.
+        parameters (`int`): how many numbers they are.
+        new (`list[str]`): names of the tensors that no classifier has, such as norms of the feature
+            maps; they start afresh.
     """
 
     loaded: list[str]

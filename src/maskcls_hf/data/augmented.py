@@ -63,7 +63,7 @@ class EpochSampler(Sampler[tuple[int, ...]]):
     Raises:
         ValueError: `repeats` is not one number of at least 0 for each image, or all are 0.
 
-    Example:
+    Examples:
         >>> sampler = EpochSampler(3, seed=0, shuffle=False, repeats=[1, 2, 0])
         >>> sampler.set_epoch(5)
         >>> list(sampler)
@@ -113,7 +113,7 @@ def repeats_by_area(sizes: Sequence[tuple[int, int]], side: int) -> list[int]:
     Raises:
         ValueError: `side` is below 1.
 
-    Example:
+    Examples:
         >>> repeats_by_area([(300, 300), (1000, 1500)], side=500)
         [1, 6]
     """

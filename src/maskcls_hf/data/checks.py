@@ -170,7 +170,7 @@ class Finding:
         split: of the data; None: all of it.
         file: below the data folder, or the image that the finding is about; None: the split.
 
-    Example:
+    Examples:
         >>> finding = Finding("double_id", "two images have id 7", split="train")
         >>> finding.severity
         'error'
@@ -220,7 +220,7 @@ def refuse(kind: str, message: str, file: Path | str | None = None, error: Excep
     Raises:
         Exception: `error`, or the ValueError, if `RULES` calls this kind an error.
 
-    Example:
+    Examples:
         >>> refuse("tiny_segment", "3 pixels")  # a note
         >>> refuse("bad_json", "no list of images")
         Traceback (most recent call last):
@@ -240,7 +240,7 @@ def is_binary(values: Collection[int], class_names: Mapping[int, str]) -> bool:
         values: label values of the maps.
         class_names: the file's id of each class -> its name.
 
-    Example:
+    Examples:
         >>> is_binary({0, 255}, {0: "background", 1: "cell"})
         True
         >>> is_binary({0, 255}, {0: "background", 255: "cell"})
@@ -396,7 +396,7 @@ class Region(NamedTuple):
 def regions(ids: np.ndarray) -> dict[int, Region]:
     """Area and box of every id of a map (H, W), from its runs within rows.
 
-    Example:
+    Examples:
         >>> regions(np.array([[0, 0, 7], [0, 7, 7]]))[7]
         Region(area=3, box=[1, 0, 2, 2])
     """

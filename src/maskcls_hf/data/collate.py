@@ -30,7 +30,7 @@ class MaskClsCollator:
         ValueError: (on call) the image processor's void id is a class of the samples; what the image processor finds
             wrong. The message names the images.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from maskcls_hf import MaskClsImageProcessor
         >>> from maskcls_hf.data.sample import as_sample

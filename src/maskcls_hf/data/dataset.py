@@ -40,7 +40,7 @@ class Classes:
     Raises:
         ValueError: a stuff class has no name.
 
-    Example:
+    Examples:
         >>> classes = Classes({7: "road", 24: "person"}, "panoptic", stuff=[7])
         >>> classes.id2label, classes.stuff_ids
         ({0: 'road', 1: 'person'}, [0])

@@ -29,7 +29,7 @@ def naming_image(image: str, often_named: bool = True) -> Iterator[None]:
         image: its name.
         often_named: the errors mostly say the name themselves; False: where they seem to, it is by chance.
 
-    Example:
+    Examples:
         >>> with naming_image("street_7"):
         ...     raise KeyError("area")
         Traceback (most recent call last):

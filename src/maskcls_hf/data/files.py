@@ -76,7 +76,7 @@ def read_colored_ids(source: Any, where: str = "") -> Tensor:
 def unique_ids(ids: Tensor | Runs) -> list[int]:
     """The values of a map of ids, rising: of its runs, which are far fewer than its pixels.
 
-    Example:
+    Examples:
         >>> unique_ids(torch.tensor([[0, 0, 5], [5, 2, 2]]))
         [0, 2, 5]
     """
@@ -151,7 +151,7 @@ def folders_in(path: Path) -> list[str]:
 def some(names: Sequence[Any], limit: int = 5) -> str:
     """The first names of a list, for a message.
 
-    Example:
+    Examples:
         >>> some([3, 5, 8], limit=2)
         '3, 5, ...'
     """
@@ -179,7 +179,7 @@ def class_name(value: Any) -> str:
 def has_controls(text: str) -> bool:
     r"""Whether there are characters in a text that a terminal would obey, or that end a line.
 
-    Example:
+    Examples:
         >>> has_controls("road"), has_controls("ro\nad")
         (False, True)
     """
@@ -192,7 +192,7 @@ def with_split(pattern: str, split: str | None) -> str:
     Raises:
         ValueError: the pattern is no text.
 
-    Example:
+    Examples:
         >>> with_split("annotations/{split}.json", "train")
         'annotations/train.json'
     """
@@ -236,7 +236,7 @@ def read_class_names(names: Mapping[int, str] | str | Path) -> dict[int, str]:
         FileNotFoundError: there is no such file.
         ValueError: it names no classes, or one twice; a key is no number, a name no text.
 
-    Example:
+    Examples:
         >>> read_class_names({"0": "sky", "1": "road"})
         {0: 'sky', 1: 'road'}
     """

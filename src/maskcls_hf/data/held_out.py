@@ -78,7 +78,7 @@ def draw(names: Collection[str], share: float, seed: int) -> list[str]:
     Raises:
         ValueError: no image would be left.
 
-    Example:
+    Examples:
         >>> draw([f"image_{number}" for number in range(10)], share=0.2, seed=0)
         ['image_1', 'image_4']
     """

@@ -94,7 +94,7 @@ class TrainTransform:
     Raises:
         ValueError: an option has no sensible value, is missing, or is one that `resize` does not read; names it.
 
-    Example:
+    Examples:
         >>> from maskcls_hf.data.sample import Segments, as_sample
         >>> segments = Segments.from_class_map(torch.zeros(60, 80, dtype=torch.int64))
         >>> sample = as_sample(torch.zeros(3, 60, 80, dtype=torch.uint8), segments, "gray")
@@ -203,7 +203,7 @@ class TrainTransform:
 def stable_seed(*numbers: int) -> int:
     """One 64-bit seed of non-negative integers, the same on every machine.
 
-    Example:
+    Examples:
         >>> stable_seed(0, 1) == stable_seed(0, 1), stable_seed(0, 1) == stable_seed(1, 0)
         (True, False)
     """
@@ -219,7 +219,7 @@ def seeded(seed: int | Sequence[int]) -> Iterator[None]:
     Args:
         seed: one or several integers of at least 0.
 
-    Example:
+    Examples:
         >>> with seeded((0, 7)):
         ...     first = torch.rand(2)
         >>> with seeded((0, 7)):
@@ -256,7 +256,7 @@ class CenterCrop(v2.Transform):  # type: ignore[misc]  # torchvision has no type
     Raises:
         ValueError: `size` is no whole number of at least 1.
 
-    Example:
+    Examples:
         >>> CenterCrop(4)(tv_tensors.Image(torch.zeros(3, 3, 9))).shape
         torch.Size([3, 3, 4])
     """
@@ -359,7 +359,7 @@ def shortest_edge_size(size: Sequence[int], short_edge: int, longest_edge: int |
     Returns:
         (height, width).
 
-    Example:
+    Examples:
         >>> shortest_edge_size((480, 640), short_edge=240, longest_edge=None)
         (240, 320)
         >>> shortest_edge_size((480, 640), short_edge=480, longest_edge=320)
@@ -382,7 +382,7 @@ def fitted_size(size: Sequence[int], box: Sequence[int], factor: float) -> tuple
     Returns:
         (height, width).
 
-    Example:
+    Examples:
         >>> fitted_size((480, 640), box=(512, 512), factor=0.5)
         (192, 256)
     """
@@ -400,7 +400,7 @@ def window_size(size: Sequence[int], target: Sequence[int], factor: float) -> tu
     Returns:
         (height, width), within the image.
 
-    Example:
+    Examples:
         >>> window_size((1000, 1000), target=(512, 512), factor=2)
         (256, 256)
         >>> window_size((128, 256), target=(512, 512), factor=2)
@@ -510,7 +510,7 @@ def scale_saturation(image: Tensor, factor: float) -> Tensor:
         image: (3, H, W), uint8 or floating point.
         factor: 0 makes it gray, 1 leaves it.
 
-    Example:
+    Examples:
         >>> scale_saturation(torch.tensor([200, 100, 100]).view(3, 1, 1), 0.5).flatten().tolist()
         [200, 150, 150]
     """
@@ -550,7 +550,7 @@ def class_swaps(table: Mapping[int | str, int | str], id2label: Mapping[int, str
     Raises:
         ValueError: a class that is not there, whose name several have, that is swapped with itself or with two.
 
-    Example:
+    Examples:
         >>> class_swaps({"left door": "right door"}, {0: "wall", 1: "left door", 2: "right door"})
         {1: 2, 2: 1}
     """

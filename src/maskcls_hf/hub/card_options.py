@@ -20,7 +20,7 @@ class TrainingData:
         terms: under which the data may be used.
         description: what else is to be said of it: origin, number of images, splits.
 
-    Example:
+    Examples:
         >>> TrainingData("Nuclei of DSB 2018").hub_id
         'nuclei-of-dsb-2018'
     """

@@ -25,7 +25,7 @@ def eval_copy(model: Model) -> Model:
 
     In evaluation mode nothing writes to them.
 
-    Example:
+    Examples:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
         >>> copied = eval_copy(model)
         >>> copied.training, model.training, copied[0].weight is model[0].weight

@@ -73,7 +73,7 @@ def model_classes(of_model: Mapping[int, str], of_data: Mapping[int, str]) -> Te
     Raises:
         ValueError: they do not have the same names.
 
-    Example:
+    Examples:
         >>> model_classes({0: "sky", 1: "road"}, {0: "road", 1: "sky"})
         tensor([1, 0])
     """

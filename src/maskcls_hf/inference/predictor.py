@@ -396,7 +396,7 @@ def _check_task(task: Any) -> None:
 def options_of(task: Task) -> list[str]:
     """Names of the options of a task that a [`Predictor`] takes.
 
-    Example:
+    Examples:
         >>> "threshold" in options_of("panoptic"), "return_binary_maps" in options_of("instance")
         (True, False)
     """
@@ -412,7 +412,7 @@ def check_predictor_options(**options: Any) -> None:
     Raises:
         ValueError: one of them is outside its range.
 
-    Example:
+    Examples:
         >>> check_predictor_options(tile=512, overlap=0.7)
         Traceback (most recent call last):
         ValueError: overlap must be a part of the tile from 0 to 0.5, got 0.7.
@@ -431,7 +431,7 @@ def same_size_together(items: Iterable[Item], size_of: Callable[[Item], Any], nu
         size_of: what must be equal.
         number: of items in a batch.
 
-    Example:
+    Examples:
         >>> list(same_size_together(["a", "bb", "c", "dd"], len, 2))
         [['a', 'c'], ['bb', 'dd']]
     """

@@ -352,7 +352,7 @@ class PanopticStitch:
 def common_pixels(one: MaskRuns, other: MaskRuns) -> int:
     """Number of pixels that two masks of one image share.
 
-    Example:
+    Examples:
         >>> masks = np.zeros((2, 4, 4), dtype=bool)
         >>> masks[0, :2], masks[1, 1:3] = True, True
         >>> common_pixels(*MaskRuns.of_masks(masks))

@@ -25,7 +25,7 @@ def scaled_size(size: Any, image_size: tuple[int, int] | None, scale: float, lar
         scale: factor on the plain size.
         largest: of all scales; the longest edge is bounded by this times its own bound, as in the paper's configs.
 
-    Example:
+    Examples:
         >>> scaled_size({"shortest_edge": 512, "longest_edge": 2048}, None, scale=0.5, largest=1.75)
         {'shortest_edge': 256, 'longest_edge': 3584}
     """

@@ -39,7 +39,7 @@ class TileAxis:
         ramps: for each tile but the last, (first, end) of the pixels in which it blends with the next one: `overlap`
             pixels around the seam, fewer where seams are closer than that.
 
-    Example:
+    Examples:
         >>> axis = TileAxis(200, 128, 0.25)
         >>> axis.starts, axis.seams
         ([0, 72], [100])
@@ -87,7 +87,7 @@ class TileGrid:
     Raises:
         ValueError: a tile below 16 pixels, an overlap outside 0..0.5.
 
-    Example:
+    Examples:
         >>> grid = TileGrid((200, 100), tile=128, overlap=0.25)
         >>> [(tile.row, tile.column) for tile in grid.visits()]
         [(0, 0), (1, 0)]

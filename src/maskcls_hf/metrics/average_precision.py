@@ -52,7 +52,7 @@ class MaskAP:
     Raises:
         ValueError: every class is stuff, or `max_detections` is below 1.
 
-    Example:
+    Examples:
         >>> mask = torch.zeros(1, 50, 50, dtype=torch.bool)
         >>> mask[0, 10:40, 10:40] = True
         >>> metric = MaskAP({0: "cell"})

@@ -33,7 +33,7 @@ class Bootstrap:
     Raises:
         ValueError: fewer than 2 replicates, a level that is not between 0 and 1, or a metric of another kind.
 
-    Example:
+    Examples:
         >>> from maskcls_hf.metrics import MeanIoU
         >>> metric = MeanIoU({0: "road", 1: "sky"})
         >>> bootstrap = Bootstrap(metric, replicates=100)

@@ -27,7 +27,7 @@ class Calibration:
         matched: share of matched segments in each bin; None in an empty one.
         error: None without any segment.
 
-    Example:
+    Examples:
         >>> calibration = Calibration.of((np.array([0.95, 0.95, 0.55]), np.array([1, 0, 1])))
         >>> calibration.counts
         [0, 0, 0, 0, 0, 1, 0, 0, 0, 2]

@@ -62,7 +62,7 @@ class Evaluator:
             semantic, an unknown metric, or a threshold or number out of its range.
         TypeError: no metric has such an option.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import MaskClsImageProcessor
         >>> evaluator = Evaluator(MaskClsImageProcessor(num_labels=2), {0: "road", 1: "sky"})
         >>> truth = Segments.from_class_map(torch.tensor([[0, 0, 1, 1]]))

@@ -46,7 +46,7 @@ class InstanceF1(SummedMetric):
     Raises:
         ValueError: every class is stuff.
 
-    Example:
+    Examples:
         >>> true = Segments([0, 0], torch.tensor([[0, 0, 1, 1]]))
         >>> metric = InstanceF1({0: "cell"})
         >>> metric.update(Segments([0], torch.tensor([[0, 0, -1, -1]])), true)

@@ -75,7 +75,7 @@ class MeanIoU(SemanticCounts):
     Void pixels don't count. Classes that neither the predictions nor the targets hold have IoU NaN and don't count in
     the mean. Arguments: see [`SemanticCounts`].
 
-    Example:
+    Examples:
         >>> metric = MeanIoU({0: "road", 1: "sky"})
         >>> metric.update(torch.tensor([[0, 0, 0, 1]]), torch.tensor([[0, 0, 1, 255]]))
         >>> {name: round(score, 3) for name, score in metric.compute().items()}["mean_iou"]

@@ -47,7 +47,7 @@ def register_metric(name: str, metric: Any = None) -> Any:
     Raises:
         ValueError: the name is taken, or the class has no such methods.
 
-    Example:
+    Examples:
         >>> class Dice(SummedMetric):  # of maps of classes
         ...     reads, measures = "semantic", 2
         ...
@@ -79,7 +79,7 @@ def register_metric(name: str, metric: Any = None) -> Any:
 def class_names(id2label: Mapping[int, str]) -> dict[int, str]:
     """Names as keys of results: the id is added to a name that several classes have.
 
-    Example:
+    Examples:
         >>> class_names({0: "cat", 1: "dog", 2: "cat"})
         {0: 'cat (0)', 1: 'dog', 2: 'cat (2)'}
     """

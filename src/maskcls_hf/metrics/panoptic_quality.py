@@ -35,7 +35,7 @@ class PanopticQuality(SummedMetric):
     Raises:
         ValueError: the classes are not 0..K-1, or one of stuff is not among them.
 
-    Example:
+    Examples:
         >>> true = Segments([0, 1], torch.tensor([[0, 0, 0, 1]]))
         >>> metric = PanopticQuality({0: "road", 1: "car"}, stuff_ids=[0])
         >>> metric.update(Segments([0], torch.tensor([[0, 0, 0, 0]])), true)

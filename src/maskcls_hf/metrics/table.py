@@ -31,7 +31,7 @@ def per_class_table(*per_class: PerClass, title: str | None = None) -> Table:
 def per_class_markdown(*per_class: PerClass) -> str:
     """The same as Markdown.
 
-    Example:
+    Examples:
         >>> print(per_class_markdown({"road": {"iou": 0.917}, "sky": {"iou": 0.5}}))
         | class | iou |
         | --- | ---: |
@@ -48,7 +48,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     Args:
         rows: texts for the cells, as they are; headings first.
 
-    Example:
+    Examples:
         >>> print(markdown_table([["model", "PQ"], ["tiny", "64.0"]]))
         | model | PQ |
         | --- | ---: |

@@ -24,7 +24,7 @@ class Registry(dict[str, Any]):
     Args:
         kind: "pixel_decoder", "transformer_decoder", "matcher" or "loss".
 
-    Example:
+    Examples:
         >>> matchers = Registry("matcher")
         >>> class FirstQueries: ...
         >>> matchers.register("first_queries", FirstQueries)
@@ -407,7 +407,7 @@ class MaskClsConfig(SegmentationNetworkConfig):
         losses (`dict`, *optional*): weights of further losses by their names (`register_loss`).
         loss_options (`dict`, *optional*): their further arguments, {name: {...}}.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import MaskClsConfig
         >>> config = MaskClsConfig(num_queries=50, id2label={0: "background", 1: "nucleus"})
         >>> config.num_labels, config.backbone_config.model_type
@@ -618,7 +618,7 @@ def checked_classes(id2label: Any) -> dict[int, str]:
     Raises:
         `ValueError`: other ids, or none.
 
-    Example:
+    Examples:
         >>> checked_classes({"1": "nucleus", "0": "background"})
         {0: 'background', 1: 'nucleus'}
     """
@@ -716,7 +716,7 @@ class PerPixelConfig(SegmentationNetworkConfig):
             transformer module and mask embeddings added, one query a class, its mask the score of the class.
         semantic_loss_ignore_index (`int`, defaults to 255): label of pixels that the loss leaves out.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import PerPixelConfig
         >>> PerPixelConfig(transformer_module=True, id2label={0: "background", 1: "nucleus"}).num_labels
         2

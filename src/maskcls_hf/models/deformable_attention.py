@@ -328,7 +328,7 @@ def reference_points(sizes: Sizes, valid: list[Tensor] | None, like: Tensor) -> 
         like: gives device and type.
         valid: of each level the cells that are image (B, 2), rows and columns; None: all.
 
-    Example:
+    Examples:
         >>> reference_points([(1, 2)], None, torch.zeros(())).tolist()
         [[[[0.5, 0.5]], [[1.5, 0.5]]]]
     """

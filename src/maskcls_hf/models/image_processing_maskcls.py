@@ -131,7 +131,7 @@ class MaskClsImageProcessor(OutputMapsMixin, TorchvisionBackend):
     Resize -> rescale -> normalize -> pad with 0 at the bottom and right. Defaults: shortest edge 512, longest at
     most 2048 (the paper's ADE20K test setting), ImageNet mean and deviation, multiples of 32 pixels.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from maskcls_hf import MaskClsImageProcessor
         >>> image, class_map = np.zeros((60, 80, 3), np.uint8), np.zeros((60, 80), np.uint8)

@@ -56,7 +56,7 @@ def checked_inference_defaults(given: Any, name: str = "inference_defaults") -> 
     Raises:
         ValueError: an unknown key, or a value outside its range.
 
-    Example:
+    Examples:
         >>> checked_inference_defaults({"tile": 128, "semantic": {"score_threshold": None}})
         {'tile': 128, 'semantic': {}}
     """
@@ -110,7 +110,7 @@ def _require_known(name: Any, known: Any, where: str) -> None:
 def merged_defaults(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """Several `inference_defaults` as one: what a later one says counts more, in the options of a task one by one.
 
-    Example:
+    Examples:
         >>> merged_defaults({"tile": 128, "panoptic": {"threshold": 0.8}}, {"panoptic": {"mask_threshold": 0.4}})
         {'tile': 128, 'panoptic': {'threshold': 0.8, 'mask_threshold': 0.4}}
     """
@@ -158,7 +158,7 @@ def task_options(
     Raises:
         ValueError: an unknown rule.
 
-    Example:
+    Examples:
         >>> task_options({}, "panoptic", {"threshold": None}, {})["threshold"]
         0.5
     """

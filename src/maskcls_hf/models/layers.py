@@ -19,7 +19,7 @@ class ValidRegion:
         padded_size (`tuple[int, int]`): (H, W) of the network input.
         complete (`bool`): nothing is known to be padded.
 
-    Example:
+    Examples:
         >>> region = ValidRegion(torch.tensor([[32, 64]]), (64, 64), complete=False)
         >>> region.mask_at(2, 2).tolist()
         [[[True, True], [False, False]]]
@@ -229,7 +229,7 @@ def sine_positions(features: Tensor, inside: Tensor | None, temperature: float =
         features (`torch.Tensor` of shape `(B, C, h, w)`): gives shape, dtype and device.
         inside (`torch.Tensor` of shape `(B, h, w)`, *optional*): True inside the images.
 
-    Example:
+    Examples:
         >>> sine_positions(torch.zeros(1, 8, 4, 6), None).shape
         torch.Size([1, 24, 8])
     """

@@ -62,7 +62,7 @@ class MaskClsCriterion:
     the batches. With `num_items_in_batch` (see `count_items`) they are the counts of a step with several accumulated
     batches.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import MaskClsConfig, MaskClsCriterion
         >>> criterion = MaskClsCriterion(MaskClsConfig(num_queries=3, num_labels=2))
         >>> layer = SegmentLogits(torch.zeros(1, 3, 3), torch.zeros(1, 3, 4, 4))  # N = 3, K = 2
@@ -210,7 +210,7 @@ def count_items(class_labels: list[Any], num_queries: int) -> Tensor:
         num_queries: N.
         class_labels: of each image (M,), or M.
 
-    Example:
+    Examples:
         >>> count_items([torch.tensor([0, 1]), torch.tensor([0, 0, 1])], num_queries=2).tolist()
         [5.0, 4.0, 2.0]
     """

@@ -486,7 +486,7 @@ def to_corners(boxes: Tensor) -> Tensor:
 def to_centers(corners: Tensor) -> Tensor:
     """(x0, y0, x1, y1) -> (cx, cy, w, h), each (..., 4).
 
-    Example:
+    Examples:
         >>> to_centers(torch.tensor([0.0, 0.0, 4.0, 2.0]))
         tensor([2., 1., 4., 2.])
     """
@@ -498,7 +498,7 @@ def generalized_box_iou(corners: Tensor, others: Tensor) -> Tensor:
     """GIoU in -1..1 (Rezatofighi et al., CVPR 2019) of boxes (..., 4) and (..., 4), which broadcast: (M, 4) and (M, 4)
     give (M,), the pairs; (N, 1, 4) and (M, 4) give (N, M), all of them. Boxes without area have an IoU of 0.
 
-    Example:
+    Examples:
         >>> others = torch.tensor([[0.0, 0.0, 2.0, 2.0], [2.0, 0.0, 4.0, 2.0]])
         >>> generalized_box_iou(torch.tensor([0.0, 0.0, 2.0, 2.0]), others)
         tensor([1., 0.])
@@ -642,7 +642,7 @@ def dice_coefficient(overlap: Tensor, areas: Tensor) -> Tensor:
     Nothing is added to the parts, unlike in the losses: a mask beside a segment has a Dice of 0, however small they
     are.
 
-    Example:
+    Examples:
         >>> dice_coefficient(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
         tensor([0.5000, 0.0000])
     """
@@ -680,7 +680,7 @@ class BipartiteMatcher:
     Raises:
         `CostsNotFinite`: a `ValueError`; names image, layer and term.
 
-    Example:
+    Examples:
         >>> from maskcls_hf import MaskClsConfig
         >>> masks = torch.tensor([[[True, False]], [[False, True]]])  # two segments of 1 x 2 pixels
         >>> targets = prepare_targets([masks], [torch.tensor([0, 1])], num_labels=2, device=torch.device("cpu"))

@@ -134,7 +134,9 @@ class PerPixelForSemanticSegmentationOutput(ModelOutput):
         hidden_states: feature maps of the backbone, then of the pixel decoder, if `output_hidden_states`.
         attentions: self-attention weights of each decoder layer (PerPixelBaseline+), if `output_attentions`.
         loss_dict: the unweighted terms of the loss, if labels were given.
-        valid_sizes, padded_sizes, original_sizes: as in `MaskClsForUniversalSegmentationOutput`.
+        valid_sizes: as in `MaskClsForUniversalSegmentationOutput`.
+        padded_sizes: the same.
+        original_sizes: the same.
     """
 
     loss: Tensor | None = None
@@ -541,7 +543,7 @@ def exclusive_logits(mask_logits: Tensor) -> Tensor:
     """Logits (B, N, h, w), N >= 2, whose sigmoid is the softmax over the N masks at each pixel (Max-DeepLab): l_i -
     log(sum of exp(l_j) over j != i). Computed in float32 at least; finite where l is.
 
-    Example:
+    Examples:
         >>> logits = torch.tensor([2.0, 0.0, 1.0]).view(1, 3, 1, 1)
         >>> torch.allclose(exclusive_logits(logits).sigmoid(), logits.softmax(1))
         True
@@ -671,7 +673,7 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
 
     The outputs go to `MaskClsImageProcessor.post_process_{semantic,panoptic,instance}_segmentation`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from maskcls_hf import MaskClsConfig, MaskClsForUniversalSegmentation, MaskClsImageProcessor
         >>> backbone = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}

@@ -45,7 +45,7 @@ def open_backbone(name_or_path: str | os.PathLike[str], weights: str | os.PathLi
 def plain(value: Any) -> Any:
     """Numbers and arrays of NumPy and torch, also inside of lists, sets and dicts (keys too), as Python has them.
 
-    Example:
+    Examples:
         >>> plain({"ids": np.arange(2)})
         {'ids': [0, 1]}
     """
@@ -74,7 +74,7 @@ def checked_label_ids(ids: Any) -> list[int]:
 def similar(name: str, known: Collection[str]) -> str | None:
     """The known name that `name`, not one of them, is most likely a misspelling of, if any.
 
-    Example:
+    Examples:
         >>> similar("num_query", ["num_queries", "hidden_size"])
         'num_queries'
     """
@@ -116,7 +116,7 @@ def require_range(name: str, value: Any, interval: str, integer: bool = False) -
         interval: such as "[0, 1)": 0 is in it, 1 is not. Only "inf]" has infinity in it.
         integer: only integers are in it.
 
-    Example:
+    Examples:
         >>> require_range("threshold", 0.5, "[0, 1]")
         >>> require_range("threshold", 2, "[0, 1]")
         Traceback (most recent call last):

@@ -37,7 +37,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> l
     those of the caller. After an exception no item is begun, and it is raised here when all threads are done. Within
     `function`, and where OpenMP threads can't be set for one thread, this is a plain loop in the calling thread.
 
-    Example:
+    Examples:
         >>> parallel_map(lambda number: number**2, [1, 2, 3])
         [1, 4, 9]
     """

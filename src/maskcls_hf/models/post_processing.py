@@ -278,7 +278,7 @@ def semantic_map(
     Returns:
         The map (H, W) int64, or (map, scores).
 
-    Example:
+    Examples:
         >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
         >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
         >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}
@@ -311,7 +311,7 @@ def least_score(score_threshold: float | None, num_labels: int) -> float:
 def map_of_scores(scores: Tensor, score_threshold: float = 0.0) -> Tensor:
     """(K, H, W) -> the class of the highest score (H, W) int64, -1 where it is not above a threshold other than 0.
 
-    Example:
+    Examples:
         >>> map_of_scores(torch.tensor([[[0.2, 0.3]], [[0.7, 0.1]]]), score_threshold=0.5).tolist()
         [[1, -1]]
     """
@@ -431,7 +431,7 @@ def panoptic_segments(
             (its class is in `label_ids_to_fuse`), `score` (class probability, the highest of fused queries),
             `area` (pixels with this id).
 
-    Example:
+    Examples:
         >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
         >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
         >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}
@@ -535,7 +535,7 @@ def instance_segments(
         segments_info: a record a mask: `id` (1, 2, ...), `label_id`, `was_fused` (False), `score` (class
             probability times the mean mask probability inside the mask), `area` (pixels of the mask).
 
-    Example:
+    Examples:
         >>> classes = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])  # two queries; K = 2 and no-object
         >>> masks = torch.tensor([[[8.0, -8.0]], [[-8.0, 8.0]]])  # of 1 x 2 pixels
         >>> sizes = {"padded_size": (1, 2), "valid_size": (1, 2), "target_size": (1, 2)}

@@ -43,7 +43,7 @@ def resized_size(image_size: tuple[int, int], size: SizeDict, rounding: str = "d
 def windows_along(length: int, window: int) -> list[tuple[int, int]]:
     """First pixel and end of as few windows as cover an axis, evenly spread; the last one ends at the edge.
 
-    Example:
+    Examples:
         >>> windows_along(100, 60)
         [(0, 60), (40, 100)]
     """
@@ -66,7 +66,7 @@ def padded_sizes(
     Raises:
         ValueError: an image is larger than `pad_size`.
 
-    Example:
+    Examples:
         >>> padded_sizes([(60, 80), (50, 90)], do_pad=True, pad_size=None, size_divisor=32)
         [(64, 96), (64, 96)]
     """
@@ -105,7 +105,7 @@ def nearest_indices(size: int, out_size: int, device: torch.device, at_centers: 
         at_centers: the pixel under its center, as torch's "nearest-exact"; else by floor, the one under its first edge,
             as "nearest", with which the paper's code brings masks to the size of the logits.
 
-    Example:
+    Examples:
         >>> nearest_indices(4, 2, "cpu").tolist(), nearest_indices(4, 2, "cpu", at_centers=True).tolist()
         ([0, 2], [1, 3])
     """
@@ -138,7 +138,7 @@ def bilinear_matrix(size: int, out_size: int, dtype: torch.dtype, device: torch.
         dtype: of the result.
         device: of the result.
 
-    Example:
+    Examples:
         >>> bilinear_matrix(2, 4, torch.float32, "cpu").tolist()
         [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     """

@@ -24,7 +24,7 @@ def as_array(values: Tensor | NDArray[Any] | Sequence[float], dtype: type | None
 class Runs(NamedTuple):
     """A map as runs of equal pixels, row after row.
 
-    Example:
+    Examples:
         >>> runs = Runs.of(np.array([[7, 7, 1], [1, 1, 1]]))
         >>> runs.values.tolist(), runs.lengths.tolist()
         ([7, 1], [2, 4])
@@ -138,10 +138,10 @@ class MaskRuns:
 
     Args:
         size: height and width (H, W) of the image.
-        starts, stops: (R,) int64, sorted, where each run begins and ends: places x H + y of the image read column by
-            column. A run does not cross columns.
+        starts: (R,) int64, sorted, where each run begins: places x H + y of the image read column by column.
+        stops: (R,) int64, where each ends. A run does not cross columns.
 
-    Example:
+    Examples:
         >>> (mask,) = MaskRuns.of_masks(np.array([[[False, True, True], [False, True, False]]]))
         >>> mask.area, mask.box  # left, top, width, height
         (3, [1, 0, 2, 2])
@@ -281,7 +281,7 @@ def mask_to_coco_rle(mask: Tensor) -> dict[str, Any]:
     Args:
         mask: (H, W) bool, or integers that are 0 or 1. Anything else is a ValueError.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mask_to_coco_rle(torch.tensor([[0, 1], [0, 1]]))
         {'size': [2, 2], 'counts': '22'}

@@ -29,7 +29,7 @@ NO_SEGMENT = -2  # annotated as part of no segment, such as the background of CO
 def void_id_of(num_labels: int) -> int:
     """Value of unlabeled pixels in maps of so many classes: 255, or 65535 where 255 is a class.
 
-    Example:
+    Examples:
         >>> void_id_of(150), void_id_of(1000)
         (255, 65535)
     """
@@ -59,7 +59,7 @@ class Segments:
     Raises:
         ValueError: the numbers of masks, classes, scores, ... differ.
 
-    Example:
+    Examples:
         >>> segments = Segments(class_labels=torch.tensor([1, 0]), masks=torch.tensor([[0, 0, 1], [0, VOID, 1]]))
         >>> segments.semantic_map(void_id=255).tolist()
         [[1, 1, 0], [1, 255, 0]]
@@ -357,7 +357,7 @@ class Segments:
         Raises:
             ValueError: it is no map of integers.
 
-        Example:
+        Examples:
             >>> Segments.from_class_map(torch.tensor([[3, 3], [7, 255]]), void_id=255).class_labels
             tensor([3, 7])
         """

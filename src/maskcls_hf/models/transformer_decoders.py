@@ -61,7 +61,7 @@ class PixelLogits(NamedTuple):
 def layer_suffix(index: int, layers: int) -> str:
     """Ending of the names of a decoder layer's loss terms: none of the deepest, "_0", "_1", ... of the others.
 
-    Example:
+    Examples:
         >>> [layer_suffix(index, 3) for index in range(3)]
         ['_0', '_1', '']
     """

@@ -43,7 +43,7 @@ class ExponentialMovingAverage:
     Raises:
         ValueError: the decay is not between 0 and 1.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(1, 1)
         >>> ema = ExponentialMovingAverage(model, decay=0.999)
         >>> ema.update(model)
@@ -133,7 +133,7 @@ class TimeBudget(TrainerCallback):
     Raises:
         ValueError: the budget is not above 0, or infinite.
 
-    Example:
+    Examples:
         >>> budget = TimeBudget(max_minutes=10)
         >>> budget.minutes_spent = 5.0
         >>> budget.progress(step=100, max_steps=1000)
@@ -261,7 +261,7 @@ def annealing_intervals(blocks: int) -> list[tuple[float, float]]:
 
     A sixth each, the first from 1/6 on, the last from 4/6 on.
 
-    Example:
+    Examples:
         >>> [(round(start, 2), round(end, 2)) for start, end in annealing_intervals(4)]
         [(0.17, 0.33), (0.33, 0.5), (0.5, 0.67), (0.67, 0.83)]
     """

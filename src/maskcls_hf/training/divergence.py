@@ -42,7 +42,7 @@ def check_finite(
     Raises:
         DivergenceError: one of them is NaN or infinite, in any process.
 
-    Example:
+    Examples:
         >>> check_finite(torch.tensor(1.0), {"loss_dice": torch.tensor(0.5)}, step=1)
         >>> check_finite(torch.tensor(1.0), {"loss_dice": torch.tensor(torch.nan)}, step=2)  # doctest: +ELLIPSIS
         Traceback (most recent call last):

@@ -102,7 +102,7 @@ def matching(given: Sequence[str], known: Sequence[str], option: str) -> list[st
     Raises:
         ValueError: one of the given fits none, or nothing is given.
 
-    Example:
+    Examples:
         >>> matching(["q_proj"], ["layer.0.q_proj", "layer.0.k_proj"], "targets")
         ['layer.0.q_proj']
     """
@@ -203,7 +203,7 @@ def _load_merged(source: str | Path) -> Any:
 def parents(name: str) -> list[str]:
     """Names of the modules that a parameter lies in.
 
-    Example:
+    Examples:
         >>> parents("model.head.weight")
         ['model', 'model.head']
     """

@@ -53,7 +53,7 @@ def parameter_groups(
     Raises:
         ValueError: a rate, decay or multiplier that is negative, infinite or NaN; `layer_decay` without a plain ViT.
 
-    Example:
+    Examples:
         >>> model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.LayerNorm(2)})
         >>> groups = parameter_groups(model, 1e-4, 0.05, backbone_multiplier=0.1)
         >>> [(f"{group['lr']:.0e}", group["weight_decay"], group["of_backbone"]) for group in groups]
@@ -202,7 +202,7 @@ def learning_rate_factor(
     Raises:
         ValueError: unknown kind, steps or factors out of range, milestones that do not ascend or are missing.
 
-    Example:
+    Examples:
         >>> [round(learning_rate_factor(step, "poly", max_steps=100), 3) for step in (0, 50, 100)]
         [1.0, 0.536, 0.0]
         >>> learning_rate_factor(700, "multistep", max_steps=1000, milestones=[600, 900])

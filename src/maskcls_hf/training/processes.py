@@ -90,7 +90,7 @@ def without_copies(batch: Mapping[str, Any], accelerator: Accelerator) -> tuple[
 def filled_up(measurements: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """Measurements of a batch [`without_copies`] for `number` images again, as `gather_for_metrics` expects them.
 
-    Example:
+    Examples:
         >>> filled_up({"iou": torch.tensor([0.5, 0.7])}, 4)["iou"]
         tensor([0.5000, 0.7000, 0.7000, 0.7000])
     """

@@ -193,7 +193,7 @@ class TrainingLog:
     Args:
         max_steps: of the training.
 
-    Example:
+    Examples:
         >>> log = TrainingLog(max_steps=100)
         >>> log.add(50, 0.5, {"loss": 2.0})
         {'loss': 2.0, 'epoch': 0.5, 'step': 50}

@@ -191,7 +191,7 @@ class ScheduleSection:
     def steps(self, steps_an_epoch: int) -> int:
         """Steps of the whole training, where an epoch has so many; 1 at least.
 
-        Example:
+        Examples:
             >>> ScheduleSection(epochs=2.5).steps(steps_an_epoch=10)
             25
         """
@@ -343,7 +343,7 @@ class Recipe:
     def differences(self, other: Recipe) -> list[str]:
         """`section.key` of all values that are not those of `other`.
 
-        Example:
+        Examples:
             >>> load_recipe("finetune").differences(load_recipe("finetune", ["training.seed=1"]))
             ['training.seed']
         """
@@ -414,7 +414,7 @@ def load_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             two values), or a value of a wrong type or out of range; the message names file, key and what is known. A
             section that stands twice and does not contradict itself is read, but no training starts with it.
 
-    Example:
+    Examples:
         >>> recipe = load_recipe("finetune", ["optimizer.learning_rate=1e-4", "schedule.max_steps=200"])
         >>> recipe.name, recipe.optimizer.learning_rate, recipe.schedule.max_steps
         ('finetune', 0.0001, 200)

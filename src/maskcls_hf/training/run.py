@@ -469,7 +469,7 @@ class WholeSteps(EpochSampler):
     Raises:
         ValueError: the images do not make one step.
 
-    Example:
+    Examples:
         >>> len(WholeSteps(10, seed=0, images_a_step=4))
         8
     """

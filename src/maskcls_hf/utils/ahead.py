@@ -29,7 +29,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
     Returns:
         The results in the order of the items, as an iterator.
 
-    Example:
+    Examples:
         >>> list(ahead(abs, [-1, 2, -3], threads=2, waiting=4))
         [1, 2, 3]
     """
@@ -54,7 +54,7 @@ def ahead(function: Callable[[Item], Result], items: Iterable[Item], threads: in
 def in_order(items: Iterable[Item], number_of: Callable[[Item], int]) -> Iterator[Item]:
     """Items numbered 0, 1, ... in the order of their numbers.
 
-    Example:
+    Examples:
         >>> list(in_order([2, 0, 1], number_of=lambda item: item))
         [0, 1, 2]
     """

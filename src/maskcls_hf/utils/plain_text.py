@@ -56,7 +56,7 @@ def markdown(text: object, links: bool = False) -> str:
 def markdown_code(text: object) -> str:
     """Text as a code span of Markdown.
 
-    Example:
+    Examples:
         >>> markdown_code("num_queries")
         '`num_queries`'
     """
@@ -69,7 +69,7 @@ def markdown_code(text: object) -> str:
 def percent(score: float | None, digits: int = 1) -> str:
     """A score, from 0 to 1, in per cent; "-" where there is none.
 
-    Example:
+    Examples:
         >>> percent(0.4567), percent(None)
         ('45.7', '-')
     """

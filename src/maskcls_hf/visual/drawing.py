@@ -49,7 +49,7 @@ def segment_colors(segments: Sequence[dict[str, Any]], num_labels: int, one_per_
     Returns:
         Red, green and blue in 0..255 of each segment.
 
-    Example:
+    Examples:
         >>> segments = [{"label_id": 0}, {"label_id": 1}, {"label_id": 1}]
         >>> colors = segment_colors(segments, num_labels=2, one_per_class=[0])
         >>> len(set(colors))
@@ -122,7 +122,7 @@ def _legend_rows(segments: Sequence[dict[str, Any]], colors: Sequence[Color], na
 def shortened(name: str) -> str:
     """A name on one line that is no wider than a picture should become.
 
-    Example:
+    Examples:
         >>> shortened("nucleus")
         'nucleus'
     """
@@ -148,7 +148,7 @@ def draw_overlay(
         colors: one for each segment.
         names: label_id -> name. Segments of a class "background" are not drawn: they would veil the image.
 
-    Example:
+    Examples:
         >>> ids, segments = np.array([[1, 1], [0, 0]]), [{"id": 1, "label_id": 0, "area": 2}]
         >>> colors = segment_colors(segments, 1, ())
         >>> draw_overlay(np.zeros((2, 2, 3), np.uint8), ids, segments, colors, {0: "nucleus"}, legend=False).size

@@ -65,7 +65,7 @@ def open_dataset(
         ValueError: an unknown layout; what the reader finds wrong.
         TypeError: an option that the reader does not have.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> root = Path(tempfile.mkdtemp())

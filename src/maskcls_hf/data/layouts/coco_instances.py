@@ -204,7 +204,7 @@ def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLen
     Raises:
         ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
 
-    Example:
+    Examples:
         >>> square = run_lengths([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 6), "annotation 7")
         >>> square["size"], int(coco_mask.area(square))
         ([4, 6], 4)

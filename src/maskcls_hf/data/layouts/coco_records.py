@@ -32,7 +32,7 @@ def _if(good: bool, value: Item) -> Item:
 def is_number(value: Any) -> bool:
     """Whether a value of a json is a number, and of a size that a float can have.
 
-    Example:
+    Examples:
         >>> is_number(2.5), is_number(True), is_number(2**70)
         (True, False, False)
     """

@@ -182,7 +182,7 @@ class LabelValues:
     Raises:
         ValueError: a value is class and void at once, or outside of 0..65535.
 
-    Example:
+    Examples:
         >>> import torch
         >>> values = LabelValues([7, 9], void_values=[0])
         >>> values(torch.tensor([[7, 7, 0], [9, 7, 255]]), "street.png").pixels
@@ -232,7 +232,7 @@ def as_values(void_values: Any) -> set[int]:
     Raises:
         ValueError: they are no integers.
 
-    Example:
+    Examples:
         >>> as_values(255), as_values([0, 255])
         ({255}, {0, 255})
     """
@@ -361,7 +361,7 @@ def _described_colors(image: Image.Image) -> str:
 def voc_colors() -> np.ndarray:
     """(256, 3) uint8: Pascal VOC's color of each id, whose bits are dealt out to the channels from the top.
 
-    Example:
+    Examples:
         >>> voc_colors()[:4].tolist()
         [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """

@@ -298,7 +298,7 @@ def whole(value: Any) -> int:
     Raises:
         ValueError: it has one.
 
-    Example:
+    Examples:
         >>> whole("12"), whole(3.0)
         (12, 3)
     """

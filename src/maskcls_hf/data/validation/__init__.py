@@ -58,7 +58,7 @@ def validate_dataset(
         FileNotFoundError: there is no such folder.
         ValueError: an unknown layout.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> report = validate_dataset(tempfile.mkdtemp())
         >>> report.ok, [finding.kind for finding in report.findings]

@@ -27,7 +27,7 @@ def nothing_to_learn(
         kind: of the data.
         crowds: whether there are crowd regions.
 
-    Example:
+    Examples:
         >>> nothing_to_learn([], {0: "cell"}, stuff=[], kind="instance")
         'no pixel is labeled as any class'
     """
