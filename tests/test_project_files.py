@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+import maskcls_hf
+
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = ".github/workflows/checks.yml"
 TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -33,7 +35,7 @@ def commands() -> list[str]:
 
 
 def test_the_version_is_one():
-    (version,) = re.findall(r'^version = "(.+)"', text("pyproject.toml"), re.MULTILINE)
+    version = maskcls_hf.__version__
     assert yaml.safe_load(text("CITATION.cff"))["version"] == version
     headings = re.findall(r"^## \[(.+?)\]", text("CHANGELOG.md"), re.MULTILINE)
     assert headings[:2] == ["Unreleased", version]
