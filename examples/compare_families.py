@@ -3,7 +3,7 @@
 Trains three models with one recipe, scores each on the test split with 95 % intervals and writes a table and all
 numbers. Stopped at any point it goes on where it was.
 
-    python examples/compare_families.py --recipe building_facades --data building_facades --test-split test \\
+    python examples/compare_families.py --recipe building_facades_maskformer --data building_facades --test-split test \\
       --out runs/families-facades --jobs 2
 """
 

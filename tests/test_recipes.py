@@ -96,8 +96,8 @@ ANNEALING = {
 LARGER_IMAGES = {"ade20k_swin_base", "ade20k_swin_large"}  # 640 instead of 512
 OF_EOMT = [f"eomt_{name}" for name in EOMT]
 OWN = [
-    "building_facades", "camvid", "camvid_lite0", "car_parts", "clothing_parsing_ccp", "coco_panoptic_sample",
-    "coco_stuff_panoptic", "dsb2018_nuclei",
+    "building_facades", "building_facades_maskformer", "camvid", "camvid_lite0", "car_parts", "clothing_parsing_ccp",
+    "coco_panoptic_sample", "coco_stuff_panoptic", "dsb2018_nuclei",
 ]  # fmt: skip
 
 
