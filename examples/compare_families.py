@@ -3,8 +3,8 @@
 Trains three models with one recipe, scores each on the test split with 95 % intervals and writes a table and all
 numbers. Stopped at any point it goes on where it was.
 
-    python examples/compare_families.py --recipe building_facades_maskformer --data building_facades --test-split test \\
-      --out runs/families-facades --jobs 2
+    python examples/compare_families.py --recipe building_facades_maskformer --data building_facades \\
+      --test-split test --out runs/families-facades --jobs 2
 """
 
 from __future__ import annotations
