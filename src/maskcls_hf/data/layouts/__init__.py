@@ -10,11 +10,19 @@ from ...models.configuration_maskcls import Registry
 from ...utils.places import require_folder
 from ..dataset import SegmentationDataset
 from .ade20k import Ade20k
+from .binary_masks import MaskFiles, ObjectFolders
 from .cityscapes import Cityscapes
 from .coco_instances import CocoInstances
 from .coco_panoptic import CocoPanoptic
+from .colors import ColorMaps
+from .cvat import Cvat
 from .folder import SegmentationFolder
+from .label_studio import LabelStudio
+from .labelme import LabelMe
+from .supervisely import Supervisely
 from .table import SegmentationStream, SegmentationTable
+from .voc import PascalVoc
+from .yolo import YoloSeg
 
 FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
 
@@ -36,9 +44,18 @@ class Layouts(Registry):
 
 LAYOUTS = Layouts("layout")
 register_layout = LAYOUTS.register
+register_layout("yolo", YoloSeg)  # of annotation tools, whose own files tell them
+register_layout("cvat", Cvat)
+register_layout("label_studio", LabelStudio)
+register_layout("supervisely", Supervisely)
+register_layout("voc", PascalVoc)
+register_layout("mask_files", MaskFiles)
+register_layout("object_folders", ObjectFolders)
+register_layout("color_maps", ColorMaps)
 register_layout("cityscapes", Cityscapes)
 register_layout("ade20k", Ade20k)
 register_layout("coco_panoptic", CocoPanoptic)  # says more than the instances or label maps beside it
+register_layout("labelme", LabelMe)
 register_layout("folder", SegmentationFolder)
 register_layout("coco_instances", CocoInstances)
 
