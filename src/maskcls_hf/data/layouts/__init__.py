@@ -17,6 +17,7 @@ from .coco_panoptic import CocoPanoptic
 from .colors import ColorMaps
 from .cvat import Cvat
 from .folder import SegmentationFolder
+from .geo import GeoVectors
 from .label_studio import LabelStudio
 from .labelme import LabelMe
 from .supervisely import Supervisely
@@ -49,6 +50,7 @@ register_layout("cvat", Cvat)
 register_layout("label_studio", LabelStudio)
 register_layout("supervisely", Supervisely)
 register_layout("voc", PascalVoc)
+register_layout("geo", GeoVectors)
 register_layout("mask_files", MaskFiles)
 register_layout("object_folders", ObjectFolders)
 register_layout("color_maps", ColorMaps)

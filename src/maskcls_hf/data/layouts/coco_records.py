@@ -235,7 +235,7 @@ class CocoContent:
     def _drop_group(self, records: list[Any]) -> None:
         """Without Roboflow's category 0, where it is but the name of the group of the others."""
         others = [r.get("supercategory") for r in records if type(r) is dict and r.get("id") != 0]
-        if 0 not in self.class_names or not others or set(others) != {self.class_names[0]}:
+        if not others or any(other != self.class_names.get(0, ()) for other in others):
             return
         if not any(record["category_id"] == 0 for found in self.annotations.values() for record in found):
             name = self.class_names.pop(0)
