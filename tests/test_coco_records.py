@@ -407,7 +407,7 @@ class TestFiles:
         ("name", "message"),
         [
             ("A.PNG", "A.PNG (there is a.png: small and capital letters differ)"),
-            ("images\\a.png", "images/a.png"),
+            ("images\\a.png", "(written with backslashes: write / between folders)"),
             ("..\\images\\a.png", None),
             ("sub", "sub (a folder)"),
             ("sub/a.png", "missing"),

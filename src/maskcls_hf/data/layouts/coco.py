@@ -293,7 +293,8 @@ class NamedFiles:
         if os.path.isfile(path):  # False for names that are too long, too
             return name
         if "\\" in name:  # of a tool on Windows
-            return self.find(name.replace("\\", "/"))
+            with suppress(FileNotFoundError):
+                return self.find(name.replace("\\", "/"))
         if path.parent not in self._listed:
             self._listed[path.parent] = _by_letters(_files_of(path.parent))
         near = self._listed[path.parent].get(_letters(path.name), [])
@@ -303,6 +304,8 @@ class NamedFiles:
         hint = ""
         if near:
             hint = f" (there is {near[0]}: small and capital letters differ)"
+        elif "\\" in name:
+            hint = " (written with backslashes: write / between folders)"
         elif os.path.isdir(path):
             hint = " (a folder)"
         raise FileNotFoundError(f"{name}{hint}")

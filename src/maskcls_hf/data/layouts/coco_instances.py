@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -110,7 +110,7 @@ class CocoInstances(CocoDataset):
             raise ValueError(
                 f"{self.json_path}: a segmentation is nested too deeply; `maskcls validate` names it."
             ) from None
-        if _all_relative(content):
+        if _all_relative(content, self._sizes):
             warning = "all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
             logger.warning(f"{self.json_path}: {warning}")
 
@@ -230,12 +230,12 @@ def _box_polygon(box: list[float], attributes: Any) -> list[float]:
     return (points @ turn + (left + width / 2, top + height / 2)).ravel().tolist()
 
 
-def _all_relative(content: CocoContent) -> bool:
+def _all_relative(content: CocoContent, sizes: Sequence[tuple[int, int]]) -> bool:
     """Whether there are polygons, and all of them lie in 0..1."""
-    of_image = zip(content.images.values(), content.annotations.values(), strict=True)
-    pairs = ((image, annotation) for image, found in of_image for annotation in found)
+    of_image = zip(sizes, content.annotations.values(), strict=True)
+    pairs = ((size, annotation) for size, found in of_image for annotation in found)
     return any(content.annotations.values()) and all(
-        is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+        is_relative(annotation.get("segmentation"), size) for size, annotation in pairs
     )
 
 
