@@ -220,7 +220,7 @@ def _is_brush(annotation: Mapping[str, Any]) -> bool:
     return is_cvat and isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
 
 
-def _box_polygon(box: list[float], attributes: Any) -> list[float]:
+def _box_polygon(box: Any, attributes: Any) -> list[float]:
     """Corners of a box [left, top, width, height], which CVAT may have turned clockwise about its center."""
     left, top, width, height = map(float, box)
     points = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - (width / 2, height / 2)

@@ -165,8 +165,8 @@ class ColorMaps(SegmentationDataset):
         self._void = [place for place in range(len(rows)) if place not in names]
         folders = _folders(self.root, split)
         if folders is None:
-            error = FileNotFoundError(f"No folders of images and of maps in {self.root}, split {split}.")
-            report("missing_folder", "no folders of images and of maps", self.root, error)
+            missing = FileNotFoundError(f"No folders of images and of maps in {self.root}, split {split}.")
+            report("missing_folder", "no folders of images and of maps", self.root, missing)
         images, maps = _pairs(*folders, report) if folders else ([], [])
         self._images, self._maps = images, maps
         self.names = [without_suffix(path, folders[0]) for path in images] if folders else []

@@ -204,14 +204,14 @@ def _draw(shape: Element) -> Any:
         return partial(draw_polygon, flat([pair.split(",") for pair in fields["points"].split(";")]))
     if shape.tag == "mask":
         counts = [int(number) for number in fields["rle"].split(",")]
-        left, top, width, height = (int(fields[name]) for name in ("left", "top", "width", "height"))
+        x, y, width, height = (int(fields[name]) for name in ("left", "top", "width", "height"))
         if sum(counts) != width * height:
             raise ValueError(f"run lengths cover {sum(counts)} pixels, their box {width} x {height} {width * height}")
-        return partial(draw_rows, counts, left, top, width, height)
+        return partial(draw_rows, counts, x, y, width, height)
     angle = float(fields.get("rotation", 0))
     if shape.tag == "box":
         left, top, right, bottom = (float(fields[name]) for name in ("xtl", "ytl", "xbr", "ybr"))
         center = (left + right) / 2, (top + bottom) / 2
         return partial(draw_polygon, turned(box_points(left, top, right, bottom), angle, center))
-    x, y, x_radius, y_radius = (float(fields[name]) for name in ("cx", "cy", "rx", "ry"))
-    return partial(draw_polygon, ellipse_points(x, y, x_radius, y_radius, angle))
+    center_x, center_y, x_radius, y_radius = (float(fields[name]) for name in ("cx", "cy", "rx", "ry"))
+    return partial(draw_polygon, ellipse_points(center_x, center_y, x_radius, y_radius, angle))

@@ -55,7 +55,7 @@ def ellipse_points(x: float, y: float, x_radius: float, y_radius: float, degrees
     """A polygon around the center (x, y), turned clockwise."""
     angles = np.arange(ELLIPSE_CORNERS) * (2 * math.pi / ELLIPSE_CORNERS)
     points = np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1)
-    return turned(points.ravel(), degrees, (x, y))
+    return turned(points.ravel().tolist(), degrees, (x, y))
 
 
 def draw_polygon(points: list[float], size: Size) -> MaskRuns:

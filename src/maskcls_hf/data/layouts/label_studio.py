@@ -160,7 +160,8 @@ def _annotated(
     if image is None:
         missing_image(skipped.report, path, task.get("file_upload") or task["data"], [path.parent])
         return None
-    shapes, size = [], None
+    shapes: list[Shape] = []
+    size: Any = None
     for key, value, found in regions:
         what = f"{name}, region {key}"
         if not found:
@@ -221,5 +222,5 @@ def _image(path: Path, task: Mapping[str, Any], root: Path) -> Path | None:
             if found := located(form, folders):
                 return found
     bare = {re.sub(PREFIX, "", file.name): file for file in images_below(path.parent)}
-    found = (bare.get(re.sub(PREFIX, "", str(name).replace("\\", "/").rpartition("/")[2])) for name in names if name)
-    return next(filter(None, found), None)
+    by_name = (bare.get(re.sub(PREFIX, "", str(name).replace("\\", "/").rpartition("/")[2])) for name in names if name)
+    return next(filter(None, by_name), None)

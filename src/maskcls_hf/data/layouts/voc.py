@@ -134,7 +134,7 @@ class PascalVoc(SegmentationDataset):
             classes = self._classes(path)
         void = np.isin(classes, [VOID_ID, *self._ignored])
         if not self.has_instances:
-            known: dict[int, int | None] = dict(self.class_of_label) | {VOID_ID: VOID}
+            known: dict[int, int | None] = {**self.class_of_label, VOID_ID: VOID}
             return Segments.from_ids(Runs.of(np.where(void, VOID_ID, classes)), self._all_known(classes, known, index))
         objects = np.zeros_like(classes)
         if path is not None and self._object_folder is not None:
