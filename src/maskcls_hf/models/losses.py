@@ -22,6 +22,7 @@ from .configuration_maskcls import LOSSES, MATCHERS, custom_file
 from .fused_losses import FusedPixels, can_fuse, give_up
 from .matching import (
     FOCAL_ALPHA,
+    ONE_TO_ONE,
     Assignment,
     PaddedTargets,
     Predictions,
@@ -233,12 +234,13 @@ class MaskLoss:
         self.weights = {"loss_mask": config.mask_weight, "loss_dice": config.dice_weight}
         self.is_focal = config.mask_loss == "focal"
         self.sampler = PointSampler.of(config)
+        self.one_to_one = config.matching in ONE_TO_ONE
 
     def __call__(self, predictions: Predictions, targets: PaddedTargets, assignment: Assignment) -> dict[str, Tensor]:
-        layers, queries = predictions.mask_logits.shape[1:3]
-        layer, image, query, segment = assignment
-        rows = (image * layers + layer) * queries + query
-        matched = predictions.mask_logits.flatten(0, 2).index_select(0, rows)  # (T, h, w)
+        layers, queries = predictions.class_logits.shape[1:3]
+        _, image, _, segment = assignment
+        most = min(queries, max(targets.numbers, default=0)) if self.one_to_one else None
+        matched = predictions.matched_masks(assignment, most)  # (T, h, w)
         if self.sampler is None:
             of_mask, dice = paired_losses(matched, targets, image, segment, self.is_focal)
         else:

@@ -23,9 +23,9 @@ from transformers.utils import is_scipy_available, logging
 from .configuration_maskcls import MATCHERS, matching_weights
 from .options import as_labels, integers
 from .parallel import parallel_map
-from .point_sampling import PointSampler
+from .point_sampling import PointSampler, logits_at
 from .resampling import nearest_indices
-from .transformer_decoders import PixelLogits, SegmentLogits
+from .transformer_decoders import MaskProduct, PixelLogits, SegmentLogits
 
 if is_scipy_available():
     from scipy.optimize import linear_sum_assignment
@@ -48,24 +48,93 @@ class Assignment(NamedTuple):
     segment: Tensor
 
 
-class Predictions(NamedTuple):
-    """Probability-mask pairs of all supervised layers, deepest last, and what some losses look at beside them."""
+class Predictions:
+    """Probability-mask pairs of all supervised layers, deepest last, and what some losses look at beside them.
 
-    class_logits: Tensor  # (B, L, N, K + 1) float32, "no object" last
-    mask_logits: Tensor  # (B, L, N, h, w), of the network's own type
-    boxes: Tensor | None = None  # (B, L, N, 4) float32, (cx, cy, w, h) in 0..1, with a box head
-    pixels: PixelLogits = PixelLogits()
+    Args:
+        class_logits (`torch.Tensor` of shape `(B, L, N, K + 1)`): float32, "no object" last.
+        masks: logits (B, L, N, h, w), of the network's own type; or L factors of them, one a layer: `mask_logits` then
+            makes all masks, `matched_masks` and `masks_at` what a loss looks at alone.
+        boxes (`torch.Tensor` of shape `(B, L, N, 4)`, *optional*): float32, (cx, cy, w, h) in 0..1, with a box head.
+        pixels: what some losses look at of each pixel.
+    """
+
+    def __init__(
+        self,
+        class_logits: Tensor,
+        masks: Tensor | Sequence[MaskProduct],
+        boxes: Tensor | None = None,
+        pixels: PixelLogits | None = None,
+    ):
+        self.class_logits, self.boxes, self.pixels = class_logits, boxes, pixels or PixelLogits()
+        self._masks: Tensor | None = None
+        self._products: Sequence[MaskProduct] = []  # G, of as many layers each: one where they share their features
+        if isinstance(masks, Tensor):
+            self._masks = masks
+        elif all(product.features is masks[0].features for product in masks):
+            embeddings = torch.cat([product.mask_embeddings for product in masks], 1)  # (B, L N, C_E)
+            self._products = [MaskProduct(embeddings, masks[0].features)]
+        else:
+            self._products = masks
 
     @classmethod
     def of_layers(cls, layers: list[SegmentLogits], pixels: PixelLogits | None = None) -> "Predictions":
         classes, masks, boxes = zip(*layers, strict=True)
-        mask_logits = torch.stack(masks, 1)
+        joined: Any = masks
+        if isinstance(masks[0], Tensor):
+            joined = torch.stack(masks, 1)
+            joined = joined.float() if joined.dtype == torch.float64 else joined
         return cls(
             torch.stack(classes, 1).float(),
-            mask_logits.float() if mask_logits.dtype == torch.float64 else mask_logits,
+            joined,
             None if boxes[0] is None else torch.stack(boxes, 1).float(),
-            pixels or PixelLogits(),
+            pixels,
         )
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """Of all queries: (B, L, N, h, w)."""
+        made = self._masks
+        # What was made without gradients, as matching does, is of no use to a loss.
+        if made is None or (self._products and torch.is_grad_enabled() > made.requires_grad):
+            made = torch.cat([product.logits() for product in self._products], 1)
+            self._masks = made = made.unflatten(1, self.class_logits.shape[1:3])
+        return made
+
+    def matched_masks(self, assignment: Assignment, most: int | None = None) -> Tensor:
+        """Of the matched queries: (T, h, w).
+
+        Args:
+            most: pairs of a layer that one image has at most. None: they are counted, for which the host waits.
+        """
+        images, layers, queries = self.class_logits.shape[:3]
+        layer, image, query, _ = assignment
+        if not self._products:
+            return self.mask_logits.flatten(0, 2).index_select(0, (image * layers + layer) * queries + query)
+        depth = layers // len(self._products)  # layers of a product
+        product = layer.div(depth, rounding_mode="floor")
+        # Masks of one product and image are made together, in a table with room for the most that there are of them.
+        place = product * images + image  # (T,) in 0..G B-1
+        is_at = place[:, None] == torch.arange(len(self._products) * images, device=place.device)  # (T, G B)
+        rank = is_at.cumsum(0).gather(1, place[:, None])[:, 0] - 1
+        room = depth * most if most is not None else int(place.bincount(minlength=1).max())
+        row = (layer - product * depth) * queries + query
+        embeddings = torch.stack([product.mask_embeddings for product in self._products])  # (G, B, depth N, C_E)
+        table = embeddings.new_zeros(*embeddings.shape[:2], room, embeddings.shape[3])
+        table = table.index_put((product, image, rank), embeddings[product, image, row])
+        made = [of.features.mask_logits(rows) for of, rows in zip(self._products, table.unbind(), strict=True)]
+        masks = torch.cat(made) if len(made) > 1 else made[0]  # (G B, room, h, w)
+        return masks.flatten(0, 1).index_select(0, place * room + rank)
+
+    def masks_at(self, points: Tensor, padding_mode: str) -> Tensor:
+        """Of all queries, at points (B, P, 2) in 0..1 of each image: (B, L N, P)."""
+        if not self._products:
+            return logits_at(self.mask_logits.flatten(1, 2), points, padding_mode)
+        found = []
+        for embeddings, features in self._products:
+            kind = full_dtype(embeddings.dtype)
+            found.append(embeddings.to(kind) @ logits_at(features.project().to(kind), points, padding_mode))
+        return torch.cat(found, 1)
 
 
 # ---- targets ----
@@ -577,13 +646,13 @@ class BipartiteMatcher:
 
     def cost_terms(self, predictions: Predictions, targets: PaddedTargets) -> dict[str, Tensor]:
         """Unweighted costs (B, L, N, M); beyond an image's last segment they are not looked at."""
-        logits = predictions.mask_logits.flatten(1, 2)  # (B, L N, h, w)
         if self.sampler is None:
+            logits = predictions.mask_logits.flatten(1, 2)  # (B, L N, h, w)
             at_pixels = (logits.flatten(2), *targets.resampled(logits.shape[-2:]))
         else:
-            at_pixels = self.sampler.of_images(logits, targets)
+            at_pixels = self.sampler.of_images(predictions, targets)
         mask, dice = pairwise_losses(*at_pixels, self.is_focal)
-        shape = (*predictions.mask_logits.shape[:3], -1)
+        shape = (*predictions.class_logits.shape[:3], -1)
         return {"class": class_cost(predictions, targets), "mask": mask.view(shape), "dice": dice.view(shape)}
 
     def warn_about_lost_segments(self, numbers: list[int], num_queries: int) -> None:
@@ -685,6 +754,7 @@ class FixedMatcher:
         return Assignment(*to_device(torch.from_numpy(index), targets.masks.device))
 
 
+ONE_TO_ONE = ("bipartite", "fixed", "box", "pq")  # no segment has two queries, no query two segments
 MATCHERS.register("bipartite", BipartiteMatcher)
 MATCHERS.register("fixed", FixedMatcher)
 MATCHERS.register("box", BoxMatcher)

@@ -46,7 +46,14 @@ from .losses import MaskClsCriterion, checked_pixel_labels, per_pixel_loss, pixe
 from .options import as_labels, open_backbone
 from .per_pixel_networks import build_per_pixel_network
 from .pixel_decoders import PIXEL_DECODERS, PixelFeatures
-from .transformer_decoders import TRANSFORMER_DECODERS, DecoderOutput, PixelLogits, SegmentLogits, layer_suffix
+from .transformer_decoders import (
+    TRANSFORMER_DECODERS,
+    DecoderOutput,
+    MaskProduct,
+    PixelLogits,
+    SegmentLogits,
+    layer_suffix,
+)
 
 
 @dataclass
@@ -461,22 +468,29 @@ class SegmentationModule(nn.Module):
         self.looks_at_pixels = with_semantics or config.instance_discrimination_weight > 0
 
     def forward(
-        self, segment_embeddings: Tensor, features: PixelFeatures, size: tuple[int, int] | None = None
+        self,
+        segment_embeddings: Tensor,
+        features: PixelFeatures,
+        size: tuple[int, int] | None = None,
+        as_product: bool = False,
     ) -> SegmentLogits:
         """(B, N, C) -> class logits (B, N, K + 1), mask logits (B, N, h, w), boxes (B, N, 4) with a box head.
 
         `size`: of the masks, the grid of a masked attention. None: as large as the per-pixel embeddings.
+        `as_product`: leave masks unmade where they are a plain product.
         """
         class_logits = self.class_predictor(segment_embeddings)
         mask_embeddings = self.mask_embedder(segment_embeddings)  # (B, N, C_E)
         if self.has_priors:
             class_logits = class_logits + all_rows(self.class_priors, class_logits.device)
             mask_embeddings = mask_embeddings + all_rows(self.mask_priors, mask_embeddings.device)
-        mask_logits = features.mask_logits(mask_embeddings, size)
-        if self.exclusive_masks:
-            mask_logits = exclusive_logits(mask_logits)
+        masks: Tensor | MaskProduct = MaskProduct(mask_embeddings, features)
+        if self.exclusive_masks or features.upsampling > 1 or not as_product:
+            masks = features.mask_logits(mask_embeddings, size)
+            if self.exclusive_masks:
+                masks = exclusive_logits(masks)
         boxes = None if self.bbox_predictor is None else self.bbox_predictor(segment_embeddings).sigmoid()
-        return SegmentLogits(class_logits, mask_logits, boxes)
+        return SegmentLogits(class_logits, masks, boxes)
 
     def pixel_outputs(self, features: PixelFeatures) -> PixelLogits:
         """What auxiliary losses ask of each pixel."""
@@ -655,7 +669,10 @@ class MaskClsForUniversalSegmentation(MaskClsPreTrainedModel):
         )
         embeddings = supervised_layers(decoded, all_layers)
         features_of = getattr(decoded, "features", [])[-len(embeddings) :] or [features] * len(embeddings)
-        layers = [self.segmentation_module(*pair) for pair in zip(embeddings, features_of, strict=True)]
+        as_product = mask_labels is not None and not want_auxiliary
+        layers = [
+            self.segmentation_module(*pair, as_product=as_product) for pair in zip(embeddings, features_of, strict=True)
+        ]
         base = self.model.as_output(feature_maps, features, decoded, want_hidden)
         fields: dict[str, Any] = dict(base)
         if want_auxiliary:

@@ -66,6 +66,7 @@ class PixelFeatures:
         """Dot product of each mask embedding with each pixel's: (B, N, C_E) -> (B, N, h, w), upsampled; or (B, N,
         *size), where a `size` is given."""
         embeddings = self.project() if size is None else self.resized(size)  # (B, C_E, h, w)
+        mask_embeddings = mask_embeddings.to(embeddings.dtype)
         logits = (mask_embeddings @ embeddings.flatten(2)).unflatten(2, embeddings.shape[2:])  # (B, N, h, w)
         if self.upsampling > 1 and size is None:
             logits = F.interpolate(logits, scale_factor=self.upsampling, mode="bilinear", align_corners=True)

@@ -34,19 +34,19 @@ class PointSampler:
         """Uniform random numbers in 0..1: (rows, points, 2)."""
         return torch.rand(rows, points, 2, device=device)
 
-    def of_images(self, mask_logits: Tensor, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """At the same points for all masks of an image: logits (B, R, P), segments (B, M, P) in 0..1, and 1 where a
+    def of_images(self, predictions: Any, targets: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """At the same points for all masks of an image: logits (B, L N, P), segments (B, M, P) in 0..1, and 1 where a
         point is on an image, 0 if that has no valid pixel (B, P).
 
         Args:
-            mask_logits (`torch.Tensor` of shape `(B, R, h, w)`): R masks an image.
+            predictions: [`Predictions`].
             targets: [`PaddedTargets`].
         """
-        image = torch.arange(len(mask_logits), device=mask_logits.device)
+        image = torch.arange(len(predictions.class_logits), device=predictions.class_logits.device)
         points = self.on_valid_pixels(image, self.number, targets)
         labels = labels_at(points, image, None, targets, self.padding_mode)
         on_image = points.new_ones(points.shape[:2]) * has_valid_pixels(targets, image)[:, None]
-        return logits_at(mask_logits, points, self.padding_mode), labels * on_image[:, None], on_image
+        return predictions.masks_at(points, self.padding_mode), labels * on_image[:, None], on_image
 
     def of_pairs(self, logits: Tensor, image: Tensor, segment: Tensor, targets: Any) -> tuple[Tensor, Tensor]:
         """Points (T, P, 2) of matched masks, most of them where the mask is the least sure, and the segments there

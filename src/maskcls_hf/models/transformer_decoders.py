@@ -10,7 +10,7 @@ Shape legend: B images, N queries (segments predicted for an image), K classes, 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +20,22 @@ from .layers import TransformerLayer, all_rows, sine_positions
 from .pixel_decoders import PixelFeatures
 
 
+class MaskProduct(NamedTuple):
+    """The factors of mask logits: a loss needs few of the masks, or few points of them."""
+
+    mask_embeddings: Tensor  # (B, N, C_E)
+    features: PixelFeatures
+
+    def logits(self) -> Tensor:
+        """(B, N, h, w)."""
+        return self.features.mask_logits(self.mask_embeddings)
+
+
 class SegmentLogits(NamedTuple):
     """N probability-mask pairs of each image, as logits, from one decoder layer."""
 
     class_logits: Tensor  # (B, N, K + 1), "no object" last
-    mask_logits: Tensor  # (B, N, h, w)
+    mask_logits: Any  # (B, N, h, w); in training their factors, a `MaskProduct`
     boxes: Tensor | None = None  # (B, N, 4) in 0..1, with a box head
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "SegmentLogits":
@@ -34,8 +45,10 @@ class SegmentLogits(NamedTuple):
 
     def as_output(self) -> dict[str, Tensor]:
         """By the names of transformers' outputs."""
+        masks = self.mask_logits.logits() if isinstance(self.mask_logits, MaskProduct) else self.mask_logits
         names = ("class_queries_logits", "masks_queries_logits", "pred_boxes")
-        return {name: tensor for name, tensor in zip(names, self, strict=True) if tensor is not None}
+        found = zip(names, (self.class_logits, masks, self.boxes), strict=True)
+        return {name: tensor for name, tensor in found if tensor is not None}
 
 
 class PixelLogits(NamedTuple):
