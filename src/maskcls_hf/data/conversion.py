@@ -124,7 +124,14 @@ def _shape(label: str, mask: MaskRuns) -> dict[str, Any]:
     left, top, width, height = mask.box
     _, inside = mask.window()
     corners = [[left, top], [left + width - 1, top + height - 1]]
-    fields = {"label": label, "points": corners, "group_id": None, "description": "", "shape_type": "mask", "flags": {}}
+    fields: dict[str, Any] = {
+        "label": label,
+        "points": corners,
+        "group_id": None,
+        "description": "",
+        "shape_type": "mask",
+        "flags": {},
+    }
     return fields | {"mask": base64.b64encode(png_bytes(inside)).decode()}
 
 
