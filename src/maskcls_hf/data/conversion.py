@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +15,10 @@ import yaml
 
 from ..models.run_lengths import MaskRuns
 from ..models.segments import VOID
+from ..utils.tasks import Task
 from ..utils.writing import write_json, write_text
-from .dataset import SegmentationDataset
+from .dataset import Classes
+from .files import read_colored_ids, read_map
 from .layouts import find_splits, open_dataset
 from .layouts.drawing import png_bytes
 from .layouts.shapes import SPLIT_NAMES
@@ -24,8 +27,8 @@ from .sample import Segments
 
 
 class Writer(Protocol):
-    def add(self, name: str, file: str, segments: Segments) -> None:
-        """Writes an annotation; `file`: of the image, as `image_place` names it."""
+    def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
+        """Writes an annotation; `file`: of the image, as `image_place` names it; `image`: where it really is."""
 
     def close(self) -> None:
         """Writes what stands in one file for all images."""
@@ -34,7 +37,7 @@ class Writer(Protocol):
 class CocoWriter:
     """annotations/instances_SPLIT.json with exact run lengths; category ids from 1."""
 
-    def __init__(self, out: Path, split: str, data: SegmentationDataset, lost: Counter[str]):
+    def __init__(self, out: Path, split: str, data: Classes, lost: Counter[str]):
         self.path, self.lost = out / "annotations" / f"instances_{split}.json", lost
         shift = int(min(data.label_ids) < 1) * (1 - min(data.label_ids))
         self.ids = [label + shift for label in data.label_ids]
@@ -45,10 +48,10 @@ class CocoWriter:
     def image_place(split: str, name: str) -> str:
         return f"images/{split}/{name}"
 
-    def add(self, name: str, file: str, segments: Segments) -> None:
+    def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
         images, annotations = self.content["images"], self.content["annotations"]
         height, width = segments.size
-        images.append({"id": len(images) + 1, "file_name": name, "height": height, "width": width})
+        images.append({"id": len(images) + 1, "file_name": image or name, "height": height, "width": width})
         for label, mask, is_crowd in _things(segments):
             record = {"id": len(annotations) + 1, "image_id": len(images), "category_id": self.ids[label]}
             shape = {"segmentation": mask.rle(), "area": mask.area, "bbox": mask.box, "iscrowd": int(is_crowd)}
@@ -63,7 +66,7 @@ class CocoWriter:
 class YoloWriter:
     """data.yaml and labels/SPLIT/NAME.txt: one ring an object, whose parts and holes are joined by bridges."""
 
-    def __init__(self, out: Path, split: str, data: SegmentationDataset, lost: Counter[str]):
+    def __init__(self, out: Path, split: str, data: Classes, lost: Counter[str]):
         self.out, self.split, self.lost = out, split, lost
         self.names = dict(data.id2label)
 
@@ -71,7 +74,7 @@ class YoloWriter:
     def image_place(split: str, name: str) -> str:
         return f"images/{split}/{name}"
 
-    def add(self, name: str, file: str, segments: Segments) -> None:
+    def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
         height, width = segments.size
         rows = []
         for label, mask, is_crowd in _things(segments):
@@ -95,14 +98,14 @@ class YoloWriter:
 class LabelMeWriter:
     """NAME.json beside each image, with exact masks; unlabeled pixels and crowds are `__ignore__`."""
 
-    def __init__(self, out: Path, split: str, data: SegmentationDataset, lost: Counter[str]):
+    def __init__(self, out: Path, split: str, data: Classes, lost: Counter[str]):
         self.out, self.names, self.lost = out, dict(data.id2label), lost
 
     @staticmethod
     def image_place(split: str, name: str) -> str:
         return f"{split}/{name}"
 
-    def add(self, name: str, file: str, segments: Segments) -> None:
+    def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
         things = [(self.names[label], mask) for label, mask, is_crowd in _things(segments) if not is_crowd]
         ignored = [mask for _, mask, is_crowd in _things(segments) if is_crowd]
         self.lost["crowd regions, which become unlabeled"] += len(ignored)
@@ -113,8 +116,8 @@ class LabelMeWriter:
         path = self.out / Path(file).with_suffix(".json")
         path.parent.mkdir(parents=True, exist_ok=True)
         content = {"version": "5.8.1", "flags": {}, "shapes": [_shape(*pair) for pair in shapes if pair[1].area]}
-        image = {"imagePath": Path(file).name, "imageData": None, "imageHeight": height, "imageWidth": width}
-        write_json(path, content | image)
+        sizes = {"imageData": None, "imageHeight": height, "imageWidth": width}
+        write_json(path, content | {"imagePath": image or Path(file).name} | sizes)
 
     def close(self) -> None:
         write_text(self.out / "labels.txt", "\n".join(["__ignore__", "_background_", *self.names.values(), ""]))
@@ -135,7 +138,7 @@ def _shape(label: str, mask: MaskRuns) -> dict[str, Any]:
     return fields | {"mask": base64.b64encode(png_bytes(inside)).decode()}
 
 
-WRITERS: dict[str, Callable[[Path, str, SegmentationDataset, Counter[str]], Any]] = {
+WRITERS: dict[str, Callable[[Path, str, Classes, Counter[str]], Any]] = {
     "coco_instances": CocoWriter,
     "yolo": YoloWriter,
     "labelme": LabelMeWriter,
@@ -190,6 +193,47 @@ def convert_data(
             shutil.copyfile(source, out / file)
             writer.add(file_name, file, data[index]["segments"])
         writer.close()
+    return {what: number for what, number in lost.items() if number}
+
+
+def write_results(out: Path, to: str, task: Task, content: Mapping[str, Any]) -> dict[str, int]:
+    """The results of `maskcls segment` in OUT/LAYOUT, without the images; the names in COCO's file are theirs.
+
+    Args:
+        out: folder of the results.
+        content: of their JSON.
+
+    Returns:
+        What is lost, as for [`convert_data`].
+    """
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    lost: Counter[str] = Counter()
+    classes = Classes(names, "instance")
+    writer = WRITERS[to](out / to, "train", classes, lost)
+    annotations: dict[int, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        annotations.setdefault(annotation["image_id"], []).append(annotation)
+    for image in content["images"]:
+        of_image, map_file = annotations.get(image["id"], []), out / "map" / image["map"]
+        size = image["height"], image["width"]
+        if task == "instance":
+            labels = [classes.class_of_label[annotation["category_id"]] for annotation in of_image]
+            masks = [annotation["segmentation"] for annotation in of_image]
+            segments = Segments(torch.tensor(labels, dtype=torch.int64), masks, size=size)
+        else:
+            ids = read_colored_ids(map_file) if task == "panoptic" else read_map(map_file)
+            known: dict[int, int | None] = {0: None} if task == "panoptic" else {}
+            for found in of_image[0]["segments_info"]:
+                known[found["id" if task == "panoptic" else "category_id"]] = classes.class_of_label[
+                    found["category_id"]
+                ]
+            segments = Segments.from_ids(ids, known)
+        name = str(Path(image["map"]).with_suffix(Path(image["file_name"]).suffix))
+        file = writer.image_place("train", name) if to == "yolo" else name
+        source = image.get("source", image["file_name"])
+        place = os.path.relpath(source, out / to) if to == "labelme" else image["file_name"]
+        writer.add(name, file, segments, Path(place).as_posix())
+    writer.close()
     return {what: number for what, number in lost.items() if number}
 
 
