@@ -70,8 +70,10 @@ def open_dataset(
     Args:
         root: folder of the data.
         split: such as "train"; None where there are no splits.
-        layout: "cityscapes", "ade20k", "coco_panoptic", "folder", "coco_instances" or one of [`register_layout`]; None:
-            the first of these, in this order, whose files are there.
+        layout: of an annotation tool "yolo", "cvat", "label_studio", "supervisely", "voc", "geo", "mask_files",
+            "object_folders", "color_maps" or "labelme"; else "cityscapes", "ade20k", "coco_panoptic", "folder",
+            "coco_instances" or one of [`register_layout`]. None: the first, in the order in which they are registered,
+            whose files are there.
         cache: keep what was read in memory.
         options: of the layout's reader, such as `background="class"` of [`CocoInstances`].
 
