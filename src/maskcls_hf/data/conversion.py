@@ -27,6 +27,8 @@ from .sample import Segments
 
 
 class Writer(Protocol):
+    """Writes the annotations of a split, image by image."""
+
     def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
         """Writes an annotation; `file`: of the image, as `image_place` names it; `image`: where it really is."""
 
@@ -46,9 +48,11 @@ class CocoWriter:
 
     @staticmethod
     def image_place(split: str, name: str) -> str:
+        """Where an image of a split is copied, below the folder that is written."""
         return f"images/{split}/{name}"
 
     def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
+        """Adds the records of an image and of its segments."""
         images, annotations = self.content["images"], self.content["annotations"]
         height, width = segments.size
         images.append({"id": len(images) + 1, "file_name": image or name, "height": height, "width": width})
@@ -59,6 +63,7 @@ class CocoWriter:
         self.lost["unlabeled pixels, which become background"] += int(_void(segments).sum())
 
     def close(self) -> None:
+        """Writes the JSON of the split."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.content)
 
@@ -72,9 +77,11 @@ class YoloWriter:
 
     @staticmethod
     def image_place(split: str, name: str) -> str:
+        """Where an image of a split is copied, below the folder that is written; YOLO looks for `images/`."""
         return f"images/{split}/{name}"
 
     def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
+        """Writes the label file of an image."""
         height, width = segments.size
         rows = []
         for label, mask, is_crowd in _things(segments):
@@ -89,6 +96,7 @@ class YoloWriter:
         self.lost["unlabeled pixels, which become background"] += int(_void(segments).sum())
 
     def close(self) -> None:
+        """Writes data.yaml; the splits that it names already stay in it."""
         path = self.out / "data.yaml"
         before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"path": "."}
         content = before | {self.split: f"images/{self.split}", "names": self.names}
@@ -103,9 +111,11 @@ class LabelMeWriter:
 
     @staticmethod
     def image_place(split: str, name: str) -> str:
+        """Where an image of a split is copied, below the folder that is written."""
         return f"{split}/{name}"
 
     def add(self, name: str, file: str, segments: Segments, image: str | None = None) -> None:
+        """Writes the JSON of an image."""
         things = [(self.names[label], mask) for label, mask, is_crowd in _things(segments) if not is_crowd]
         ignored = [mask for _, mask, is_crowd in _things(segments) if is_crowd]
         self.lost["crowd regions, which become unlabeled"] += len(ignored)
@@ -120,6 +130,7 @@ class LabelMeWriter:
         write_json(path, content | {"imagePath": image or Path(file).name} | sizes)
 
     def close(self) -> None:
+        """Writes labels.txt, which keeps the order of the classes."""
         write_text(self.out / "labels.txt", "\n".join(["__ignore__", "_background_", *self.names.values(), ""]))
 
 
@@ -159,7 +170,8 @@ def convert_data(
         root: folder of the data.
         out: an empty folder, or one that is made.
         to: "coco_instances", "yolo" or "labelme".
-        layout, splits: as for `validate_dataset`.
+        layout: name of the layout of the data; None: found by looking.
+        splits: those to convert; empty: all.
         options: further ones of the reader, such as `boxes=True`.
 
     Returns:
@@ -201,6 +213,8 @@ def write_results(out: Path, to: str, task: Task, content: Mapping[str, Any]) ->
 
     Args:
         out: folder of the results.
+        to: "coco_instances", "yolo" or "labelme".
+        task: of the results: "instance", "panoptic" or "semantic".
         content: of their JSON.
 
     Returns:

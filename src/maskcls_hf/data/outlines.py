@@ -10,8 +10,10 @@ Ring = list[tuple[int, int]]  # corners (x, y), at whole numbers
 
 
 def outlines(mask: MaskRuns) -> list[Ring]:
-    """Rings around the parts of a mask and around its holes, without corners on a straight line. Filled by the rule of
-    even and odd, they are the mask. Parts that touch at a corner alone are two."""
+    """Rings around the parts of a mask and around its holes, without corners on a straight line.
+
+    Filled by the rule of even and odd, they are the mask. Parts that touch at a corner alone are two.
+    """
     if not mask.area:
         return []
     (rows, columns), inside = mask.window()

@@ -83,10 +83,12 @@ class MaskFiles(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The name of the mask of a class."""
         return [root / (split or "") / "masks" / "NAME_class_CLASS.png"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether a file is named like the mask of a class or object, or of a task of Label Studio."""
         folder = split_folder(root, split)
         masks = _folders(folder)[1] if folder else None
         stems = (path.stem for path in masks.iterdir() if is_image(path)) if masks else ()
@@ -94,6 +96,7 @@ class MaskFiles(ShapeDataset):
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Folders with a usual name of a split that hold such masks."""
         return [name for name in usual_splits(root) if cls.find(root, name, options)]
 
 
@@ -148,15 +151,18 @@ class ObjectFolders(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The folder of the masks of an image."""
         return [root / (split or "") / "NAME" / "masks"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether the first five folders with `images` and `masks` hold one image each."""
         folders = _object_folders(root, split)[:5]
         return bool(folders) and all(len(list(filter(is_image, (f / "images").iterdir()))) == 1 for f in folders)
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Folders that hold a folder for each image."""
         folders = [path.name for path in root.iterdir() if path.is_dir()]
         return [name for name in folders if cls.find(root, name, options)]
 

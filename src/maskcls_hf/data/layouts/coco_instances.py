@@ -232,7 +232,8 @@ def _box_polygon(box: Any, attributes: Any) -> list[float]:
     degrees = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0
     angle = math.radians(degrees if is_number(degrees) else 0)
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return (points @ turn + (left + width / 2, top + height / 2)).ravel().tolist()
+    corners: list[float] = (points @ turn + (left + width / 2, top + height / 2)).ravel().tolist()
+    return corners
 
 
 def _all_relative(content: CocoContent, sizes: Sequence[tuple[int, int]]) -> bool:

@@ -35,13 +35,18 @@ HEX = re.compile(r"(.*?)[\s,;:=]*#([0-9a-fA-F]{6})[\s,;:]*(.*)")
 
 
 class ColoredClass(NamedTuple):
+    """A class of a table, and its color."""
+
     name: str
     color: int  # R + 256 G + 65536 B
 
 
 def read_table(path: Path) -> list[ColoredClass]:
-    """Classes and their colors, in the order of the file: columns name, r, g, b; lines with a name before or behind the
-    numbers or `#RRGGBB`; or CVAT's label:r,g,b:parts:actions. ValueError: a line is none of these."""
+    """Classes and their colors, in the order of the file.
+
+    It has columns name, r, g, b; lines with a name before or behind the numbers or `#RRGGBB`; or CVAT's
+    label:r,g,b:parts:actions. ValueError: a line is none of these.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -104,6 +109,8 @@ def classes_of_colors(colors: np.ndarray, table: Sequence[ColoredClass], nearest
     """Place of each pixel's class in the table (H, W), `VOID_ID` for other colors, and how many pixels have these.
 
     Args:
+        colors: (H, W), R + 256 G + 65536 B.
+        table: classes and their colors.
         nearest: other colors count as the nearest one of the table.
     """
     known = np.array([row.color for row in table])
@@ -173,28 +180,35 @@ class ColorMaps(SegmentationDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """Usual names of the table."""
         return [root / name for name in TABLES[:3]]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there are a table and folders of images and of maps."""
         return bool(options.get("table") or _table(root)) and _folders(root, split) is not None
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Names of folders, at the root or among the images, that have folders of images and of maps."""
         folders = [root, *(root / name for name in IMAGE_FOLDERS)]
         names = {path.name for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_dir()}
         return sorted(name for name in names if _folders(root, name))
 
     def image_path(self, index: int) -> Path:
+        """File of an image."""
         return self._images[index]
 
     def label_path(self, index: int) -> Path:
+        """The map of an image."""
         return self._maps[index]
 
     def annotation(self, index: int) -> str:
+        """The map of an image, for messages."""
         return str(self._maps[index])
 
     def read(self, index: int, size: Size) -> Segments:
+        """Segments of an image; warns of colors in no table."""
         classes, unknown = self._classes(index)
         if unknown:
             fate = "count as the nearest one" if self.nearest else "are unlabeled"
@@ -202,6 +216,7 @@ class ColorMaps(SegmentationDataset):
         return self._values(torch.from_numpy(classes), self.annotation(index))
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Reports a map that cannot be read or has another size, and colors in no table."""
         try:
             classes, unknown = self._classes(index)
         except (OSError, ValueError) as error:

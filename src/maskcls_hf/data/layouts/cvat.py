@@ -72,16 +72,19 @@ class Cvat(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The usual name of CVAT's file."""
         return [root / (split or "") / "annotations.xml"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there is an XML of CVAT; of a split: in its folder, or with a subset of its name."""
         paths = _xml_files(root, split)
         own = split_folder(root, split)
         return bool(paths) and (not split or own == paths[0].parent or split in _subsets(paths[0]))
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Subsets of the only file at the root, or folders with files of their own."""
         if paths := _xml_files(root, None):
             return _subsets(paths[0]) if len(paths) == 1 and paths[0].parent == root else []
         return [path.name for path in root.iterdir() if path.is_dir() and _xml_files(root, path.name)]

@@ -48,7 +48,8 @@ def turned(points: Sequence[float], degrees: float, center: tuple[float, float])
     angle = math.radians(degrees)
     offsets = np.reshape(points, (-1, 2)) - center
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    return (offsets @ rotation + center).ravel().tolist()
+    found: list[float] = (offsets @ rotation + center).ravel().tolist()
+    return found
 
 
 def ellipse_points(x: float, y: float, x_radius: float, y_radius: float, degrees: float = 0) -> list[float]:
@@ -112,7 +113,9 @@ def inside(source: bytes | Path, alpha: bool, where: str) -> NDArray[np.bool_]:
     """Pixels (h, w) of a binary mask, whose values are 0 and another, or gray at the border: from the half on.
 
     Args:
+        source: the file, or its content.
         alpha: the mask is where the image, if it can be transparent, is not.
+        where: the image stands, for messages.
     """
     image: Any = decoded(source, where)
     can_hide = "A" in image.getbands() or "transparency" in image.info
@@ -144,8 +147,11 @@ def draw_brush(packed: Sequence[int], own_size: Size, size: Size) -> MaskRuns:
 
 
 def brush_values(packed: Sequence[int]) -> NDArray[np.uint8]:
-    """The bit stream of thi.ng's rle-pack: 32 bits number of values, 5 bits size of a value, four times 4 bits sizes of
-    lengths; then runs of one value (bit 1) or single values (bit 0), with 2 bits for which size its length has."""
+    """Values of the bit stream of thi.ng's rle-pack.
+
+    32 bits number of values, 5 bits size of a value, four times 4 bits sizes of lengths; then runs of one value (bit 1)
+    or single values (bit 0), with 2 bits for which size its length has. ValueError: it is no such stream.
+    """
     try:
         bits = np.unpackbits(np.array(packed, dtype=np.uint8))
         place = 0

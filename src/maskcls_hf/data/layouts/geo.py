@@ -99,10 +99,12 @@ class GeoVectors(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The usual name of the vectors of an image."""
         return [root / (split or "") / "NAME.geojson"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether a folder holds both rasters and vectors."""
         folder = split_folder(root, split)
         return folder is not None and bool(_files(folder, RASTERS)) and bool(_files(folder, VECTORS))
 
@@ -179,4 +181,4 @@ def _meets(geometry: Any, transform: Any, size: Size) -> bool:
 
     left, bottom, right, top = bounds(geometry)
     own_left, own_bottom, own_right, own_top = array_bounds(*size, transform)
-    return left < own_right and right > own_left and bottom < own_top and top > own_bottom
+    return bool(left < own_right and right > own_left and bottom < own_top and top > own_bottom)

@@ -95,14 +95,17 @@ class LabelStudio(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """A usual name of an export."""
         return [root / (split or "") / "project.json"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there is a JSON of tasks with annotations or predictions."""
         return bool(_json_files(root, split))
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Folders with a usual name of a split that hold such a JSON."""
         return [name for name in usual_splits(root) if _json_files(root, name)]
 
 

@@ -83,10 +83,12 @@ class LabelMe(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The name of the JSON of an image."""
         return [root / (split or "") / "NAME.json"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether one of the first JSON files, up to two folders down, has shapes."""
         folder = split_folder(root, split)
         if folder is None:
             return False
@@ -95,6 +97,7 @@ class LabelMe(ShapeDataset):
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Folders with a usual name of a split that hold such files."""
         return [name for name in usual_splits(root) if cls.find(root, name, options)]
 
 

@@ -30,7 +30,8 @@ Background = Literal["negatives", "void", "class"]
 
 
 class Shape(NamedTuple):
-    """
+    """What is drawn of an object: all of it, or a part.
+
     Args:
         label: the file's id of its class; `VOID`; `CUT`.
         draw: gives its mask in an image of a size. It is pickled: a `functools.partial` of a function of `drawing`.
@@ -61,10 +62,19 @@ class Skipped:
         self.root, self.report, self.reasons = root, report, Counter[str]()
 
     def __call__(self, why: str, what: str, file: Path | str | None, kind: str = "skipped_shape") -> None:
+        """Reports a thing of a file that is not read, and counts it by the reason.
+
+        Args:
+            why: it is not read.
+            what: it is, or its name.
+            file: that holds it.
+            kind: of the finding.
+        """
         self.report(kind, f"{what}: {why}", file)
         self.reasons[why] += 1
 
     def warn(self) -> None:
+        """Logs how much was not read, and why, unless faults are collected."""
         if self.reasons and self.report is refuse:
             reasons = ", ".join(f"{number} ({why})" for why, number in sorted(self.reasons.items()))
             logger.warning(f"{self.root}: not read: {reasons}. `maskcls validate` names them.")
@@ -114,17 +124,21 @@ class ShapeDataset(SegmentationDataset):
         self._shapes = Packed([tuple(shape) for shape in image.shapes] for image in images)
 
     def image_path(self, index: int) -> Path:
+        """File of an image."""
         return self._paths[index]
 
     def annotation(self, index: int) -> str:
+        """Where the shapes of an image stand, for messages."""
         return self._where[index]
 
     def read(self, index: int, size: Size) -> Segments:
+        """Draws the shapes of an image; refuses an annotation that says another size."""
         if (own := self._sizes[index]) is not None:
             check_size(own, size, self.annotation(index), str(self.image_path(index)))
         return self._segments(index, size, refuse)
 
     def check(self, index: int, picture: Picture | None, report: ReportFault) -> Checked | None:
+        """Draws the shapes of an image; reports those that cannot be drawn, or have no pixel in it."""
         size = self._sizes[index]
         if size is not None:
             compare_sizes(size, picture, "the annotation", "size_mismatch", report)
@@ -192,6 +206,7 @@ def natural(name: str) -> list[Any]:
 
 
 def is_image(path: Path) -> bool:
+    """Whether a file has the suffix of an image and is not hidden."""
     return path.suffix.lower() in IMAGE_SUFFIXES and path.name[0] != "."
 
 
@@ -214,12 +229,15 @@ def split_folder(root: Path, split: str | None) -> Path | None:
 
 
 def usual_splits(root: Path) -> list[str]:
+    """Folders with a usual name of a split."""
     return [path.name for path in root.iterdir() if path.is_dir() and re.fullmatch(USUAL_SPLITS, path.name)]
 
 
 def located(name: str, folders: Sequence[Path]) -> Path | None:
-    """The file that a tool calls so: in one of the folders, or below it without the first folders of the name, which
-    are those of another computer."""
+    """The file that a tool calls so, in or below one of the folders; None: there is none.
+
+    The first folders of the name, which are those of another computer, may be missing.
+    """
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     for start in range(len(parts)):
         for folder in folders:

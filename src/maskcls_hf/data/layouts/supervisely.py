@@ -78,15 +78,18 @@ class Supervisely(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The file of the classes, and the folder of the annotations."""
         return [root / "meta.json", root / (split or "NAME") / "ann"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether meta.json has classes and there is a folder `ann`."""
         meta = root / "meta.json"
         return meta.is_file() and json_like(meta, ["classes"]) and bool(_data_sets(root, split))
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Data sets of the project, if there are several."""
         found = [folder.relative_to(root).as_posix() for folder in _data_sets(root, None)]
         return found if len(found) > 1 else []
 

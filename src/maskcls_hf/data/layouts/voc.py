@@ -81,14 +81,17 @@ class PascalVoc(SegmentationDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The folder of the class maps, and the list of the split's images."""
         return [root / "SegmentationClass", root / f"{LISTS}/{split or 'train'}.txt"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether there is a folder of class maps, and a list of the split's images."""
         return _folder(root, CLASSES) is not None and (not split or _list(root, split) is not None)
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Names of the lists; trainval only where it is the only one."""
         names = [path.stem for path in (root / LISTS).glob("*.txt")]
         return [name for name in names if name != "trainval" or len(names) == 1]
 
@@ -118,16 +121,20 @@ class PascalVoc(SegmentationDataset):
         return names, images
 
     def image_path(self, index: int) -> Path:
+        """File of an image."""
         return self._images[index]
 
     def label_path(self, index: int) -> Path | None:
+        """The class map of an image; None: it has none, and is empty."""
         path = (self._class_folder or self.root) / f"{self.names[index]}.png"
         return path if path.is_file() else None
 
     def annotation(self, index: int) -> str:
+        """Where the class map of an image is or would be, for messages."""
         return str((self._class_folder or self.root) / f"{self.names[index]}.png")
 
     def read(self, index: int, size: Size) -> Segments:
+        """Segments of an image: objects where there are maps of objects, else classes."""
         path = self.label_path(index)
         classes = np.zeros(size, dtype=np.int64) + min(self._no_object, default=0)
         if path is not None:

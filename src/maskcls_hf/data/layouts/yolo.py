@@ -73,10 +73,12 @@ class YoloSeg(ShapeDataset):
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
+        """The files that name the classes."""
         return [root / "data.yaml", root / "classes.txt"]
 
     @classmethod
     def find(cls, root: Path, split: str | None, options: Mapping[str, Any]) -> bool:
+        """Whether the classes are named, and data.yaml has the split."""
         try:
             content = described(root)
         except (OSError, ValueError):
@@ -85,6 +87,7 @@ class YoloSeg(ShapeDataset):
 
     @classmethod
     def splits(cls, root: Path, options: Mapping[str, Any]) -> Iterable[str]:
+        """Splits of data.yaml whose images are there; none where all have the same ones."""
         try:
             content = described(root)
         except (OSError, ValueError):
@@ -199,6 +202,7 @@ def described(root: Path) -> dict[str, Any]:
 
 
 def class_names_of(content: Mapping[str, Any]) -> dict[int, str]:
+    """Names by class id, of data.yaml's list or map. ValueError: they are neither, or bad names."""
     names = content["names"]
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
     found = checked_names(((key, str(name)) for key, name in pairs), "names")
