@@ -28,7 +28,9 @@ class MaskFiles(ShapeDataset):
         root: folder of the data.
         split: a folder in it; None: there are none.
         class_name: of objects whose files do not say it.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         ValueError: a mask of no image, or (on access) of another size.
@@ -117,7 +119,9 @@ class ObjectFolders(ShapeDataset):
         root: folder of the data.
         split: such as "stage1_train"; None: all images.
         class_name: of the objects; None: "nucleus" in the Bowl's folders, else "object".
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         ValueError: a folder without its image, or (on access) a mask of another size.

@@ -139,7 +139,8 @@ class ColorMaps(SegmentationDataset):
         split: such as "train"; None: there are none.
         table: the file of the colors, below the root, where it has another name.
         nearest: colors in no table count as the nearest one of the table.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: the table, a folder or a map is missing.

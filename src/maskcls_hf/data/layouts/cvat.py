@@ -38,7 +38,9 @@ class Cvat(ShapeDataset):
     Args:
         root: folder of the data.
         split: a subset of the project, or a folder with an xml of its own; None: all images.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         FileNotFoundError: there is no xml, or an image is missing.

@@ -36,7 +36,9 @@ class GeoVectors(ShapeDataset):
         split: a folder in it; None: there are none.
         column: of the classes in the vectors; None: the first that is called class, class_name, label, ...
         bands: that are red, green and blue, from 1.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         ImportError: the libraries are not installed.

@@ -45,7 +45,9 @@ class LabelStudio(ShapeDataset):
         root: folder of the data.
         split: a folder with a JSON of its own; None: there are none.
         predictions: read the predictions instead of the annotations.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         FileNotFoundError: there is no JSON, or an image is missing.

@@ -45,7 +45,9 @@ class LabelMe(ShapeDataset):
     Args:
         root: folder of the data, with the json files in it or in folders below.
         split: its folder; None: all.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         FileNotFoundError: an image is missing, and is not in the json either.

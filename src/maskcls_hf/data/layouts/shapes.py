@@ -89,7 +89,8 @@ class ShapeDataset(SegmentationDataset):
         class_names: by the file's ids.
         background: what pixels of no object are: "negatives" (in no segment), "void" (unlabeled), or "class" (one
             segment of stuff of class 0, "background").
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
     """
 
     expects_things = True

@@ -34,7 +34,9 @@ class Supervisely(ShapeDataset):
     Args:
         root: folder of the project.
         split: a data set; None: all.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         FileNotFoundError: a file is missing.

@@ -38,7 +38,8 @@ class PascalVoc(SegmentationDataset):
         root: folder of the data.
         split: name of a list; None: the images of all lists, or without lists all that have a map.
         nearest: colors in no table count as the nearest one of the table; else they are unlabeled.
-        cache, report: see [`SegmentationDataset`].
+        cache: see [`SegmentationDataset`].
+        report: see [`SegmentationDataset`].
 
     Raises:
         FileNotFoundError: a folder, a list, an image or a map is missing.

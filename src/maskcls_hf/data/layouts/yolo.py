@@ -42,7 +42,9 @@ class YoloSeg(ShapeDataset):
         root: folder of the data.
         split: "train", "val" or "test" as in the yaml; None: all images.
         boxes: whether rows that are boxes alone become masks; else they are skipped.
-        background, cache, report: see [`ShapeDataset`].
+        background: see [`ShapeDataset`].
+        cache: see [`ShapeDataset`].
+        report: see [`ShapeDataset`].
 
     Raises:
         FileNotFoundError: there is no yaml, or it has no such split, or images are missing.
