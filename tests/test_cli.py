@@ -29,6 +29,7 @@ from maskcls_hf.cli.main import app
 from maskcls_hf.cli.results import Results, only_run, output_names
 from maskcls_hf.cli.segment import find_images
 from maskcls_hf.cli.segmenter import Outcome, segmented
+from maskcls_hf.data import open_dataset
 from maskcls_hf.metrics import Segments
 from maskcls_hf.visual.drawing import distinct_colors, draw_overlay, outlines, segment_colors
 
@@ -665,3 +666,32 @@ def test_help_to_a_full_disk_is_one_line(option, monkeypatch, capsys):
         app([option], prog_name="maskcls")
     assert ended.value.code == 1
     assert capsys.readouterr().err == "Error: [Errno 28] No space left on device\n"
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
+def test_results_for_annotation_tools_are_those_of_the_maps(folders, tmp_path, task):
+    formats = [part for name in ("coco", "yolo", "labelme") for part in ("--format", name)]
+    content, _ = segment(folders, tmp_path, task, *formats)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    wanted = {Path(image["map"]).stem: [] for image in content["images"]}
+    stem_of = {image["id"]: Path(image["map"]).stem for image in content["images"]}
+    for annotation in content["annotations"]:
+        found = annotation.get("segments_info", [annotation])
+        wanted[stem_of[annotation["image_id"]]] += [(names[f["category_id"]], f["area"]) for f in found]
+    assert any(wanted.values())
+    shutil.copytree(folders.images, tmp_path / "coco_instances/images")
+    image_folders = {"labelme": {}, "coco_instances": {"image_folder": "images"}}
+    for name, options in image_folders.items():
+        data = open_dataset(tmp_path / name, "train" if name != "labelme" else None, name, **options)
+        for index, stem in enumerate(data.names):
+            segments = data[index]["segments"]
+            found = [(data.id2label[record["label_id"]], record["area"]) for record in segments.records]
+            assert sorted(found) == sorted(pair for pair in wanted[Path(stem).stem] if pair[1])
+    for stem, found in wanted.items():
+        rows = (tmp_path / f"yolo/labels/train/{stem}.txt").read_text().splitlines()
+        assert len(rows) == len([pair for pair in found if pair[1]])
+
+
+def test_an_unknown_format_is_refused_before_anything_is_read(folders, tmp_path):
+    result = run("segment", folders.images, "-m", folders.maskcls, "-o", tmp_path / "new", "--format", "x", code=1)
+    assert "coco, yolo and labelme" in result.output and not (tmp_path / "new").exists()

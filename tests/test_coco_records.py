@@ -157,7 +157,7 @@ FIELDS: list[tuple[str, tuple, Any, str]] = [
     ("instances", ("annotations", 0, "category_id"), "1", "has category_id '1', not a whole number"),
     ("instances", ("annotations", 0, "category_id"), 9, "annotation 7 is of category 9, which the file does not list"),
     ("instances", ("annotations",), {"7": {}}, "lacks annotations (lists)"),
-    ("instances", ("images", 0, "height"), None, "images[0] (id 1) has height null, not a number of pixels from 1"),
+    ("instances", ("images", 0, "height"), 0, "images[0] (id 1) has height 0, not a number of pixels from 1"),
     ("instances", ("images", 0, "width"), -1, "images[0] (id 1) has width -1, not a number of pixels from 1"),
     ("instances", ("images", 0, "width"), "64", "images[0] (id 1) has width '64', not a number of pixels from 1"),
     ("instances", ("images", 0, "width"), MOST_PIXELS, "2^31 pixels or more"),
@@ -408,6 +408,7 @@ class TestFiles:
         [
             ("A.PNG", "A.PNG (there is a.png: small and capital letters differ)"),
             ("images\\a.png", "(written with backslashes: write / between folders)"),
+            ("..\\images\\a.png", None),
             ("sub", "sub (a folder)"),
             ("sub/a.png", "missing"),
             ("/etc/hostname", "file_name /etc/hostname leads out of the data folder"),

@@ -59,6 +59,11 @@ class TestDraw:
         assert draw(NAMES, 0.5, 1) == draw(NAMES[::-1], 0.5, 1) == draw([*NAMES, *NAMES], 0.5, 1)
         assert len({tuple(draw(NAMES, 0.5, seed)) for seed in range(5)}) == 5
 
+    def test_copies_of_one_image_stay_together(self):
+        names = [f"{image}_jpg.rf.{copy}" for image in "abcd" for copy in ("0a1b", "2c3d", "4e5f")]
+        held_out = draw(names, 0.25, 0)
+        assert len(held_out) == 3 and len({name[0] for name in held_out}) == 1
+
     @pytest.mark.parametrize(("images", "share"), [(1, 0.1), (0, 0.1), (3, 0.9)])
     def test_too_few(self, images, share):
         with pytest.raises(ValueError, match=f"of {images} labeled images"):

@@ -200,12 +200,13 @@ class TestRegistering:
 
     def test_an_unknown_one_lists_all(self, tmp_path):
         register_layout("arrays", Arrays)
-        known = "cityscapes, ade20k, coco_panoptic, folder, coco_instances, arrays"
-        with pytest.raises(ValueError, match=f"layout='voc': the layouts are {known}"):
-            open_dataset(tmp_path, "train", "voc")
-        with pytest.raises(ValueError, match=f"layout='voc': the layouts are {known}"):
-            validate_dataset(tmp_path, layout="voc")
-        result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["validate", str(tmp_path), "--layout", "voc"])
+        known = ", ".join(layouts.LAYOUTS)
+        assert known.endswith("cityscapes, ade20k, coco_panoptic, labelme, folder, coco_instances, arrays")
+        with pytest.raises(ValueError, match=f"layout='nowhere': the layouts are {known}"):
+            open_dataset(tmp_path, "train", "nowhere")
+        with pytest.raises(ValueError, match=f"layout='nowhere': the layouts are {known}"):
+            validate_dataset(tmp_path, layout="nowhere")
+        result = CliRunner(env={"COLUMNS": "300"}).invoke(app, ["validate", str(tmp_path), "--layout", "nowhere"])
         assert result.exit_code == 2 and known in result.output
 
 

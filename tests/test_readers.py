@@ -163,11 +163,9 @@ class TestCocoInstances:
     @pytest.mark.parametrize(
         ("segmentation", "message"),
         [
-            ([], "no segmentation"),
-            (None, "no segmentation"),
-            ([[1, 2, 3, 4]], "three points"),
+            ([[1, 2, 3]], "three points"),
             ([[1, 2, 3, 4, 5, 6, 7]], "three points"),
-            ([1, 2, 3, 4, 5, 6], "three points"),
+            ([1, 2, 3, 4, 5, 6, 7], "three points"),
             ([[1, 2, 3, float("nan"), 5, 6]], "no numbers or far outside"),
             ([[1, 2, 3, 1e9, 5, 6]], "no numbers or far outside"),
             ({"size": [30, 20], "counts": [600]}, r"size \[30, 20\], the image is \[20, 30\]"),
@@ -189,7 +187,7 @@ class TestCocoInstances:
         ("change", "message"),
         [
             (lambda c: c.pop("categories"), "lacks categories"),
-            (lambda c: c["images"][0].pop("height"), r"images\[0\] \(id 7\) has no height"),
+            (lambda c: c["images"][0].update(height=0), r"images\[0\] \(id 7\) has height 0, not a number of pixels"),
             (lambda c: c["images"][1].update(id=7), "several images have one id"),
             (lambda c: c["annotations"][0].update(image_id=8), "annotation 100 is of image 8"),
             (lambda c: c["annotations"][0].update(category_id=1), "annotation 100 is of category 1, which"),
@@ -202,6 +200,38 @@ class TestCocoInstances:
         with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
             open_dataset(write_coco(tmp_path, content), "train")
         assert "instances.json" in str(error.value)
+
+    def test_the_size_of_the_file_counts_where_the_json_has_none(self, tmp_path):
+        content = instances_json()
+        content["images"][0].pop("height")
+        data = open_dataset(write_coco(tmp_path, content), "train")
+        assert data.sizes()[data.image_ids.index(7)] == (HEIGHT, WIDTH)
+        assert data[data.image_ids.index(7)]["segments"].size == (HEIGHT, WIDTH)
+
+    @pytest.mark.parametrize("segmentation", [[], [[]], None, [[1, 2, 3, 4]]])
+    def test_a_box_alone_is_skipped_or_taken_as_mask(self, tmp_path, segmentation, caplog):
+        content = instances_json()
+        content["annotations"][1].update(segmentation=segmentation, bbox=[2, 3, 5, 4])
+        root = write_coco(tmp_path, content)
+        assert 101 not in [i.id for i in open_dataset(root, "train").instances(0)]
+        with_boxes = open_dataset(root, "train", boxes=True)
+        place = [i.id for i in with_boxes.instances(0)].index(101)
+        assert with_boxes[0]["segments"].mask_runs[place].box == [2, 3, 5, 4]
+
+    def test_a_polygon_without_an_outer_list(self, tmp_path):
+        content = instances_json()
+        content["annotations"][1]["segmentation"] = [2, 3, 7, 3, 7, 7, 2, 7]
+        data = open_dataset(write_coco(tmp_path, content), "train")
+        assert 20 in [mask.area for mask in data[0]["segments"].mask_runs]
+
+    @pytest.mark.parametrize(("attributes", "crowd"), [({"occluded": False}, False), (None, True)])
+    def test_masks_of_cvats_brush_are_objects(self, tmp_path, attributes, crowd):
+        content = instances_json()
+        rle = {"size": [HEIGHT, WIDTH], "counts": [5, 10, HEIGHT * WIDTH - 15]}
+        content["annotations"][1].update(segmentation=rle, iscrowd=1, attributes=attributes)
+        data = open_dataset(write_coco(tmp_path, content), "train")
+        place = [i.id for i in data.instances(0)].index(101)
+        assert data[0]["segments"].is_crowd[place].item() is crowd
 
     def test_json_that_is_none_and_missing_images(self, tmp_path):
         root = write_coco(tmp_path)

@@ -324,8 +324,8 @@ class TestFolders:
     def test_no_folder_and_no_layout(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="nowhere"):
             validate_dataset(tmp_path / "nowhere")
-        with pytest.raises(ValueError, match="voc"):
-            validate_dataset(tmp_path, layout="voc")
+        with pytest.raises(ValueError, match="nowhere"):
+            validate_dataset(tmp_path, layout="nowhere")
 
 
 class TestFiles:
@@ -754,12 +754,15 @@ class TestCocoInstances:
         finding = the_finding(coco, "json_size_mismatch")
         assert finding.file == "train/images/a.png" and "48 x 30" in finding.message
 
-    @pytest.mark.parametrize(
-        "segmentation", [[], None, [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], {"size": [3, 3], "counts": [9]}, [["a"] * 6]]
-    )
+    @pytest.mark.parametrize("segmentation", [[[1, 2, 3, 4, 5]], {"size": [3, 3], "counts": [9]}, [["a"] * 6]])
     def test_mask_that_cannot_be_drawn(self, coco, segmentation):
         self.change(coco, segmentation=segmentation)
         assert "annotation 1" in the_finding(coco, "bad_segmentation").message
+
+    @pytest.mark.parametrize("segmentation", [[], None, [[]], [[1, 2, 3, 4]]])
+    def test_a_box_alone(self, coco, segmentation):
+        self.change(coco, segmentation=segmentation)
+        assert "annotation 1" in the_finding(coco, "box_only").message
 
     def test_mask_without_a_pixel(self, coco):
         self.change(coco, segmentation=[[4, 4, 4, 4, 4, 4]], area=0, bbox=[4, 4, 0, 0])
@@ -1029,7 +1032,7 @@ class TestCommand:
 
     def test_wrong_calls(self, folder, tmp_path):
         self.run(tmp_path / "nowhere", code=2)
-        self.run(folder, "--layout", "voc", code=2)
+        self.run(folder, "--layout", "nowhere", code=2)
         self.run(folder, "--recipe", "no_such_recipe", code=2)
         self.run(folder, "--json", tmp_path / "nowhere" / "report.json", code=2)
         self.run(folder, "--size", "0", code=2)

@@ -13,6 +13,7 @@ from typer.main import get_command
 from ..utils.plain_text import printable
 from .console import guarded, show_logs_as_text
 from .convert import convert
+from .convert_data import convert_data
 from .evaluate import evaluate
 from .push import push
 from .segment import segment
@@ -70,7 +71,7 @@ app = App(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (segment, evaluate, tune, convert, validate, train, push):
+for command in (segment, evaluate, tune, convert, convert_data, validate, train, push):
     app.command(no_args_is_help=True)(guarded(command))
 
 

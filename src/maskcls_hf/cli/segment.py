@@ -36,6 +36,7 @@ from .results import Results, source_of
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
+FORMATS = ("coco_instances", "yolo", "labelme")
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 SourcesArgument = Annotated[
@@ -55,6 +56,10 @@ ThresholdOption = Annotated[
 ]
 CsvOption = Annotated[
     bool, typer.Option("--csv", help="Write OUT/TASK.csv too: a row a segment, of all results in OUT.")
+]
+FormatOption = Annotated[
+    list[str] | None,
+    typer.Option("--format", help="Write OUT/FORMAT too, for annotation tools: coco, yolo, labelme; may be repeated."),
 ]
 NoOverlayOption = Annotated[bool, typer.Option("--no-overlay", help="Draw no overlays.")]
 SkipExistingOption = Annotated[
@@ -80,6 +85,7 @@ def segment(
     overlap: TileOverlapOption = None,
     enlarge: EnlargeOption = None,
     csv: CsvOption = False,
+    formats: FormatOption = None,
     no_overlay: NoOverlayOption = False,
     skip_existing: SkipExistingOption = False,
 ) -> None:
@@ -92,6 +98,9 @@ def segment(
       of the classes.
     - `OUT/TASK.csv`: path of the image, id, class, area, box (left, top, width, height), centroid, score. In pixels, x
       to the right and y down from the corner of the first pixel, whose center is (0.5, 0.5).
+
+    - `OUT/coco_instances`, `OUT/yolo`, `OUT/labelme` with `--format`: all results in OUT, for annotation tools. Masks
+      are exact; YOLO has outlines along the edges of the pixels.
 
     What is not given is as the model has it saved (`inference_defaults` of its `preprocessor_config.json`).
 
@@ -106,6 +115,9 @@ def segment(
 
     done: dict[str, bool] = {}
     with ends_in_a_line("", RuntimeError):
+        layouts = [{"coco": "coco_instances"}.get(name, name) for name in formats or ()]
+        if unknown := [name for name in layouts if name not in FORMATS]:
+            raise ValueError(f"--format {unknown[0]}: the formats are coco, yolo and labelme.")
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
@@ -122,6 +134,10 @@ def segment(
     kept = len({*results.records} - {source_of(path) for path in paths})
     try:
         _segment_each(paths, segmenter, results, done, skip_existing)
+        for layout in layouts:
+            from ..data.conversion import write_results
+
+            write_results(out, layout, task, results.content())
     except KeyboardInterrupt as error:
         stop(error, f"{sum(done.values())} of {len(found)} images segmented into {out}")
     except (OSError, ValueError) as error:

@@ -19,6 +19,7 @@ from ..models.run_lengths import MaskRuns
 from ..models.segments import VOID, Segments
 
 Severity = Literal["error", "warning", "note"]
+VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
 
 
 class Rule(NamedTuple):
@@ -131,6 +132,15 @@ warning area_mismatch: Area in the json is not that of the mask
     Compute it anew: AP by size depends on it.
 warning box_mismatch: Box in the json is not that of the mask
     Compute it anew, as [left, top, width, height].
+warning box_only: Objects that are a box alone
+    They are not read. Draw their masks; or take the boxes as masks, with boxes: true in the recipe's data options.
+warning not_labeled: Images that nobody has annotated
+    They are left out: they are no background. Annotate them, or save them as annotated and empty.
+warning unknown_color: Pixels of colors that the table lacks
+    They are unlabeled. Add the colors to the table; or, at smoothed borders, take the nearest color of the table, with
+    nearest: true in the recipe's data options.
+note skipped_shape: Shapes that are no objects
+    They are not read, as the message says why.
 note file_not_listed: Files that the annotations do not list
     They are not read. Nothing, if that is wanted.
 note exif_turned: Images with an EXIF orientation that the size does not prove

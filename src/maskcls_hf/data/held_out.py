@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def other_validation(split: str, root: Path, layout: str | None, options: Mappin
 def draw(names: Collection[str], share: float, seed: int) -> list[str]:
     """Names of the images to hold out, a function of names and seed: `share` of them, at least one.
 
+    Roboflow's copies of one image, NAME.rf.DIGITS, stay together.
+
     Args:
         names: of the labeled images; one that several have counts once.
         share: above 0, below 1.
@@ -82,12 +85,15 @@ def draw(names: Collection[str], share: float, seed: int) -> list[str]:
         >>> draw([f"image_{number}" for number in range(10)], share=0.2, seed=0)
         ['image_1', 'image_4']
     """
-    known = sorted(set(names))
+    copies: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        copies.setdefault(re.sub(r"\.rf\.[0-9A-Za-z]+$", "", name), []).append(name)
+    known = sorted(copies)
     number = max(1, round(share * len(known)))
     if number >= len(known):
         raise ValueError(f"of {len(known)} labeled images {number} cannot be held out and others be left to train on")
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(known[place] for place in order[:number])
+    return sorted(name for place in order[:number] for name in copies[known[place]])
 
 
 def divided(data: SegmentationDataset, held_out: Collection[str]) -> tuple[Part, Part]:

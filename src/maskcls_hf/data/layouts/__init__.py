@@ -10,11 +10,20 @@ from ...models.configuration_maskcls import Registry
 from ...utils.places import require_folder
 from ..dataset import SegmentationDataset
 from .ade20k import Ade20k
+from .binary_masks import MaskFiles, ObjectFolders
 from .cityscapes import Cityscapes
 from .coco_instances import CocoInstances
 from .coco_panoptic import CocoPanoptic
+from .colors import ColorMaps
+from .cvat import Cvat
 from .folder import SegmentationFolder
+from .geo import GeoVectors
+from .label_studio import LabelStudio
+from .labelme import LabelMe
+from .supervisely import Supervisely
 from .table import SegmentationStream, SegmentationTable
+from .voc import PascalVoc
+from .yolo import YoloSeg
 
 _FIRST_SPLITS = ("train", "training", "val", "valid", "validation", "test")  # the order in which splits are reported
 
@@ -40,9 +49,19 @@ class Layouts(Registry):
 
 LAYOUTS = Layouts("layout")
 register_layout = LAYOUTS.register
+register_layout("yolo", YoloSeg)  # of annotation tools, whose own files tell them
+register_layout("cvat", Cvat)
+register_layout("label_studio", LabelStudio)
+register_layout("supervisely", Supervisely)
+register_layout("voc", PascalVoc)
+register_layout("geo", GeoVectors)
+register_layout("mask_files", MaskFiles)
+register_layout("object_folders", ObjectFolders)
+register_layout("color_maps", ColorMaps)
 register_layout("cityscapes", Cityscapes)
 register_layout("ade20k", Ade20k)
 register_layout("coco_panoptic", CocoPanoptic)  # says more than the instances or label maps beside it
+register_layout("labelme", LabelMe)
 register_layout("folder", SegmentationFolder)
 register_layout("coco_instances", CocoInstances)
 
@@ -55,8 +74,10 @@ def open_dataset(
     Args:
         root: folder of the data.
         split: such as "train"; None where there are no splits.
-        layout: "cityscapes", "ade20k", "coco_panoptic", "folder", "coco_instances" or one of [`register_layout`]; None:
-            the first of these, in this order, whose files are there.
+        layout: of an annotation tool "yolo", "cvat", "label_studio", "supervisely", "voc", "geo", "mask_files",
+            "object_folders", "color_maps" or "labelme"; else "cityscapes", "ade20k", "coco_panoptic", "folder",
+            "coco_instances" or one of [`register_layout`]. None: the first, in the order in which they are registered,
+            whose files are there.
         cache: keep what was read in memory.
         options: of the layout's reader, such as `background="class"` of [`CocoInstances`].
 

@@ -17,7 +17,7 @@ import numpy as np
 from ...utils.places import require_folder
 from ..checks import Picture, Region, ReportFault, compare_sizes, shown_path
 from ..dataset import Kind, SegmentationDataset, check_size
-from ..files import IMAGE_SUFFIXES, read_json, shown, some, with_split
+from ..files import IMAGE_SUFFIXES, image_size, read_json, shown, some, with_split
 from .coco_records import UNREAD, CocoContent, CocoKind, is_number
 
 _NAMES_TRIED = 50  # names of the json by which the folder of its files is looked for
@@ -69,7 +69,6 @@ class CocoDataset(SegmentationDataset):
         super().__init__(class_names, kind, stuff=stuff, cache=cache, report=report)
         self.class_names = dict(content.class_names)
         self.image_ids = list(content.images)
-        self._sizes = [(image["height"], image["width"]) for image in content.images.values()]
         listed = [image["file_name"] for image in content.images.values()]
 
         def fault(place: int, said: str, folder: Path) -> tuple[str, str, Path | str]:
@@ -80,6 +79,18 @@ class CocoDataset(SegmentationDataset):
         self.file_names = [name or other for name, other in zip(found, listed, strict=True)]
         self._missing = {place for place, name in enumerate(found) if name is None}
         self.names = [str(Path(name).with_suffix("")) for name in self.file_names]
+        self._sizes = [self._size(place, image) for place, image in enumerate(content.images.values())]
+
+    def _size(self, place: int, image: Mapping[str, Any]) -> tuple[int, int]:
+        """That of the json, else that of the file; (0, 0) where a check has found neither."""
+        if image.get("height") and image.get("width"):
+            return image["height"], image["width"]
+        if place in self._missing:
+            return 0, 0
+        try:
+            return image_size(self.image_path(place))
+        except ValueError:
+            return 0, 0  # reading it says why
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
@@ -318,6 +329,9 @@ class _NamedFiles:
             raise ValueError(f"{name} leads out of the data folder")
         if os.path.isfile(path):  # False for names that are too long, too
             return name
+        if "\\" in name:  # of a tool on Windows
+            with suppress(FileNotFoundError):
+                return self.find(name.replace("\\", "/"))
         if path.parent not in self._listed:
             self._listed[path.parent] = _by_letters(_files_of(path.parent))
         near = self._listed[path.parent].get(_letters(path.name), [])

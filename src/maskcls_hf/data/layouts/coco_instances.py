@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -54,6 +56,7 @@ class CocoInstances(CocoDataset):
         image_folder: of the images, below the root, where they lie elsewhere, such as "images/{split}".
         background: what pixels of no instance are: "negatives" (in no segment), "void" (unlabeled), or "class" (one
             segment of stuff of class 0).
+        boxes: whether annotations that are boxes alone become masks; else they are skipped.
         background_name: of that class.
         cache: see [`SegmentationDataset`].
         report: see [`SegmentationDataset`].
@@ -75,6 +78,7 @@ class CocoInstances(CocoDataset):
         image_folder: str | None = None,
         background: Literal["negatives", "void", "class"] = "negatives",
         background_name: str = "background",
+        boxes: bool = False,
         cache: bool = False,
         report: ReportFault = refuse,
     ):
@@ -83,6 +87,14 @@ class CocoInstances(CocoDataset):
         if not isinstance(background_name, str) or not background_name:
             raise ValueError(f"background_name={background_name!r}: needs a text.")
         content = self._open(root, split, annotations, report)
+        skipped = Counter[str]()
+        for image_id, found in content.annotations.items():
+            content.annotations[image_id] = [
+                annotation for annotation in found if self._has_mask(annotation, boxes, skipped, report)
+            ]
+        if skipped and report is refuse:
+            reasons = ", ".join(f"{number} ({why})" for why, number in sorted(skipped.items()))
+            logger.warning(f"{self.json_path}: not read: {reasons}. `maskcls validate` names them.")
         names, stuff = dict(content.class_names), []
         if background == "class":
             stuff = [min(names, default=1) - 1]
@@ -99,20 +111,45 @@ class CocoInstances(CocoDataset):
             raise ValueError(
                 f"{self.json_path}: a segmentation is nested too deeply; `maskcls validate` names it."
             ) from None
-        if _all_relative(content):
+        if _all_relative(content, self._sizes):
             warning = "all polygons lie in 0..1. They are read as pixels: multiply them by the image's size."
             logger.warning(f"{self.json_path}: {warning}")
 
     @classmethod
     def places(cls, root: Path, split: str | None) -> list[Path]:
         """The usual places of the split's json, and those of labeling tools."""
-        more = [f"{split}/_annotations.coco.json", f"annotations/{split}.json", f"{split}.json"] if split else []
+        more = ["_annotations.coco.json", "result.json"]  # the latter is Label Studio's
+        if split:
+            names = [split, "valid"] if split == "val" else [split]
+            more = [f"{name}/_annotations.coco.json" for name in names]
+            more += [f"annotations/{split}.json", f"{split}.json"]
         return [*super().places(root, split), *(root / name for name in more)]
+
+    def _has_mask(self, annotation: dict[str, Any], boxes: bool, skipped: Counter[str], report: ReportFault) -> bool:
+        """Whether an annotation is more than a box; tools' forms of `segmentation` become COCO's."""
+        found = annotation.get("segmentation")
+        if isinstance(found, dict) or found and not isinstance(found, list):
+            return True
+        found = found or []
+        found = [found] if found and all(map(is_number, found)) else found
+        parts = [part for part in found if part != []]
+        kept = [part for part in parts if not (isinstance(part, list) and len(part) in (2, 4))]  # these have no area
+        annotation["segmentation"] = kept
+        if kept:
+            return True
+        box, why = annotation.get("bbox"), "a polygon of two points" if parts else "a box alone"
+        is_box = isinstance(box, list) and len(box) == 4 and all(map(is_number, box)) and min(box[2:]) > 0
+        if boxes and is_box:
+            annotation["segmentation"] = [_box_polygon(box, annotation.get("attributes"))]
+            return True
+        skipped[why] += 1
+        report("box_only", f"annotation {shown(annotation.get('id'))}: {why}", self.json_path)
+        return False
 
     def _instance(self, annotation: Any) -> tuple[Any, ...]:
         """As a plain tuple: fewer bytes."""
         label = self.class_of_label[annotation["category_id"]]
-        crowd = bool(annotation.get("iscrowd"))
+        crowd = bool(annotation.get("iscrowd")) and not _is_brush(annotation)
         return (annotation.get("id"), label, crowd, annotation.get("segmentation"), annotation.get("area"))
 
     def instances(self, index: int) -> list[_Instance]:
@@ -181,12 +218,30 @@ class CocoInstances(CocoDataset):
         return checked
 
 
-def _all_relative(content: CocoContent) -> bool:
+def _is_brush(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation is a mask of CVAT's brush, which is an object but exported as a crowd."""
+    attributes, segmentation = annotation.get("attributes"), annotation.get("segmentation")
+    is_cvat = isinstance(attributes, dict) and "occluded" in attributes
+    return is_cvat and isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), list)
+
+
+def _box_polygon(box: Any, attributes: Any) -> list[float]:
+    """Corners of a box [left, top, width, height], which CVAT may have turned clockwise about its center."""
+    left, top, width, height = map(float, box)
+    points = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - (width / 2, height / 2)
+    degrees = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0
+    angle = math.radians(degrees if is_number(degrees) else 0)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    corners: list[float] = (points @ turn + (left + width / 2, top + height / 2)).ravel().tolist()
+    return corners
+
+
+def _all_relative(content: CocoContent, sizes: Sequence[tuple[int, int]]) -> bool:
     """Whether there are polygons, and all of them lie in 0..1."""
-    of_image = zip(content.images.values(), content.annotations.values(), strict=True)
-    pairs = ((image, annotation) for image, found in of_image for annotation in found)
+    of_image = zip(sizes, content.annotations.values(), strict=True)
+    pairs = ((size, annotation) for size, found in of_image for annotation in found)
     return any(content.annotations.values()) and all(
-        _is_relative(annotation.get("segmentation"), (image["height"], image["width"])) for image, annotation in pairs
+        _is_relative(annotation.get("segmentation"), size) for size, annotation in pairs
     )
 
 

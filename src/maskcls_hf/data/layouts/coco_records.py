@@ -75,7 +75,8 @@ def _list(value: Any) -> list[Any]:
 ID, FILE_NAME = _Field(_id, "a whole number or a text"), _Field(_file_name, "the name of a file")
 SIDE, CATEGORY_ID = _Field(_side, "a number of pixels from 1"), _Field(_whole, WHOLE)
 FLAG, NUMBER = _Field(_flag, "0 or 1", optional=True), _Field(_number, "a number", optional=True)
-IMAGE = {"id": ID, "file_name": FILE_NAME, "height": SIDE, "width": SIDE}
+OPTIONAL_SIDE = SIDE._replace(optional=True)  # that of the file, then
+IMAGE = {"id": ID, "file_name": FILE_NAME, "height": OPTIONAL_SIDE, "width": OPTIONAL_SIDE}
 _CATEGORY = {"id": CATEGORY_ID, "name": _Field(class_name, "a name"), "isthing": FLAG}
 _ANNOTATION: dict[CocoKind, dict[str, _Field]] = {
     "instances": {
@@ -147,6 +148,7 @@ class CocoContent:
         self.annotations = {image_id: [] for image_id in self.images}
         if kind == "instances":
             self._read_instances(lists["annotations"])
+            self._drop_group(lists["categories"])
         else:
             self._read_panoptic(lists["annotations"])
 
@@ -187,8 +189,8 @@ class CocoContent:
         id_of: dict[str, int | str] = {}
         for place, record in self._checked("images", records, IMAGE):
             image_id, name = record["id"], record["file_name"]
-            height, width = record["height"], record["width"]
-            if height * width >= MOST_PIXELS:
+            height, width = record.get("height"), record.get("width")
+            if height and width and height * width >= MOST_PIXELS:
                 self._refused["images"].add(str(image_id))
                 self._report(
                     "bad_record",
@@ -226,12 +228,24 @@ class CocoContent:
                 continue
             file = self.images[image_id]["file_name"]
             label = record["category_id"]
+            if label == 0 and label not in self.class_names and "attributes" in record:
+                self._report("skipped_shape", f"{name} has no label (category 0 of CVAT)", file)
+                continue
             if not self._is_listed(name, label, "categories", self.class_names, "unknown_category", file):
                 continue
             if own_id is not None and own_id in ids:
                 self._report("double_annotation_id", f"{name} is there more than once", file)
             ids.add(own_id)
             self.annotations[image_id].append(record)
+
+    def _drop_group(self, records: list[Any]) -> None:
+        """Without Roboflow's category 0, where it is but the name of the group of the others."""
+        others = [r.get("supercategory") for r in records if type(r) is dict and r.get("id") != 0]
+        if not others or any(other != self.class_names.get(0, ()) for other in others):
+            return
+        if not any(record["category_id"] == 0 for found in self.annotations.values() for record in found):
+            name = self.class_names.pop(0)
+            self._report("skipped_shape", f"category 0, {shown(name)}, is the name of the others' group")
 
     def _read_panoptic(self, records: list[Any]) -> None:
         for place, record in self._checked("annotations", records, _ANNOTATION["panoptic"]):

@@ -95,7 +95,7 @@ def _open(
     given = {name: value for name, value in options.items() if name not in unknown}
     try:
         data: SegmentationDataset = reader(root, split, report=builder.report_of(split), **given)
-    except (OSError, ValueError, TypeError, KeyError, IndexError) as error:
+    except (ImportError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
         builder.find(split, "reader_refuses", f"{type(error).__name__}: {error}")
         return None
     return data

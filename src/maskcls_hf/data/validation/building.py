@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 
 from ...models.image_reading import EXIF_ORIENTATION, TURNED, image_to_tensor, open_image
-from ..checks import Checked, CheckedSegment, Finding, Picture, ReportFault, shown_path
+from ..checks import VOID_NAMES, Checked, CheckedSegment, Finding, Picture, ReportFault, shown_path
 from ..dataset import SegmentationDataset
 from ..files import has_controls, shown, some
 from .occurrence import nothing_to_learn
 from .report import ClassCount, Report, SplitReport
 from .vanishing import vanished, vanished_masks
 
-VOID_NAMES = {"void", "unlabeled", "unlabelled", "ignore", "ignored", "unannotated", "undefined", "dontcare"}
 TINY = 10  # pixels
 # Modes that become RGB as they are.
 _IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
