@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from pycocotools import mask as coco_mask
 
+from conftest import SHARED
 from maskcls_hf.data import VOID, SegmentationDataset, open_dataset
 from maskcls_hf.data.layouts import find_splits
 from maskcls_hf.data.validation import validate_dataset
 
 OURS = Path(__file__).parent / "data" / "formats"
-SHARED = Path(os.environ.get("MASKCLS_SHARED", "/work/shared")) / "formats"
+THEIRS = SHARED / "formats"
 CASES = sorted(path.parent for path in OURS.glob("*/expected.json"))
-MORE_CASES = sorted(path.parent for path in SHARED.glob("*/*/expected.json"))
+MORE_CASES = sorted(path.parent for path in THEIRS.glob("*/*/expected.json"))
 needs_more = pytest.mark.skipif(not MORE_CASES, reason="the shared sets are not here")
 
 
@@ -103,7 +104,7 @@ def test_shared_sets_are_read_right(folder, boxes):
 
 @needs_more
 def test_predictions_are_no_labels_but_can_be_asked_for():
-    data = SHARED / "label_studio/predictions_import/data"
+    data = THEIRS / "label_studio/predictions_import/data"
     with pytest.raises(ValueError, match="no task is annotated"):
         open_dataset(data)
     expected = json.loads((data.parent / "expected.json").read_text(encoding="utf-8"))["images"]
