@@ -62,7 +62,8 @@ class Supervisely(ShapeDataset):
             report("bad_class_names", str(error), self.root / "meta.json", error)
         labels = {name: label for label, name in names.items()}
         images: list[Annotated] = []
-        for folder in _data_sets(self.root, split):
+        data_sets = _data_sets(self.root, split)
+        for folder in data_sets:
             paths = sorted(folder.glob("ann/*.json"))
             for path, content in read_records(paths, report):
                 image = folder / "img" / path.stem
@@ -70,7 +71,7 @@ class Supervisely(ShapeDataset):
                     missing_image(report, path, path.stem, [image.parent])
                 else:
                     name = without_suffix(image, folder / "img")
-                    name = name if len(_data_sets(self.root, split)) == 1 else f"{folder.name}/{name}"
+                    name = name if len(data_sets) == 1 else f"{folder.name}/{name}"
                     images.append(_annotated(name, image, path, content, labels, skipped))
             for image in images_below(folder / "img"):
                 if not (folder / "ann" / f"{image.name}.json").is_file():
