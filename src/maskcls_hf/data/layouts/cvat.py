@@ -97,9 +97,14 @@ def _xml_files(root: Path, split: str | None) -> list[Path]:
     folder = split_folder(root, split) if split else None
     for place in (folder, root):
         paths = sorted(place.glob("*.xml")) if place else []
-        if found := [path for path in paths if b"<annotations>" in path.read_bytes()[:1000]]:
+        if found := [path for path in paths if _is_cvat(path)]:
             return found
     return []
+
+
+def _is_cvat(path: Path) -> bool:
+    with path.open("rb") as file:
+        return b"<annotations>" in file.read(1000)
 
 
 def _subsets(path: Path) -> list[str]:
