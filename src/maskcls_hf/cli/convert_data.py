@@ -34,9 +34,10 @@ def convert_data(
     Example: `maskcls convert-data labelme_folder coco_folder --to coco`
     """
     from ..data.conversion import convert_data as convert
+    from ..data.conversion import layout_named
 
     with ends_in_a_line("", OSError, ValueError, TypeError, ImportError):
-        target = {"coco": "coco_instances"}.get(to, to)
+        target = layout_named(to)
         lost = convert(data, out, target, layout, split or (), {"boxes": True} if boxes else {})
         console.print(f"Written to {printable(out)}.", soft_wrap=True)
         for what, number in lost.items():

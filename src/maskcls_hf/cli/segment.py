@@ -36,7 +36,6 @@ from .results import Results, source_of
 if TYPE_CHECKING:
     from .segmenter import Segmenter
 
-FORMATS = ("coco_instances", "yolo", "labelme")
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 SourcesArgument = Annotated[
@@ -115,9 +114,7 @@ def segment(
 
     done: dict[str, bool] = {}
     with ends_in_a_line("", RuntimeError):
-        layouts = [{"coco": "coco_instances"}.get(name, name) for name in formats or ()]
-        if unknown := [name for name in layouts if name not in FORMATS]:
-            raise ValueError(f"--format {unknown[0]}: the formats are coco, yolo and labelme.")
+        layouts = _layouts_of(formats or ())
         found = find_images(sources)
         check_new_folder(out)
         place = choose_device(device)
@@ -189,6 +186,17 @@ def report(results: Results, done: dict[str, bool], images: int, kept: int) -> N
     if kept:
         said.append(f"Earlier results of {kept} other images are kept.")
     console.print(" ".join(said), soft_wrap=True)
+
+
+def _layouts_of(formats: Sequence[str]) -> list[str]:
+    layouts = []
+    for name in formats:
+        from ..data.conversion import WRITERS, layout_named  # takes a while, and few ask for it
+
+        layouts.append(layout_named(name))
+        if layouts[-1] not in WRITERS:
+            raise ValueError(f"--format {layouts[-1]}: the formats are coco, yolo and labelme.")
+    return layouts
 
 
 def _segment_each(

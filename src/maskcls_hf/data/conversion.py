@@ -156,6 +156,11 @@ WRITERS: dict[str, Callable[[Path, str, Classes, Counter[str]], Any]] = {
 }
 
 
+def layout_named(name: str) -> str:
+    """Name of a layout that can be written, which the command line also calls coco."""
+    return {"coco": "coco_instances"}.get(name, name)
+
+
 def convert_data(
     root: str | Path,
     out: str | Path,
