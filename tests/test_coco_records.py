@@ -19,8 +19,8 @@ from pycocotools import mask as coco_mask
 
 from maskcls_hf.data import open_dataset
 from maskcls_hf.data.files import read_json
-from maskcls_hf.data.layouts.coco_instances import run_lengths
 from maskcls_hf.data.layouts.coco_records import MOST_PIXELS
+from maskcls_hf.data.layouts.drawing import run_lengths
 from maskcls_hf.data.validation import Finding, validate_dataset
 from maskcls_hf.data.validation.occurrence import told_of_classes
 from samples import crowd_ids

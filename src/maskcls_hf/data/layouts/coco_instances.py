@@ -11,25 +11,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from transformers.utils import logging
 
-from ...models.run_lengths import MaskRuns, rle_counts
+from ...models.run_lengths import MaskRuns
 from ..checks import Checked, CheckedSegment, Picture, Region, ReportFault, refuse
 from ..files import shown
 from ..sample import VOID, Segments
 from .coco import CocoDataset, Packed, check_numbers
 from .coco_records import CocoContent, is_number
+from .drawing import RunLengths, box_points, run_lengths, turned
 
 logger = logging.get_logger(__name__)
 
-# Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
-_FARTHEST = 1e5  # pixels; of a polygon's points
-_LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
-PARTS = 64  # polygons that are merged at once
 _MOST_UNSEEN = 2**26  # pixels of an image that cannot be read: masks of more are not drawn, as the json alone says so
-
-_RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
 
 
 class _Instance(NamedTuple):
@@ -160,11 +154,11 @@ class CocoInstances(CocoDataset):
         """The record of the image."""
         return self.record(index)
 
-    def run_lengths(self, index: int) -> list[_RunLengths]:
+    def run_lengths(self, index: int) -> list[RunLengths]:
         """Mask of each annotation of an image, as compressed run lengths of pycocotools."""
         return [self._mask(index, instance) for instance in self.instances(index)]
 
-    def _mask(self, index: int, instance: _Instance) -> _RunLengths:
+    def _mask(self, index: int, instance: _Instance) -> RunLengths:
         where = f"{self.record(index)}, annotation {shown(instance.id)}"
         return run_lengths(instance.segmentation, self._sizes[index], where)
 
@@ -228,12 +222,9 @@ def _is_brush(annotation: Mapping[str, Any]) -> bool:
 def _box_polygon(box: Any, attributes: Any) -> list[float]:
     """Corners of a box [left, top, width, height], which CVAT may have turned clockwise about its center."""
     left, top, width, height = map(float, box)
-    points = np.array([[0, 0], [width, 0], [width, height], [0, height]]) - (width / 2, height / 2)
     degrees = attributes.get("rotation", 0) if isinstance(attributes, dict) else 0
-    angle = math.radians(degrees if is_number(degrees) else 0)
-    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    corners: list[float] = (points @ turn + (left + width / 2, top + height / 2)).ravel().tolist()
-    return corners
+    corners = box_points(left, top, left + width, top + height)
+    return turned(corners, degrees if is_number(degrees) else 0, (left + width / 2, top + height / 2))
 
 
 def _all_relative(content: CocoContent, sizes: Sequence[tuple[int, int]]) -> bool:
@@ -245,69 +236,6 @@ def _all_relative(content: CocoContent, sizes: Sequence[tuple[int, int]]) -> boo
     )
 
 
-def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> _RunLengths:
-    """The `segmentation` of an annotation -> compressed run lengths.
-
-    Args:
-        segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, or run lengths, compressed or not.
-        size: (height, width) of the image.
-        where: it stands, for messages.
-
-    Returns:
-        `size` and `counts` (bytes), as pycocotools has them.
-
-    Raises:
-        ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
-
-    Examples:
-        >>> square = run_lengths([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 6), "annotation 7")
-        >>> square["size"], int(coco_mask.area(square))
-        ([4, 6], 4)
-    """
-    height, width = size
-    if isinstance(segmentation, dict):
-        return _checked_run_lengths(segmentation, size, where)
-    if not isinstance(segmentation, list) or not segmentation:
-        raise ValueError(f"{where} has no segmentation (a box only?), got {shown(segmentation)}.")
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
-                f"got {shown(polygon)}."
-            )
-        if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in polygon):  # NaN neither
-            raise ValueError(
-                f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
-            )
-    _check_length(segmentation, size, where)
-    parts = coco_mask.frPyObjects(segmentation, height, width)
-    while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
-        parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
-    merged: _RunLengths = coco_mask.merge(parts)
-    return merged
-
-
-def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
-    """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
-    height, width = size
-    longest, longest_of_all = max(_LONGEST, height * width / 4), max(10 * _LONGEST, 2 * height * width)
-    lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
-    if max(lengths) <= longest and sum(lengths) <= longest_of_all:
-        return
-    lengths = [_length(polygon) for polygon in polygons]
-    if max(lengths) > longest or sum(lengths) > longest_of_all:
-        raise ValueError(
-            f"{where}: {len(polygons)} polygons with {sum(map(len, polygons)) // 2} points have outlines of "
-            f"{sum(lengths):.0f} pixels, too much for an image of {width} x {height}."
-        )
-
-
-def _length(polygon: list[float]) -> float:
-    """Pixels on the outline."""
-    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
-    return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
-
-
 def _is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
     """Whether all points of polygons lie in 0..1: parts of an image of `size` (height, width), not pixels."""
     if not isinstance(segmentation, list) or not segmentation or max(size) <= 2:
@@ -316,32 +244,3 @@ def _is_relative(segmentation: Any, size: tuple[int, int]) -> bool:
         isinstance(polygon, list) and polygon and all(is_number(number) and 0 <= number <= 1 for number in polygon)
         for polygon in segmentation
     )
-
-
-def _checked_run_lengths(segmentation: _RunLengths, size: tuple[int, int], where: str) -> _RunLengths:
-    own_size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
-        turned = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
-        raise ValueError(
-            f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width){turned}."
-        )
-    pixels = size[0] * size[1]
-    if isinstance(counts, list):
-        if not all(type(count) is int or type(count) is float and count.is_integer() for count in counts):
-            raise ValueError(f"{where}: run lengths have counts that are no whole numbers: {shown(counts)}.")
-        if min(counts, default=0) < 0 or sum(counts) != pixels:
-            negative = ", some negative" if min(counts, default=0) < 0 else ""
-            raise ValueError(
-                f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
-            )
-        compressed: _RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-        return compressed
-    if not isinstance(counts, (str, bytes)):
-        raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
-    try:
-        covered = int(rle_counts(counts).sum())
-    except ValueError:
-        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.") from None
-    if covered != pixels:
-        raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
-    return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}

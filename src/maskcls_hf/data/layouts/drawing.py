@@ -18,13 +18,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
 
-from ...models.run_lengths import MaskRuns
+from ...models.run_lengths import MaskRuns, rle_counts
 from ..files import decoded, shown
-from .coco_instances import run_lengths
 
 Size = tuple[int, int]
+RunLengths = dict[str, Any]  # as pycocotools: `size` [height, width] and `counts`, bytes
+
 ELLIPSE_CORNERS = 180
+# Faults beyond these would take pycocotools much memory: 100 bytes for each pixel on the outline of a polygon.
+_FARTHEST = 1e5  # pixels; of a polygon's points
+_LONGEST = 1e5  # pixels; of a polygon's outline, more on images of more than four times as many
+PARTS = 64  # polygons that are merged at once
 
 
 def flat(points: Any, fewest: int = 3) -> list[float]:
@@ -57,6 +63,98 @@ def ellipse_points(x: float, y: float, x_radius: float, y_radius: float, degrees
     angles = np.arange(ELLIPSE_CORNERS) * (2 * math.pi / ELLIPSE_CORNERS)
     points = np.stack([x + x_radius * np.cos(angles), y + y_radius * np.sin(angles)], axis=1)
     return turned(points.ravel().tolist(), degrees, (x, y))
+
+
+def run_lengths(segmentation: Any, size: tuple[int, int], where: str) -> RunLengths:
+    """The `segmentation` of an annotation -> compressed run lengths.
+
+    Args:
+        segmentation: a list of polygons [x1, y1, x2, y2, ...] in pixels, or run lengths, compressed or not.
+        size: (height, width) of the image.
+        where: it stands, for messages.
+
+    Returns:
+        `size` and `counts` (bytes), as pycocotools has them.
+
+    Raises:
+        ValueError: no polygon, a polygon with too few or impossible points, run lengths of another size.
+
+    Examples:
+        >>> square = run_lengths([[1, 1, 3, 1, 3, 3, 1, 3]], (4, 6), "annotation 7")
+        >>> square["size"], int(coco_mask.area(square))
+        ([4, 6], 4)
+    """
+    height, width = size
+    if isinstance(segmentation, dict):
+        return _checked_run_lengths(segmentation, size, where)
+    if not isinstance(segmentation, list) or not segmentation:
+        raise ValueError(f"{where} has no segmentation (a box only?), got {shown(segmentation)}.")
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"{where}: a polygon is a list [x1, y1, x2, y2, x3, y3, ...] of three points or more, "
+                f"got {shown(polygon)}."
+            )
+        if not all(type(number) in (int, float) and abs(number) < _FARTHEST for number in polygon):  # NaN neither
+            raise ValueError(
+                f"{where}: a polygon has points that are no numbers or far outside the image of {width} x {height}."
+            )
+    _check_length(segmentation, size, where)
+    parts = coco_mask.frPyObjects(segmentation, height, width)
+    while len(parts) > PARTS:  # one merge of all goes over what it has once for each part
+        parts = [coco_mask.merge(parts[start : start + PARTS]) for start in range(0, len(parts), PARTS)]
+    merged: RunLengths = coco_mask.merge(parts)
+    return merged
+
+
+def _check_length(polygons: list[list[float]], size: tuple[int, int], where: str) -> None:
+    """ValueError where polygons are far longer than the outlines of anything in an image of `size`."""
+    height, width = size
+    longest, longest_of_all = max(_LONGEST, height * width / 4), max(10 * _LONGEST, 2 * height * width)
+    lengths = [(max(polygon) - min(polygon)) * len(polygon) / 2 for polygon in polygons]  # at most, and quick to see
+    if max(lengths) <= longest and sum(lengths) <= longest_of_all:
+        return
+    lengths = [_length(polygon) for polygon in polygons]
+    if max(lengths) > longest or sum(lengths) > longest_of_all:
+        raise ValueError(
+            f"{where}: {len(polygons)} polygons with {sum(map(len, polygons)) // 2} points have outlines of "
+            f"{sum(lengths):.0f} pixels, too much for an image of {width} x {height}."
+        )
+
+
+def _length(polygon: list[float]) -> float:
+    """Pixels on the outline."""
+    points = np.array(polygon, dtype=np.float64).reshape(-1, 2)
+    return float(abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
+
+
+def _checked_run_lengths(segmentation: RunLengths, size: tuple[int, int], where: str) -> RunLengths:
+    own_size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(own_size, (list, tuple)) or tuple(own_size) != size:
+        swapped = ", so it is [width, height]" if own_size == [size[1], size[0]] else ""
+        raise ValueError(
+            f"{where}: run lengths of size {shown(own_size)}, the image is {list(size)} (height, width){swapped}."
+        )
+    pixels = size[0] * size[1]
+    if isinstance(counts, list):
+        if not all(type(count) is int or type(count) is float and count.is_integer() for count in counts):
+            raise ValueError(f"{where}: run lengths have counts that are no whole numbers: {shown(counts)}.")
+        if min(counts, default=0) < 0 or sum(counts) != pixels:
+            negative = ", some negative" if min(counts, default=0) < 0 else ""
+            raise ValueError(
+                f"{where}: run lengths cover {shown(sum(counts))} pixels{negative}, the image has {pixels}."
+            )
+        compressed: RunLengths = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
+        return compressed
+    if not isinstance(counts, (str, bytes)):
+        raise ValueError(f"{where}: run lengths without counts: {shown(segmentation)}.")
+    try:
+        covered = int(rle_counts(counts).sum())
+    except ValueError:
+        raise ValueError(f"{where}: counts are not COCO's compressed run lengths: {shown(counts)}.") from None
+    if covered != pixels:
+        raise ValueError(f"{where}: run lengths cover {covered} pixels, the image has {pixels}.")
+    return {"size": list(size), "counts": counts.encode() if isinstance(counts, str) else counts}
 
 
 def draw_polygon(points: list[float], size: Size) -> MaskRuns:
