@@ -546,7 +546,9 @@ class TestOpenDataset:
 
     def test_unknown_layout_and_option(self, tmp_path):
         root = write_semantic(tmp_path)
-        with pytest.raises(ValueError, match="layouts are yolo, .*, cityscapes, ade20k"):
+        with pytest.raises(
+            ValueError, match="layouts are yolo, cvat, .*, cityscapes, ade20k, coco_panoptic, labelme, folder"
+        ):
             open_dataset(root, "train", layout="nowhere")
         with pytest.raises(TypeError, match=r"Layout folder .*color"):
             open_dataset(root, "train", color="red")
